@@ -1,0 +1,50 @@
+# make demo    sets up, trains on the embedded data set, evaluates, draws pictures
+# make test    sets up, runs all tests
+# Another interpreter: make PYTHON=python3.12 test
+
+PYTHON ?= python3
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+VENV ?= .venv-$(VERSION)
+BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses=4 --dist=loadfile
+
+DEMO_DIR ?= runs/shapes
+
+.PHONY: demo test test-slow torch lint setup clean
+.DEFAULT_GOAL := help
+
+help:
+	@sed -n 's/^# //p' Makefile
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: requirements.txt requirements-dev.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: $(PYTHON) is Python $(VERSION); 3.11 or newer is needed: make PYTHON=python3.12 …"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+# The layer-by-layer comparisons with PyTorch run where it is installed.
+torch: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-torch.txt
+
+demo: setup
+	$(BIN)/python train.py --config=configs/shapes.py --workdir=$(DEMO_DIR)
+	$(BIN)/python eval.py --workdir=$(DEMO_DIR)
+	$(BIN)/python -m scratchdet_jax.tools.predict --workdir=$(DEMO_DIR) --output=$(DEMO_DIR)/pictures
+	$(BIN)/python -m scratchdet_jax.tools.plot $(DEMO_DIR) --output=$(DEMO_DIR)/pictures/curves.png
+	@echo "pictures: $(DEMO_DIR)/pictures"
+
+test: setup
+	$(PYTEST)
+
+test-slow: setup
+	$(PYTEST) -m slow
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:
+	rm -rf .venv-* runs .pytest_cache .ruff_cache

@@ -1,0 +1,29 @@
+"""Your own images in VOC layout: name the folder; the classes come from the annotations.
+
+python train.py --config=configs/voc_folder.py --config.data.folder=/data/BCCD
+"""
+
+import ml_collections
+
+from configs import common
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """A narrow Root-ResNet-18 for small sets; raise depth and width for larger ones."""
+    config = common.get_config()
+    config.name = "voc_folder"
+    config.data.folder = ""  # required: holds JPEGImages, Annotations, ImageSets/Main
+    config.data.train = "train"
+    config.data.eval = "val"
+    config.model.depth = 18
+    config.model.width = 0.25
+    config.batch_size = 16
+    config.train_images = 24_000
+    config.optimizer.learning_rate = 0.05
+    config.optimizer.reference_batch_size = 0
+    config.optimizer.warmup_steps = 100
+    config.optimizer.drop_at = (0.7, 0.9)
+    config.eval.batch_size = 16
+    config.eval.every_steps = 250
+    config.checkpoint_every = 250
+    return config

@@ -1,0 +1,136 @@
+"""Anchors: SSD's prior boxes.
+
+The sizes follow SSD's reference code to the pixel. Its scripts compute them as `min_dim * percent /
+100.`, which is fractional for 512 pixels (35.84 at 7 %), and its PriorBox layer then stores each in
+an `int`: so 35, not 35.84. At 300 pixels all sizes are whole anyway.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from scratchdet_jax.errors import UserError
+
+
+class AnchorSpecification(NamedTuple):
+    """What defines the anchors of a detector; one entry a level in every tuple.
+
+    Attributes:
+      image_size: side of the square input, in pixels.
+      min_percent: size of the small square anchor, in percent of `image_size`.
+      max_percent: the larger square anchor has the geometric mean of the min and max sizes.
+      aspect_ratios: width over height beside 1; each ratio r also gives 1/r.
+      steps: distance of neighbouring cells in pixels; () means image size over map size.
+    """
+
+    image_size: int
+    min_percent: tuple[float, ...]
+    max_percent: tuple[float, ...]
+    aspect_ratios: tuple[tuple[float, ...], ...]
+    steps: tuple[float, ...] = ()
+
+
+_RATIOS_300 = ((2,), (2, 3), (2, 3), (2, 3), (2,), (2,))
+_RATIOS_512 = ((2,), (2, 3), (2, 3), (2, 3), (2, 3), (2,), (2,))
+_STEPS_300 = (8, 16, 32, 64, 100, 300)
+_STEPS_512 = (8, 16, 32, 64, 128, 256, 512)
+
+SPECIFICATIONS = {
+    "voc300": AnchorSpecification(
+        300, (10, 20, 37, 54, 71, 88), (20, 37, 54, 71, 88, 105), _RATIOS_300, _STEPS_300
+    ),
+    "coco300": AnchorSpecification(
+        300, (7, 15, 33, 51, 69, 87), (15, 33, 51, 69, 87, 105), _RATIOS_300, _STEPS_300
+    ),
+    "voc512": AnchorSpecification(
+        512, (7, 15, 30, 45, 60, 75, 90), (15, 30, 45, 60, 75, 90, 105), _RATIOS_512, _STEPS_512
+    ),
+    "coco512": AnchorSpecification(
+        512, (4, 10, 26, 42, 58, 74, 90), (10, 26, 42, 58, 74, 90, 106), _RATIOS_512, _STEPS_512
+    ),
+}
+"""The classical specifications, by name. Their steps are SSD's; a model whose last maps have other
+sizes replaces them, e.g. `specification._replace(steps=(8, 16, 32, 64, 100, 150))`."""
+
+
+def anchors_per_cell(aspect_ratios: Sequence[Sequence[float]]) -> tuple[int, ...]:
+    """Number of anchors in a cell of each level: two squares, and two for each further ratio."""
+    return tuple(2 + 2 * len(ratios) for ratios in aspect_ratios)
+
+
+def sizes_in_pixels(specification: AnchorSpecification) -> tuple[tuple[int, int], ...]:
+    """The (min, max) size of each level in whole pixels, truncated as SSD's PriorBox layer does."""
+    size = specification.image_size
+    percents = zip(specification.min_percent, specification.max_percent, strict=True)
+    return tuple((int(size * low / 100), int(size * high / 100)) for low, high in percents)
+
+
+def make_anchors(
+    specification: AnchorSpecification, feature_sizes: Sequence[int | tuple[int, int]]
+) -> np.ndarray:
+    """Makes the anchors of all levels.
+
+    The centre of cell i lies at (i + 0.5) · step. In each cell, in SSD's order: a square of the min
+    size; one of sqrt(min · max); then for each ratio r a box of the min size's area with width /
+    height = r, and one with 1/r.
+
+    Args:
+      specification: the sizes, ratios and steps.
+      feature_sizes: the size of each level's feature map in cells, a side or (height, width).
+
+    Returns:
+      [A, 4] float32 (ymin, xmin, ymax, xmax) over the image size, not clipped, in the order level,
+      row, column, anchor in the cell.
+
+    Raises:
+      UserError: if the levels of the specification and of the model disagree, or a size is unfit.
+    """
+    maps = [(m, m) if isinstance(m, int) else tuple(m) for m in feature_sizes]
+    _check(specification, len(maps))
+    size = specification.image_size
+    levels = []
+    for level, (height, width) in enumerate(maps):
+        if specification.steps:
+            step_y = step_x = specification.steps[level]
+        else:
+            step_y, step_x = size / height, size / width
+        sides = _cell_sides(
+            *sizes_in_pixels(specification)[level], specification.aspect_ratios[level]
+        )
+        centre_y, centre_x = np.meshgrid(
+            (np.arange(height) + 0.5) * step_y, (np.arange(width) + 0.5) * step_x, indexing="ij"
+        )
+        centre = np.stack([centre_y, centre_x], axis=-1)[:, :, None]  # [h, w, 1, 2]
+        corners = np.concatenate([centre - sides / 2, centre + sides / 2], axis=-1)
+        levels.append(corners.reshape(-1, 4) / size)
+    return np.concatenate(levels).astype(np.float32)
+
+
+def _cell_sides(low: int, high: int, ratios: Sequence[float]) -> np.ndarray:
+    """Heights and widths in pixels of the anchors in one cell, [n, 2]."""
+    sides = [(low, low), (np.sqrt(low * high), np.sqrt(low * high))]
+    for ratio in ratios:
+        root = np.sqrt(ratio)
+        sides += [(low / root, low * root), (low * root, low / root)]
+    return np.asarray(sides)
+
+
+def _check(specification: AnchorSpecification, levels: int) -> None:
+    """Raises a UserError where the specification does not fit the model or SSD's rules."""
+    for name in ("min_percent", "max_percent", "aspect_ratios", "steps"):
+        count = len(getattr(specification, name))
+        if count != levels and not (name == "steps" and count == 0):
+            raise UserError(
+                f"The anchors' {name} has {count} entries but the model has {levels} feature maps; "
+                "give one entry for each map."
+            )
+    for level, (low, high) in enumerate(sizes_in_pixels(specification)):
+        if not 0 < low < high:
+            raise UserError(
+                f"The anchor sizes of level {level} are {low} and {high} pixels; min_percent must "
+                "give at least one pixel and max_percent must be larger."
+            )
+    for level, step in enumerate(specification.steps):
+        if step <= 0:
+            raise UserError(f"The anchor step of level {level} is {step}; it must be positive.")

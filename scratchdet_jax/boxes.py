@@ -1,0 +1,122 @@
+"""Box formats, overlap, and the encoding of boxes against anchors.
+
+Boxes are float32 arrays [..., 4] of (ymin, xmin, ymax, xmax), normalised to [0, 1]; a name that
+ends in `_cyxhw` holds (centre y, centre x, height, width) instead.
+"""
+
+import jax
+import jax.numpy as jnp
+
+VARIANCES = (0.1, 0.1, 0.2, 0.2)
+"""SSD's variances: what divides the offsets (cy, cx, h, w)."""
+
+_MIN_SIDE = 1e-6
+"""Sides are taken to be at least this where they divide or enter a logarithm. The side of one pixel
+is above 1e-5 for any image, so no real box is changed."""
+
+_MAX_LOG_SCALE = 20.0
+"""A predicted side is at most e^20 times its anchor's, which is as good as infinite, but finite."""
+
+
+def to_cyxhw(boxes: jax.Array) -> jax.Array:
+    """Turns corners into centre form.
+
+    Args:
+      boxes: [..., 4], (ymin, xmin, ymax, xmax).
+
+    Returns:
+      [..., 4], (centre y, centre x, height, width).
+    """
+    low, high = boxes[..., :2], boxes[..., 2:]
+    return jnp.concatenate([(low + high) / 2, high - low], axis=-1)
+
+
+def from_cyxhw(boxes_cyxhw: jax.Array) -> jax.Array:
+    """Turns centre form into corners; the inverse of `to_cyxhw`.
+
+    Args:
+      boxes_cyxhw: [..., 4], (centre y, centre x, height, width).
+
+    Returns:
+      [..., 4], (ymin, xmin, ymax, xmax).
+    """
+    centre, half = boxes_cyxhw[..., :2], boxes_cyxhw[..., 2:] / 2
+    return jnp.concatenate([centre - half, centre + half], axis=-1)
+
+
+def area(boxes: jax.Array) -> jax.Array:
+    """Area of boxes [..., 4] as [...]; 0 where a box is empty or its corners are swapped."""
+    height = jnp.maximum(boxes[..., 2] - boxes[..., 0], 0)
+    width = jnp.maximum(boxes[..., 3] - boxes[..., 1], 0)
+    return height * width
+
+
+def iou(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Intersection over union of every pair (SSD's JaccardOverlap, normalised boxes).
+
+    Args:
+      a: boxes [N, 4].
+      b: boxes [M, 4].
+
+    Returns:
+      [N, M] in [0, 1]. A pair with an empty, swapped or non-finite box has overlap 0, never NaN.
+    """
+    a, b = a[:, None], b[None, :]
+    # Corner by corner: four [N, M] terms that fuse, where [N, M, 2] would waste a TPU's lanes.
+    height = jnp.minimum(a[..., 2], b[..., 2]) - jnp.maximum(a[..., 0], b[..., 0])
+    width = jnp.minimum(a[..., 3], b[..., 3]) - jnp.maximum(a[..., 1], b[..., 1])
+    intersection = jnp.maximum(height, 0) * jnp.maximum(width, 0)
+    union = area(a) + area(b) - intersection
+    overlaps = (intersection > 0) & (union > 0) & jnp.isfinite(union)
+    return jnp.where(overlaps, intersection / jnp.where(overlaps, union, 1), 0)
+
+
+def clip(boxes: jax.Array) -> jax.Array:
+    """Clips boxes [..., 4] to the image, [0, 1]."""
+    return jnp.clip(boxes, 0, 1)
+
+
+def encode(
+    boxes: jax.Array, anchors: jax.Array, variances: tuple[float, ...] = VARIANCES
+) -> jax.Array:
+    """Encodes boxes as offsets from anchors (SSD, CENTER_SIZE code).
+
+    For a box g and an anchor a in centre form the offsets are ((gy - ay) / ah, (gx - ax) / aw,
+    ln(gh / ah), ln(gw / aw)), each divided by its variance.
+
+    Args:
+      boxes: [..., 4] boxes.
+      anchors: [..., 4], the anchor of each box.
+      variances: of (cy, cx, h, w).
+
+    Returns:
+      Offsets [..., 4] in the order (cy, cx, h, w); finite for finite boxes, also empty or swapped
+      ones, whose sides count as tiny.
+    """
+    box, anchor = to_cyxhw(boxes), to_cyxhw(anchors)
+    box_sides = jnp.maximum(box[..., 2:], _MIN_SIDE)
+    anchor_sides = jnp.maximum(anchor[..., 2:], _MIN_SIDE)
+    centre = (box[..., :2] - anchor[..., :2]) / anchor_sides
+    sides = jnp.log(box_sides / anchor_sides)
+    return jnp.concatenate([centre, sides], axis=-1) / jnp.asarray(variances, box.dtype)
+
+
+def decode(
+    offsets: jax.Array, anchors: jax.Array, variances: tuple[float, ...] = VARIANCES
+) -> jax.Array:
+    """Turns offsets back into boxes; the inverse of `encode`.
+
+    Args:
+      offsets: [..., 4] in the order (cy, cx, h, w).
+      anchors: [..., 4], the anchor of each offset.
+      variances: of (cy, cx, h, w).
+
+    Returns:
+      Boxes [..., 4], not clipped to the image; finite for finite offsets.
+    """
+    anchor = to_cyxhw(anchors)
+    anchor_sides = jnp.maximum(anchor[..., 2:], _MIN_SIDE)
+    scaled = offsets * jnp.asarray(variances, offsets.dtype)
+    centre = anchor[..., :2] + scaled[..., :2] * anchor_sides
+    sides = anchor_sides * jnp.exp(jnp.minimum(scaled[..., 2:], _MAX_LOG_SCALE))
+    return from_cyxhw(jnp.concatenate([centre, sides], axis=-1))

@@ -1,0 +1,1 @@
+"""Data: records, loading, and augmentation on the device."""

@@ -1,0 +1,316 @@
+"""Examples → batches of padded canvases: order, decoding, sharding over processes, prefetch.
+
+The examples of a batch are a pure function of (seed, step); see TrainingOrder.
+"""
+
+import collections
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import cv2
+import grain
+import numpy as np
+
+from scratchdet_jax.data.records import DetectionSource
+from scratchdet_jax.errors import UserError
+
+Batch = dict[str, np.ndarray]
+T = TypeVar("T")
+
+# Annotations refer to the pixels as stored, so a turn asked for by EXIF is not made.
+_DECODE_FLAGS = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+
+
+class TrainingOrder(Sequence[int]):
+    """Which example stands at each position of one process's endless training stream.
+
+    Every epoch is a permutation of its own, keyed by the seed. Global batch k is positions
+    k·B … k·B + B − 1 of the permutations laid end to end, whatever the number of processes;
+    process p holds rows p·b … p·b + b − 1 of it, b = B / processes. Any position is found in
+    O(1), so starting late costs nothing.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        seed: int,
+        batch_size: int,
+        start_step: int = 0,
+        process_index: int = 0,
+        process_count: int = 1,
+    ) -> None:
+        """``count`` examples; the stream begins with global batch ``start_step``."""
+        self._examples = grain.MapDataset.range(count).seed(seed).shuffle().repeat()
+        self._batch_size, self._start_step = batch_size, start_step
+        self._rows = batch_size // process_count
+        self._first_row = process_index * self._rows
+
+    def __len__(self) -> int:
+        return len(self._examples) // self._batch_size * self._rows
+
+    def __getitem__(self, position: int) -> int:
+        step, row = divmod(position, self._rows)
+        return int(
+            self._examples[(self._start_step + step) * self._batch_size + self._first_row + row]
+        )
+
+
+class EvaluationOrder(Sequence[int]):
+    """Which example stands at each position of one process's pass over a split.
+
+    In split order, rows laid out as in TrainingOrder; −1 fills the last global batch.
+    """
+
+    def __init__(
+        self, count: int, batch_size: int, process_index: int = 0, process_count: int = 1
+    ) -> None:
+        """``count`` examples in the split."""
+        self._count, self._batch_size = count, batch_size
+        self._rows = batch_size // process_count
+        self._first_row = process_index * self._rows
+
+    def __len__(self) -> int:
+        return -(-self._count // self._batch_size) * self._rows
+
+    def __getitem__(self, position: int) -> int:
+        step, row = divmod(position, self._rows)
+        index = step * self._batch_size + self._first_row + row
+        return index if index < self._count else -1
+
+
+class _Decoded(NamedTuple):
+    """One example ready to be copied into a batch; ``image`` is not padded yet."""
+
+    id: int
+    image: np.ndarray
+    original_size: tuple[int, int]
+    boxes: np.ndarray
+    labels: np.ndarray
+    ignore: np.ndarray
+
+
+class _DecodedExamples:
+    """Random access to decoded examples by position in an order; used from Grain's threads."""
+
+    def __init__(
+        self, source: DetectionSource, order: Sequence[int], canvas: tuple[int, int], max_boxes: int
+    ) -> None:
+        self._source, self._order = source, order
+        self._canvas, self._max_boxes = canvas, max_boxes
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __getitem__(self, position: int) -> _Decoded | int:
+        index = self._order[position]
+        if index < 0:
+            return index
+        example = self._source[index]
+        needed = len(example["labels"])
+        if needed > self._max_boxes:
+            raise UserError(
+                f"{example['filename']} of {self._source.spec} has {needed} boxes, more than "
+                f"config.data.max_boxes = {self._max_boxes}: set it to {needed} or more"
+            )
+        try:
+            image = decode_image(example["image"])
+        except ValueError as error:
+            raise UserError(
+                f"record {index} of {self._source.spec}, {example['filename']}, cannot be decoded "
+                f"({error}): the file in {self._source.data_dir} is damaged; prepare the data set "
+                "again"
+            ) from None
+        return _Decoded(
+            index, reduce_to_canvas(image, self._canvas), image.shape[:2],
+            example["boxes"], example["labels"], example["ignore"],
+        )  # fmt: skip
+
+
+def train_batches(
+    source: DetectionSource,
+    *,
+    batch_size: int,
+    canvas: tuple[int, int],
+    max_boxes: int,
+    seed: int,
+    start_step: int = 0,
+    threads: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[Batch]:
+    """Endless training batches, from global batch ``start_step`` on; see TrainingOrder.
+
+    Host memory: besides the batch being filled, at most max(rows of this process, 2·threads)
+    decoded images, none larger than the canvas.
+
+    Args:
+      source: the examples.
+      batch_size: global; this process gets batch_size / process_count consecutive rows.
+      canvas: (H, W) in pixels; larger images are reduced to fit, smaller ones are left alone.
+      max_boxes: slots M for boxes.
+      seed: of the order of the examples, 0 … 2³² − 1.
+      start_step: global batches to pass over.
+      threads: that read and decode; 0 = one for every core.
+      process_index: of this process.
+      process_count: of all processes; divides batch_size.
+
+    Yields:
+      image uint8 [b, H, W, 3] RGB, zero outside the valid part; size int32 [b, 2], height and
+      width of the valid part; original_size int32 [b, 2], before the reduction; boxes float32
+      [b, M, 4]; labels int32 [b, M]; ignore bool [b, M]; id int32 [b], position in the source.
+      Call ``close()`` on the iterator to stop its threads.
+
+    Raises:
+      UserError: sizes that do not fit together, an image that cannot be decoded, or one with
+        more than ``max_boxes`` boxes.
+    """
+    rows = _rows(batch_size, process_index, process_count)
+    if not 0 <= seed < 2**32:
+        raise UserError(f"config.seed is {seed}: choose one from 0 to 2**32 - 1")
+    order = TrainingOrder(len(source), seed, batch_size, start_step, process_index, process_count)
+    return _batches(_DecodedExamples(source, order, canvas, max_boxes), rows, canvas, max_boxes,
+                    threads)  # fmt: skip
+
+
+def eval_batches(
+    source: DetectionSource,
+    *,
+    batch_size: int,
+    canvas: tuple[int, int],
+    max_boxes: int,
+    threads: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[Batch]:
+    """Every example of the source once, in its order; arguments and batches as in train_batches.
+
+    The number of batches is the same for every process. The last ones are padded with black
+    examples of id −1, without boxes, whose size is the canvas's.
+    """
+    rows = _rows(batch_size, process_index, process_count)
+    order = EvaluationOrder(len(source), batch_size, process_index, process_count)
+    return _batches(_DecodedExamples(source, order, canvas, max_boxes), rows, canvas, max_boxes,
+                    threads)  # fmt: skip
+
+
+def to_device(batches: Iterable[Batch], put: Callable[[Batch], T], depth: int = 2) -> Iterator[T]:
+    """Applies ``put`` (the transfer) ahead of use.
+
+    Args:
+      batches: of the host; closed when this iterator ends or is closed.
+      put: starts the transfer of a batch and returns without waiting for it.
+      depth: batches on the device at a time, the one handed out last included.
+
+    Yields:
+      The results of ``put``, in order.
+    """
+    ahead: collections.deque[T] = collections.deque()
+    try:
+        for batch in batches:
+            ahead.append(put(batch))
+            if len(ahead) >= depth:
+                yield ahead.popleft()
+        while ahead:
+            yield ahead.popleft()
+    finally:
+        ahead.clear()
+        close = getattr(batches, "close", None)
+        if close is not None:
+            close()
+
+
+def decode_image(encoded: bytes) -> np.ndarray:
+    """An encoded image as uint8 [h, w, 3], RGB, whatever its channels, not turned by EXIF.
+
+    Raises:
+      ValueError: the bytes are no image that OpenCV can read.
+    """
+    try:
+        image = cv2.imdecode(np.frombuffer(encoded, np.uint8), _DECODE_FLAGS)
+    except cv2.error as error:  # no bytes at all, or a header that claims too many pixels
+        raise ValueError(str(error.err or error)) from None
+    if image is None:
+        raise ValueError("no readable image")
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
+
+
+def reduce_to_canvas(image: np.ndarray, canvas: tuple[int, int]) -> np.ndarray:
+    """Shrinks uint8 [h, w, 3] to fit (H, W), keeping its proportions; never enlarges."""
+    height, width = image.shape[:2]
+    scale = min(canvas[0] / height, canvas[1] / width)
+    if scale >= 1:
+        return image
+    size = [
+        min(limit, max(1, round(side * scale)))
+        for side, limit in zip((width, height), canvas[::-1], strict=True)
+    ]
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+
+
+def _rows(batch_size: int, process_index: int, process_count: int) -> int:
+    """Rows of a global batch that one process holds."""
+    if batch_size < 1 or batch_size % process_count:
+        raise UserError(
+            f"a batch of {batch_size} images cannot be shared evenly by {process_count} processes: "
+            "choose a multiple"
+        )
+    if not 0 <= process_index < process_count:
+        raise ValueError(f"process {process_index} of {process_count}")
+    return batch_size // process_count
+
+
+def _batches(
+    examples: _DecodedExamples, rows: int, canvas: tuple[int, int], max_boxes: int, threads: int
+) -> Iterator[Batch]:
+    cv2.setNumThreads(0)  # OpenCV's own threads would fight Grain's
+    threads = threads or _cores()
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(rows, 2 * threads))
+    iterator = iter(grain.MapDataset.source(examples).to_iter_dataset(options))
+    return _filled(iterator, rows, canvas, max_boxes)
+
+
+def _cores() -> int:
+    """Cores this process may use (a container's share, where the system tells)."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _filled(iterator: Any, rows: int, canvas: tuple[int, int], max_boxes: int) -> Iterator[Batch]:
+    """Copies examples into batches as they come."""
+    try:
+        for count, example in enumerate(iterator):
+            row = count % rows
+            if row == 0:
+                batch = _empty_batch(rows, canvas, max_boxes)
+            if isinstance(example, _Decoded):
+                _copy(batch, row, example)
+            if row == rows - 1:
+                yield batch
+    finally:
+        iterator.close()
+
+
+def _empty_batch(rows: int, canvas: tuple[int, int], max_boxes: int) -> Batch:
+    size = np.broadcast_to(np.array(canvas, np.int32), (rows, 2))
+    return {
+        "image": np.zeros((rows, *canvas, 3), np.uint8),
+        "size": size.copy(),
+        "original_size": size.copy(),
+        "boxes": np.zeros((rows, max_boxes, 4), np.float32),
+        "labels": np.zeros((rows, max_boxes), np.int32),
+        "ignore": np.zeros((rows, max_boxes), bool),
+        "id": np.full(rows, -1, np.int32),
+    }
+
+
+def _copy(batch: Batch, row: int, example: _Decoded) -> None:
+    height, width = example.image.shape[:2]
+    batch["image"][row, :height, :width] = example.image
+    batch["size"][row] = height, width
+    batch["original_size"][row] = example.original_size
+    for key in ("boxes", "labels", "ignore"):
+        value = getattr(example, key)
+        batch[key][row, : len(value)] = value
+    batch["id"][row] = example.id

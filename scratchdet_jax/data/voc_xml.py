@@ -1,0 +1,110 @@
+"""PASCAL VOC annotation files, read without trusting them."""
+
+import math
+from typing import NamedTuple
+from xml.etree import ElementTree
+from xml.parsers import expat
+
+
+class VocObject(NamedTuple):
+    """One annotated object.
+
+    Attributes:
+      name: its class.
+      box_pixels: (ymin, xmin, ymax, xmax) as written, or None where it cannot be read.
+      is_difficult: the flag; False where absent.
+      is_truncated: the flag; False where absent.
+      problem: why ``box_pixels`` is None, or which flag cannot be read; "" if all is well.
+    """
+
+    name: str
+    box_pixels: tuple[float, float, float, float] | None
+    is_difficult: bool
+    is_truncated: bool
+    problem: str
+
+
+class VocAnnotation(NamedTuple):
+    """One annotation file: the image's (height, width) as it states it, and the objects."""
+
+    size: tuple[int, int] | None
+    objects: tuple[VocObject, ...]
+
+
+def parse_annotation(data: bytes) -> VocAnnotation:
+    """Reads one annotation.
+
+    Raises:
+      ValueError: it is not well-formed XML, is no VOC annotation, or declares a document type or
+        entities (which VOC files never do, and which can make a small file expand without end).
+    """
+    root = _parse(data)
+    if root.tag != "annotation":
+        raise ValueError(f"its root is <{root.tag}>, not <annotation>")
+    return VocAnnotation(_size(root), tuple(_object(o) for o in root.findall("object")))
+
+
+def _parse(data: bytes) -> ElementTree.Element:
+    builder = ElementTree.TreeBuilder()
+    parser = expat.ParserCreate()
+
+    def refuse(*_: object) -> None:
+        raise ValueError("it declares a document type or entities")
+
+    parser.StartDoctypeDeclHandler = refuse
+    parser.EntityDeclHandler = refuse
+    parser.StartElementHandler = lambda tag, attributes: builder.start(tag, attributes)
+    parser.EndElementHandler = lambda tag: builder.end(tag)
+    parser.CharacterDataHandler = lambda text: builder.data(text)
+    try:
+        parser.Parse(data, True)
+    except expat.ExpatError as error:
+        raise ValueError(f"not well-formed XML: {error}") from None
+    return builder.close()
+
+
+def _text(element: ElementTree.Element, path: str) -> str | None:
+    text = element.findtext(path)
+    return text.strip() if text else None
+
+
+def _size(root: ElementTree.Element) -> tuple[int, int] | None:
+    try:
+        return int(_text(root, "size/height") or ""), int(_text(root, "size/width") or "")
+    except ValueError:
+        return None
+
+
+def _object(element: ElementTree.Element) -> VocObject:
+    name = _text(element, "name") or ""
+    difficult, difficult_problem = _flag(element, "difficult")
+    truncated, truncated_problem = _flag(element, "truncated")
+    problem = difficult_problem or truncated_problem
+    box = None
+    try:
+        box = tuple(_coordinate(element, key) for key in ("ymin", "xmin", "ymax", "xmax"))
+    except ValueError as error:
+        problem = str(error)
+    if not name:
+        box, problem = None, "it has no name"
+    return VocObject(name, box, difficult, truncated, problem)
+
+
+def _coordinate(element: ElementTree.Element, key: str) -> float:
+    text = _text(element, f"bndbox/{key}")
+    if text is None:
+        raise ValueError(f"it has no {key}")
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise ValueError(f"its {key} is {text!r}, not a number")
+    return value
+
+
+def _flag(element: ElementTree.Element, key: str) -> tuple[bool, str]:
+    text = _text(element, key)
+    if text in (None, "0", "1"):
+        return text == "1", ""
+    return False, f"its flag {key} is {text!r}, taken as 0"

@@ -1,0 +1,1 @@
+"""Evaluation: VOC and COCO average precision, and the loop over a split."""

@@ -1,0 +1,399 @@
+"""COCO average precision by pycocotools, and COCO's results file.
+
+Labels here are contiguous, 1…C; COCO's category ids are not (80 classes use ids up to 90). The only
+way from one to the other is the category table: label i ↔ class name i ↔ the category of that name.
+"""
+
+import contextlib
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from scratchdet_jax.errors import UserError
+from scratchdet_jax.evaluation.images import (
+    ImageDetections,
+    ImageGroundTruth,
+    flatten_detections,
+    flatten_ground_truth,
+)
+
+# In the order of COCOeval.stats; s, m, l are areas below 32², up to 96², and above.
+METRICS = (
+    *("AP", "AP50", "AP75", "APs", "APm", "APl"),
+    *("AR1", "AR10", "AR100", "ARs", "ARm", "ARl"),
+)
+
+# The 80 classes of COCO in the order of their ids, which leave out ten of 1…90.
+_COCO_NAMES = (
+    "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat",
+    "traffic light", "fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat", "dog",
+    "horse", "sheep", "cow", "elephant", "bear", "zebra", "giraffe", "backpack", "umbrella",
+    "handbag", "tie", "suitcase", "frisbee", "skis", "snowboard", "sports ball", "kite",
+    "baseball bat", "baseball glove", "skateboard", "surfboard", "tennis racket", "bottle",
+    "wine glass", "cup", "fork", "knife", "spoon", "bowl", "banana", "apple", "sandwich", "orange",
+    "broccoli", "carrot", "hot dog", "pizza", "donut", "cake", "chair", "couch", "potted plant",
+    "bed", "dining table", "toilet", "tv", "laptop", "mouse", "remote", "keyboard", "cell phone",
+    "microwave", "oven", "toaster", "sink", "refrigerator", "book", "clock", "vase", "scissors",
+    "teddy bear", "hair drier", "toothbrush",
+)  # fmt: skip
+_UNUSED_IDS = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
+_COCO_IDS = dict(zip(_COCO_NAMES, (i for i in range(1, 91) if i not in _UNUSED_IDS), strict=True))
+
+
+class CocoResult(NamedTuple):
+    """COCO's summary of a split.
+
+    Attributes:
+        metrics: value in [0, 1] by name, the names in `METRICS`; NaN where there is no ground truth
+            to measure it on (pycocotools says −1).
+        per_class: AP over IoU 0.5:0.95 by class name; None for a class without ground truth.
+        log: what pycocotools printed.
+    """
+
+    metrics: dict[str, float]
+    per_class: dict[str, float | None]
+    log: str
+
+    def record(self) -> dict[str, Any]:
+        """The figures in the form of metrics.jsonl: "mAP", COCO's others, and "AP" by class.
+
+        Other figures than "mAP" are None where they are not defined.
+        """
+        others = {
+            name: None if np.isnan(value) else value
+            for name, value in self.metrics.items()
+            if name != "AP"
+        }
+        return {"mAP": self.metrics["AP"], **others, "AP": self.per_class}
+
+
+def evaluate(
+    detections: Mapping[str, ImageDetections],
+    ground_truth: Mapping[str, ImageGroundTruth],
+    class_names: Sequence[str],
+) -> CocoResult:
+    """Scores detections against ground truth held in memory.
+
+    An ignored box is taken as a crowd. The area that decides between small, medium and large is the
+    box's: an annotation file that has segmentation areas gives other APs, APm, APl (see
+    `evaluate_annotations`), and the same everything else.
+
+    Args:
+        detections: by image id; images without an entry have no detections.
+        ground_truth: by image id, all images of the split.
+        class_names: [C]; label i is class_names[i − 1].
+
+    Raises:
+        UserError: an image is not in the ground truth, a label is out of range, or a score or a box
+            is not finite.
+    """
+    truth = flatten_ground_truth(ground_truth, len(class_names))
+    boxes_xywh = _to_xywh(truth.boxes_pixels)
+    columns = (truth.image, truth.labels, boxes_xywh, truth.ignore)
+    annotations = [
+        {
+            "image_id": image,
+            "category_id": label,
+            "bbox": box,
+            "area": box[2] * box[3],
+            "iscrowd": int(ignore),
+        }
+        for image, label, box, ignore in zip(*(c.tolist() for c in columns), strict=True)
+    ]
+    labels = tuple(range(1, len(class_names) + 1))
+    found = _result_rows(detections, dict.fromkeys(ground_truth), labels)
+    return _run(range(len(ground_truth)), annotations, found, class_names, labels)
+
+
+def evaluate_annotations(
+    detections: Mapping[str, ImageDetections],
+    annotations: Mapping[str, Any],
+    class_names: Sequence[str],
+) -> CocoResult:
+    """Scores detections against an annotation file.
+
+    Args:
+        detections: by image id, as text; images without an entry have no detections.
+        annotations: from `read_annotations`; all of its images are scored.
+        class_names: [C]; label i is class_names[i − 1]. Categories of other names are left out.
+
+    Raises:
+        UserError: as `evaluate`, or a class is not in the category table.
+    """
+    ids = category_ids(annotations, class_names)
+    # Numbered in the order of the ids, in which pycocotools resolves ties between images.
+    images = sorted(
+        (image["id"] for image in annotations["images"]), key=lambda i: (isinstance(i, str), i)
+    )
+    number = {image_id: i for i, image_id in enumerate(images)}
+    wanted = set(ids)
+    truth = [
+        {**annotation, "image_id": number[annotation["image_id"]]}
+        for annotation in annotations["annotations"]
+        if annotation["category_id"] in wanted
+    ]
+    found = _result_rows(detections, dict.fromkeys(map(str, images)), ids)
+    return _run(range(len(images)), truth, found, class_names, ids)
+
+
+def category_ids(annotations: Mapping[str, Any], class_names: Sequence[str]) -> tuple[int, ...]:
+    """The category id of each label: element i − 1 belongs to label i.
+
+    Raises:
+        UserError: a class name is not in the table of categories.
+    """
+    by_name = {category["name"]: category["id"] for category in annotations["categories"]}
+    missing = [name for name in class_names if name not in by_name]
+    if missing:
+        raise UserError(
+            f"The annotation file has no category {missing[0]!r} ({len(missing)} of "
+            f"{len(class_names)} classes are missing): it belongs to another set of classes."
+        )
+    return tuple(by_name[name] for name in class_names)
+
+
+def submission_category_ids(class_names: Sequence[str]) -> tuple[int, ...]:
+    """The category id of each label where no annotation file says it.
+
+    COCO's own if the classes are COCO's 80 (its evaluation server knows no others), else 1…C.
+    """
+    if set(class_names) == set(_COCO_IDS):
+        return tuple(_COCO_IDS[name] for name in class_names)
+    return tuple(range(1, len(class_names) + 1))
+
+
+def read_annotations(path: str | Path) -> dict[str, list[dict[str, Any]]]:
+    """Reads a COCO annotation file: what scoring needs of its images, categories and annotations.
+
+    A missing "area" is taken as the box's, a missing "iscrowd" as 0. Categories come sorted by id,
+    which is the order of the labels of `scratchdet_jax`.
+
+    Raises:
+        UserError: the file is missing, is not such a file, or contradicts itself.
+    """
+    content = _read_json(path)
+    if not isinstance(content, dict) or not all(
+        isinstance(content.get(key), list) for key in ("images", "annotations", "categories")
+    ):
+        raise UserError(
+            f"{path} is not a COCO annotation file: it must be an object with the lists 'images', "
+            f"'annotations' and 'categories' (test sets have no annotations and cannot be scored)."
+        )
+    images = _read_entries(path, content, "images", lambda entry: {"id": _hashable(entry["id"])})
+    categories = _read_entries(
+        path, content, "categories", lambda entry: {"id": int(entry["id"]), "name": entry["name"]}
+    )
+    for what, values in (
+        ("image ids", [str(entry["id"]) for entry in images]),
+        ("category ids", [entry["id"] for entry in categories]),
+        ("category names", [entry["name"] for entry in categories]),
+    ):
+        if len(set(values)) < len(values):
+            twice = next(value for value in values if values.count(value) > 1)
+            raise UserError(f"{path}: the {what} must differ, but {twice!r} is there twice.")
+    image_ids = {entry["id"] for entry in images}
+    known_categories = {entry["id"] for entry in categories}
+
+    def annotation(entry: dict[str, Any]) -> dict[str, Any]:
+        x, y, width, height = map(float, entry["bbox"])
+        if entry["image_id"] not in image_ids:
+            raise ValueError(f"image {entry['image_id']!r} is not in 'images'")
+        if entry["category_id"] not in known_categories:
+            raise ValueError(f"category {entry['category_id']!r} is not in 'categories'")
+        if not np.isfinite((x, y, width, height)).all():
+            raise ValueError(f"the box {entry['bbox']} is not finite")
+        return {
+            "image_id": entry["image_id"],
+            "category_id": entry["category_id"],
+            "bbox": [x, y, width, height],
+            "area": float(entry.get("area", width * height)),
+            "iscrowd": int(entry.get("iscrowd", 0)),
+        }
+
+    return {
+        "images": images,
+        "categories": sorted(categories, key=lambda category: category["id"]),
+        "annotations": _read_entries(path, content, "annotations", annotation),
+    }
+
+
+def write_results(
+    path: str | Path, detections: Mapping[str, ImageDetections], category_ids: Sequence[int]
+) -> None:
+    """Writes COCO's results file: a list of {image_id, category_id, bbox (x, y, w, h), score}.
+
+    Coordinates are rounded to a thousandth of a pixel; scores keep nine digits, which restore a
+    float32 exactly. An image id that is a decimal number is written as one.
+
+    Args:
+        path: the JSON file; its folder is made if it is missing.
+        detections: by image id.
+        category_ids: [C]; label i is category_ids[i − 1].
+
+    Raises:
+        UserError: a label is out of range or a value is not finite.
+    """
+    rows = _result_rows(detections, dict.fromkeys(detections), category_ids)
+    ids = [int(name) if str(name).isdecimal() else name for name in detections]
+    results = [
+        {
+            "image_id": ids[row["image_id"]],
+            "category_id": int(row["category_id"]),
+            "bbox": [round(value, 3) for value in row["bbox"]],
+            "score": float(f"{row['score']:.9g}"),
+        }
+        for row in rows
+    ]
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(results), encoding="utf-8")
+
+
+def read_results(path: str | Path, category_ids: Sequence[int]) -> dict[str, ImageDetections]:
+    """Reads a results file; label i is category_ids[i − 1], image ids become text.
+
+    Raises:
+        UserError: the file is missing or malformed, or has a category id that is not in the list.
+    """
+    content = _read_json(path)
+    if not isinstance(content, list):
+        raise UserError(f"{path} is not a COCO results file: it must be a list of detections.")
+    label_of = {category_id: label for label, category_id in enumerate(category_ids, start=1)}
+
+    def row(entry: dict[str, Any]) -> tuple[str, tuple[float, ...]]:
+        x, y, width, height = map(float, entry["bbox"])
+        if entry["category_id"] not in label_of:
+            raise ValueError(f"category id {entry['category_id']!r} is not in the category table")
+        values = (
+            y,
+            x,
+            y + height,
+            x + width,
+            float(entry["score"]),
+            label_of[entry["category_id"]],
+        )
+        if not np.isfinite(values).all():
+            raise ValueError("the score or the box is not finite")
+        return str(_hashable(entry["image_id"])), values
+
+    rows: dict[str, list[tuple[float, ...]]] = {}
+    for image_id, values in _read_entries(path, {"detections": content}, "detections", row):
+        rows.setdefault(image_id, []).append(values)
+    tables = {image_id: np.array(values, np.float64) for image_id, values in rows.items()}
+    return {
+        image_id: ImageDetections(table[:, :4], table[:, 4], table[:, 5].astype(np.int64))
+        for image_id, table in tables.items()
+    }
+
+
+def _run(
+    image_numbers: Sequence[int],
+    truth: list[dict[str, Any]],
+    found: list[dict[str, Any]],
+    class_names: Sequence[str],
+    category_ids: Sequence[int],
+) -> CocoResult:
+    """Runs COCOeval on annotations whose image ids are numbers."""
+    categories = [
+        {"id": category_id, "name": name}
+        for category_id, name in zip(category_ids, class_names, strict=True)
+    ]
+    images = [{"id": number} for number in image_numbers]
+    log = io.StringIO()
+    with contextlib.redirect_stdout(log):
+        coco_truth, coco_found = (_index(rows, images, categories) for rows in (truth, found))
+        evaluation = COCOeval(coco_truth, coco_found, "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    stats = np.where(np.asarray(evaluation.stats) < 0, np.nan, evaluation.stats)
+    # precision [IoU, recall, class in order of id, area range, detections]; −1: no ground truth.
+    precision = evaluation.eval["precision"][:, :, :, 0, -1]
+    per_class: dict[str, float | None] = {}
+    for name, category_id in zip(class_names, category_ids, strict=True):
+        values = precision[:, :, sorted(category_ids).index(category_id)]
+        values = values[values > -1]
+        per_class[name] = float(values.mean()) if values.size else None
+    metrics = dict(zip(METRICS, map(float, stats), strict=True))
+    return CocoResult(metrics, per_class, log.getvalue())
+
+
+def _index(
+    rows: list[dict[str, Any]], images: list[dict[str, int]], categories: list[dict[str, Any]]
+) -> COCO:
+    """A COCO object, made directly: `loadRes` fails on an empty list of results.
+
+    Annotations are numbered from 1, since COCOeval takes id 0 for "no match".
+    """
+    coco = COCO()
+    annotations = [{**row, "id": i} for i, row in enumerate(rows, start=1)]
+    coco.dataset = {"images": images, "categories": categories, "annotations": annotations}
+    coco.createIndex()
+    return coco
+
+
+def _result_rows(
+    detections: Mapping[str, ImageDetections],
+    images: Mapping[str, None],
+    category_ids: Sequence[int],
+) -> list[dict[str, Any]]:
+    """One result a detection; "image_id" is the position of the image's id in `images`."""
+    detections = {str(image_id): image for image_id, image in detections.items()}
+    images = {str(image_id): None for image_id in images}
+    table = flatten_detections(detections, images, len(category_ids))
+    boxes_xywh = _to_xywh(table.boxes_pixels)
+    columns = (table.image, table.labels, boxes_xywh, table.scores)
+    return [
+        {
+            "image_id": image,
+            "category_id": category_ids[label - 1],
+            "bbox": box,
+            "area": box[2] * box[3],
+            "score": score,
+        }
+        for image, label, box, score in zip(*(c.tolist() for c in columns), strict=True)
+    ]
+
+
+def _to_xywh(boxes: np.ndarray) -> np.ndarray:
+    """(ymin, xmin, ymax, xmax) [n, 4] to (xmin, ymin, width, height)."""
+    ymin, xmin, ymax, xmax = np.moveaxis(boxes, -1, 0)
+    return np.stack([xmin, ymin, xmax - xmin, ymax - ymin], axis=-1)
+
+
+def _hashable(image_id: Any) -> int | str:
+    if isinstance(image_id, bool) or not isinstance(image_id, (int, str)):
+        raise ValueError(f"the id {image_id!r} is neither a whole number nor text")
+    return image_id
+
+
+def _read_json(path: str | Path) -> Any:
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"File {str(path)!r} does not exist.") from None
+    except OSError as error:
+        raise UserError(f"File {str(path)!r} cannot be read: {error.strerror}.") from error
+    except ValueError as error:
+        raise UserError(f"File {str(path)!r} is not JSON: {error}.") from error
+
+
+def _read_entries(
+    path: str | Path, content: Mapping[str, Any], key: str, convert: Callable[[Any], Any]
+) -> list[Any]:
+    """Converts each entry of one list of the file; an error names the list and the entry."""
+    entries = []
+    for i, entry in enumerate(content[key]):
+        try:
+            entries.append(convert(entry))
+        except KeyError as error:
+            raise UserError(f"{path}: {key}[{i}] has no field {error.args[0]!r}.") from error
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{path}: {key}[{i}] is malformed: {error}.") from error
+    return entries

@@ -1,0 +1,125 @@
+"""Detects on every image of a split, once, and scores the detections."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import ml_collections
+import numpy as np
+from tqdm import tqdm
+
+from scratchdet_jax.data.loading import eval_batches, to_device
+from scratchdet_jax.data.records import DetectionSource
+from scratchdet_jax.data.resample import resize
+from scratchdet_jax.detector import Detector, detect, normalize
+from scratchdet_jax.evaluation import coco, voc
+from scratchdet_jax.evaluation.images import ImageDetections, ImageGroundTruth
+from scratchdet_jax.nms import Detections
+from scratchdet_jax.training.parallel import DeviceMapping
+
+
+class Evaluation(NamedTuple):
+    """A scored split.
+
+    Attributes:
+      results: "mAP" and "AP" by class; for COCO also its other figures.
+      detections: by image id, in pixels of the original image.
+      ground_truth: by image id, likewise.
+    """
+
+    results: dict[str, Any]
+    detections: dict[str, ImageDetections]
+    ground_truth: dict[str, ImageGroundTruth]
+
+
+class Evaluator:
+    """Evaluates variables of one detector on one split; compiles once."""
+
+    def __init__(
+        self,
+        config: ml_collections.ConfigDict,
+        detector: Detector,
+        mapping: DeviceMapping,
+        source: DetectionSource,
+    ) -> None:
+        """``config.eval`` says how; ``source`` is the split."""
+        self._config, self._detector, self._source = config, detector, source
+        self._mapping = mapping
+
+        def step(variables: Any, batch: dict[str, jax.Array]) -> Detections:
+            images = jax.vmap(lambda image, size: resize(image, size, config.image_size))(
+                batch["image"], batch["size"]
+            )
+            return detect(detector, config, variables, normalize(images, config.normalize))
+
+        self._step = mapping.map_eval_step(step)
+
+    def evaluate(self, variables: Any) -> Evaluation:
+        """Detections, ground truth and average precision of the whole split."""
+        detections: dict[str, ImageDetections] = {}
+        ground_truth: dict[str, ImageGroundTruth] = {}
+        for batch, found in self._batches(variables):
+            for row in np.flatnonzero(batch["id"] >= 0):
+                image_id = self._source.image_id(int(batch["id"][row]))
+                if image_id in detections:
+                    raise RuntimeError(f"image {image_id} of {self._source.spec} came twice")
+                scale = np.tile(batch["original_size"][row].astype(np.float64), 2)
+                detections[image_id] = _to_image(found, row, scale)
+                real = batch["labels"][row] > 0
+                ground_truth[image_id] = ImageGroundTruth(
+                    batch["boxes"][row][real] * scale, batch["labels"][row][real],
+                    batch["ignore"][row][real],
+                )  # fmt: skip
+        if len(detections) != len(self._source):
+            raise RuntimeError(
+                f"{len(detections)} of the {len(self._source)} images of {self._source.spec} "
+                "were scored"
+            )
+        return Evaluation(self._score(detections, ground_truth), detections, ground_truth)
+
+    def _batches(self, variables: Any) -> Iterator[tuple[dict[str, np.ndarray], Detections]]:
+        """Host batches with their detections; the next batch runs while one is unpacked."""
+        settings = self._config
+        loader = eval_batches(
+            self._source, batch_size=settings.eval.batch_size, canvas=settings.data.canvas,
+            max_boxes=settings.data.max_boxes, threads=settings.data.threads,
+        )  # fmt: skip
+
+        def put(batch: dict[str, np.ndarray]) -> tuple[dict, dict]:
+            sent = {key: batch[key][None] for key in ("image", "size")}
+            return batch, self._mapping.put_batch(sent)
+
+        total = -(-len(self._source) // settings.eval.batch_size)
+        pending = None
+        for host, device in tqdm(to_device(loader, put), total=total, desc="evaluating",
+                                 unit="batch", leave=False):  # fmt: skip
+            running = (host, self._step(variables, device))
+            if pending:
+                yield pending[0], jax.device_get(pending[1])
+            pending = running
+        if pending:
+            yield pending[0], jax.device_get(pending[1])
+
+    def _score(
+        self, detections: dict[str, ImageDetections], ground_truth: dict[str, ImageGroundTruth]
+    ) -> dict[str, Any]:
+        names, metric = self._detector.class_names, self._config.eval.metric
+        if metric == "coco":
+            return coco.evaluate(detections, ground_truth, names).record()
+        kind = metric.removeprefix("voc_")
+        return voc.evaluate(detections, ground_truth, names, metric=kind).record()
+
+
+def _to_image(found: Detections, row: int, scale: np.ndarray) -> ImageDetections:
+    """One image's detections, empty slots removed, in its pixels."""
+    used = found.labels[row] > 0
+    boxes = np.asarray(found.boxes[row], np.float64)[used] * scale
+    return ImageDetections(boxes, np.asarray(found.scores[row])[used], found.labels[row][used])
+
+
+def summary_line(results: dict[str, Any]) -> str:
+    """The headline figures in one line."""
+    parts = [f"mAP {results['mAP']:.4f}"]
+    parts += [f"{name} {value:.4f}" for name, value in results.items()
+              if name != "mAP" and isinstance(value, float)]  # fmt: skip
+    return ", ".join(parts)

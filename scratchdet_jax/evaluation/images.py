@@ -1,0 +1,152 @@
+"""What is scored: the ground truth and the detections of one image, in pixels, on the host."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from scratchdet_jax.errors import UserError
+
+
+class ImageGroundTruth(NamedTuple):
+    """The annotated boxes of one image.
+
+    Attributes:
+        boxes_pixels: float64 [n, 4], (ymin, xmin, ymax, xmax) in pixels of the original image.
+        labels: int [n], 1…C; 0 is padding and is left out of every score.
+        ignore: bool [n], difficult (VOC) or crowd (COCO).
+    """
+
+    boxes_pixels: np.ndarray
+    labels: np.ndarray
+    ignore: np.ndarray
+
+
+class ImageDetections(NamedTuple):
+    """The detections of one image, in any order.
+
+    Attributes:
+        boxes_pixels: float64 [k, 4], (ymin, xmin, ymax, xmax) in pixels of the original image.
+        scores: float [k].
+        labels: int [k], 1…C; 0 is an empty slot and is left out of every score.
+    """
+
+    boxes_pixels: np.ndarray
+    scores: np.ndarray
+    labels: np.ndarray
+
+
+class FlatGroundTruth(NamedTuple):
+    """The ground truth of a split, one row a box: image position, box, label, ignore."""
+
+    image: np.ndarray
+    boxes_pixels: np.ndarray
+    labels: np.ndarray
+    ignore: np.ndarray
+
+
+class FlatDetections(NamedTuple):
+    """The detections of a split, one row a detection: image position, box, score, label."""
+
+    image: np.ndarray
+    boxes_pixels: np.ndarray
+    scores: np.ndarray
+    labels: np.ndarray
+
+
+def flatten_ground_truth(
+    ground_truth: Mapping[str, ImageGroundTruth], class_count: int
+) -> FlatGroundTruth:
+    """Puts the ground truth of all images in one table, in their order, without padding.
+
+    Args:
+        ground_truth: by image id; the position of an id is the image's number in the table.
+        class_count: C, the largest label allowed.
+
+    Raises:
+        UserError: a label is outside 0…C, or a box is not finite.
+    """
+    images = list(ground_truth.values())
+    position = _positions([len(image.labels) for image in images], np.arange(len(images)))
+    boxes = _joined([image.boxes_pixels for image in images], np.float64, (0, 4))
+    labels = _joined([image.labels for image in images], np.int64, (0,))
+    ignore = _joined([image.ignore for image in images], bool, (0,))
+    ids = list(ground_truth)
+    _check_labels(labels, position, ids, class_count, "ground truth")
+    kept = labels != 0
+    _check_finite(boxes, kept, position, ids, "a ground-truth box")
+    return FlatGroundTruth(position[kept], boxes[kept], labels[kept], ignore[kept])
+
+
+def flatten_detections(
+    detections: Mapping[str, ImageDetections],
+    ground_truth: Mapping[str, ImageGroundTruth],
+    class_count: int,
+) -> FlatDetections:
+    """Puts the detections of all images in one table, without empty slots.
+
+    Images come in the order of the ground truth, so that ties of scores do not hang on the order in
+    which the detections were gathered.
+
+    Args:
+        detections: by image id; images without an entry have no detections.
+        ground_truth: by image id; fixes the number of each image as in `flatten_ground_truth`.
+        class_count: C, the largest label allowed.
+
+    Raises:
+        UserError: an image is not in the ground truth, a label is outside 0…C, or a box or a score
+            is not finite.
+    """
+    number = {image_id: i for i, image_id in enumerate(ground_truth)}
+    unknown = [image_id for image_id in detections if image_id not in number]
+    if unknown:
+        raise UserError(
+            f"{len(unknown)} of the {len(detections)} images with detections are not in the ground "
+            f"truth (the first is {unknown[0]!r}): score them against the split they come from."
+        )
+    ids = sorted(detections, key=number.__getitem__)
+    images = [detections[image_id] for image_id in ids]
+    local = _positions([len(image.labels) for image in images], np.arange(len(images)))
+    boxes = _joined([image.boxes_pixels for image in images], np.float64, (0, 4))
+    scores = _joined([image.scores for image in images], np.float64, (0,))
+    labels = _joined([image.labels for image in images], np.int64, (0,))
+    _check_labels(labels, local, ids, class_count, "detections")
+    kept = labels != 0
+    _check_finite(boxes, kept, local, ids, "the box of a detection")
+    _check_finite(scores, kept, local, ids, "the score of a detection")
+    numbers = np.array([number[image_id] for image_id in ids], np.int64)
+    return FlatDetections(numbers[local][kept], boxes[kept], scores[kept], labels[kept])
+
+
+def _positions(counts: list[int], numbers: np.ndarray) -> np.ndarray:
+    return np.repeat(numbers.astype(np.int64), np.array(counts, np.int64))
+
+
+def _joined(arrays: list[np.ndarray], dtype: type, empty_shape: tuple[int, ...]) -> np.ndarray:
+    if not arrays:
+        return np.zeros(empty_shape, dtype)
+    shape = (-1, *empty_shape[1:])
+    return np.concatenate([np.asarray(array, dtype).reshape(shape) for array in arrays])
+
+
+def _check_labels(
+    labels: np.ndarray, position: np.ndarray, ids: list[str], class_count: int, what: str
+) -> None:
+    wrong = np.flatnonzero((labels < 0) | (labels > class_count))
+    if wrong.size:
+        raise UserError(
+            f"The {what} of image {ids[position[wrong[0]]]!r} have label {labels[wrong[0]]}, but "
+            f"there are {class_count} classes: use the class names the labels were made with."
+        )
+
+
+def _check_finite(
+    values: np.ndarray, kept: np.ndarray, position: np.ndarray, ids: list[str], what: str
+) -> None:
+    finite = np.isfinite(values).all(axis=tuple(range(1, values.ndim)))
+    wrong = np.flatnonzero(kept & ~finite)
+    if wrong.size:
+        raise UserError(
+            f"Image {ids[position[wrong[0]]]!r}: {what} is {values[wrong[0]]}, which is not "
+            f"finite: there is no way to score it."
+        )

@@ -1,0 +1,84 @@
+"""Opens a trained run and evaluates it: what eval.py and the tools share."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import ml_collections
+
+from scratchdet_jax.data.sources import open_split
+from scratchdet_jax.detector import Detector, build_detector
+from scratchdet_jax.errors import UserError
+from scratchdet_jax.evaluation import coco, voc
+from scratchdet_jax.evaluation.evaluator import Evaluation, Evaluator, summary_line
+from scratchdet_jax.training.checkpoints import Checkpoints, Recipe
+from scratchdet_jax.training.parallel import DeviceMapping
+from scratchdet_jax.validation import validate
+
+
+class Run(NamedTuple):
+    """A checkpoint of a run, not yet loaded."""
+
+    workdir: Path
+    step: int
+    recipe: Recipe
+
+
+def open_run(workdir: Path, checkpoint: str = "best") -> Run:
+    """Finds a checkpoint ("best", "latest" or a step) and the recipe it was trained with."""
+    checkpoints = Checkpoints(workdir, read_only=True)
+    step = checkpoints.find(checkpoint)
+    recipe = checkpoints.recipe(step)
+    checkpoints.close()
+    return Run(workdir, step, recipe)
+
+
+def load_detector(run: Run, config: ml_collections.ConfigDict) -> tuple[Detector, Any]:
+    """The detector and its variables (params, batch_stats)."""
+    detector = build_detector(config, run.recipe.class_names)
+    shapes = jax.eval_shape(
+        lambda: detector.model.init(
+            {"params": jax.random.key(0)},
+            jax.numpy.zeros((1, config.image_size, config.image_size, 3)),
+            train=False,
+        )
+    )
+    like = {"params": shapes["params"], "batch_stats": shapes.get("batch_stats", {})}
+    checkpoints = Checkpoints(run.workdir, read_only=True)
+    variables = checkpoints.restore_variables(run.step, like)
+    checkpoints.close()
+    return detector, variables
+
+
+def evaluate_run(run: Run, config: ml_collections.ConfigDict, output: Path) -> Evaluation:
+    """Scores a run on ``config.data.eval`` and writes figures and detections to ``output``.
+
+    Writes results.json, the VOC files comp4_det_<split>_<class>.txt and coco_results.json.
+    """
+    mapping = DeviceMapping(config.parallel)
+    validate(config, mapping.mesh.size)
+    source = open_split(config.data, "eval")
+    if source.class_names != run.recipe.class_names:
+        raise UserError(
+            f"{run.workdir} was trained on the classes {', '.join(run.recipe.class_names)}, but "
+            f"config.data.eval {source.spec} has {', '.join(source.class_names)}"
+        )
+    detector, variables = load_detector(run, config)
+    evaluator = Evaluator(config, detector, mapping, source)
+    evaluation = evaluator.evaluate(mapping.replicate(variables))
+
+    output.mkdir(parents=True, exist_ok=True)
+    split = source.spec.rpartition(":")[2]
+    voc.write_detections(output, evaluation.detections, detector.class_names, split)
+    categories = coco.submission_category_ids(detector.class_names)
+    coco.write_results(output / "coco_results.json", evaluation.detections, categories)
+    record = {"step": run.step, "data": source.spec, "metric": config.eval.metric}
+    (output / "results.json").write_text(json.dumps(record | evaluation.results, indent=2) + "\n")
+
+    for name, ap in evaluation.results["AP"].items():
+        print(f"{name:>20}  {'no ground truth' if ap is None else f'{ap:.4f}'}")
+    print(f"{run.workdir} step {run.step} on {source.spec} ({len(source)} images): "
+          f"{summary_line(evaluation.results)}")  # fmt: skip
+    print(f"detections and results.json in {output}")
+    return evaluation

@@ -1,0 +1,287 @@
+"""PASCAL VOC average precision, and the devkit's detection files.
+
+The algorithm is that of the VOCdevkit's `VOCevaldet`: boxes in pixels with inclusive ends, so that
+a width is xmax − xmin + 1; IoU ≥ 0.5 is a match; a difficult object is neither a hit nor a miss.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from scratchdet_jax.errors import UserError
+from scratchdet_jax.evaluation.images import (
+    FlatDetections,
+    FlatGroundTruth,
+    ImageDetections,
+    ImageGroundTruth,
+    flatten_detections,
+    flatten_ground_truth,
+)
+
+Metric = Literal["11point", "area"]
+
+
+class VocResult(NamedTuple):
+    """Average precision of a split.
+
+    Attributes:
+        mean: mean of `per_class` over the classes with ground truth; NaN if there is none.
+        per_class: AP in [0, 1] by class name; None for a class without ground truth that counts.
+        ground_truths: boxes that count (not difficult), by class name.
+        detections: detections by class name.
+    """
+
+    mean: float
+    per_class: dict[str, float | None]
+    ground_truths: dict[str, int]
+    detections: dict[str, int]
+
+    def record(self) -> dict[str, Any]:
+        """The figures in the form of metrics.jsonl: "mAP", and "AP" by class."""
+        return {"mAP": self.mean, "AP": self.per_class}
+
+
+def average_precision(
+    recall: np.ndarray, precision: np.ndarray, metric: Metric = "11point"
+) -> float:
+    """AP of one precision–recall curve.
+
+    Args:
+        recall: float [n], ascending.
+        precision: float [n].
+        metric: "11point" (VOC 2007: the mean of the best precision at recall ≥ 0, 0.1, …, 1) or
+            "area" (VOC 2010 on: the area under the precision made monotonically decreasing).
+
+    Raises:
+        UserError: the metric is neither.
+    """
+    recall, precision = np.asarray(recall, np.float64), np.asarray(precision, np.float64)
+    # The best precision at this recall or any higher one; beyond the last recall it is 0.
+    envelope = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)
+    if metric == "11point":
+        # i/10 is the double nearest to the decimal, so that a recall of exactly 3 in 10 reaches
+        # 0.3; multiples of 0.1 overshoot it.
+        first = np.searchsorted(recall, np.arange(11) / 10, side="left")
+        return float(envelope[first].mean())
+    if metric == "area":
+        return float(np.sum(np.diff(recall, prepend=0.0) * envelope[:-1]))
+    raise UserError(f"Unknown VOC metric {metric!r}: use '11point' (VOC 2007) or 'area' (2010 on).")
+
+
+def evaluate(
+    detections: Mapping[str, ImageDetections],
+    ground_truth: Mapping[str, ImageGroundTruth],
+    class_names: Sequence[str],
+    *,
+    iou_threshold: float = 0.5,
+    metric: Metric = "11point",
+) -> VocResult:
+    """Scores the detections of a split as the VOCdevkit does.
+
+    Each detection, in descending order of score, goes to the ground truth of its class and image
+    with the largest IoU. Below the threshold it is a false positive, and also when an earlier
+    detection has taken that box; if the box is difficult it is ignored. Ties of scores are in the
+    order of the images in the ground truth, then as given. (The devkit's are in the order of the
+    lines of the file: the same for files from `write_detections`.)
+
+    Args:
+        detections: by image id; images without an entry have no detections.
+        ground_truth: by image id, all images of the split.
+        class_names: [C]; label i is class_names[i − 1].
+        iou_threshold: smallest IoU of a match.
+        metric: see `average_precision`.
+
+    Raises:
+        UserError: an image is not in the ground truth, a label is out of range, or a score or a box
+            is not finite.
+    """
+    truth = flatten_ground_truth(ground_truth, len(class_names))
+    found = flatten_detections(detections, ground_truth, len(class_names))
+    per_class, ground_truths, counts = {}, {}, {}
+    for label, name in enumerate(class_names, start=1):
+        class_truth = FlatGroundTruth(*(column[truth.labels == label] for column in truth))
+        class_found = FlatDetections(*(column[found.labels == label] for column in found))
+        ground_truths[name] = int(np.sum(~class_truth.ignore))
+        counts[name] = len(class_found.scores)
+        per_class[name] = _class_average_precision(class_found, class_truth, iou_threshold, metric)
+    scored = [value for value in per_class.values() if value is not None]
+    mean = float(np.mean(scored)) if scored else float("nan")
+    return VocResult(mean, per_class, ground_truths, counts)
+
+
+def _class_average_precision(
+    found: FlatDetections, truth: FlatGroundTruth, iou_threshold: float, metric: Metric
+) -> float | None:
+    """AP of one class; None without ground truth that counts."""
+    positives = int(np.sum(~truth.ignore))
+    if positives == 0:
+        return None
+    order = np.argsort(-found.scores, kind="stable")
+    best_iou, best = _best_overlaps(
+        found.image[order], found.boxes_pixels[order], truth.image, truth.boxes_pixels
+    )
+    hits = best_iou >= iou_threshold
+    ignored = hits & truth.ignore[best]
+    # A box belongs to the first detection, in order of score, that goes to it.
+    rows = np.flatnonzero(hits)
+    _, first = np.unique(best[rows], return_index=True)
+    true_positive = np.zeros(len(order), bool)
+    true_positive[rows[first]] = True
+    true_positive &= ~ignored
+    true_positives = np.cumsum(true_positive)
+    false_positives = np.cumsum(~true_positive & ~ignored)
+    # Ignored detections before any other leave 0/0, which counts as no precision.
+    precision = true_positives / np.maximum(true_positives + false_positives, 1)
+    return average_precision(true_positives / positives, precision, metric)
+
+
+def _best_overlaps(
+    image: np.ndarray, boxes: np.ndarray, truth_image: np.ndarray, truth_boxes: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The ground truth of its own image that each detection overlaps most.
+
+    All pairs of one image are laid out in one row after another, and each detection's stretch of
+    them is reduced at once.
+
+    Args:
+        image: int [n], boxes: [n, 4] of the detections.
+        boxes: float [n, 4].
+        truth_image: int [m], ascending, at least one.
+        truth_boxes: float [m, 4].
+
+    Returns:
+        (IoU float [n], −1 if the image has no ground truth; index of the ground truth int [n], the
+        first of equals, 0 if none).
+    """
+    start = np.searchsorted(truth_image, image, side="left")
+    count = np.searchsorted(truth_image, image, side="right") - start
+    rows = np.flatnonzero(count)
+    best_iou, best = np.full(len(image), -1.0), np.zeros(len(image), np.int64)
+    if not rows.size:
+        return best_iou, best
+    count, start = count[rows], start[rows]
+    offset = np.cumsum(count) - count
+    owner = np.repeat(np.arange(rows.size), count)
+    pair_truth = start[owner] + np.arange(owner.size) - offset[owner]
+    overlap = _pairwise_iou(boxes[rows][owner], truth_boxes[pair_truth])
+    best_iou[rows] = np.maximum.reduceat(overlap, offset)
+    at_best = np.where(overlap == best_iou[rows][owner], pair_truth, len(truth_image))
+    best[rows] = np.minimum.reduceat(at_best, offset)
+    return best_iou, best
+
+
+def _pairwise_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """IoU [n] of boxes a [n, 4] and b [n, 4] in pixels, with the devkit's inclusive ends."""
+    sides = np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2]) + 1
+    intersection = np.prod(np.maximum(sides, 0), axis=1)
+    area_a = np.prod(a[:, 2:] - a[:, :2] + 1, axis=1)
+    area_b = np.prod(b[:, 2:] - b[:, :2] + 1, axis=1)
+    union = area_a + area_b - intersection
+    return np.where(intersection > 0, intersection / np.where(intersection > 0, union, 1), 0.0)
+
+
+def detections_file(directory: str | Path, split: str, class_name: str) -> Path:
+    """The devkit's name of the detections of one class: comp4_det_SPLIT_CLASS.txt."""
+    return Path(directory) / f"comp4_det_{split}_{class_name}.txt"
+
+
+def write_detections(
+    directory: str | Path,
+    detections: Mapping[str, ImageDetections],
+    class_names: Sequence[str],
+    split: str,
+) -> None:
+    """Writes one file a class, "image_id score xmin ymin xmax ymax" a line, as the devkit reads it.
+
+    The devkit counts pixels from 1. So do our pixel boxes: annotations are divided by the image
+    size without subtracting 1, and multiplied back. Coordinates get three decimals, scores nine
+    digits, which restore a float32 exactly.
+
+    Args:
+        directory: made if it is missing.
+        detections: by image id.
+        class_names: [C]; label i is class_names[i − 1]. A class without detections gets an empty
+            file, as the evaluation server wants one for each.
+        split: the split's name, e.g. "test".
+
+    Raises:
+        UserError: a label is out of range, a value is not finite, or a class name is no file name.
+    """
+    directory = Path(directory)
+    for name in class_names:
+        if "/" in name or "\\" in name:
+            raise UserError(f"Class name {name!r} has a slash, so no file can be named after it.")
+    ids = list(detections)
+    table = flatten_detections(detections, dict.fromkeys(ids), len(class_names))
+    directory.mkdir(parents=True, exist_ok=True)
+    for label, name in enumerate(class_names, start=1):
+        with detections_file(directory, split, name).open("w", encoding="utf-8") as file:
+            for i in np.flatnonzero(table.labels == label):
+                ymin, xmin, ymax, xmax = table.boxes_pixels[i]
+                file.write(
+                    f"{ids[table.image[i]]} {table.scores[i]:.9g} "
+                    f"{xmin:.3f} {ymin:.3f} {xmax:.3f} {ymax:.3f}\n"
+                )
+
+
+def read_detections(
+    directory: str | Path, split: str, class_names: Sequence[str]
+) -> dict[str, ImageDetections]:
+    """Reads what `write_detections` wrote; a class whose file is missing has no detections.
+
+    Raises:
+        UserError: the directory or all of the files are missing, or a line is malformed.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise UserError(f"Detections folder {str(directory)!r} does not exist.")
+    rows: dict[str, list[tuple[float, ...]]] = {}
+    present = 0
+    for label, name in enumerate(class_names, start=1):
+        path = detections_file(directory, split, name)
+        if not path.is_file():
+            continue
+        present += 1
+        for image_id, values in _read_class(path):
+            rows.setdefault(image_id, []).append((*values, label))
+    if not present:
+        raise UserError(
+            f"Folder {str(directory)!r} has no file comp4_det_{split}_CLASS.txt for any of the "
+            f"{len(class_names)} classes: check the folder and the split."
+        )
+    detections = {}
+    for image_id, values in rows.items():
+        table = np.array(values, np.float64)
+        detections[image_id] = ImageDetections(
+            table[:, [2, 1, 4, 3]], table[:, 0], table[:, 5].astype(np.int64)
+        )
+    return detections
+
+
+def _read_class(path: Path) -> list[tuple[str, tuple[float, ...]]]:
+    """Reads one file to (image id, (score, xmin, ymin, xmax, ymax)) a line."""
+    rows = []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"Detections file {str(path)!r} cannot be read: {error}.") from error
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        # From the right: an image of a user's own may have spaces in its name.
+        fields = line.strip().rsplit(maxsplit=5)
+        try:
+            image_id, values = fields[0], tuple(map(float, fields[1:]))
+        except ValueError:
+            values = ()
+        if len(values) != 5:
+            raise UserError(
+                f"{path}, line {number}: {line.strip()[:80]!r} is not "
+                f"'image_id score xmin ymin xmax ymax'."
+            )
+        if not np.isfinite(values).all():
+            raise UserError(f"{path}, line {number}: the score or the box is not finite.")
+        rows.append((image_id, values))
+    return rows

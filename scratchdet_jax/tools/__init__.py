@@ -1,0 +1,1 @@
+"""Command-line tools: python -m scratchdet_jax.tools.NAME."""

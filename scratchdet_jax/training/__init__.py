@@ -1,0 +1,1 @@
+"""Training: state, optimiser, step, device mapping, checkpoints, logs and the loop."""

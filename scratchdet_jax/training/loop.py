@@ -1,0 +1,160 @@
+"""The whole of training, from a config to a trained detector."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import ml_collections
+import numpy as np
+
+from scratchdet_jax.data.loading import to_device, train_batches
+from scratchdet_jax.data.records import DetectionSource
+from scratchdet_jax.data.sources import open_split
+from scratchdet_jax.detector import Detector, build_detector
+from scratchdet_jax.errors import UserError
+from scratchdet_jax.evaluation.evaluator import Evaluator, summary_line
+from scratchdet_jax.training.checkpoints import Checkpoints, Recipe
+from scratchdet_jax.training.logging import MetricLogger
+from scratchdet_jax.training.optimizer import make_optimizer, number_of_steps
+from scratchdet_jax.training.parallel import DeviceMapping
+from scratchdet_jax.training.state import TrainState, create_state
+from scratchdet_jax.training.step import AXIS, make_train_step
+from scratchdet_jax.validation import validate
+
+
+def train_and_evaluate(config: ml_collections.ConfigDict, workdir: Path) -> TrainState:
+    """Trains, evaluates and checkpoints; resumes if ``workdir`` holds a checkpoint.
+
+    Args:
+      config: a recipe's config (configs/common.py says what each field means).
+      workdir: where checkpoints, metrics.jsonl and TensorBoard events go.
+
+    Returns:
+      The final state.
+
+    Raises:
+      UserError: a config, data set or file is wrong, or training diverged.
+    """
+    # Before anything is built: can this run at all?
+    mapping = DeviceMapping(config.parallel)
+    validate(config, mapping.mesh.size)
+    num_steps = number_of_steps(config)
+    source = open_split(config.data, "train")
+    eval_source = open_split(config.data, "eval") if config.data.eval else None
+    _check_classes(source, eval_source)
+
+    # The model and its state.
+    detector = build_detector(config, source.class_names, AXIS)
+    optimizer = make_optimizer(config)
+    state = mapping.replicate(
+        create_state(detector.model, optimizer, config.image_size, config.seed)
+    )
+    _introduce(config, workdir, mapping, source, detector, state)
+
+    # Resume: the step says which examples come next and which random numbers they get.
+    checkpoints = Checkpoints(workdir, config.keep_checkpoints)
+    recipe = Recipe(config, source.class_names)
+    start = checkpoints.latest_step or 0
+    if start:
+        _check_resume(checkpoints.recipe(start), recipe, workdir)
+        state = checkpoints.restore(start, like=state)
+        print(f"resumed from step {start}")
+    evaluator = Evaluator(config, detector, mapping, eval_source) if eval_source else None
+
+    # The loop.
+    train_step = mapping.map_train_step(make_train_step(config, detector, optimizer))
+    batches = _device_batches(config, source, mapping, start)
+    logger = MetricLogger(
+        workdir, start_step=start, num_steps=num_steps, batch_size=config.batch_size,
+        log_every=config.log_every,
+    )  # fmt: skip
+    try:
+        for step in range(start + 1, num_steps + 1):
+            state, metrics = train_step(state, next(batches))
+            logger.log_step(step, metrics)
+            last = step == num_steps
+            evaluate = evaluator and (last or _due(step, config.eval.every_steps))
+            if evaluate or last or _due(step, config.checkpoint_every):
+                logger.flush()  # a checkpoint is only written of a step known to be finite
+                with logger.paused():
+                    score = None
+                    if evaluate:
+                        results = evaluator.evaluate(state.variables).results
+                        score = results["mAP"]
+                        logger.log_evaluation(step, results)
+                        print(f"\nstep {step}: {summary_line(results)}")
+                    checkpoints.save(step, state, recipe, score)
+    finally:
+        batches.close()
+        logger.close()
+        checkpoints.close()
+    return state
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _device_batches(
+    config: ml_collections.ConfigDict, source: DetectionSource, mapping: DeviceMapping, start: int
+) -> Iterator[dict[str, jax.Array]]:
+    """Batches [accumulate_steps, B, …] on the devices, from update ``start`` on.
+
+    The loader delivers the parts of an update's batch one after the other, so part i holds the
+    same examples whatever the number of devices.
+    """
+    parts = config.accumulate_steps
+    loader = train_batches(
+        source, batch_size=config.batch_size // parts, canvas=config.data.canvas,
+        max_boxes=config.data.max_boxes, seed=config.seed, start_step=start * parts,
+        threads=config.data.threads, process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )  # fmt: skip
+
+    def stacked() -> Iterator[dict[str, np.ndarray]]:
+        try:
+            while True:
+                group = [next(loader) for _ in range(parts)]
+                yield {key: np.stack([g[key] for g in group]) for key in group[0]}
+        finally:
+            loader.close()
+
+    return to_device(stacked(), mapping.put_batch)
+
+
+def _check_classes(train: DetectionSource, evaluation: DetectionSource | None) -> None:
+    if evaluation is not None and train.class_names != evaluation.class_names:
+        raise UserError(
+            f"config.data.train {train.spec} has classes {', '.join(train.class_names)}, but "
+            f"config.data.eval {evaluation.spec} has {', '.join(evaluation.class_names)}: they "
+            "must be the same, in the same order"
+        )
+
+
+def _check_resume(saved: Recipe, now: Recipe, workdir: Path) -> None:
+    if saved.class_names != now.class_names:
+        raise UserError(
+            f"{workdir} holds a run on the classes {', '.join(saved.class_names)}, not "
+            f"{', '.join(now.class_names)}: choose a new --workdir"
+        )
+    if saved.config.model.to_dict() != now.config.model.to_dict():
+        raise UserError(
+            f"{workdir} holds a run of another config.model: choose a new --workdir, or give the "
+            "same model fields again"
+        )
+
+
+def _introduce(
+    config: ml_collections.ConfigDict, workdir: Path, mapping: DeviceMapping,
+    source: DetectionSource, detector: Detector, state: TrainState,
+) -> None:  # fmt: skip
+    """Says in a few lines what is about to happen."""
+    parameters = sum(x.size for x in jax.tree.leaves(state.params))
+    device = mapping.mesh.devices.flat[0].device_kind
+    print(
+        f"{config.name}: {number_of_steps(config)} updates of {config.batch_size} images from "
+        f"{source.spec} ({len(source)} images, {len(source.class_names)} classes)\n"
+        f"Root-ResNet-{config.model.depth} x {config.model.width:g}: {parameters:,} parameters, "
+        f"{len(detector.anchors):,} anchors at {config.image_size} px\n"
+        f"{mapping.mesh.size} x {device}, {config.parallel}; results in {workdir}"
+    )

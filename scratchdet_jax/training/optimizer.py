@@ -1,0 +1,38 @@
+"""SGD as ScratchDet uses it: L2 decay in the gradient, momentum, warm-up, drops."""
+
+import ml_collections
+import optax
+
+
+def number_of_steps(config: ml_collections.ConfigDict) -> int:
+    """Updates in the whole run: ``num_steps``, or as many as ``train_images`` needs."""
+    return config.num_steps or config.train_images // config.batch_size
+
+
+def make_schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
+    """Learning rate by update: linear warm-up times multi-step drops.
+
+    The rate is ``optimizer.learning_rate`` times ``batch_size / reference_batch_size`` (linear
+    scaling, Goyal et al. 2017). Warm-up rises linearly from ``warmup_start`` of it (mmdet release:
+    a third over 500 updates). A drop takes effect from the update ``drop_at × steps`` on.
+    """
+    settings = config.optimizer
+    rate = settings.learning_rate
+    if settings.reference_batch_size:
+        rate *= config.batch_size / settings.reference_batch_size
+    steps = number_of_steps(config)
+    drops = optax.piecewise_constant_schedule(
+        rate, {round(share * steps): settings.drop_factor for share in settings.drop_at}
+    )
+    if not settings.warmup_steps:
+        return drops
+    warmup = optax.linear_schedule(settings.warmup_start, 1.0, settings.warmup_steps)
+    return lambda step: warmup(step) * drops(step)
+
+
+def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
+    """SGD with momentum; weight decay is added to the gradient of every parameter (L2 form)."""
+    return optax.chain(
+        optax.add_decayed_weights(config.optimizer.weight_decay),
+        optax.sgd(make_schedule(config), momentum=config.optimizer.momentum),
+    )

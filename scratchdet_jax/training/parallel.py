@@ -1,0 +1,80 @@
+"""Maps the one-replica functions of step.py and the evaluator over all devices.
+
+Two ways, one result: ``jax.pmap`` and ``jax.jit(jax.shard_map)``. In both the state is one
+replicated global array without a device axis, and the batch is split along its examples.
+``check_vma=False`` keeps the meaning of gradients the same as pmap's (the psum in the step is
+the only reduction) and allows BatchNorm's grouped means.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from scratchdet_jax.training.step import AXIS
+
+
+class DeviceMapping:
+    """The devices of a run and how functions and arrays are laid over them."""
+
+    def __init__(self, kind: str, devices: Sequence[jax.Device] | None = None) -> None:
+        """``kind`` is ``config.parallel``: "shard_map" or "pmap"; ``devices``: all by default."""
+        self.kind = kind
+        self.mesh = Mesh(np.asarray(jax.devices() if devices is None else devices), (AXIS,))
+
+    @property
+    def replicated(self) -> NamedSharding:
+        """The sharding of the state: a copy on each device."""
+        return NamedSharding(self.mesh, P())
+
+    def replicate(self, tree: Any) -> Any:
+        """Puts a copy of every array on each device."""
+        return jax.device_put(tree, self.replicated)
+
+    def map_train_step(self, step: Callable) -> Callable:
+        """Maps ``(state, batch) → (state, metrics)``; the state's buffers are reused (donated)."""
+        if self.kind == "pmap":
+            devices = list(self.mesh.devices)
+            return jax.pmap(step, AXIS, in_axes=(None, 1), out_axes=None, devices=devices,
+                            donate_argnums=0)  # fmt: skip
+        mapped = jax.shard_map(
+            step, mesh=self.mesh, in_specs=(P(), P(None, AXIS)), out_specs=P(), check_vma=False
+        )
+        return jax.jit(mapped, donate_argnums=0)
+
+    def map_eval_step(self, step: Callable) -> Callable:
+        """Maps ``(variables, batch) → outputs``; outputs keep the batch's leading axis [B, …].
+
+        The step sees a batch without the axis of parts that ``put_batch`` demands.
+        """
+
+        def one_part(variables: Any, batch: Any) -> Any:
+            return step(variables, jax.tree.map(lambda x: x[0], batch))
+
+        if self.kind == "pmap":
+            devices = list(self.mesh.devices)
+            mapped = jax.pmap(one_part, AXIS, in_axes=(None, 1), devices=devices)
+            return lambda variables, batch: jax.tree.map(
+                lambda x: x.reshape(-1, *x.shape[2:]), mapped(variables, batch)
+            )
+        specs = (P(), P(None, AXIS))
+        return jax.jit(
+            jax.shard_map(
+                one_part, mesh=self.mesh, in_specs=specs, out_specs=P(AXIS), check_vma=False
+            )
+        )
+
+    def put_batch(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+        """Sends host arrays [parts, B, …] to the devices, split along the axis of B examples."""
+        return {key: self._put(value) for key, value in batch.items()}
+
+    def _put(self, array: np.ndarray) -> jax.Array:
+        if self.kind == "pmap":
+            parts, examples = array.shape[:2]
+            local = examples // self.mesh.local_mesh.size
+            array = array.reshape(parts, -1, local, *array.shape[2:])
+        sharding = NamedSharding(self.mesh, P(None, AXIS))
+        return jax.make_array_from_process_local_data(sharding, array)

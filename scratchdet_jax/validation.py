@@ -1,0 +1,74 @@
+"""A config that cannot run fails here, before anything is built, naming the field."""
+
+import ml_collections
+
+from scratchdet_jax.detector import augment_options, build_detector
+from scratchdet_jax.errors import UserError
+from scratchdet_jax.training.optimizer import number_of_steps
+
+CHOICES = {
+    "parallel": ("shard_map", "pmap"),
+    "eval.metric": ("voc_11point", "voc_area", "coco"),
+}
+POSITIVE = (
+    "image_size", "batch_size", "accumulate_steps", "data.max_boxes", "optimizer.learning_rate",
+    "eval.batch_size", "eval.candidates_per_class", "eval.max_detections", "log_every",
+    "checkpoint_every", "keep_checkpoints",
+)  # fmt: skip
+NOT_NEGATIVE = (
+    "seed", "num_steps", "train_images", "data.threads", "optimizer.warmup_steps",
+    "optimizer.reference_batch_size", "optimizer.weight_decay",
+    "eval.every_steps", "loss.negative_ratio",
+)  # fmt: skip
+SHARES = (
+    "optimizer.momentum", "optimizer.warmup_start", "loss.match_iou", "eval.score_threshold",
+    "eval.nms_iou",
+)  # fmt: skip
+
+
+def validate(config: ml_collections.ConfigDict, device_count: int) -> None:
+    """Raises UserError, naming the field, if ``config`` cannot run on so many devices."""
+    for name, choices in CHOICES.items():
+        _require(
+            get(config, name) in choices, name, f"one of {', '.join(map(str, choices))}", config
+        )
+    for name in POSITIVE:
+        _require(get(config, name) > 0, name, "above 0", config)
+    for name in NOT_NEGATIVE:
+        _require(get(config, name) >= 0, name, "0 or more", config)
+    for name in SHARES:
+        _require(0 <= get(config, name) <= 1, name, "between 0 and 1", config)
+    for share in config.optimizer.drop_at:
+        _require(0 < share < 1, "optimizer.drop_at", "shares of training between 0 and 1", config)
+    if number_of_steps(config) < 1:
+        raise UserError("the run has no step: raise config.train_images or config.num_steps")
+    _check_batches(config, device_count)
+    # The parts check their own fields: augmentation, model, and anchors against source maps.
+    augment_options(config)
+    build_detector(config, class_names=("any",))
+
+
+def get(config: ml_collections.ConfigDict, name: str) -> object:
+    """The value of a dotted field name."""
+    for part in name.split("."):
+        config = config[part]
+    return config
+
+
+def _require(true: bool, name: str, what: str, config: ml_collections.ConfigDict) -> None:
+    if not true:
+        raise UserError(f"config.{name} is {get(config, name)!r}; it must be {what}")
+
+
+def _check_batches(config: ml_collections.ConfigDict, device_count: int) -> None:
+    part = device_count * config.accumulate_steps
+    if config.batch_size % part:
+        raise UserError(
+            f"config.batch_size {config.batch_size} does not divide among {device_count} devices "
+            f"and config.accumulate_steps {config.accumulate_steps}: take a multiple of {part}"
+        )
+    if config.eval.batch_size % device_count:
+        raise UserError(
+            f"config.eval.batch_size {config.eval.batch_size} does not divide among "
+            f"{device_count} devices: take a multiple of {device_count}"
+        )

@@ -1,0 +1,276 @@
+import contextlib
+import io
+import json
+
+import numpy as np
+import pytest
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from scratchdet_jax.errors import UserError
+from scratchdet_jax.evaluation import coco
+from scratchdet_jax.evaluation.images import ImageDetections, ImageGroundTruth
+
+# COCO's gaps: after 11 comes 13, after 25 comes 27.
+NAMES = ("fire hydrant", "stop sign", "elephant", "backpack")
+IDS = (11, 13, 25, 27)
+
+
+def random_file(path, rng, images=12):
+    """An annotation file in COCO's form and detections near its boxes, in the results form."""
+    annotations, results = [], []
+    for image in range(images):
+        for _ in range(rng.integers(0, 5)):
+            box = np.round(np.append(rng.uniform(0, 200, 2), rng.uniform(5, 250, 2)), 1)
+            category = int(rng.choice(IDS[:3]))
+            annotations.append(
+                {
+                    "id": 7 + 3 * len(annotations),
+                    "image_id": 1000 - 7 * image,
+                    "category_id": category,
+                    "bbox": box.tolist(),
+                    "area": float(box[2] * box[3] * rng.uniform(0.4, 1.0)),
+                    "iscrowd": int(rng.random() < 0.15),
+                }
+            )
+            for _ in range(rng.integers(0, 3)):
+                near = box + rng.normal(0, 4, 4)
+                results.append(
+                    {
+                        "image_id": 1000 - 7 * image,
+                        "category_id": int(rng.choice([category, rng.choice(IDS)])),
+                        "bbox": np.maximum(np.round(near, 1), 1).tolist(),
+                        "score": float(rng.integers(1, 10) / 10),  # ties
+                    }
+                )
+    content = {
+        "images": [{"id": 1000 - 7 * i, "file_name": f"{i}.jpg"} for i in range(images)],
+        "categories": [
+            {"id": i, "name": name} for i, name in reversed(list(zip(IDS, NAMES, strict=True)))
+        ],
+        "annotations": annotations,
+    }
+    path.write_text(json.dumps(content))
+    return results
+
+
+def official(annotation_path, results):
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(str(annotation_path))
+        evaluation = COCOeval(truth, truth.loadRes(results), "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return evaluation
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_file_scores_equal_pycocotools_own_route(tmp_path, capsys, seed):
+    results = random_file(tmp_path / "a.json", np.random.default_rng(seed))
+    (tmp_path / "r.json").write_text(json.dumps(results))
+    expected = official(tmp_path / "a.json", results)
+
+    annotations = coco.read_annotations(tmp_path / "a.json")
+    assert coco.category_ids(annotations, NAMES) == IDS
+    found = coco.read_results(tmp_path / "r.json", IDS)
+    result = coco.evaluate_annotations(found, annotations, NAMES)
+
+    assert capsys.readouterr().out == ""
+    assert "Average Precision" in result.log
+    stats = np.where(expected.stats < 0, np.nan, expected.stats)
+    np.testing.assert_allclose(list(result.metrics.values()), stats, atol=1e-9)
+    precision = expected.eval["precision"][:, :, :, 0, -1]  # classes in order of id
+    np.testing.assert_allclose(
+        [result.per_class[name] for name in NAMES[:3]], precision.mean(axis=(0, 1))[:3], atol=1e-9
+    )
+    assert result.per_class[NAMES[3]] is None
+    assert 0.05 < result.metrics["AP"] < 0.95
+
+
+def test_memory_scores_equal_a_file_with_box_areas(tmp_path):
+    random_file(tmp_path / "a.json", np.random.default_rng(5))
+    content = json.loads((tmp_path / "a.json").read_text())
+    for annotation in content["annotations"]:
+        del annotation["area"]
+    (tmp_path / "b.json").write_text(json.dumps(content))
+    annotations = coco.read_annotations(tmp_path / "b.json")
+    # Labels in another order than the ids: only the names may decide.
+    names = (NAMES[2], NAMES[0], NAMES[3], NAMES[1])
+    label = {category: i for i, category in enumerate(coco.category_ids(annotations, names), 1)}
+    ground_truth, detections = {}, {}
+    rng = np.random.default_rng(6)
+    for image in annotations["images"]:
+        rows = [a for a in annotations["annotations"] if a["image_id"] == image["id"]]
+        xywh = np.array([a["bbox"] for a in rows]).reshape(-1, 4)
+        boxes = np.concatenate([xywh[:, 1::-1], xywh[:, 1::-1] + xywh[:, :1:-1]], axis=1)
+        labels = np.array([label[a["category_id"]] for a in rows], int)
+        ignore = np.array([a["iscrowd"] for a in rows], bool)
+        ground_truth[str(image["id"])] = ImageGroundTruth(boxes, labels, ignore)
+        near = np.repeat(boxes, 2, axis=0) + rng.normal(0, 6, (2 * len(rows), 4))
+        detections[str(image["id"])] = ImageDetections(
+            near, rng.random(2 * len(rows)), np.repeat(labels, 2)
+        )
+    by_file = coco.evaluate_annotations(detections, annotations, names)
+    in_memory = coco.evaluate(detections, ground_truth, names)
+    np.testing.assert_allclose(
+        list(in_memory.metrics.values()), list(by_file.metrics.values()), atol=1e-9
+    )
+    assert in_memory.per_class == pytest.approx(by_file.per_class, abs=1e-9)
+    assert 0.05 < in_memory.metrics["AP"] < 0.95
+
+
+BOX = np.array([[10.0, 10.0, 60.0, 60.0]])
+TRUTH = {"7": ImageGroundTruth(BOX, np.array([2]), np.array([False]))}
+
+
+def perfect(label=2, name="7"):
+    return {name: ImageDetections(BOX, np.array([0.9]), np.array([label]))}
+
+
+def test_perfect_detections():
+    result = coco.evaluate(perfect(), TRUTH, NAMES)
+    assert result.metrics["AP"] == pytest.approx(1.0)
+    assert result.metrics["APm"] == pytest.approx(1.0)
+    assert np.isnan(result.metrics["APs"])
+    assert result.per_class["stop sign"] == pytest.approx(1.0)
+    assert coco.evaluate(perfect(label=3), TRUTH, NAMES).metrics["AP"] == 0.0
+
+
+def test_no_detections_and_no_ground_truth():
+    empty = ImageDetections(np.zeros((0, 4)), np.zeros(0), np.zeros(0, int))
+    for detections in ({}, {"7": empty}):
+        assert coco.evaluate(detections, TRUTH, NAMES).metrics["AP"] == 0.0
+    assert np.isnan(coco.evaluate({}, {}, NAMES).metrics["AP"])
+
+
+def test_a_crowd_is_not_missed_and_forgives_detections():
+    crowd = {
+        "7": ImageGroundTruth(
+            np.concatenate([BOX, [[100.0, 100.0, 300.0, 300.0]]]),
+            np.array([2, 2]),
+            np.array([False, True]),
+        )
+    }
+    found = {
+        "7": ImageDetections(
+            np.concatenate([[[120.0, 120.0, 200.0, 200.0]], BOX]),
+            np.array([0.95, 0.9]),
+            np.array([2, 2]),
+        )
+    }
+    assert coco.evaluate(found, crowd, NAMES).metrics["AP"] == pytest.approx(1.0)
+
+
+def test_an_annotation_with_id_zero_can_be_matched(tmp_path):
+    content = {
+        "images": [{"id": 7}],
+        "categories": [{"id": 13, "name": "stop sign"}],
+        "annotations": [{"id": 0, "image_id": 7, "category_id": 13, "bbox": [10, 10, 50, 50]}],
+    }
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    annotations = coco.read_annotations(tmp_path / "a.json")
+    result = coco.evaluate_annotations(perfect(label=1), annotations, ["stop sign"])
+    assert result.metrics["AP"] == pytest.approx(1.0)
+
+
+def test_bad_detections_are_named():
+    with pytest.raises(UserError, match="'8'"):
+        coco.evaluate(perfect(name="8"), TRUTH, NAMES)
+    with pytest.raises(UserError, match="label 5"):
+        coco.evaluate(perfect(label=5), TRUTH, NAMES)
+
+
+def test_class_that_is_no_category(tmp_path):
+    random_file(tmp_path / "a.json", np.random.default_rng(0))
+    annotations = coco.read_annotations(tmp_path / "a.json")
+    with pytest.raises(UserError, match="'zebra'"):
+        coco.category_ids(annotations, ("stop sign", "zebra"))
+
+
+def test_ids_of_a_submission():
+    names = tuple(coco._COCO_IDS)
+    ids = coco.submission_category_ids(names)
+    assert len(ids) == 80 and ids == tuple(sorted(ids)) and (ids[0], ids[-1]) == (1, 90)
+    known = {"person": 1, "stop sign": 13, "backpack": 27, "tv": 72, "dining table": 67}
+    assert {name: ids[names.index(name)] for name in known} == known
+    assert coco.submission_category_ids(names[::-1]) == ids[::-1]
+    assert coco.submission_category_ids(names[:3]) == (1, 2, 3)
+
+
+def test_results_round_trip(tmp_path):
+    rng = np.random.default_rng(0)
+    detections = {
+        name: ImageDetections(
+            rng.uniform(0, 300, (5, 4)) + np.array([0, 0, 300, 300]),
+            rng.random(5).astype(np.float32),
+            rng.integers(1, 5, 5),
+        )
+        for name in ("139", "street 7")
+    }
+    coco.write_results(tmp_path / "new" / "r.json", detections, IDS)
+    rows = json.loads((tmp_path / "new" / "r.json").read_text())
+    assert {row["image_id"] for row in rows} == {139, "street 7"}
+    assert [row["category_id"] for row in rows[:5]] == [
+        IDS[i - 1] for i in detections["139"].labels
+    ]
+    again = coco.read_results(tmp_path / "new" / "r.json", IDS)
+    for name, found in detections.items():
+        np.testing.assert_allclose(again[name].boxes_pixels, found.boxes_pixels, atol=1.1e-3)
+        np.testing.assert_array_equal(again[name].scores.astype(np.float32), found.scores)
+        np.testing.assert_array_equal(again[name].labels, found.labels)
+    coco.write_results(tmp_path / "empty.json", {}, IDS)
+    assert coco.read_results(tmp_path / "empty.json", IDS) == {}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "not JSON"),
+        ("{}", "must be a list"),
+        ('[{"image_id": 1, "category_id": 11, "score": 1}]', r"detections\[0\].*'bbox'"),
+        (
+            '[{"image_id": 1, "category_id": 12, "bbox": [1, 2, 3, 4], "score": 1}]',
+            "category id 12",
+        ),
+        ('[{"image_id": 1, "category_id": 11, "bbox": [1, 2, 3], "score": 1}]', "malformed"),
+        (
+            '[{"image_id": 1, "category_id": 11, "bbox": [1, 2, 3, 4], "score": NaN}]',
+            "not finite",
+        ),
+        ('[{"image_id": 1.5, "category_id": 11, "bbox": [1, 2, 3, 4], "score": 1}]', "1.5"),
+    ],
+)
+def test_bad_results_files(tmp_path, content, message):
+    (tmp_path / "r.json").write_text(content)
+    with pytest.raises(UserError, match=message):
+        coco.read_results(tmp_path / "r.json", IDS)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"annotations": None}, "not a COCO annotation file"),
+        ({"images": [{"id": 7}, {"id": 7}]}, "'7' is there twice"),
+        ({"images": [{"id": 8}]}, r"annotations\[0\].*image 7"),
+        ({"categories": [{"id": 9, "name": "x"}]}, "category 13"),
+        ({"categories": [{"id": 13}]}, r"categories\[0\].*'name'"),
+        (
+            {"annotations": [{"image_id": 7, "category_id": 13, "bbox": [1, 2, 3]}]},
+            r"annotations\[0\]",
+        ),
+    ],
+)
+def test_bad_annotation_files(tmp_path, change, message):
+    content = {
+        "images": [{"id": 7}],
+        "categories": [{"id": 13, "name": "stop sign"}],
+        "annotations": [{"image_id": 7, "category_id": 13, "bbox": [10, 10, 50, 50]}],
+    }
+    (tmp_path / "a.json").write_text(json.dumps({**content, **change}))
+    with pytest.raises(UserError, match=message):
+        coco.read_annotations(tmp_path / "a.json")
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        coco.read_annotations(tmp_path / "none.json")

@@ -1,0 +1,304 @@
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scratchdet_jax.errors import UserError
+from scratchdet_jax.evaluation import voc
+from scratchdet_jax.evaluation.images import ImageDetections, ImageGroundTruth
+
+CLASSES = ("cat", "dog", "bird")
+
+
+NOTHING = ImageDetections(np.zeros((0, 4)), np.zeros(0), np.zeros(0, int))
+
+
+def devkit(detections, ground_truth, class_names, iou_threshold, metric):
+    """VOCevaldet, transcribed as the loops it is made of."""
+    result = {}
+    for label, name in enumerate(class_names, start=1):
+        boxes, difficult, taken, positives = {}, {}, {}, 0
+        for image_id, truth in ground_truth.items():
+            own = [i for i in range(len(truth.labels)) if truth.labels[i] == label]
+            boxes[image_id] = [truth.boxes_pixels[i] for i in own]
+            difficult[image_id] = [bool(truth.ignore[i]) for i in own]
+            taken[image_id] = [False] * len(own)
+            positives += sum(not flag for flag in difficult[image_id])
+        if positives == 0:
+            result[name] = None
+            continue
+        rows = []
+        for image_id in ground_truth:
+            found = detections.get(image_id, NOTHING)
+            for i in range(len(found.labels)):
+                if found.labels[i] == label:
+                    rows.append((image_id, found.scores[i], found.boxes_pixels[i]))
+        rows.sort(key=lambda row: -row[1])  # Python's sort is stable
+        hits, misses, recall, precision = 0, 0, [], []
+        for image_id, _, box in rows:
+            largest, at = -np.inf, None
+            for j, other in enumerate(boxes[image_id]):
+                height = min(box[2], other[2]) - max(box[0], other[0]) + 1
+                width = min(box[3], other[3]) - max(box[1], other[1]) + 1
+                if height > 0 and width > 0:
+                    union = (
+                        (box[2] - box[0] + 1) * (box[3] - box[1] + 1)
+                        + (other[2] - other[0] + 1) * (other[3] - other[1] + 1)
+                        - height * width
+                    )
+                    if height * width / union > largest:
+                        largest, at = height * width / union, j
+            if largest >= iou_threshold:
+                if not difficult[image_id][at]:
+                    if not taken[image_id][at]:
+                        hits += 1
+                        taken[image_id][at] = True
+                    else:
+                        misses += 1
+            else:
+                misses += 1
+            recall.append(hits / positives)
+            precision.append(hits / (hits + misses) if hits + misses else 0.0)
+        result[name] = slow_average_precision(recall, precision, metric)
+    return result
+
+
+def slow_average_precision(recall, precision, metric):
+    if metric == "11point":
+        total = 0.0
+        for tenths in range(11):
+            total += max(
+                (p for r, p in zip(recall, precision, strict=True) if r >= tenths / 10), default=0.0
+            )
+        return total / 11
+    recall, precision = [0.0, *recall, 1.0], [0.0, *precision, 0.0]
+    for i in range(len(precision) - 2, -1, -1):
+        precision[i] = max(precision[i], precision[i + 1])
+    return sum(
+        (recall[i] - recall[i - 1]) * precision[i]
+        for i in range(1, len(recall))
+        if recall[i] != recall[i - 1]
+    )
+
+
+def boxes(rng, count):
+    """Few corners on a coarse lattice, some negative: equal boxes and equal overlaps are common."""
+    corner = rng.integers(-2, 6, (count, 2)) * 5
+    side = rng.integers(1, 4, (count, 2)) * 5
+    return np.concatenate([corner, corner + side - 1], axis=1).astype(np.float64)
+
+
+def random_split(seed, images=4, most=6):
+    rng = np.random.default_rng(seed)
+    ground_truth, detections = {}, {}
+    for i in range(images):
+        n, k = rng.integers(0, most, 2)
+        ground_truth[f"im{i}"] = ImageGroundTruth(
+            boxes(rng, n), rng.integers(0, 3, n), rng.random(n) < 0.3
+        )
+        if rng.random() < 0.8:
+            near = boxes(rng, k)
+            if n:
+                copied = rng.random(k) < 0.6
+                near[copied] = ground_truth[f"im{i}"].boxes_pixels[rng.integers(0, n, k)][copied]
+            scores = rng.integers(1, 5, k) / 4  # ties
+            detections[f"im{i}"] = ImageDetections(near, scores, rng.integers(0, 4, k))
+    return detections, ground_truth
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    st.integers(0, 2**32 - 1), st.sampled_from(["11point", "area"]), st.sampled_from([0.3, 0.5, 1])
+)
+def test_agrees_with_the_devkit_loop(seed, metric, threshold):
+    detections, ground_truth = random_split(seed)
+    result = voc.evaluate(detections, ground_truth, CLASSES, iou_threshold=threshold, metric=metric)
+    expected = devkit(detections, ground_truth, CLASSES, threshold, metric)
+    assert result.per_class == pytest.approx(expected, abs=1e-12)
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), max_size=15),
+    st.sampled_from(["11point", "area"]),
+)
+def test_average_precision_agrees_with_the_loop(events, metric):
+    hits = np.cumsum([hit for hit, _ in events])
+    recall = hits / 10
+    precision = hits / np.arange(1, len(events) + 1) if events else np.zeros(0)
+    assert voc.average_precision(recall, precision, metric) == pytest.approx(
+        slow_average_precision(recall, precision, metric)
+    )
+
+
+def truth_of(*rows):
+    return ImageGroundTruth(
+        np.array([row[0] for row in rows], float).reshape(-1, 4),
+        np.array([row[1] for row in rows], int),
+        np.array([row[2] for row in rows], bool),
+    )
+
+
+def found_of(*rows):
+    return ImageDetections(
+        np.array([row[0] for row in rows], float).reshape(-1, 4),
+        np.array([row[1] for row in rows], float),
+        np.array([row[2] for row in rows], int),
+    )
+
+
+BOX, FAR = (0, 0, 9, 9), (50, 50, 59, 59)
+
+
+def ap(detections, ground_truth, metric="area"):
+    return voc.evaluate({"a": detections}, {"a": ground_truth}, CLASSES, metric=metric).per_class[
+        "cat"
+    ]
+
+
+def test_a_duplicate_is_a_false_positive():
+    truth = truth_of((BOX, 1, False), (FAR, 1, False))
+    found = found_of((BOX, 0.9, 1), (BOX, 0.8, 1), (FAR, 0.7, 1))
+    assert ap(found, truth) == pytest.approx(0.5 * 1 + 0.5 * 2 / 3)
+
+
+def test_a_difficult_object_is_neither_hit_nor_miss():
+    found = found_of((FAR, 0.9, 1), (FAR, 0.8, 1), (BOX, 0.7, 1))
+    assert ap(found, truth_of((BOX, 1, False), (FAR, 1, True))) == 1.0
+    assert ap(found, truth_of((BOX, 1, False))) == pytest.approx(1 / 3)
+
+
+def test_of_equal_overlaps_the_first_ground_truth_counts():
+    found = found_of((BOX, 0.9, 1))
+    assert ap(found, truth_of((BOX, 1, True), (BOX, 1, False))) == 0.0
+    assert ap(found, truth_of((BOX, 1, False), (BOX, 1, True))) == 1.0
+
+
+def test_the_order_in_which_images_were_gathered_does_not_matter():
+    ground_truth = {"a": truth_of((BOX, 1, False)), "b": truth_of(), "c": truth_of((BOX, 1, False))}
+    one = {name: found_of((BOX, 0.5, 1)) for name in ("a", "b", "c")}
+    other = {name: one[name] for name in ("b", "c", "a")}
+    first, second = (voc.evaluate(d, ground_truth, CLASSES, metric="area") for d in (one, other))
+    assert first.mean == second.mean == pytest.approx(0.5 + 0.5 * 2 / 3)
+
+
+def test_widths_count_both_ends():
+    # 10 px against 5 px: (5·10)/(10·10) is exactly one half with inclusive ends only.
+    truth = truth_of((BOX, 1, False))
+    assert ap(found_of(((0, 0, 9, 4), 0.9, 1)), truth) == 1.0
+    assert ap(found_of(((0, 0, 9, 3.99), 0.9, 1)), truth) == 0.0
+
+
+def test_a_detection_with_negative_coordinates_counts():
+    assert ap(found_of(((-1, -1, 9, 9), 0.9, 1)), truth_of((BOX, 1, False))) == 1.0
+
+
+def test_recall_of_exactly_three_tenths_reaches_the_third_point():
+    assert voc.average_precision(np.array([0.3]), np.array([1.0]), "11point") == pytest.approx(
+        4 / 11
+    )
+
+
+def test_classes_without_ground_truth_are_left_out_of_the_mean():
+    ground_truth = {"a": truth_of((BOX, 1, False), (FAR, 3, True)), "b": truth_of()}
+    detections = {"a": found_of((BOX, 0.9, 1), (BOX, 0.9, 2))}
+    result = voc.evaluate(detections, ground_truth, CLASSES)
+    assert result.mean == 1.0
+    assert result.per_class == {"cat": 1.0, "dog": None, "bird": None}
+    assert result.ground_truths == {"cat": 1, "dog": 0, "bird": 0}
+    assert result.detections == {"cat": 1, "dog": 1, "bird": 0}
+
+
+def test_nothing_at_all():
+    assert np.isnan(voc.evaluate({}, {}, CLASSES).mean)
+    assert voc.evaluate({}, {"a": truth_of((BOX, 1, False))}, CLASSES).mean == 0.0
+
+
+@pytest.mark.parametrize(
+    ("detections", "message"),
+    [
+        ({"other": found_of((BOX, 0.9, 1))}, "'other'"),
+        ({"a": found_of((BOX, 0.9, 4))}, "label 4"),
+        ({"a": found_of((BOX, float("nan"), 1))}, "not finite"),
+        ({"a": found_of(((0, 0, np.inf, 1), 0.5, 1))}, "not finite"),
+    ],
+)
+def test_bad_detections_are_named(detections, message):
+    with pytest.raises(UserError, match=message):
+        voc.evaluate(detections, {"a": truth_of((BOX, 1, False))}, CLASSES)
+
+
+def test_unknown_metric():
+    with pytest.raises(UserError, match="101point"):
+        voc.average_precision(np.zeros(1), np.zeros(1), "101point")
+
+
+def test_empty_slots_do_not_count_even_when_not_finite():
+    found = found_of((BOX, 0.9, 1), ((np.nan,) * 4, np.nan, 0))
+    assert ap(found, truth_of((BOX, 1, False))) == 1.0
+
+
+def test_files_round_trip(tmp_path):
+    rng = np.random.default_rng(0)
+    detections = {
+        name: ImageDetections(
+            rng.uniform(-5, 500, (7, 4)),
+            rng.random(7).astype(np.float32),
+            np.sort(rng.integers(1, 3, 7)),
+        )
+        for name in ("000001", "my photo 7")
+    }
+    voc.write_detections(tmp_path / "new" / "results", detections, CLASSES, "test")
+    again = voc.read_detections(tmp_path / "new" / "results", "test", CLASSES)
+    assert sorted(again) == sorted(detections)
+    for name, found in detections.items():
+        np.testing.assert_allclose(again[name].boxes_pixels, found.boxes_pixels, atol=5.1e-4)
+        np.testing.assert_array_equal(again[name].scores.astype(np.float32), found.scores)
+        np.testing.assert_array_equal(again[name].labels, found.labels)
+    assert (tmp_path / "new" / "results" / "comp4_det_test_bird.txt").read_text() == ""
+
+
+def test_line_is_the_devkits(tmp_path):
+    voc.write_detections(tmp_path, {"000004": found_of(((2, 1, 4, 3), 0.5, 2))}, CLASSES, "val")
+    line = (tmp_path / "comp4_det_val_dog.txt").read_text()
+    assert line == "000004 0.5 1.000 2.000 3.000 4.000\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("000004 0.5 1 2 3 4\n000004 0.5 1 2 3\n", "line 2.*xmin ymin"),
+        ("000004 high 1 2 3 4\n", "line 1"),
+        ("000004 nan 1 2 3 4\n", "line 1.*finite"),
+    ],
+)
+def test_malformed_lines_are_named(tmp_path, text, message):
+    (tmp_path / "comp4_det_val_cat.txt").write_text(text)
+    with pytest.raises(UserError, match=message):
+        voc.read_detections(tmp_path, "val", CLASSES)
+
+
+def test_missing_folder_and_missing_files(tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        voc.read_detections(tmp_path / "none", "val", CLASSES)
+    with pytest.raises(UserError, match="comp4_det_val_CLASS"):
+        voc.read_detections(tmp_path, "val", CLASSES)
+    with pytest.raises(UserError, match="slash"):
+        voc.write_detections(tmp_path, {}, ("a/b",), "val")
+
+
+def test_the_size_of_voc07_test_takes_seconds():
+    rng = np.random.default_rng(0)
+    ground_truth, detections = {}, {}
+    for i in range(4952):
+        truth_boxes = rng.uniform(0, 250, (3, 4)) + np.array([0, 0, 250, 250])
+        found_boxes = rng.uniform(0, 250, (200, 4)) + np.array([0, 0, 250, 250])
+        ground_truth[str(i)] = ImageGroundTruth(
+            truth_boxes, rng.integers(1, 21, 3), np.zeros(3, bool)
+        )
+        detections[str(i)] = ImageDetections(found_boxes, rng.random(200), rng.integers(1, 21, 200))
+    start = time.perf_counter()
+    voc.evaluate(detections, ground_truth, [str(i) for i in range(20)])
+    assert time.perf_counter() - start < 20

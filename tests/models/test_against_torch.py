@@ -1,0 +1,317 @@
+"""Values and gradients of every layer against PyTorch with copied weights, float32 on the CPU.
+
+The PyTorch side is written from docs/REFERENCE (the paper's and the releases' description), with
+PyTorch's own layers, and names its submodules as the Flax side does.
+
+Tolerance: an element may differ by 2e-4 of the largest of its array (single blocks), by 2e-3 in
+the whole network, where 25 normalisations of few values amplify the rounding of each other.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen
+
+from scratchdet_jax.models import build_model
+from scratchdet_jax.models.layers import BatchNorm, Layers, max_pool_2x2
+from scratchdet_jax.models.resnet import BasicBlock, PreactivationBlock, RootBlock
+from scratchdet_jax.models.ssd import PredictionLevel
+
+torch = pytest.importorskip("torch")
+nn, relu = torch.nn, torch.nn.functional.relu
+
+BLOCK_TOLERANCE, NETWORK_TOLERANCE = 2e-4, 2e-3
+
+
+class TorchRoot(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        for i in (1, 2, 3):
+            ins = 3 if i == 1 else channels
+            self.add_module(f"conv{i}", nn.Conv2d(ins, channels, 3, 1, 1, bias=False))
+            self.add_module(f"norm{i}", nn.BatchNorm2d(channels))
+        self.pool = nn.MaxPool2d(2, 2)
+
+    def forward(self, x):
+        x = relu(self.norm1(self.conv1(x)))
+        x = relu(self.norm2(self.conv2(x)))
+        return self.pool(relu(self.norm3(self.conv3(x))))
+
+
+class TorchBasic(nn.Module):
+    def __init__(self, ins, outs, stride):
+        super().__init__()
+        self.conv1 = nn.Conv2d(ins, outs, 3, stride, 1, bias=False)
+        self.norm1 = nn.BatchNorm2d(outs)
+        self.conv2 = nn.Conv2d(outs, outs, 3, 1, 1, bias=False)
+        self.norm2 = nn.BatchNorm2d(outs)
+        self.projects = stride != 1 or ins != outs
+        if self.projects:
+            self.projection = nn.Conv2d(ins, outs, 1, stride, bias=False)
+            self.projection_norm = nn.BatchNorm2d(outs)
+
+    def forward(self, x):
+        y = self.norm2(self.conv2(relu(self.norm1(self.conv1(x)))))
+        return relu(y + (self.projection_norm(self.projection(x)) if self.projects else x))
+
+
+class TorchPreactivation(nn.Module):
+    def __init__(self, ins, outs, stride):
+        super().__init__()
+        self.norm1 = nn.BatchNorm2d(ins)
+        self.conv1 = nn.Conv2d(ins, outs, 3, stride, 1, bias=False)
+        self.norm2 = nn.BatchNorm2d(outs)
+        self.conv2 = nn.Conv2d(outs, outs, 3, 1, 1, bias=False)
+        self.projects = stride != 1 or ins != outs
+        if self.projects:
+            self.projection = nn.Conv2d(ins, outs, 1, stride, bias=False)
+
+    def forward(self, x):
+        active = relu(self.norm1(x))
+        y = self.conv2(relu(self.norm2(self.conv1(active))))
+        return y + (self.projection(active) if self.projects else x)
+
+
+class TorchLevel(nn.Module):
+    def __init__(self, ins, anchors, classes, norm):
+        super().__init__()
+        self.classes, self.norm = classes, norm
+        for name, values in (("class", classes), ("box", 4)):
+            outs = anchors * values
+            self.add_module(f"{name}_conv", nn.Conv2d(ins, outs, 3, 1, 1, bias=not norm))
+            if norm:
+                self.add_module(f"{name}_norm", nn.BatchNorm2d(outs))
+
+    def forward(self, x):
+        logits, offsets = self.class_conv(x), self.box_conv(x)
+        if self.norm:
+            logits, offsets = self.class_norm(logits), self.box_norm(offsets)
+        return tuple(
+            y.permute(0, 2, 3, 1).reshape(len(x), -1, values)
+            for y, values in ((logits, self.classes), (offsets, 4))
+        )
+
+
+class TorchDetector(nn.Module):
+    """Root-ResNet-18 of an eighth of the width, extra blocks of 16 channels."""
+
+    blocks, channels, strides = (2, 2, 2, 2), (8, 16, 32, 64), (1, 2, 2, 2)
+
+    def __init__(self, preactivation, head_norm, extra_strides, anchors, classes):
+        super().__init__()
+        block = TorchPreactivation if preactivation else TorchBasic
+        self.preactivation, ins = preactivation, self.channels[0]
+        self.root = TorchRoot(ins)
+        for i in range(4):
+            stage, outs = nn.Module(), self.channels[i]
+            for j in range(self.blocks[i]):
+                stage.add_module(f"block{j + 1}", block(ins, outs, 1 if j else self.strides[i]))
+                ins = outs
+            self.add_module(f"stage{i + 1}", stage)
+        if preactivation:
+            self.source3_norm = nn.BatchNorm2d(self.channels[2])
+            self.source4_norm = nn.BatchNorm2d(self.channels[3])
+        self.extras = [f"extra{i + 1}" for i in range(len(extra_strides))]
+        for name, stride in zip(self.extras, extra_strides, strict=True):
+            self.add_module(name, TorchBasic(ins, 16, stride))
+            ins = 16
+        self.head = nn.Module()
+        source_channels = (32, 64, *[16] * len(extra_strides))
+        for i, (c, a) in enumerate(zip(source_channels, anchors, strict=True), 1):
+            self.head.add_module(f"level{i}", TorchLevel(c, a, classes, head_norm))
+
+    def forward(self, images):
+        x, sources = self.root(images), []
+        for i in range(1, 5):
+            for block in getattr(self, f"stage{i}").children():
+                x = block(x)
+            if i >= 3:
+                norm = getattr(self, f"source{i}_norm", None)
+                sources.append(relu(norm(x)) if norm else x)
+        x = sources[-1]
+        for name in self.extras:
+            x = getattr(self, name)(x)
+            sources.append(x)
+        levels = [level(x) for level, x in zip(self.head.children(), sources, strict=True)]
+        return tuple(torch.cat(parts, 1) for parts in zip(*levels, strict=True))
+
+
+def to_nchw(x):
+    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(np.asarray(x), -1, 1)))
+
+
+def torch_tensors(module, variables, gradient=False):
+    """Pairs of (path, Flax leaf, the tensor of `module` in the layout of the leaf)."""
+    names = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
+    for path, leaf in jax.tree.leaves_with_path(variables):
+        keys = [entry.key for entry in path]
+        owner = module.get_submodule(".".join(keys[1:-1]))
+        tensor = getattr(owner, names.get(keys[-1], keys[-1]))
+        tensor = tensor.grad if gradient else tensor.detach()
+        yield keys, leaf, tensor.permute(2, 3, 1, 0) if keys[-1] == "kernel" else tensor
+
+
+def randomised(variables, seed):
+    """Values away from their start: scales, biases and running statistics all matter."""
+    rng = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        match path[-1].key:
+            case "kernel":
+                return rng.normal(size=leaf.shape) / np.sqrt(np.prod(leaf.shape[:3]) / 2)
+            case "scale" | "var":
+                return rng.uniform(0.5, 1.5, leaf.shape)
+            case _:
+                return rng.normal(size=leaf.shape) * 0.3
+
+    drawn = jax.tree_util.tree_map_with_path(draw, variables)
+    return jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), drawn)
+
+
+def assert_near(got, want, tolerance, what):
+    want = want.detach().numpy() if isinstance(want, torch.Tensor) else want
+    assert got.shape == want.shape, what
+    largest = np.abs(want).max()
+    np.testing.assert_allclose(got, want, rtol=0, atol=tolerance * largest, err_msg=str(what))
+
+
+def assert_same(flax_module, torch_module, shape, tolerance=BLOCK_TOLERANCE, seed=0):
+    """Outputs in both modes, running statistics, gradients of input and parameters."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=shape).astype(np.float32)
+    shapes = jax.eval_shape(lambda x: flax_module.init(jax.random.key(0), x, train=False), x)
+    variables = randomised(shapes, seed)
+    for _, leaf, tensor in torch_tensors(torch_module, variables):
+        tensor.copy_(torch.from_numpy(np.array(leaf)))
+
+    def in_nhwc(outputs):
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        return [y.permute(0, 2, 3, 1) if y.ndim == 4 else y for y in outputs]
+
+    torch_module.eval()
+    with torch.no_grad():
+        want_evaluation = in_nhwc(torch_module(to_nchw(x)))
+    torch_module.train()
+    torch_x = to_nchw(x).requires_grad_()
+    want = in_nhwc(torch_module(torch_x))
+    cotangents = [rng.normal(size=y.shape).astype(np.float32) for y in want]
+    sum((y * torch.from_numpy(c)).sum() for y, c in zip(want, cotangents, strict=True)).backward()
+
+    @jax.jit
+    def run(variables, x):
+        def loss(params, x):
+            y, updates = flax_module.apply(
+                {**variables, "params": params}, x, train=True, mutable=["batch_stats"]
+            )
+            y = y if isinstance(y, tuple) else (y,)
+            return sum((a * c).sum() for a, c in zip(y, cotangents, strict=True)), (y, updates)
+
+        (_, aux), gradients = jax.value_and_grad(loss, (0, 1), has_aux=True)(variables["params"], x)
+        return *aux, *gradients, flax_module.apply(variables, x, train=False)
+
+    got, updates, gradients, gradient_x, got_evaluation = run(variables, x)
+    for a, b in zip(jax.tree.leaves(got_evaluation), want_evaluation, strict=True):
+        assert_near(a, b, tolerance, "output in evaluation")
+    for a, b in zip(got, want, strict=True):
+        assert_near(a, b, tolerance, "output in training")
+    for keys, leaf, tensor in torch_tensors(torch_module, dict(updates)):
+        assert_near(leaf, tensor, tolerance, keys)
+    assert_near(gradient_x, torch_x.grad.permute(0, 2, 3, 1), tolerance, "gradient of the input")
+    compared = 0
+    for keys, leaf, tensor in torch_tensors(torch_module, {"params": gradients}, gradient=True):
+        assert_near(leaf, tensor, tolerance, keys)
+        compared += leaf.size
+    assert compared == sum(p.numel() for p in torch_module.parameters())
+
+
+class Convolution(linen.Module):
+    """`Layers.convolve` and `max_pool_2x2` as modules, under the names of the PyTorch side."""
+
+    kernel: int
+    stride: int
+
+    @linen.compact
+    def __call__(self, x, train):
+        return Layers(norm="none").convolve(x, 4, self.kernel, stride=self.stride, name="conv")
+
+
+class Pool(linen.Module):
+    def __call__(self, x, train):
+        return max_pool_2x2(x)
+
+
+@pytest.mark.parametrize("size", [8, 9])
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (3, 2), (1, 1), (1, 2)])
+def test_convolution(kernel, stride, size):
+    module = nn.Sequential()
+    module.add_module("conv", nn.Conv2d(3, 4, kernel, stride, (kernel - 1) // 2))
+    assert_same(Convolution(kernel, stride), module, (2, size, size, 3))
+
+
+@pytest.mark.parametrize("size", [(6, 8), (7, 9)])
+def test_max_pool(size):
+    x = np.random.default_rng(0).normal(size=(2, *size, 3)).astype(np.float32)
+    torch_x = to_nchw(x).requires_grad_()
+    want = nn.MaxPool2d(2, 2)(torch_x)
+    want.square().sum().backward()
+    np.testing.assert_array_equal(max_pool_2x2(jnp.asarray(x)), want.detach().permute(0, 2, 3, 1))
+    gradient = jax.grad(lambda x: (max_pool_2x2(x) ** 2).sum())(jnp.asarray(x))
+    np.testing.assert_array_equal(gradient, torch_x.grad.permute(0, 2, 3, 1))
+
+
+def test_batch_norm():
+    module = nn.Sequential()
+    module.add_module("norm", nn.BatchNorm2d(5, eps=1e-5, momentum=0.1))
+
+    class Norm(linen.Module):
+        @linen.compact
+        def __call__(self, x, train):
+            return BatchNorm(name="norm")(x, train)
+
+    assert_same(Norm(), module, (3, 4, 5, 5))
+
+
+def test_root_block():
+    assert_same(RootBlock(8, Layers()), TorchRoot(8), (2, 10, 11, 3))
+
+
+# The last two are extra blocks: 16 channels from 32 with stride 2, and 16 from 16 with stride 1.
+@pytest.mark.parametrize(
+    ("ins", "outs", "stride"), [(8, 8, 1), (8, 16, 2), (8, 16, 1), (16, 16, 2), (32, 16, 2)]
+)
+def test_residual_block(ins, outs, stride):
+    block = BasicBlock(outs, stride, Layers())
+    assert_same(block, TorchBasic(ins, outs, stride), (3, 9, 10, ins))
+
+
+@pytest.mark.parametrize(("ins", "outs", "stride"), [(8, 8, 1), (8, 16, 2)])
+def test_preactivation_block(ins, outs, stride):
+    block = PreactivationBlock(outs, stride, Layers())
+    assert_same(block, TorchPreactivation(ins, outs, stride), (3, 9, 10, ins))
+
+
+@pytest.mark.parametrize("norm", ["batch", "none"])
+def test_prediction_level(norm):
+    level = PredictionLevel(4, 5, Layers(norm=norm))
+    assert_same(level, TorchLevel(8, 4, 5, norm == "batch"), (2, 5, 6, 8))
+
+
+@pytest.mark.parametrize(
+    ("preactivation", "head_norm"), [(False, "batch"), (True, "none")], ids=["post", "pre"]
+)
+def test_whole_network(make_config, preactivation, head_norm):
+    # 72 px: maps of 9, 5, 3 and 3, so that every norm sees at least 4 × 9 values.
+    config = make_config(
+        depth=18,
+        width=0.125,
+        preactivation=preactivation,
+        head_norm=head_norm,
+        extra_strides=(2, 1),
+    )
+    anchors = (4, 6, 6, 4)
+    model = build_model(config, 2, anchors)
+    torch_model = TorchDetector(
+        preactivation, head_norm == "batch", config.extra_strides, anchors, 3
+    )
+    assert_same(model, torch_model, (4, 72, 72, 3), NETWORK_TOLERANCE)

@@ -1,0 +1,72 @@
+"""The command line: what a user gets for a mistyped override."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from absl import flags
+
+from scratchdet_jax import cli
+from scratchdet_jax.errors import UserError
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def parsed(monkeypatch):
+    """Parses arguments into fresh flags and returns the config."""
+
+    def parse(*arguments):
+        monkeypatch.setattr(cli.flags, "FLAGS", flags.FlagValues())
+        return cli.parse_config(["program", *arguments])
+
+    return parse
+
+
+def test_overrides_are_applied_with_their_types(parsed):
+    config = parsed(
+        "--config=configs/voc300.py", "--config.batch_size=256", "--config.model.width", "0.5",
+        "--config.model.extra_strides=(2,2,1,1)", "--config.augment.crop=false",
+    )  # fmt: skip
+    assert config.batch_size == 256
+    assert config.model.width == 0.5
+    assert config.model.extra_strides == (2, 2, 1, 1)
+    assert config.augment.crop is False
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("--config.batch_sze=3", r"no field config\.batch_sze; did you mean config\.batch_size"),
+        ("--config.widht=0.5", r"did you mean config\.model\.width"),
+        ("--config.learning_rate=0.1", r"did you mean .*config\.optimizer\.learning_rate"),
+        ("--config.model=3", r"config\.model: it is a group.*model\.depth"),
+        ("--config.batch_size=many", r"config\.batch_size=many"),
+        ("--config.model.width=wide", r"config\.model\.width=wide"),
+        ("--config.augment.crop=perhaps", r"config\.augment\.crop=perhaps"),
+        ("--config.model.extra_strides=a,b", r"config\.model\.extra_strides takes numbers"),
+        ("--confg.batch_size=3", r"confg"),
+        ("stray", r"unexpected argument 'stray'"),
+    ],
+)
+def test_a_wrong_override_is_named_with_its_near_misses(parsed, override, message):
+    with pytest.raises(UserError, match=message):
+        parsed("--config=configs/voc300.py", override)
+
+
+def test_a_missing_recipe_lists_the_recipes(parsed):
+    with pytest.raises(UserError, match=r"configs/voc300\.py"):
+        parsed("--config=configs/voc30.py")
+    with pytest.raises(UserError, match=r"no recipe named.*configs/shapes\.py"):
+        parsed()
+
+
+def test_the_program_prints_one_sentence_and_no_traceback():
+    done = subprocess.run(
+        [sys.executable, "train.py", "--config=configs/shapes.py", "--config.modle.depth=18"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: there is no field config.modle.depth")
+    assert "Traceback" not in done.stderr

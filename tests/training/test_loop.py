@@ -1,0 +1,166 @@
+"""The whole program on a small VOC folder: train, stop, resume, evaluate, draw."""
+
+import json
+
+import cv2
+import jax
+import numpy as np
+import pytest
+
+from scratchdet_jax.errors import UserError
+from scratchdet_jax.evaluation.run import evaluate_run, open_run
+from scratchdet_jax.training import loop
+from scratchdet_jax.training.logging import MetricLogger
+from tests.tiny import tiny_config
+
+COLORS = {"blue": (255, 60, 60), "green": (60, 255, 60)}  # BGR
+
+ANNOTATION = """<annotation><filename>{name}.png</filename>
+<size><width>64</width><height>48</height><depth>3</depth></size>{objects}</annotation>"""
+OBJECT = """<object><name>{label}</name><difficult>{difficult}</difficult><bndbox>
+<xmin>{x0}</xmin><ymin>{y0}</ymin><xmax>{x1}</xmax><ymax>{y1}</ymax></bndbox></object>"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A VOC folder of 20 images for training and 9 for evaluation: coloured boxes on noise."""
+    root = tmp_path_factory.mktemp("voc")
+    for part in ("JPEGImages", "Annotations", "ImageSets/Main"):
+        (root / part).mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 20), ("val", 9)):
+        names = [f"{split}{i:03d}" for i in range(count)]
+        (root / f"ImageSets/Main/{split}.txt").write_text("\n".join(names) + "\n")
+        for i, name in enumerate(names):
+            image = rng.integers(0, 90, (48, 64, 3), np.uint8)
+            objects = ""
+            for k in range(i % 3):  # some images have no object
+                label = sorted(COLORS)[rng.integers(2)]
+                x0, y0 = rng.integers(1, 30), rng.integers(1, 20)
+                x1, y1 = x0 + rng.integers(16, 30), y0 + rng.integers(14, 26)
+                cv2.rectangle(image, (int(x0), int(y0)), (int(x1), int(y1)), COLORS[label], -1)
+                objects += OBJECT.format(
+                    label=label, x0=x0, y0=y0, x1=x1, y1=y1, difficult=int(k == 1)
+                )
+            cv2.imwrite(str(root / f"JPEGImages/{name}.png"), image)
+            xml = ANNOTATION.format(name=name, objects=objects)
+            (root / f"Annotations/{name}.xml").write_text(xml)
+    return root
+
+
+@pytest.fixture(scope="module")
+def config(folder, tmp_path_factory):
+    return tiny_config(
+        **{
+            "name": "tiny",
+            "batch_size": 8,
+            "num_steps": 9,
+            "checkpoint_every": 4,
+            "data.folder": str(folder),
+            "data.dir": str(tmp_path_factory.mktemp("data")),
+            "data.train": "train",
+            "data.eval": "val",
+            "data.threads": 2,
+            "eval.every_steps": 4,
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(config, tmp_path_factory):
+    """The workdir and the final state of a run that was never stopped."""
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    return workdir, jax.device_get(loop.train_and_evaluate(config, workdir))
+
+
+def lines(workdir) -> list[dict]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_stopped_and_resumed_run_ends_with_identical_parameters(
+    config, finished, tmp_path, monkeypatch
+):
+    log_step = MetricLogger.log_step
+
+    def stop_at_seven(self, step, metrics):
+        if step == 7:
+            raise KeyboardInterrupt
+        log_step(self, step, metrics)
+
+    monkeypatch.setattr(MetricLogger, "log_step", stop_at_seven)
+    with pytest.raises(KeyboardInterrupt):
+        loop.train_and_evaluate(config, tmp_path)
+    monkeypatch.setattr(MetricLogger, "log_step", log_step)
+    resumed = jax.device_get(loop.train_and_evaluate(config, tmp_path))
+
+    workdir, whole = finished
+    jax.tree.map(np.testing.assert_array_equal, resumed, whole)
+
+    def figures(workdir):
+        drop = "images_per_second"
+        return [{k: v for k, v in line.items() if k != drop} for line in lines(workdir)]
+
+    assert figures(tmp_path) == figures(workdir)
+
+
+def test_metrics_are_written_for_each_step_and_evaluation(finished):
+    workdir, state = finished
+    assert int(state.step) == 9
+    written = lines(workdir)
+    assert [line["step"] for line in written if line["kind"] == "train"] == list(range(1, 10))
+    assert [line["step"] for line in written if line["kind"] == "eval"] == [4, 8, 9]
+    train = next(line for line in written if line["kind"] == "train")
+    assert set(train) == {
+        "kind", "step", "loss", "loss_classification", "loss_localization", "positives",
+        "learning_rate", "gradient_norm", "images_per_second",
+    }  # fmt: skip
+    evaluation = next(line for line in written if line["kind"] == "eval")
+    assert set(evaluation["AP"]) == set(COLORS)
+    assert 0 <= evaluation["mAP"] <= 1
+
+
+def test_evaluating_a_run_gives_the_figures_of_training_and_writes_detections(
+    config, finished, tmp_path
+):
+    workdir, _ = finished
+    run = open_run(workdir, "latest")
+    assert run.recipe.class_names == ("blue", "green")
+    evaluation = evaluate_run(run, run.recipe.config, tmp_path)
+    during = [line for line in lines(workdir) if line["kind"] == "eval"][-1]
+    assert evaluation.results["mAP"] == during["mAP"]
+    assert len(evaluation.detections) == 9
+    assert json.loads((tmp_path / "results.json").read_text())["mAP"] == during["mAP"]
+    for name in COLORS:
+        text = (tmp_path / f"comp4_det_val_{name}.txt").read_text().splitlines()
+        assert all(len(line.split()) == 6 for line in text)
+    results = json.loads((tmp_path / "coco_results.json").read_text())
+    detected = sum(len(d.labels) for d in evaluation.detections.values())
+    assert len(results) == detected > 0
+
+
+def test_detections_lie_in_the_frame_of_the_file(finished, tmp_path):
+    workdir, _ = finished
+    run = open_run(workdir, "latest")
+    evaluation = evaluate_run(run, run.recipe.config, tmp_path)
+    boxes = np.concatenate([d.boxes_pixels for d in evaluation.detections.values()])
+    assert boxes.min() >= 0
+    assert (boxes[:, [0, 2]] <= 48).all()
+    assert (boxes[:, [1, 3]] <= 64).all()
+    assert boxes[:, 3].max() > 50  # not squeezed into the height
+
+
+def test_a_run_that_diverges_stops_and_names_the_step(config, tmp_path):
+    wild = config.copy_and_resolve_references().unlock()
+    wild.optimizer.learning_rate = 1e12
+    wild.optimizer.warmup_steps = 0
+    wild.model.norm = wild.model.head_norm = "none"
+    with pytest.raises(UserError, match=r"training diverged: \w+ is (nan|inf) at step \d+"):
+        loop.train_and_evaluate(wild.lock(), tmp_path)
+
+
+def test_another_model_in_the_same_workdir_is_refused(config, finished):
+    workdir, _ = finished
+    other = config.copy_and_resolve_references().unlock()
+    other.model.width = 0.25
+    with pytest.raises(UserError, match=r"another config\.model"):
+        loop.train_and_evaluate(other.lock(), workdir)

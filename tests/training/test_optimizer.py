@@ -1,0 +1,76 @@
+"""Schedule and SGD against a plain loop, and against PyTorch's SGD."""
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from scratchdet_jax.training.optimizer import make_optimizer, make_schedule, number_of_steps
+from tests.tiny import tiny_config
+
+FIELDS = {
+    "num_steps": 100,
+    "optimizer.learning_rate": 0.05,
+    "optimizer.warmup_steps": 10,
+    "optimizer.drop_at": (0.4, 0.75),
+}
+
+
+def slow_rate(step: int) -> float:
+    """The mmdetection warm-up and drops, written out."""
+    rate = 0.05
+    for drop in (40, 75):
+        if step >= drop:
+            rate *= 0.1
+    if step < 10:
+        rate *= 1 - (1 - step / 10) * (1 - 1 / 3)
+    return rate
+
+
+def test_schedule_is_warmup_times_drops():
+    schedule = make_schedule(tiny_config(**FIELDS))
+    rates = [float(schedule(step)) for step in range(100)]
+    np.testing.assert_allclose(rates, [slow_rate(step) for step in range(100)], rtol=1e-6)
+
+
+def test_rate_follows_the_batch_size_and_length_follows_the_images():
+    fields = FIELDS | {"num_steps": 0, "train_images": 1600, "batch_size": 32}
+    config = tiny_config(**fields, **{"optimizer.reference_batch_size": 16})
+    assert number_of_steps(config) == 50
+    assert float(make_schedule(config)(15)) == pytest.approx(0.1)
+    assert float(make_schedule(config)(20)) == pytest.approx(0.01)
+
+
+def gradients(step: int) -> np.ndarray:
+    return np.random.default_rng(step).normal(size=(4, 3)).astype(np.float32)
+
+
+def run_ours(config, steps: int) -> np.ndarray:
+    optimizer = make_optimizer(config)
+    params = jnp.asarray(gradients(-1 % 1000))
+    state = optimizer.init(params)
+    for step in range(steps):
+        updates, state = optimizer.update(jnp.asarray(gradients(step)), state, params)
+        params = optax.apply_updates(params, updates)
+    return np.asarray(params)
+
+
+def test_sgd_is_the_plain_recurrence():
+    params = gradients(-1 % 1000).astype(np.float64)
+    velocity = np.zeros_like(params)
+    for step in range(60):
+        velocity = 0.9 * velocity + gradients(step) + 5e-4 * params
+        params = params - slow_rate(step) * velocity
+    np.testing.assert_allclose(run_ours(tiny_config(**FIELDS), 60), params, rtol=1e-4, atol=1e-5)
+
+
+def test_sgd_is_pytorchs():
+    torch = pytest.importorskip("torch")
+    params = torch.tensor(gradients(-1 % 1000), requires_grad=True)
+    sgd = torch.optim.SGD([params], lr=0.05, momentum=0.9, weight_decay=5e-4)
+    for step in range(60):
+        sgd.param_groups[0]["lr"] = slow_rate(step)
+        params.grad = torch.tensor(gradients(step))
+        sgd.step()
+    ours = run_ours(tiny_config(**FIELDS), 60)
+    np.testing.assert_allclose(ours, params.detach().numpy(), rtol=1e-4, atol=1e-5)

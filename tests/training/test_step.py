@@ -1,0 +1,128 @@
+"""The step: the same numbers for any layout over devices, and no NaN from empty inputs."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from scratchdet_jax.detector import build_detector
+from scratchdet_jax.training.optimizer import make_optimizer
+from scratchdet_jax.training.parallel import DeviceMapping
+from scratchdet_jax.training.state import create_state
+from scratchdet_jax.training.step import AXIS, example_keys, make_train_step
+from tests.tiny import random_batch, tiny_config
+
+CLASSES = ("a", "b", "c")
+LAYOUTS = {"one device": ("shard_map", 1), "shard_map": ("shard_map", 8), "pmap": ("pmap", 8)}
+
+
+class Trainer:
+    """A tiny detector's step on one layout."""
+
+    def __init__(self, kind: str, devices: int, **overrides):
+        self.config = tiny_config(**overrides)
+        self.mapping = DeviceMapping(kind, jax.devices()[:devices])
+        detector = build_detector(self.config, CLASSES, AXIS)
+        optimizer = make_optimizer(self.config)
+        self._create = lambda: self.mapping.replicate(
+            create_state(detector.model, optimizer, self.config.image_size, seed=3)
+        )
+        self.step = self.mapping.map_train_step(make_train_step(self.config, detector, optimizer))
+
+    def run(self, batches):
+        """States' parameters and metrics after each batch."""
+        state, history = self._create(), []
+        for batch in batches:
+            state, metrics = self.step(state, self.mapping.put_batch(batch))
+            history.append(jax.device_get(metrics))
+        return jax.device_get(state), history
+
+
+@functools.cache
+def trainer(layout: str, **overrides) -> Trainer:
+    return Trainer(*LAYOUTS[layout], **overrides)
+
+
+def flat(tree) -> np.ndarray:
+    return np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)])
+
+
+def difference(a, b) -> float:
+    """Relative L2 distance of two trees."""
+    a, b = flat(a), flat(b)
+    return float(np.linalg.norm(a - b) / np.linalg.norm(b))
+
+
+@pytest.mark.parametrize("layout", ["shard_map", "pmap"])
+def test_eight_devices_train_as_one(layout):
+    batches = [random_batch(trainer(layout).config, seed) for seed in range(20)]
+    # The momentum after the first step is its gradient plus decay, so this compares gradients.
+    first_one, _ = trainer("one device").run(batches[:1])
+    first_many, _ = trainer(layout).run(batches[:1])
+    assert difference(first_many.opt_state, first_one.opt_state) < 1e-5
+    assert difference(first_many.batch_stats, first_one.batch_stats) < 1e-5
+    _, one = trainer("one device").run(batches)
+    _, many = trainer(layout).run(batches)
+    np.testing.assert_allclose(many[0]["loss"], one[0]["loss"], rtol=1e-5)
+    np.testing.assert_allclose(many[0]["gradient_norm"], one[0]["gradient_norm"], rtol=1e-5)
+    np.testing.assert_allclose([m["loss"] for m in many], [m["loss"] for m in one], rtol=1e-3)
+
+
+def test_loss_falls_on_a_repeated_batch():
+    batch = random_batch(trainer("one device").config, seed=0)
+    _, history = trainer("one device").run([batch] * 20)
+    assert np.mean([m["loss"] for m in history[-3:]]) < 0.8 * history[0]["loss"]
+
+
+def test_accumulated_parts_do_not_depend_on_the_devices():
+    one = Trainer("shard_map", 1, accumulate_steps=2)
+    many = Trainer("shard_map", 8, accumulate_steps=2)
+    batches = [random_batch(one.config, seed, parts=2) for seed in range(2)]
+    state_one, history_one = one.run(batches)
+    state_many, history_many = many.run(batches)
+    assert difference(state_many.params, state_one.params) < 1e-5
+    for a, b in zip(history_many, history_one, strict=True):
+        np.testing.assert_allclose(a["loss"], b["loss"], rtol=1e-4)
+        assert a["positives"] == b["positives"]
+
+
+def test_accumulation_sums_what_one_large_batch_sums_without_batchnorm():
+    # Without BatchNorm the parts are independent, so accumulating must not change anything.
+    overrides = {"model.norm": "none", "model.head_norm": "none"}
+    whole = Trainer("shard_map", 1, **overrides)
+    parts = Trainer("shard_map", 1, accumulate_steps=4, **overrides)
+    batch = random_batch(whole.config, seed=1)
+    split = {key: value.reshape(4, -1, *value.shape[2:]) for key, value in batch.items()}
+    state_whole, _ = whole.run([batch])
+    state_parts, _ = parts.run([split])
+    assert difference(state_parts.opt_state, state_whole.opt_state) < 1e-5
+
+
+def test_a_batch_without_objects_has_no_loss_and_finite_parameters():
+    batch = random_batch(trainer("one device").config, seed=2)
+    batch["labels"][:] = 0
+    batch["boxes"][:] = 0
+    state, (metrics,) = trainer("one device").run([batch])
+    assert metrics["loss"] == 0
+    assert metrics["positives"] == 0
+    assert metrics["gradient_norm"] == 0
+    assert np.isfinite(flat(state)).all()
+
+
+def test_ignored_boxes_are_left_out_on_request():
+    batch = random_batch(trainer("one device").config, seed=3)
+    batch["ignore"] = batch["labels"] > 0
+    _, (trained,) = trainer("one device").run([batch])
+    _, (left_out,) = Trainer("shard_map", 1, **{"data.train_on_ignored": False}).run([batch])
+    assert trained["positives"] > 0
+    assert left_out["positives"] == 0
+
+
+def test_keys_depend_on_seed_step_and_position_only():
+    positions = np.arange(6)
+    keys = jax.random.key_data(example_keys(1, 5, positions))
+    np.testing.assert_array_equal(keys[2:4], jax.random.key_data(example_keys(1, 5, [2, 3])))
+    others = [example_keys(2, 5, positions), example_keys(1, 6, positions)]
+    every = np.concatenate([keys, *map(jax.random.key_data, others)])
+    assert len(np.unique(every, axis=0)) == len(every)
