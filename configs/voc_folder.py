@@ -15,6 +15,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.folder = ""  # required: holds JPEGImages, Annotations, ImageSets/Main
     config.data.train = "train"
     config.data.eval = "val"
+    config.anchors.steps = ()  # follow image_size, so that it can be overridden alone
+    config.augment.expand_probability = 0.0  # hundreds of images need less than SSD's full range
+    config.augment.crop_scale = (0.6, 1.0)
     config.model.depth = 18
     config.model.width = 0.25
     config.batch_size = 16
@@ -24,6 +27,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.optimizer.warmup_steps = 100
     config.optimizer.drop_at = (0.7, 0.9)
     config.eval.batch_size = 16
-    config.eval.every_steps = 250
+    config.eval.every_steps = 500
     config.checkpoint_every = 250
     return config

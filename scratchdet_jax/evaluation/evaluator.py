@@ -63,8 +63,9 @@ class Evaluator:
                 image_id = self._source.image_id(int(batch["id"][row]))
                 if image_id in detections:
                     raise RuntimeError(f"image {image_id} of {self._source.spec} came twice")
-                scale = np.tile(batch["original_size"][row].astype(np.float64), 2)
-                detections[image_id] = _to_image(found, row, scale)
+                original_size = batch["original_size"][row]
+                detections[image_id] = to_image_detections(found, row, original_size)
+                scale = np.tile(original_size.astype(np.float64), 2)
                 real = batch["labels"][row] > 0
                 ground_truth[image_id] = ImageGroundTruth(
                     batch["boxes"][row][real] * scale, batch["labels"][row][real],
@@ -110,11 +111,19 @@ class Evaluator:
         return voc.evaluate(detections, ground_truth, names, metric=kind).record()
 
 
-def _to_image(found: Detections, row: int, scale: np.ndarray) -> ImageDetections:
-    """One image's detections, empty slots removed, in its pixels."""
+def to_image_detections(found: Detections, row: int, original_size: np.ndarray) -> ImageDetections:
+    """Row ``row`` of a batch's detections, empty slots removed, in pixels of the original image.
+
+    Args:
+      found: NumPy arrays, boxes [B, K, 4], scores and labels [B, K].
+      row: which image.
+      original_size: its height and width in pixels, [2].
+    """
     used = found.labels[row] > 0
-    boxes = np.asarray(found.boxes[row], np.float64)[used] * scale
-    return ImageDetections(boxes, np.asarray(found.scores[row])[used], found.labels[row][used])
+    scale = np.tile(np.asarray(original_size, np.float64), 2)
+    return ImageDetections(
+        found.boxes[row][used] * scale, found.scores[row][used], found.labels[row][used]
+    )
 
 
 def summary_line(results: dict[str, Any]) -> str:

@@ -115,7 +115,9 @@ def _device_batches(
         try:
             while True:
                 group = [next(loader) for _ in range(parts)]
-                yield {key: np.stack([g[key] for g in group]) for key in group[0]}
+                # A single part is not copied again.
+                stack = np.stack if parts > 1 else lambda arrays: arrays[0][None]
+                yield {key: stack([part[key] for part in group]) for key in group[0]}
         finally:
             loader.close()
 

@@ -54,19 +54,44 @@ def difference(a, b) -> float:
     return float(np.linalg.norm(a - b) / np.linalg.norm(b))
 
 
+def gradient(state) -> np.ndarray:
+    """The first step's gradient plus decay: what the momentum holds after one step."""
+    return flat(state.opt_state)
+
+
 @pytest.mark.parametrize("layout", ["shard_map", "pmap"])
 def test_eight_devices_train_as_one(layout):
     batches = [random_batch(trainer(layout).config, seed) for seed in range(20)]
-    # The momentum after the first step is its gradient plus decay, so this compares gradients.
     first_one, _ = trainer("one device").run(batches[:1])
     first_many, _ = trainer(layout).run(batches[:1])
-    assert difference(first_many.opt_state, first_one.opt_state) < 1e-5
     assert difference(first_many.batch_stats, first_one.batch_stats) < 1e-5
+    # Activations within rounding of 0 pass ReLU in one layout and not in the other, so single
+    # entries of a float32 gradient differ more than its norm; see the control below.
+    assert difference(gradient(first_many), gradient(first_one)) < 1e-3
     _, one = trainer("one device").run(batches)
     _, many = trainer(layout).run(batches)
-    np.testing.assert_allclose(many[0]["loss"], one[0]["loss"], rtol=1e-5)
-    np.testing.assert_allclose(many[0]["gradient_norm"], one[0]["gradient_norm"], rtol=1e-5)
+    for name in ("loss", "loss_classification", "loss_localization", "gradient_norm"):
+        np.testing.assert_allclose(many[0][name], one[0][name], rtol=1e-5)
     np.testing.assert_allclose([m["loss"] for m in many], [m["loss"] for m in one], rtol=1e-3)
+
+
+def test_devices_change_a_gradient_no_more_than_the_order_of_the_images_does():
+    """The control: on one device, another order of the same images rounds differently too."""
+    still = {f"augment.{name}_probability": 0.0 for name in ("photometric", "expand", "flip")}
+    still |= {"augment.crop": False, "augment.interpolations": ("linear",)}
+    one = Trainer("shard_map", 1, **still)
+    layouts, orders = [], []
+    for seed in range(3):
+        batch = random_batch(one.config, seed)
+        order = np.random.default_rng(seed).permutation(one.config.batch_size)
+        reference = gradient(one.run([batch])[0])
+        permuted = one.run([{key: value[:, order] for key, value in batch.items()}])[0]
+        many = Trainer("shard_map", 8, **still).run([batch])[0] if seed == 0 else None
+        orders.append(difference(gradient(permuted), reference))
+        if many is not None:
+            layouts.append(difference(gradient(many), reference))
+    assert max(layouts) < 3 * max(orders)
+    assert max(orders) < 2e-3
 
 
 def test_loss_falls_on_a_repeated_batch():

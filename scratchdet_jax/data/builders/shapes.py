@@ -1,10 +1,14 @@
 """Shapes: procedural scenes of six kinds of object, made on the spot and the same everywhere.
 
-A scene is 128×128 px: a textured background, clutter that is no object (among it half discs,
-open arcs and elongated bars, which resemble the objects), and 1–10 objects of 9–70 px, more than
-half of them below 20 px, that may overlap or leave the image.
+A scene is 128×128 px: a muted, textured background, clutter that is no object (among it half
+discs, open arcs and elongated bars, which resemble the objects), and 3–10 objects of 12–76 px,
+half of them below 24 px, that may overlap or leave the image. Most objects have a hue near their
+class's, as things in photos do, but some have any, and so has the clutter: colour is a hint, shape
+decides. (With colours that say nothing a detector needs ten times the images to leave its first
+plateau: contrast of either sign has no linear relation to the classes.)
 """
 
+import colorsys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +28,9 @@ SEED = 2019
 _SUPERSAMPLING = 4  # outlines are drawn this much larger and reduced by area
 _MIN_VISIBLE = 0.3  # nothing may cover more of an object than the rest
 _DIFFICULT_BELOW = 0.5  # visible share under which an object is marked difficult
-_MIN_CONTRAST = 55.0  # RGB distance between an object and what it is placed on
+_TYPICAL_COLOUR = 0.85  # share of objects about their class's hue; the rest, and clutter, have any
+_HUE_SPREAD = 22.0  # degrees, standard deviation; neighbouring classes are 60 apart
+_MIN_CONTRAST = 80.0  # RGB distance between an object and what it is placed on
 
 
 class Scene(NamedTuple):
@@ -115,8 +121,8 @@ def make_scene(split: str, index: int) -> Scene:
     """Draws scene ``index`` of ``split``: a pure function of both (and of SEED)."""
     rng = np.random.default_rng([SEED, list(SPLIT_SIZES).index(split), index])
     image = _background(rng)
-    _draw_clutter(rng, image, int(rng.integers(4, 14)))
-    objects = _place_objects(rng, image, int(rng.integers(1, 11)))
+    _draw_clutter(rng, image, int(rng.integers(1, 6)))
+    objects = _place_objects(rng, image, int(rng.integers(3, 11)))
     for _ in range(rng.integers(0, 3)):  # thin lines in front
         _draw_line(rng, image, thickness=1)
     return Scene(_finish(rng, image), *objects)
@@ -140,7 +146,7 @@ def _place_objects(
         hidden = np.bincount(owner[patch.inside][seen] + 1, minlength=len(boxes) + 1)[1:]
         if np.any(visible - hidden < _MIN_VISIBLE * areas):
             continue
-        _paint_object(rng, image, patch, contours)
+        _paint_object(rng, image, patch, contours, label)
         owner[patch.inside][seen] = len(boxes)
         corners = np.concatenate([contours[0].min(0)[::-1], contours[0].max(0)[::-1]])
         boxes.append(np.clip(corners / SIZE, 0, 1))
@@ -152,7 +158,7 @@ def _place_objects(
 
 def _object_size(rng: np.random.Generator) -> float:
     """Longer side of an object's box in pixels: mostly small."""
-    low, high = ((9, 20), (20, 40), (40, 70))[rng.choice(3, p=(0.55, 0.3, 0.15))]
+    low, high = ((12, 24), (24, 44), (44, 76))[rng.choice(3, p=(0.5, 0.3, 0.2))]
     return float(rng.uniform(low, high))
 
 
@@ -242,10 +248,15 @@ def _reduce(raster: np.ndarray) -> np.ndarray:
 
 
 def _paint_object(
-    rng: np.random.Generator, image: np.ndarray, patch: _Patch, contours: list[np.ndarray]
+    rng: np.random.Generator,
+    image: np.ndarray,
+    patch: _Patch,
+    contours: list[np.ndarray],
+    label: int,
 ) -> None:
     below = image[patch.inside].mean((0, 1))
-    colour = _contrasting(rng, below)
+    typical = 360 * label / len(CLASS_NAMES) if rng.random() < _TYPICAL_COLOUR else None
+    colour = _contrasting(rng, below, typical)
     patch.paint(image, _texture(rng, patch.mask.shape, colour), patch.mask)
     if rng.random() < 0.35:
         raster = np.zeros(np.multiply(patch.mask.shape, _SUPERSAMPLING), np.uint8)
@@ -255,12 +266,30 @@ def _paint_object(
         patch.paint(image, _contrasting(rng, colour), stroke)
 
 
-def _contrasting(rng: np.random.Generator, other: np.ndarray) -> np.ndarray:
-    """A random colour, RGB float32 [3], that can be told from ``other``."""
+def _contrasting(
+    rng: np.random.Generator, other: np.ndarray, hue: float | None = None
+) -> np.ndarray:
+    """A vivid colour, about ``hue`` (degrees) or any, that can be told from ``other``."""
     while True:
-        colour = rng.uniform(0, 255, 3).astype(np.float32)
+        colour = _vivid(rng, hue)
         if np.linalg.norm(colour - other) >= _MIN_CONTRAST:
             return colour
+
+
+def _vivid(rng: np.random.Generator, hue: float | None = None) -> np.ndarray:
+    """A saturated colour, RGB float32 [3]; its hue is spread about ``hue`` or uniform."""
+    angle = rng.uniform(0, 360) if hue is None else rng.normal(hue, _HUE_SPREAD)
+    return _colour(angle, rng.uniform(0.5, 1.0), rng.uniform(0.55, 1.0))
+
+
+def _muted(rng: np.random.Generator) -> np.ndarray:
+    """A greyish colour of any hue, RGB float32 [3]."""
+    return _colour(rng.uniform(0, 360), rng.uniform(0.0, 0.35), rng.uniform(0.15, 0.75))
+
+
+def _colour(hue: float, saturation: float, value: float) -> np.ndarray:
+    rgb = colorsys.hsv_to_rgb(hue / 360 % 1.0, saturation, value)
+    return 255 * np.array(rgb, np.float32)
 
 
 def _texture(rng: np.random.Generator, shape: tuple[int, int], colour: np.ndarray) -> np.ndarray:
@@ -268,7 +297,7 @@ def _texture(rng: np.random.Generator, shape: tuple[int, int], colour: np.ndarra
     kind = rng.integers(4)
     if kind == 0:
         return np.broadcast_to(colour, (*shape, 3))
-    strength = rng.uniform(15, 45, 3).astype(np.float32) * rng.choice((-1, 1), 3)
+    strength = rng.uniform(8, 25, 3).astype(np.float32) * rng.choice((-1, 1), 3)
     if kind == 3:
         return colour + _smooth_noise(rng, shape, cell=2.5)[..., None] * strength
     return colour + _waves(rng, shape, periods=0.25 if kind == 1 else 3.0)[..., None] * strength
@@ -294,10 +323,10 @@ def _smooth_noise(rng: np.random.Generator, shape: tuple[int, int], cell: float)
 def _background(rng: np.random.Generator) -> np.ndarray:
     """float32 [128, 128, 3]: a gradient with noise, stripes or blobs over it."""
     shape = SIZE, SIZE
-    first, second = rng.uniform(30, 225, (2, 3)).astype(np.float32)
+    first, second = _muted(rng), _muted(rng)
     blend = 0.5 + 0.5 * _waves(rng, shape, periods=rng.uniform(0.2, 0.6))
     image = first + blend[..., None] * (second - first)
-    strength = rng.uniform(-45, 45, 3).astype(np.float32)
+    strength = rng.uniform(-20, 20, 3).astype(np.float32)
     kind = rng.integers(4)
     if kind == 0:
         pattern = _smooth_noise(rng, shape, cell=rng.uniform(2, 24))
@@ -320,7 +349,7 @@ def _draw_clutter(rng: np.random.Generator, image: np.ndarray, count: int) -> No
             centre, axes = rng.integers(0, SIZE, 2), rng.integers(5, 30, 2)
             start, span = rng.uniform(0, 360), rng.uniform(60, 200)
             cv2.ellipse(image, centre.tolist(), axes.tolist(), rng.uniform(0, 180), start,
-                        start + span, rng.uniform(0, 255, 3).tolist(),
+                        start + span, _clutter_colour(rng).tolist(),
                         int(rng.integers(1, 5)))  # fmt: skip
         else:
             if kind == 2:  # a wobbly blob
@@ -330,8 +359,13 @@ def _draw_clutter(rng: np.random.Generator, image: np.ndarray, count: int) -> No
             else:  # a bar, longer than any square
                 outline = _regular(4) @ (np.array([[1, 1], [-1, 1]]) * [1, rng.uniform(0.15, 0.4)])
             patch = _Patch.around([_place_inside(rng, outline, rng.uniform(8, 45))])
-            colour = rng.uniform(0, 255, 3).astype(np.float32)
-            patch.paint(image, _texture(rng, patch.mask.shape, colour), patch.mask)
+            texture = _texture(rng, patch.mask.shape, _clutter_colour(rng))
+            patch.paint(image, texture, patch.mask)
+
+
+def _clutter_colour(rng: np.random.Generator) -> np.ndarray:
+    """As vivid as an object's in half of the cases: colour alone does not tell clutter."""
+    return _vivid(rng) if rng.random() < 0.5 else _muted(rng)
 
 
 def _wobble(rng: np.random.Generator) -> np.ndarray:
@@ -357,7 +391,7 @@ def _place_inside(rng: np.random.Generator, outline: np.ndarray, size: float) ->
 
 def _draw_line(rng: np.random.Generator, image: np.ndarray, thickness: int) -> None:
     start, end = rng.integers(0, SIZE, (2, 2)).tolist()
-    cv2.line(image, start, end, rng.uniform(0, 255, 3).tolist(), thickness)
+    cv2.line(image, start, end, _clutter_colour(rng).tolist(), thickness)
 
 
 def _finish(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
@@ -365,5 +399,5 @@ def _finish(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
     image = image * np.float32(rng.uniform(0.7, 1.2)) + np.float32(rng.uniform(-20, 20))
     if rng.random() < 0.5:
         image = cv2.GaussianBlur(image, (3, 3), float(rng.uniform(0.3, 0.8)))
-    noise = rng.standard_normal(image.shape, np.float32) * np.float32(rng.uniform(2, 9))
+    noise = rng.standard_normal(image.shape, np.float32) * np.float32(rng.uniform(1, 5))
     return np.clip(np.rint(image + noise), 0, 255).astype(np.uint8)

@@ -1,0 +1,117 @@
+"""Draws a trained detector's detections on photos, or on the first images of its eval split.
+
+    python -m scratchdet_jax.tools.predict --workdir=runs/voc300 --output=pictures a.jpg b.jpg
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from scratchdet_jax import cli
+from scratchdet_jax.data.loading import decode_image, reduce_to_canvas
+from scratchdet_jax.data.resample import resize
+from scratchdet_jax.data.sources import open_split
+from scratchdet_jax.detector import Detector, detect, normalize
+from scratchdet_jax.errors import UserError
+from scratchdet_jax.evaluation.evaluator import to_image_detections
+from scratchdet_jax.evaluation.images import ImageDetections, ImageGroundTruth
+from scratchdet_jax.evaluation.run import load_detector, open_run
+from scratchdet_jax.visualization import draw_detections, grid, save_png
+
+
+def make_predictor(
+    config: ml_collections.ConfigDict, detector: Detector, variables: Any
+) -> Callable[[np.ndarray], ImageDetections]:
+    """A function from an image uint8 [H, W, 3] RGB to its detections, in its own pixels."""
+    height, width = config.data.canvas
+
+    @jax.jit
+    def run(variables: Any, canvas: jax.Array, size: jax.Array) -> Any:
+        image = normalize(resize(canvas, size, config.image_size), config.normalize)
+        return detect(detector, config, variables, image[None])
+
+    def predict(image: np.ndarray) -> ImageDetections:
+        reduced = reduce_to_canvas(image, (height, width))
+        canvas = np.zeros((height, width, 3), np.uint8)
+        canvas[: reduced.shape[0], : reduced.shape[1]] = reduced
+        found = jax.device_get(run(variables, canvas, np.int32(reduced.shape[:2])))
+        return to_image_detections(found, 0, np.asarray(image.shape[:2]))
+
+    return predict
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parses the command line, detects and draws."""
+    options = _parse(arguments)
+    run = open_run(Path(options.workdir), options.checkpoint)
+    config = run.recipe.config
+    detector, variables = load_detector(run, config)
+    predict = make_predictor(config, detector, variables)
+    output, names = Path(options.output), detector.class_names
+
+    pictures, records = [], {}
+    for name, image, truth in _images(options, config):
+        found = predict(image)
+        shown = found.scores >= options.threshold
+        found = ImageDetections(*(values[shown] for values in found))
+        picture = draw_detections(image, *_box_label_score(found), names, ground_truth=truth)
+        save_png(output / f"{Path(name).stem}.png", picture)
+        pictures.append(picture)
+        records[name] = [
+            {"class": names[label - 1], "score": float(score), "box_yxyx": box.round(1).tolist()}
+            for box, label, score in zip(*_box_label_score(found), strict=True)
+        ]
+        print(f"{name}: {len(found.labels)} detections")
+    save_png(output / "grid.png", grid(pictures, options.columns))
+    (output / "detections.json").write_text(json.dumps(records, indent=2) + "\n")
+    print(f"{len(pictures)} pictures, grid.png and detections.json in {output}")
+
+
+def _box_label_score(found: ImageDetections) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return found.boxes_pixels, found.labels, found.scores
+
+
+def _images(
+    options: argparse.Namespace, config: ml_collections.ConfigDict
+) -> Iterator[tuple[str, np.ndarray, ImageGroundTruth | None]]:
+    """Name, pixels and, for images of the split, ground truth."""
+    for path in options.images:
+        if not Path(path).is_file():
+            raise UserError(f"there is no image {path}")
+        try:
+            image = decode_image(Path(path).read_bytes())
+        except ValueError as error:
+            raise UserError(f"{path} is no image that can be decoded: {error}") from None
+        yield path, image, None
+    if not options.images:
+        source = open_split(config.data, "eval")
+        for i in range(min(options.count, len(source))):
+            example = source[i]
+            image = decode_image(example["image"])
+            scale = np.tile(np.asarray(image.shape[:2], np.float64), 2)
+            truth = ImageGroundTruth(example["boxes"] * scale, example["labels"], example["ignore"])
+            yield source.image_id(i), image, truth
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m scratchdet_jax.tools.predict", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("images", nargs="*", help="image files; none: images of the eval split")
+    parser.add_argument("--workdir", required=True, help="the run, as train.py's --workdir")
+    parser.add_argument("--output", required=True, help="folder for the pictures")
+    parser.add_argument("--checkpoint", default="best", help="best, latest or a step")
+    parser.add_argument("--threshold", type=float, default=0.5, help="least score that is drawn")
+    parser.add_argument("--count", type=int, default=8, help="images of the eval split")
+    parser.add_argument("--columns", type=int, default=4, help="of the grid")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    cli.run(lambda argv: main(argv[1:]))
