@@ -43,9 +43,7 @@ def main(argv: Sequence[str]) -> None:
     state = mapping.replicate(create_state(detector.model, optimizer, config.image_size, 0))
     example = measure.synthetic_batch(config, config.batch_size)
     parts = config.accumulate_steps
-    batch = mapping.put_batch(
-        {k: v.reshape(parts, -1, *v.shape[1:]) for k, v in example.items()}
-    )
+    batch = mapping.put_batch({k: v.reshape(parts, -1, *v.shape[1:]) for k, v in example.items()})
     step = mapping.map_train_step(make_train_step(config, detector, optimizer))
     compiled = step.lower(state, batch).compile()
 
@@ -61,8 +59,7 @@ def main(argv: Sequence[str]) -> None:
     per_device = images / full / mapping.mesh.size
     peak = measure.peak_tflops(config.model.dtype)
     measure.report(
-        f"training step, {config.name}, batch {images}, {config.model.dtype}, "
-        f"{config.parallel}",
+        f"training step, {config.name}, batch {images}, {config.model.dtype}, {config.parallel}",
         [
             ("step, s", full),
             ("images/s", images / full),

@@ -11,7 +11,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.name = "shapes"
     config.image_size = 128
     config.batch_size = 16
-    config.train_images = 22_400  # about six epochs: too few for SSD's full augmentation to help
+    config.train_images = 24_000  # about six epochs: too few for SSD's full augmentation to help
     config.data.train = "shapes:train"
     config.data.eval = "shapes:validation"
     config.data.canvas = (128, 128)

@@ -1,6 +1,6 @@
 """Draws a trained detector's detections on photos, or on the first images of its eval split.
 
-    python -m scratchdet_jax.tools.predict --workdir=runs/voc300 --output=pictures a.jpg b.jpg
+python -m scratchdet_jax.tools.predict --workdir=runs/voc300 --output=pictures a.jpg b.jpg
 """
 
 import argparse

@@ -59,7 +59,7 @@ class Checkpoints:
     @property
     def best_step(self) -> int | None:
         """The step with the highest mAP; without any evaluation the newest."""
-        scores = {step: self._score(step) for step in self._manager.all_steps()}
+        scores = {step: self._about(step)[BEST_METRIC] for step in self._manager.all_steps()}
         scored = {step: score for step, score in scores.items() if score is not None}
         return max(scored, key=lambda step: (scored[step], step)) if scored else self.latest_step
 
@@ -68,6 +68,7 @@ class Checkpoints:
         about = {
             "config": json.loads(recipe.config.to_json_best_effort()),
             "class_names": list(recipe.class_names),
+            BEST_METRIC: score,
         }
         self._manager.save(
             step,
@@ -96,7 +97,7 @@ class Checkpoints:
 
     def recipe(self, step: int) -> Recipe:
         """Config and class names that ``step`` was trained with."""
-        about = self._restore(step, recipe=ocp.args.JsonRestore())["recipe"]
+        about = self._about(step)
         return Recipe(
             ml_collections.ConfigDict(_tuples(about["config"])), tuple(about["class_names"])
         )
@@ -107,7 +108,7 @@ class Checkpoints:
         if not steps:
             raise UserError(f"there is no checkpoint in {self.directory}: train first")
         named = {"best": self.best_step, "latest": self.latest_step}
-        step = named.get(which, int(which) if which.isdigit() else None)
+        step = named.get(which, int(which) if which.isdecimal() else None)
         if step not in steps:
             raise UserError(
                 f"there is no checkpoint {which!r} in {self.directory}; there are "
@@ -123,9 +124,8 @@ class Checkpoints:
         """Waits for the saves and frees the threads."""
         self._manager.close()
 
-    def _score(self, step: int) -> float | None:
-        metrics = self._manager.metrics(step)
-        return None if not metrics else metrics[BEST_METRIC]
+    def _about(self, step: int) -> dict[str, Any]:
+        return self._restore(step, recipe=ocp.args.JsonRestore())["recipe"]
 
     def _restore(self, step: int, **arguments: Any) -> Any:
         return self._manager.restore(step, args=ocp.args.Composite(**arguments))

@@ -43,20 +43,21 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: Path) -> Trai
     eval_source = open_split(config.data, "eval") if config.data.eval else None
     _check_classes(source, eval_source)
 
-    # The model and its state.
+    # What is there already? A run of something else is refused before anything is built.
+    checkpoints = Checkpoints(workdir, config.keep_checkpoints)
+    recipe = Recipe(config, source.class_names)
+    start = checkpoints.latest_step or 0
+    if start:
+        _check_resume(checkpoints.recipe(start), recipe, workdir)
+
+    # The model and its state; the step says which examples and random numbers come next.
     detector = build_detector(config, source.class_names, AXIS)
     optimizer = make_optimizer(config)
     state = mapping.replicate(
         create_state(detector.model, optimizer, config.image_size, config.seed)
     )
     _introduce(config, workdir, mapping, source, detector, state)
-
-    # Resume: the step says which examples come next and which random numbers they get.
-    checkpoints = Checkpoints(workdir, config.keep_checkpoints)
-    recipe = Recipe(config, source.class_names)
-    start = checkpoints.latest_step or 0
     if start:
-        _check_resume(checkpoints.recipe(start), recipe, workdir)
         state = checkpoints.restore(start, like=state)
         print(f"resumed from step {start}")
     evaluator = Evaluator(config, detector, mapping, eval_source) if eval_source else None

@@ -98,7 +98,7 @@ def make_train_step(
             gradients, batch_stats, sums = carry
             index, batch = inputs
             keys = example_keys(config.seed, state.step, index * part_size + in_part)
-            # Without the barrier XLA may fuse the augmentation into the network and repeat it there.
+            # Inputs are finished before the network starts, not fused into its first layers.
             images, targets = jax.lax.optimization_barrier(
                 prepare_inputs(config, detector, batch, keys)
             )
@@ -129,7 +129,7 @@ def make_train_step(
             "loss_localization": sums.localization / positives,
             "positives": sums.positives,
             "learning_rate": schedule(state.step),
-            "gradient_norm": optax.global_norm(gradients),
+            "gradient_norm": optax.tree.norm(gradients),
         }
         new_state = state.replace(
             step=state.step + 1,

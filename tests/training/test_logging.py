@@ -10,9 +10,7 @@ from scratchdet_jax.training.logging import MetricLogger
 
 
 def logger(workdir, start=0, every=1):
-    return MetricLogger(
-        workdir, start_step=start, num_steps=100, batch_size=4, log_every=every
-    )
+    return MetricLogger(workdir, start_step=start, num_steps=100, batch_size=4, log_every=every)
 
 
 def metrics(loss: float) -> dict:

@@ -9,6 +9,7 @@ import pytest
 
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.evaluation.run import evaluate_run, open_run
+from scratchdet_jax.tools import predict
 from scratchdet_jax.training import loop
 from scratchdet_jax.training.logging import MetricLogger
 from tests.tiny import tiny_config
@@ -164,3 +165,25 @@ def test_another_model_in_the_same_workdir_is_refused(config, finished):
     other.model.width = 0.25
     with pytest.raises(UserError, match=r"another config\.model"):
         loop.train_and_evaluate(other.lock(), workdir)
+
+
+def test_predict_draws_photos_and_images_of_the_split(folder, finished, tmp_path, capsys):
+    workdir, _ = finished
+    photo = folder / "JPEGImages/val002.png"
+    common = [f"--workdir={workdir}", "--checkpoint=latest", "--threshold=0.0"]
+    predict.main([str(photo), f"--output={tmp_path / 'photo'}", *common])
+    predict.main([f"--output={tmp_path / 'split'}", "--count=3", *common])
+    assert cv2.imread(str(tmp_path / "photo/val002.png")) is not None
+    assert len(list((tmp_path / "split").glob("*.png"))) == 4  # three pictures and the grid
+    record = json.loads((tmp_path / "photo/detections.json").read_text())
+    (found,) = record.values()
+    # The same image through the evaluator's batches gives the same best detection.
+    run = open_run(workdir, "latest")
+    evaluated = evaluate_run(run, run.recipe.config, tmp_path / "eval").detections["val002"]
+    np.testing.assert_allclose(found[0]["score"], evaluated.scores[0], rtol=1e-4)
+    np.testing.assert_allclose(found[0]["box_yxyx"], evaluated.boxes_pixels[0], atol=0.06)
+    with pytest.raises(UserError, match="there is no image"):
+        predict.main(["nowhere.jpg", f"--output={tmp_path}", *common])
+    (tmp_path / "text.jpg").write_text("not an image")
+    with pytest.raises(UserError, match="no image that can be decoded"):
+        predict.main([str(tmp_path / "text.jpg"), f"--output={tmp_path}", *common])

@@ -1,7 +1,7 @@
 """Shapes: procedural scenes of six kinds of object, made on the spot and the same everywhere.
 
 A scene is 128×128 px: a muted, textured background, clutter that is no object (among it half
-discs, open arcs and elongated bars, which resemble the objects), and 3–10 objects of 12–76 px,
+discs, open arcs and elongated bars, which resemble the objects), and 3–10 objects of 14–76 px,
 half of them below 24 px, that may overlap or leave the image. Most objects have a hue near their
 class's, as things in photos do, but some have any, and so has the clutter: colour is a hint, shape
 decides. (With colours that say nothing a detector needs ten times the images to leave its first
@@ -28,8 +28,8 @@ SEED = 2019
 _SUPERSAMPLING = 4  # outlines are drawn this much larger and reduced by area
 _MIN_VISIBLE = 0.3  # nothing may cover more of an object than the rest
 _DIFFICULT_BELOW = 0.5  # visible share under which an object is marked difficult
-_TYPICAL_COLOUR = 0.85  # share of objects about their class's hue; the rest, and clutter, have any
-_HUE_SPREAD = 22.0  # degrees, standard deviation; neighbouring classes are 60 apart
+_TYPICAL_COLOUR = 0.9  # share of objects about their class's hue; the rest, and clutter, have any
+_HUE_SPREAD = 18.0  # degrees, standard deviation; neighbouring classes are 60 apart
 _MIN_CONTRAST = 80.0  # RGB distance between an object and what it is placed on
 
 
@@ -121,7 +121,7 @@ def make_scene(split: str, index: int) -> Scene:
     """Draws scene ``index`` of ``split``: a pure function of both (and of SEED)."""
     rng = np.random.default_rng([SEED, list(SPLIT_SIZES).index(split), index])
     image = _background(rng)
-    _draw_clutter(rng, image, int(rng.integers(1, 6)))
+    _draw_clutter(rng, image, int(rng.integers(1, 5)))
     objects = _place_objects(rng, image, int(rng.integers(3, 11)))
     for _ in range(rng.integers(0, 3)):  # thin lines in front
         _draw_line(rng, image, thickness=1)
@@ -158,7 +158,7 @@ def _place_objects(
 
 def _object_size(rng: np.random.Generator) -> float:
     """Longer side of an object's box in pixels: mostly small."""
-    low, high = ((12, 24), (24, 44), (44, 76))[rng.choice(3, p=(0.5, 0.3, 0.2))]
+    low, high = ((14, 24), (24, 44), (44, 76))[rng.choice(3, p=(0.5, 0.3, 0.2))]
     return float(rng.uniform(low, high))
 
 
