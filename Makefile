@@ -47,4 +47,4 @@ lint: setup
 	$(BIN)/ruff format --check .
 
 clean:
-	rm -rf .venv-* runs .pytest_cache .ruff_cache
+	rm -rf .venv-* .pytest_cache .ruff_cache

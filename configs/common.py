@@ -91,7 +91,7 @@ def get_config() -> ml_collections.ConfigDict:
     # 0 = leave the rate as it is
     config.optimizer.momentum = 0.9
     config.optimizer.weight_decay = 5e-4  # added to the gradient (L2 form), of every parameter
-    config.optimizer.warmup_steps = 500  # updates of linear warm-up
+    config.optimizer.warmup_steps = 500  # updates of linear warm-up; at most a tenth of the run
     config.optimizer.warmup_start = 1.0 / 3.0  # share of the rate at the first update
     config.optimizer.drop_at = (0.4, 0.75, 0.9)  # shares of training after which the rate drops
     config.optimizer.drop_factor = 0.1

@@ -15,15 +15,14 @@ from scratchdet_jax.errors import UserError
 
 def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> None:
     """Runs ``main(argv)``; a UserError becomes one sentence on stderr and exit status 1."""
+    arguments = list(sys.argv if argv is None else argv)
     try:
-        main(list(sys.argv if argv is None else argv))
+        main(arguments)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        print(
-            "stopped; run the same command again to go on from the last checkpoint", file=sys.stderr
-        )
+        print("stopped", file=sys.stderr)
         sys.exit(130)
 
 
@@ -49,6 +48,9 @@ def parse_config(
     Returns:
       The config with its overrides, locked.
     """
+    if {"--help", "-h"} & set(argv):
+        print(f"{sys.modules['__main__'].__doc__}\n{flags.FLAGS.main_module_help()}")
+        sys.exit(0)
     path, argv = _take_flag(argv, "config")
     if path is not None:
         recipe = load_recipe(path)

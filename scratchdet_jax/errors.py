@@ -1,5 +1,8 @@
 """The one exception that means: the user can mend this."""
 
+import tempfile
+from pathlib import Path
+
 
 class UserError(Exception):
     """Something in the user's files, flags or environment is wrong.
@@ -7,3 +10,16 @@ class UserError(Exception):
     The message is one clear sentence: what is wrong, where, and what to do. Entry points print it
     without a traceback and exit with status 1.
     """
+
+
+def writable_folder(path: Path, flag: str) -> Path:
+    """Makes a folder if it is missing; a UserError names ``flag`` if nothing can be written."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"{flag} {path} cannot be written ({error.strerror}): choose another folder"
+        ) from None
+    return path

@@ -1,5 +1,7 @@
 """A config that cannot run fails here, before anything is built, naming the field."""
 
+import math
+
 import ml_collections
 
 from scratchdet_jax.detector import augment_options, build_detector
@@ -12,8 +14,8 @@ CHOICES = {
 }
 POSITIVE = (
     "image_size", "batch_size", "accumulate_steps", "data.max_boxes", "optimizer.learning_rate",
-    "eval.batch_size", "eval.candidates_per_class", "eval.max_detections", "log_every",
-    "checkpoint_every", "keep_checkpoints",
+    "optimizer.drop_factor", "eval.batch_size", "eval.candidates_per_class",
+    "eval.max_detections", "log_every", "checkpoint_every", "keep_checkpoints",
 )  # fmt: skip
 NOT_NEGATIVE = (
     "seed", "num_steps", "train_images", "data.threads", "optimizer.warmup_steps",
@@ -38,6 +40,15 @@ def validate(config: ml_collections.ConfigDict, device_count: int) -> None:
         _require(get(config, name) >= 0, name, "0 or more", config)
     for name in SHARES:
         _require(0 <= get(config, name) <= 1, name, "between 0 and 1", config)
+    canvas, std = config.data.canvas, config.normalize.std
+    pair = len(canvas) == 2 and all(isinstance(side, int) and side > 0 for side in canvas)
+    _require(pair, "data.canvas", "(height, width), two whole numbers above 0", config)
+    rgb = len(std) == 3 and min(std) > 0
+    _require(rgb, "normalize.std", "three numbers above 0", config)
+    ratios = [ratio for level in config.anchors.aspect_ratios for ratio in level]
+    _require(all(r > 0 for r in ratios), "anchors.aspect_ratios", "ratios above 0", config)
+    finite = math.isfinite(config.optimizer.learning_rate)
+    _require(finite, "optimizer.learning_rate", "a finite number", config)
     for share in config.optimizer.drop_at:
         _require(0 < share < 1, "optimizer.drop_at", "shares of training between 0 and 1", config)
     if number_of_steps(config) < 1:
@@ -67,6 +78,13 @@ def _check_batches(config: ml_collections.ConfigDict, device_count: int) -> None
             f"config.batch_size {config.batch_size} does not divide among {device_count} devices "
             f"and config.accumulate_steps {config.accumulate_steps}: take a multiple of {part}"
         )
+    local = config.batch_size // part
+    total, span = local * device_count, config.model.norm_span
+    fits = (
+        local % span == 0 if 0 < span <= local else span % local == 0 and total % (span or 1) == 0
+    )
+    wanted = f"0, a divisor of {local}, or a multiple of {local} that divides {total}"
+    _require(fits, "model.norm_span", wanted, config)
     if config.eval.batch_size % device_count:
         raise UserError(
             f"config.eval.batch_size {config.eval.batch_size} does not divide among "

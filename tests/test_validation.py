@@ -30,6 +30,10 @@ def test_recipes_are_valid_and_named_as_their_file(name):
         ("model.depth", 35, r"model\.depth is 35"),
         ("model.extra_strides", (2, 2), r"(?i)source maps"),
         ("augment.interpolations", ("linear", "quintic"), r"quintic"),
+        ("data.canvas", (64,), r"data\.canvas is \(64,\); it must be \(height, width\)"),
+        ("normalize.std", (0.0, 1.0, 1.0), r"normalize\.std"),
+        ("model.norm_span", 7, r"model\.norm_span is 7.*multiple of 2 that divides 16"),
+        ("anchors.aspect_ratios", ((0,),) * 6, r"aspect_ratios"),
         ("eval.metric", "voc", r"eval\.metric is 'voc'.*voc_11point"),
     ],
 )

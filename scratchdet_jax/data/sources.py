@@ -23,8 +23,16 @@ def open_split(settings: ml_collections.ConfigDict, field: str) -> DetectionSour
         raise UserError(
             f"config.data.{field} is empty: name a data set and split, such as voc/2007:test"
         )
-    if settings.folder:
-        name = dataset_name(settings.folder)
+    if ":" in spec:
+        return open_source(spec, settings.dir)
+    if not settings.folder:
+        raise UserError(
+            f"config.data.{field} is {spec!r}: set config.data.folder to a folder in VOC layout "
+            "that has this split, or name a data set, such as voc/2007:test"
+        )
+    name = dataset_name(settings.folder)
+    prepared = Path(settings.dir) / "voc_folder" / name
+    if Path(settings.folder).is_dir() or not prepared.is_dir():
         prepare_voc_folder(Path(settings.folder), Path(settings.dir), name)
-        spec = f"voc_folder/{name}:{spec}"
+    spec = f"voc_folder/{name}:{spec}"
     return open_source(spec, settings.dir)

@@ -63,14 +63,13 @@ class CocoResult(NamedTuple):
     def record(self) -> dict[str, Any]:
         """The figures in the form of metrics.jsonl: "mAP", COCO's others, and "AP" by class.
 
-        Other figures than "mAP" are None where they are not defined.
+        A figure is None where it is not defined.
         """
-        others = {
-            name: None if np.isnan(value) else value
+        figures = {
+            "mAP" if name == "AP" else name: None if np.isnan(value) else value
             for name, value in self.metrics.items()
-            if name != "AP"
         }
-        return {"mAP": self.metrics["AP"], **others, "AP": self.per_class}
+        return {**figures, "AP": self.per_class}
 
 
 def evaluate(

@@ -1,5 +1,6 @@
 """Detects on every image of a split, once, and scores the detections."""
 
+import collections
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from scratchdet_jax.data.loading import eval_batches, to_device
 from scratchdet_jax.data.records import DetectionSource
 from scratchdet_jax.data.resample import resize
 from scratchdet_jax.detector import Detector, detect, normalize
+from scratchdet_jax.errors import UserError
 from scratchdet_jax.evaluation import coco, voc
 from scratchdet_jax.evaluation.images import ImageDetections, ImageGroundTruth
 from scratchdet_jax.nms import Detections
@@ -45,6 +47,13 @@ class Evaluator:
         """``config.eval`` says how; ``source`` is the split."""
         self._config, self._detector, self._source = config, detector, source
         self._mapping = mapping
+        self._ids = [source.image_id(i) for i in range(len(source))]
+        twice = [name for name, count in collections.Counter(self._ids).items() if count > 1]
+        if twice:
+            raise UserError(
+                f"config.data.eval {source.spec} holds the image {twice[0]} twice: its parts must "
+                "not share images or file names"
+            )
 
         def step(variables: Any, batch: dict[str, jax.Array]) -> Detections:
             images = jax.vmap(lambda image, size: resize(image, size, config.image_size))(
@@ -60,7 +69,7 @@ class Evaluator:
         ground_truth: dict[str, ImageGroundTruth] = {}
         for batch, found in self._batches(variables):
             for row in np.flatnonzero(batch["id"] >= 0):
-                image_id = self._source.image_id(int(batch["id"][row]))
+                image_id = self._ids[batch["id"][row]]
                 if image_id in detections:
                     raise RuntimeError(f"image {image_id} of {self._source.spec} came twice")
                 original_size = batch["original_size"][row]
@@ -128,7 +137,8 @@ def to_image_detections(found: Detections, row: int, original_size: np.ndarray) 
 
 def summary_line(results: dict[str, Any]) -> str:
     """The headline figures in one line."""
-    parts = [f"mAP {results['mAP']:.4f}"]
+    mean = results["mAP"]
+    parts = ["mAP undefined: no ground truth" if mean is None else f"mAP {mean:.4f}"]
     parts += [f"{name} {value:.4f}" for name, value in results.items()
               if name != "mAP" and isinstance(value, float)]  # fmt: skip
     return ", ".join(parts)

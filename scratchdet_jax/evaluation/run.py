@@ -1,6 +1,7 @@
 """Opens a trained run and evaluates it: what eval.py and the tools share."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ import ml_collections
 
 from scratchdet_jax.data.sources import open_split
 from scratchdet_jax.detector import Detector, build_detector
-from scratchdet_jax.errors import UserError
+from scratchdet_jax.errors import UserError, writable_folder
 from scratchdet_jax.evaluation import coco, voc
 from scratchdet_jax.evaluation.evaluator import Evaluation, Evaluator, summary_line
 from scratchdet_jax.training.checkpoints import Checkpoints, Recipe
@@ -56,6 +57,8 @@ def evaluate_run(run: Run, config: ml_collections.ConfigDict, output: Path) -> E
 
     Writes results.json, the VOC files comp4_det_<split>_<class>.txt and coco_results.json.
     """
+    writable_folder(output, "--output")
+    _check_same_detector(run, config)
     mapping = DeviceMapping(config.parallel)
     validate(config, mapping.mesh.size)
     source = open_split(config.data, "eval")
@@ -68,8 +71,7 @@ def evaluate_run(run: Run, config: ml_collections.ConfigDict, output: Path) -> E
     evaluator = Evaluator(config, detector, mapping, source)
     evaluation = evaluator.evaluate(mapping.replicate(variables))
 
-    output.mkdir(parents=True, exist_ok=True)
-    split = source.spec.rpartition(":")[2]
+    split = split_name(source.spec)
     voc.write_detections(output, evaluation.detections, detector.class_names, split)
     categories = coco.submission_category_ids(detector.class_names)
     coco.write_results(output / "coco_results.json", evaluation.detections, categories)
@@ -82,3 +84,23 @@ def evaluate_run(run: Run, config: ml_collections.ConfigDict, output: Path) -> E
           f"{summary_line(evaluation.results)}")  # fmt: skip
     print(f"detections and results.json in {output}")
     return evaluation
+
+
+def split_name(spec: str) -> str:
+    """The split in the names of detection files, as the devkit calls it: val, test, trainval."""
+    splits = dict.fromkeys(part.partition(":")[2].strip() for part in spec.split(","))
+    name = re.sub(r"[^\w+.-]+", "_", "+".join(splits)).strip("_")
+    return {"validation": "val", "train+validation": "trainval"}.get(name, name)
+
+
+def _check_same_detector(run: Run, config: ml_collections.ConfigDict) -> None:
+    """Other weights or anchors than the trained ones would be nonsense or an error deep inside."""
+    trained = run.recipe.config
+    free = ("dtype", "norm_span")
+    for group in ("model", "anchors"):
+        for name, value in config[group].items():
+            if name not in free and value != trained[group][name]:
+                raise UserError(
+                    f"config.{group}.{name} is {value!r}, but {run.workdir} was trained with "
+                    f"{trained[group][name]!r}: leave it as it is"
+                )

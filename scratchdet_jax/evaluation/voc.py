@@ -39,8 +39,8 @@ class VocResult(NamedTuple):
     detections: dict[str, int]
 
     def record(self) -> dict[str, Any]:
-        """The figures in the form of metrics.jsonl: "mAP", and "AP" by class."""
-        return {"mAP": self.mean, "AP": self.per_class}
+        """The figures in the form of metrics.jsonl: "mAP", and "AP" by class; None if undefined."""
+        return {"mAP": None if np.isnan(self.mean) else self.mean, "AP": self.per_class}
 
 
 def average_precision(

@@ -18,7 +18,7 @@ from scratchdet_jax.data.loading import decode_image, reduce_to_canvas
 from scratchdet_jax.data.resample import resize
 from scratchdet_jax.data.sources import open_split
 from scratchdet_jax.detector import Detector, detect, normalize
-from scratchdet_jax.errors import UserError
+from scratchdet_jax.errors import UserError, writable_folder
 from scratchdet_jax.evaluation.evaluator import to_image_detections
 from scratchdet_jax.evaluation.images import ImageDetections, ImageGroundTruth
 from scratchdet_jax.evaluation.run import load_detector, open_run
@@ -53,7 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     config = run.recipe.config
     detector, variables = load_detector(run, config)
     predict = make_predictor(config, detector, variables)
-    output, names = Path(options.output), detector.class_names
+    output = writable_folder(Path(options.output), "--output")
+    names = detector.class_names
 
     pictures, records = [], {}
     for name, image, truth in _images(options, config):
@@ -61,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         shown = found.scores >= options.threshold
         found = ImageDetections(*(values[shown] for values in found))
         picture = draw_detections(image, *_box_label_score(found), names, ground_truth=truth)
-        save_png(output / f"{Path(name).stem}.png", picture)
+        save_png(output / f"{_stem(name, records)}.png", picture)
         pictures.append(picture)
         records[name] = [
             {"class": names[label - 1], "score": float(score), "box_yxyx": box.round(1).tolist()}
@@ -71,6 +72,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     save_png(output / "grid.png", grid(pictures, options.columns))
     (output / "detections.json").write_text(json.dumps(records, indent=2) + "\n")
     print(f"{len(pictures)} pictures, grid.png and detections.json in {output}")
+
+
+def _stem(name: str, taken: dict[str, Any]) -> str:
+    """The picture's file name: the image's, numbered where another image has it too."""
+    stem = Path(name).stem
+    same = sum(Path(other).stem == stem for other in taken) + (stem == "grid")
+    return f"{stem}-{same + 1}" if same else stem
 
 
 def _box_label_score(found: ImageDetections) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -99,6 +107,12 @@ def _images(
             yield source.image_id(i), image, truth
 
 
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number above 0")
+    return int(text)
+
+
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m scratchdet_jax.tools.predict", description=__doc__.splitlines()[0]
@@ -108,8 +122,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", required=True, help="folder for the pictures")
     parser.add_argument("--checkpoint", default="best", help="best, latest or a step")
     parser.add_argument("--threshold", type=float, default=0.5, help="least score that is drawn")
-    parser.add_argument("--count", type=int, default=8, help="images of the eval split")
-    parser.add_argument("--columns", type=int, default=4, help="of the grid")
+    parser.add_argument("--count", type=_positive, default=8, help="images of the eval split")
+    parser.add_argument("--columns", type=_positive, default=4, help="of the grid")
     return parser.parse_args(arguments)
 
 

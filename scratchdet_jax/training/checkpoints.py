@@ -59,7 +59,7 @@ class Checkpoints:
     @property
     def best_step(self) -> int | None:
         """The step with the highest mAP; without any evaluation the newest."""
-        scores = {step: self._about(step)[BEST_METRIC] for step in self._manager.all_steps()}
+        scores = {step: self._about(step).get(BEST_METRIC) for step in self._manager.all_steps()}
         scored = {step: score for step, score in scores.items() if score is not None}
         return max(scored, key=lambda step: (scored[step], step)) if scored else self.latest_step
 

@@ -92,7 +92,7 @@ class MetricLogger:
             )
 
     def _write(self, kind: str, step: int, values: dict[str, object]) -> None:
-        self._file.write(json.dumps({"kind": kind, "step": step} | values) + "\n")
+        self._file.write(json.dumps({"kind": kind, "step": step} | values, allow_nan=False) + "\n")
         self._file.flush()
         for name, value in values.items():
             group = value if isinstance(value, dict) else {"": value}
@@ -111,6 +111,8 @@ def _drop_lines_after(path: Path, step: int) -> None:
         try:
             if json.loads(line)["step"] <= step:
                 kept.append(line + "\n")
-        except (json.JSONDecodeError, KeyError):
+        except (json.JSONDecodeError, KeyError, TypeError):
             continue
-    path.write_text("".join(kept), encoding="utf-8")
+    whole = path.with_suffix(".tmp")  # a kill in here must not cost the history
+    whole.write_text("".join(kept), encoding="utf-8")
+    whole.replace(path)

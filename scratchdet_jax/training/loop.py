@@ -11,7 +11,7 @@ from scratchdet_jax.data.loading import to_device, train_batches
 from scratchdet_jax.data.records import DetectionSource
 from scratchdet_jax.data.sources import open_split
 from scratchdet_jax.detector import Detector, build_detector
-from scratchdet_jax.errors import UserError
+from scratchdet_jax.errors import UserError, writable_folder
 from scratchdet_jax.evaluation.evaluator import Evaluator, summary_line
 from scratchdet_jax.training.checkpoints import Checkpoints, Recipe
 from scratchdet_jax.training.logging import MetricLogger
@@ -19,7 +19,13 @@ from scratchdet_jax.training.optimizer import make_optimizer, number_of_steps
 from scratchdet_jax.training.parallel import DeviceMapping
 from scratchdet_jax.training.state import TrainState, create_state
 from scratchdet_jax.training.step import AXIS, make_train_step
-from scratchdet_jax.validation import validate
+from scratchdet_jax.validation import get, validate
+
+# What a resumed run must have in common with its beginning.
+FIXED_ON_RESUME = (
+    "seed", "image_size", "batch_size", "accumulate_steps", "data.train", "normalize", "augment",
+    "model", "anchors", "loss",
+)  # fmt: skip
 
 
 def train_and_evaluate(config: ml_collections.ConfigDict, workdir: Path) -> TrainState:
@@ -36,6 +42,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: Path) -> Trai
       UserError: a config, data set or file is wrong, or training diverged.
     """
     # Before anything is built: can this run at all?
+    writable_folder(workdir, "--workdir")
     mapping = DeviceMapping(config.parallel)
     validate(config, mapping.mesh.size)
     num_steps = number_of_steps(config)
@@ -52,6 +59,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: Path) -> Trai
 
     # The model and its state; the step says which examples and random numbers come next.
     detector = build_detector(config, source.class_names, AXIS)
+    evaluator = Evaluator(config, detector, mapping, eval_source) if eval_source else None
     optimizer = make_optimizer(config)
     state = mapping.replicate(
         create_state(detector.model, optimizer, config.image_size, config.seed)
@@ -59,16 +67,17 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: Path) -> Trai
     _introduce(config, workdir, mapping, source, detector, state)
     if start:
         state = checkpoints.restore(start, like=state)
-        print(f"resumed from step {start}")
-    evaluator = Evaluator(config, detector, mapping, eval_source) if eval_source else None
+        print(f"resumed from step {start} of {num_steps}")
+    if start >= num_steps:
+        print("nothing is left to train")
 
     # The loop.
     train_step = mapping.map_train_step(make_train_step(config, detector, optimizer))
-    batches = _device_batches(config, source, mapping, start)
     logger = MetricLogger(
         workdir, start_step=start, num_steps=num_steps, batch_size=config.batch_size,
         log_every=config.log_every,
     )  # fmt: skip
+    batches = _device_batches(config, source, mapping, start)
     try:
         for step in range(start + 1, num_steps + 1):
             state, metrics = train_step(state, next(batches))
@@ -140,11 +149,17 @@ def _check_resume(saved: Recipe, now: Recipe, workdir: Path) -> None:
             f"{workdir} holds a run on the classes {', '.join(saved.class_names)}, not "
             f"{', '.join(now.class_names)}: choose a new --workdir"
         )
-    if saved.config.model.to_dict() != now.config.model.to_dict():
-        raise UserError(
-            f"{workdir} holds a run of another config.model: choose a new --workdir, or give the "
-            "same model fields again"
-        )
+    for name in FIXED_ON_RESUME:
+        before, after = (_plain(get(recipe.config, name)) for recipe in (saved, now))
+        if before != after:
+            raise UserError(
+                f"{workdir} holds a run of another config.{name} ({before}, not {after}): choose "
+                "a new --workdir, or give the same value again"
+            )
+
+
+def _plain(value: object) -> object:
+    return value.to_dict() if isinstance(value, ml_collections.ConfigDict) else value
 
 
 def _introduce(

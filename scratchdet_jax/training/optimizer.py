@@ -14,7 +14,8 @@ def make_schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
 
     The rate is ``optimizer.learning_rate`` times ``batch_size / reference_batch_size`` (linear
     scaling, Goyal et al. 2017). Warm-up rises linearly from ``warmup_start`` of it (mmdet release:
-    a third over 500 updates). A drop takes effect from the update ``drop_at × steps`` on.
+    a third over 500 updates), over a tenth of the run at most. A drop takes effect from the update
+    ``drop_at × steps`` on.
     """
     settings = config.optimizer
     rate = settings.learning_rate
@@ -24,9 +25,10 @@ def make_schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
     drops = optax.piecewise_constant_schedule(
         rate, {round(share * steps): settings.drop_factor for share in settings.drop_at}
     )
-    if not settings.warmup_steps:
+    warmup_steps = min(settings.warmup_steps, steps // 10)
+    if not warmup_steps:
         return drops
-    warmup = optax.linear_schedule(settings.warmup_start, 1.0, settings.warmup_steps)
+    warmup = optax.linear_schedule(settings.warmup_start, 1.0, warmup_steps)
     return lambda step: warmup(step) * drops(step)
 
 

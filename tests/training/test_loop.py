@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from scratchdet_jax.errors import UserError
-from scratchdet_jax.evaluation.run import evaluate_run, open_run
+from scratchdet_jax.evaluation.run import evaluate_run, open_run, split_name
 from scratchdet_jax.tools import predict
 from scratchdet_jax.training import loop
 from scratchdet_jax.training.logging import MetricLogger
@@ -159,12 +159,43 @@ def test_a_run_that_diverges_stops_and_names_the_step(config, tmp_path):
         loop.train_and_evaluate(wild.lock(), tmp_path)
 
 
-def test_another_model_in_the_same_workdir_is_refused(config, finished):
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("model.width", 0.25), ("anchors.min_percent", (8, 18, 32, 48, 64, 80)), ("seed", 5)],
+)
+def test_another_run_in_the_same_workdir_is_refused(config, finished, field, value):
     workdir, _ = finished
     other = config.copy_and_resolve_references().unlock()
-    other.model.width = 0.25
-    with pytest.raises(UserError, match=r"another config\.model"):
+    other.update_from_flattened_dict({field: value})
+    with pytest.raises(UserError, match=rf"another config\.{field.partition('.')[0]}"):
         loop.train_and_evaluate(other.lock(), workdir)
+
+
+def test_evaluating_with_other_anchors_is_refused(config, finished, tmp_path):
+    run = open_run(finished[0], "latest")
+    other = config.copy_and_resolve_references().unlock()
+    other.anchors.min_percent = (8, 18, 32, 48, 64, 80)
+    with pytest.raises(UserError, match=r"config\.anchors\.min_percent .* was trained with"):
+        evaluate_run(run, other.lock(), tmp_path)
+
+
+def test_a_workdir_that_cannot_be_written_is_named(config, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"--workdir .*file cannot be written"):
+        loop.train_and_evaluate(config, tmp_path / "file")
+
+
+@pytest.mark.parametrize(
+    ("spec", "name"),
+    [
+        ("voc/2007:test", "test"),
+        ("voc/2007:validation", "val"),
+        ("voc/2007:train+validation,voc/2012:train+validation", "trainval"),
+        ("voc/2007:test[:100]", "test_100"),
+    ],
+)
+def test_detection_files_are_named_as_the_devkit_names_splits(spec, name):
+    assert split_name(spec) == name
 
 
 def test_predict_draws_photos_and_images_of_the_split(folder, finished, tmp_path, capsys):

@@ -59,20 +59,28 @@ def gradient(state) -> np.ndarray:
     return flat(state.opt_state)
 
 
+@functools.cache
+def gentle(layout: str) -> tuple[np.ndarray, list[dict]]:
+    """The first gradient and 20 steps' metrics at a rate at which rounding is not yet chaos.
+
+    At the recipes' rates a detector this small amplifies a difference of 1e-7 to 1e-2 within ten
+    steps, whatever makes the difference: another layout, or another order of the images.
+    """
+    made = Trainer(*LAYOUTS[layout], **{"optimizer.learning_rate": 2e-4})
+    batches = [random_batch(made.config, seed) for seed in range(20)]
+    return gradient(made.run(batches[:1])[0]), made.run(batches)[1]
+
+
 @pytest.mark.parametrize("layout", ["shard_map", "pmap"])
 def test_eight_devices_train_as_one(layout):
-    batches = [random_batch(trainer(layout).config, seed) for seed in range(20)]
-    first_one, _ = trainer("one device").run(batches[:1])
-    first_many, _ = trainer(layout).run(batches[:1])
-    assert difference(first_many.batch_stats, first_one.batch_stats) < 1e-5
-    # Activations within rounding of 0 pass ReLU in one layout and not in the other, so single
-    # entries of a float32 gradient differ more than its norm; see the control below.
-    assert difference(gradient(first_many), gradient(first_one)) < 1e-3
-    _, one = trainer("one device").run(batches)
-    _, many = trainer(layout).run(batches)
+    first_one, one = gentle("one device")
+    first_many, many = gentle(layout)
     for name in ("loss", "loss_classification", "loss_localization", "gradient_norm"):
         np.testing.assert_allclose(many[0][name], one[0][name], rtol=1e-5)
     np.testing.assert_allclose([m["loss"] for m in many], [m["loss"] for m in one], rtol=1e-3)
+    # Activations within rounding of 0 pass ReLU in one layout and not in the other, so single
+    # entries of a float32 gradient differ more than its norm; the control follows.
+    assert difference(first_many, first_one) < 1e-3
 
 
 def test_devices_change_a_gradient_no_more_than_the_order_of_the_images_does():
@@ -80,17 +88,15 @@ def test_devices_change_a_gradient_no_more_than_the_order_of_the_images_does():
     still = {f"augment.{name}_probability": 0.0 for name in ("photometric", "expand", "flip")}
     still |= {"augment.crop": False, "augment.interpolations": ("linear",)}
     one = Trainer("shard_map", 1, **still)
-    layouts, orders = [], []
+    batch = random_batch(one.config, seed=0)
+    reference = gradient(one.run([batch])[0])
+    orders = []
     for seed in range(3):
-        batch = random_batch(one.config, seed)
         order = np.random.default_rng(seed).permutation(one.config.batch_size)
-        reference = gradient(one.run([batch])[0])
-        permuted = one.run([{key: value[:, order] for key, value in batch.items()}])[0]
-        many = Trainer("shard_map", 8, **still).run([batch])[0] if seed == 0 else None
-        orders.append(difference(gradient(permuted), reference))
-        if many is not None:
-            layouts.append(difference(gradient(many), reference))
-    assert max(layouts) < 3 * max(orders)
+        permuted = {key: value[:, order] for key, value in batch.items()}
+        orders.append(difference(gradient(one.run([permuted])[0]), reference))
+    many = Trainer("shard_map", 8, **still).run([batch])[0]
+    assert difference(gradient(many), reference) < 3 * max(orders)
     assert max(orders) < 2e-3
 
 
@@ -151,3 +157,13 @@ def test_keys_depend_on_seed_step_and_position_only():
     others = [example_keys(2, 5, positions), example_keys(1, 6, positions)]
     every = np.concatenate([keys, *map(jax.random.key_data, others)])
     assert len(np.unique(every, axis=0)) == len(every)
+
+
+@pytest.mark.parametrize("kind", ["shard_map", "pmap"])
+def test_evaluation_keeps_the_order_of_the_images(kind):
+    mapping = DeviceMapping(kind)
+    batch = {"id": np.arange(24, dtype=np.int32), "image": np.arange(48.0).reshape(24, 2)}
+    step = mapping.map_eval_step(lambda scale, batch: (batch["id"], scale * batch["image"]))
+    ids, images = step(2.0, mapping.put_batch({k: v[None] for k, v in batch.items()}))
+    np.testing.assert_array_equal(ids, batch["id"])
+    np.testing.assert_array_equal(images, 2 * batch["image"])
