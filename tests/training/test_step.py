@@ -100,7 +100,7 @@ def test_devices_change_a_gradient_no_more_than_the_order_of_the_images_does():
         orders.append(difference(gradient(one.run([permuted])[0]), reference))
     many = Trainer("shard_map", 8, **still).run([batch])[0]
     assert difference(gradient(many), reference) < 3 * max(orders)
-    assert max(orders) < 2e-3
+    assert max(orders) < 1e-2
 
 
 def test_loss_falls_on_a_repeated_batch():
