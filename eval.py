@@ -22,7 +22,6 @@ def main(argv: Sequence[str]) -> None:
     workdir = cli.flag_value(argv, "workdir")
     if not workdir:
         raise UserError("name the run to evaluate: --workdir=runs/RECIPE")
-    cli.quiet_libraries()
     from scratchdet_jax.evaluation.run import evaluate_run, open_run
 
     run = open_run(Path(workdir), cli.flag_value(argv, "checkpoint") or "best")

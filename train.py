@@ -17,7 +17,6 @@ flags.DEFINE_string("workdir", None, "Where the run lives; default: runs/<recipe
 def main(argv: Sequence[str]) -> None:
     """Parses the command line and trains."""
     config = cli.parse_config(argv)
-    cli.quiet_libraries()
     from scratchdet_jax.training.loop import train_and_evaluate  # after the flags: JAX is slow
 
     train_and_evaluate(config, Path(flags.FLAGS.workdir or f"runs/{config.name}"))

@@ -29,7 +29,6 @@ flags.DEFINE_string("json", None, "Also write the figures to this file.")
 def main(argv: Sequence[str]) -> None:
     """Parses the command line and measures."""
     config = cli.parse_config(argv)
-    cli.quiet_libraries()
     detector = build_detector(config, CLASSES)
     side = config.image_size
     variables = jax.jit(lambda: detector.model.init(

@@ -34,7 +34,6 @@ flags.DEFINE_string("json", None, "Also write the figures to this file.")
 def main(argv: Sequence[str]) -> None:
     """Parses the command line and measures."""
     config, repeats = cli.parse_config(argv), flags.FLAGS.repeats
-    cli.quiet_libraries()
     mapping = DeviceMapping(config.parallel)
     validate(config, mapping.mesh.size)
     detector = build_detector(config, CLASSES, AXIS)

@@ -16,6 +16,7 @@ from scratchdet_jax.errors import UserError
 def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> None:
     """Runs ``main(argv)``; a UserError becomes one sentence on stderr and exit status 1."""
     arguments = list(sys.argv if argv is None else argv)
+    quiet_libraries()
     try:
         main(arguments)
     except UserError as error:
@@ -27,9 +28,9 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
 
 
 def quiet_libraries() -> None:
-    """Keeps the libraries' progress chatter (absl INFO) out of the way of our own."""
-    logging.set_verbosity(logging.WARNING)
-    logging.set_stderrthreshold(logging.WARNING)
+    """Keeps the libraries' chatter (absl, up to warnings) out of the way of our own."""
+    logging.set_verbosity(logging.ERROR)
+    logging.set_stderrthreshold(logging.ERROR)
 
 
 def parse_config(
