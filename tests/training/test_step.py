@@ -86,6 +86,7 @@ def test_eight_devices_train_as_one(layout):
     assert difference(first_many, first_one) < 1e-3
 
 
+@pytest.mark.slow  # three compilations
 def test_devices_change_a_gradient_no_more_than_the_order_of_the_images_does():
     """The control: on one device, another order of the same images rounds differently too."""
     still = {f"augment.{name}_probability": 0.0 for name in ("photometric", "expand", "flip")}
@@ -109,13 +110,14 @@ def test_loss_falls_on_a_repeated_batch():
     assert np.mean([m["loss"] for m in history[-3:]]) < 0.8 * history[0]["loss"]
 
 
+@pytest.mark.slow  # two compilations with eight devices
 def test_accumulated_parts_do_not_depend_on_the_devices():
     one = Trainer("shard_map", 1, accumulate_steps=2)
     many = Trainer("shard_map", 8, accumulate_steps=2)
     batches = [random_batch(one.config, seed, parts=2) for seed in range(2)]
     state_one, history_one = one.run(batches)
     state_many, history_many = many.run(batches)
-    assert difference(state_many.params, state_one.params) < 1e-5
+    assert difference(state_many.params, state_one.params) < 1e-4
     for a, b in zip(history_many, history_one, strict=True):
         np.testing.assert_allclose(a["loss"], b["loss"], rtol=1e-4)
         assert a["positives"] == b["positives"]
@@ -156,7 +158,7 @@ def test_ignored_boxes_are_left_out_on_request():
 def test_keys_depend_on_seed_step_and_position_only():
     positions = np.arange(6)
     keys = jax.random.key_data(example_keys(1, 5, positions))
-    np.testing.assert_array_equal(keys[2:4], jax.random.key_data(example_keys(1, 5, [2, 3])))
+    np.testing.assert_array_equal(keys[2:4], jax.random.key_data(example_keys(1, 5, positions[2:4])))
     others = [example_keys(2, 5, positions), example_keys(1, 6, positions)]
     every = np.concatenate([keys, *map(jax.random.key_data, others)])
     assert len(np.unique(every, axis=0)) == len(every)
