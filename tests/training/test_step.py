@@ -25,14 +25,14 @@ class Trainer:
         self.mapping = DeviceMapping(kind, jax.devices()[:devices])
         detector = build_detector(self.config, CLASSES, AXIS)
         optimizer = make_optimizer(self.config)
-        self._create = lambda: self.mapping.replicate(
+        self._initial = jax.device_get(
             create_state(detector.model, optimizer, self.config.image_size, seed=3)
         )
         self.step = self.mapping.map_train_step(make_train_step(self.config, detector, optimizer))
 
     def run(self, batches):
         """States' parameters and metrics after each batch."""
-        state, history = self._create(), []
+        state, history = self.mapping.replicate(self._initial), []
         for batch in batches:
             state, metrics = self.step(state, self.mapping.put_batch(batch))
             history.append(jax.device_get(metrics))
@@ -60,30 +60,44 @@ def gradient(state) -> np.ndarray:
 
 
 @functools.cache
-def gentle(layout: str) -> tuple[np.ndarray, list[dict]]:
-    """The first gradient and 20 steps' metrics at a low rate.
-
-    A fresh detector on noise amplifies a rounding difference about tenfold a step, whatever makes
-    it: another layout, or another order of the images. So the first steps are compared closely,
-    and all of them in the mean.
-    """
-    made = Trainer(*LAYOUTS[layout], **{"optimizer.learning_rate": 2e-4})
-    batches = [random_batch(made.config, seed) for seed in range(20)]
-    return gradient(made.run(batches[:1])[0]), made.run(batches)[1]
+def first_steps(layout: str) -> list[tuple[np.ndarray, dict]]:
+    """Gradient and metrics of the first step on each of several batches."""
+    made = trainer(layout, **{"optimizer.learning_rate": 1e-5})
+    runs = [made.run([random_batch(made.config, seed)]) for seed in range(5)]
+    return [(gradient(state), metrics) for state, (metrics,) in runs]
 
 
 @pytest.mark.parametrize("layout", ["shard_map", "pmap"])
-def test_eight_devices_train_as_one(layout):
-    first_one, one = gentle("one device")
-    first_many, many = gentle(layout)
-    for name in ("loss", "loss_classification", "loss_localization", "gradient_norm"):
-        np.testing.assert_allclose(many[0][name], one[0][name], rtol=1e-5)
-    losses_many, losses_one = ([m["loss"] for m in history] for history in (many, one))
-    np.testing.assert_allclose(losses_many[:4], losses_one[:4], rtol=1e-3)
-    np.testing.assert_allclose(np.mean(losses_many), np.mean(losses_one), rtol=0.02)
-    # Activations within rounding of 0 pass ReLU in one layout and not in the other, so single
-    # entries of a float32 gradient differ more than its norm; the control follows.
-    assert difference(first_many, first_one) < 1e-3
+def test_eight_devices_take_the_first_step_as_one(layout):
+    differences = []
+    for (many, metrics_many), (one, metrics_one) in zip(
+        first_steps(layout), first_steps("one device"), strict=True
+    ):
+        for name in ("loss", "loss_classification", "loss_localization"):
+            np.testing.assert_allclose(metrics_many[name], metrics_one[name], rtol=1e-5)
+        assert metrics_many["positives"] == metrics_one["positives"]
+        differences.append(difference(many, one))
+    # Where an activation lies within rounding of 0, ReLU lets it pass in one layout and not in the
+    # other, which moves the whole gradient by up to a hundredth. Most batches have none.
+    assert min(differences) < 1e-5
+    assert np.median(differences) < 1e-3
+    assert max(differences) < 0.03
+
+
+@functools.cache
+def twenty_losses(layout: str) -> list[float]:
+    """Losses of 20 steps on one batch."""
+    made = trainer(layout, **{"optimizer.learning_rate": 1e-5})
+    return [m["loss"] for m in made.run([random_batch(made.config, seed=1)] * 20)[1]]
+
+
+@pytest.mark.parametrize("layout", ["shard_map", "pmap"])
+def test_eight_devices_train_as_one_for_twenty_steps(layout):
+    # At the recipes' rates a fresh detector amplifies such a difference tenfold a step, whatever
+    # makes it (the control below); at this rate the loss falls and the layouts stay together.
+    many, one = twenty_losses(layout), twenty_losses("one device")
+    assert one[-1] < 0.95 * one[0]
+    np.testing.assert_allclose(many, one, rtol=1e-3)
 
 
 @pytest.mark.slow  # three compilations
