@@ -12,14 +12,12 @@ import cv2
 import grain
 import numpy as np
 
+from scratchdet_jax.data.images import decode_to_canvas
 from scratchdet_jax.data.records import DetectionSource
 from scratchdet_jax.errors import UserError
 
 Batch = dict[str, np.ndarray]
 T = TypeVar("T")
-
-# Annotations refer to the pixels as stored, so a turn asked for by EXIF is not made.
-_DECODE_FLAGS = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
 
 
 class TrainingOrder(Sequence[int]):
@@ -114,7 +112,9 @@ class _DecodedExamples:
                 f"config.data.max_boxes = {self._max_boxes}: set it to {needed} or more"
             )
         try:
-            image = decode_image(example["image"])
+            image, original_size = decode_to_canvas(
+                example["image"], self._canvas, example["orientation"]
+            )
         except ValueError as error:
             raise UserError(
                 f"record {index} of {self._source.spec}, {example['filename']}, cannot be decoded "
@@ -122,9 +122,8 @@ class _DecodedExamples:
                 "again"
             ) from None
         return _Decoded(
-            index, reduce_to_canvas(image, self._canvas), image.shape[:2],
-            example["boxes"], example["labels"], example["ignore"],
-        )  # fmt: skip
+            index, image, original_size, example["boxes"], example["labels"], example["ignore"]
+        )
 
 
 def train_batches(
@@ -142,7 +141,8 @@ def train_batches(
     """Endless training batches, from global batch ``start_step`` on; see TrainingOrder.
 
     Host memory: besides the batch being filled, at most max(rows of this process, 2·threads)
-    decoded images, none larger than the canvas.
+    decoded images, none larger than the canvas, and what decoding ``threads`` images takes (three
+    bytes for each of their pixels; see decode_to_canvas for large ones).
 
     Args:
       source: the examples.
@@ -218,34 +218,6 @@ def to_device(batches: Iterable[Batch], put: Callable[[Batch], T], depth: int = 
         close = getattr(batches, "close", None)
         if close is not None:
             close()
-
-
-def decode_image(encoded: bytes) -> np.ndarray:
-    """An encoded image as uint8 [h, w, 3], RGB, whatever its channels, not turned by EXIF.
-
-    Raises:
-      ValueError: the bytes are no image that OpenCV can read.
-    """
-    try:
-        image = cv2.imdecode(np.frombuffer(encoded, np.uint8), _DECODE_FLAGS)
-    except cv2.error as error:  # no bytes at all, or a header that claims too many pixels
-        raise ValueError(str(error.err or error)) from None
-    if image is None:
-        raise ValueError("no readable image")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
-
-
-def reduce_to_canvas(image: np.ndarray, canvas: tuple[int, int]) -> np.ndarray:
-    """Shrinks uint8 [h, w, 3] to fit (H, W), keeping its proportions; never enlarges."""
-    height, width = image.shape[:2]
-    scale = min(canvas[0] / height, canvas[1] / width)
-    if scale >= 1:
-        return image
-    size = [
-        min(limit, max(1, round(side * scale)))
-        for side, limit in zip((width, height), canvas[::-1], strict=True)
-    ]
-    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
 
 
 def _rows(batch_size: int, process_index: int, process_count: int) -> int:

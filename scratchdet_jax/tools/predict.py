@@ -14,7 +14,7 @@ import ml_collections
 import numpy as np
 
 from scratchdet_jax import cli
-from scratchdet_jax.data.loading import decode_image, reduce_to_canvas
+from scratchdet_jax.data.images import decode_image, fit_to_canvas, read_header
 from scratchdet_jax.data.resample import resize
 from scratchdet_jax.data.sources import open_split
 from scratchdet_jax.detector import Detector, detect, normalize
@@ -37,7 +37,7 @@ def make_predictor(
         return detect(detector, config, variables, image[None])
 
     def predict(image: np.ndarray) -> ImageDetections:
-        reduced = reduce_to_canvas(image, (height, width))
+        reduced = fit_to_canvas(image, (height, width))
         canvas = np.zeros((height, width, 3), np.uint8)
         canvas[: reduced.shape[0], : reduced.shape[1]] = reduced
         found = jax.device_get(run(variables, canvas, np.int32(reduced.shape[:2])))
@@ -93,7 +93,8 @@ def _images(
         if not Path(path).is_file():
             raise UserError(f"there is no image {path}")
         try:
-            image = decode_image(Path(path).read_bytes())
+            encoded = Path(path).read_bytes()
+            image = decode_image(encoded, read_header(encoded).orientation)
         except ValueError as error:
             raise UserError(f"{path} is no image that can be decoded: {error}") from None
         yield path, image, None
@@ -101,7 +102,7 @@ def _images(
         source = open_split(config.data, "eval")
         for i in range(min(options.count, len(source))):
             example = source[i]
-            image = decode_image(example["image"])
+            image = decode_image(example["image"], example["orientation"])
             scale = np.tile(np.asarray(image.shape[:2], np.float64), 2)
             truth = ImageGroundTruth(example["boxes"] * scale, example["labels"], example["ignore"])
             yield source.image_id(i), image, truth

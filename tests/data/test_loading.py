@@ -9,12 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from scratchdet_jax.data.images import fit_to_canvas
 from scratchdet_jax.data.loading import (
     EvaluationOrder,
     TrainingOrder,
-    decode_image,
     eval_batches,
-    reduce_to_canvas,
     to_device,
     train_batches,
 )
@@ -39,6 +38,7 @@ class Source:
         corner = rng.uniform(0, 0.5, (i % 5, 2))
         return {
             "image": cv2.imencode(suffix, image.astype(np.uint8))[1].tobytes(),
+            "orientation": 1,
             "boxes": np.concatenate([corner, corner + 0.3], 1).astype(np.float32),
             "labels": rng.integers(1, 4, i % 5).astype(np.int32),
             "ignore": rng.random(i % 5) < 0.5,
@@ -144,7 +144,7 @@ def check_row(source, batch, row):
     image = cv2.imdecode(np.frombuffer(example["image"], np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
     assert batch["original_size"][row].tolist() == list(image.shape[:2])
     height, width = batch["size"][row]
-    reduced = reduce_to_canvas(image.copy(), CANVAS)
+    reduced = fit_to_canvas(image.copy(), CANVAS)
     assert (height, width) == reduced.shape[:2]
     np.testing.assert_array_equal(batch["image"][row, :height, :width], reduced)
     assert not batch["image"][row, height:].any()
@@ -211,58 +211,23 @@ def encode(image, suffix=".png"):
     return cv2.imencode(suffix, image)[1].tobytes()
 
 
-def test_decoding_gives_rgb_whatever_the_channels():
-    rng = np.random.default_rng(0)
-    bgr = rng.integers(0, 255, (9, 7, 3), np.uint8)
-    np.testing.assert_array_equal(decode_image(encode(bgr)), bgr[..., ::-1])
-    for suffix in (".jpg", ".png"):
-        np.testing.assert_array_equal(
-            decode_image(encode(bgr, suffix)),
-            cv2.imdecode(np.frombuffer(encode(bgr, suffix), np.uint8), cv2.IMREAD_COLOR)[..., ::-1],
-        )
-    gray = bgr[..., 0]
-    np.testing.assert_array_equal(decode_image(encode(gray)), np.stack([gray] * 3, -1))
-    with_alpha = np.dstack([bgr, gray])
-    np.testing.assert_array_equal(decode_image(encode(with_alpha)), bgr[..., ::-1])
-    deep = gray.astype(np.uint16) * 257
-    np.testing.assert_array_equal(decode_image(encode(deep)), np.stack([gray] * 3, -1))
-
-
-def test_decoding_does_not_turn_by_exif():
-    data = encode(np.zeros((9, 7, 3), np.uint8), ".jpg")
-    tiff = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"  # a quarter turn
-    turned = data[:2] + b"\xff\xe1" + bytes([0, len(tiff) + 8]) + b"Exif\0\0" + tiff + data[2:]
-    assert cv2.imdecode(np.frombuffer(turned, np.uint8), cv2.IMREAD_COLOR).shape == (7, 9, 3)
-    assert decode_image(turned).shape == (9, 7, 3)
-
-
-@settings(max_examples=80, deadline=None)
-@given(*[st.integers(1, 90)] * 4)
-def test_reduction_fits_the_canvas_and_keeps_proportions(height, width, canvas_h, canvas_w):
-    image = np.random.default_rng(0).integers(0, 255, (height, width, 3), np.uint8)
-    reduced = reduce_to_canvas(image, (canvas_h, canvas_w))
-    new_h, new_w = reduced.shape[:2]
-    if height <= canvas_h and width <= canvas_w:
-        assert reduced is image
-        return
-    scale = min(canvas_h / height, canvas_w / width)
-    assert 1 <= new_h <= canvas_h
-    assert 1 <= new_w <= canvas_w
-    assert new_h == canvas_h or new_w == canvas_w
-    assert abs(new_h - scale * height) <= 0.5 or new_h == 1
-    assert abs(new_w - scale * width) <= 0.5 or new_w == 1
-    expected = cv2.resize(image, (new_w, new_h), interpolation=cv2.INTER_AREA)
-    np.testing.assert_array_equal(reduced, expected)
-
-
-def test_reduction_by_a_whole_number_averages():
-    image = np.random.default_rng(0).integers(0, 255, (8, 12, 3), np.uint8)
-    mean = image.reshape(4, 2, 6, 2, 3).mean((1, 3))
-    assert np.abs(reduce_to_canvas(image, (4, 99)) - mean).max() <= 0.5
+def test_images_are_turned_as_the_record_says():
+    source = Source(3)
+    for example in source.examples:
+        example["orientation"] = 6
+    (batch,) = take(train(source, 3), 1)
+    for row, index in enumerate(batch["id"]):
+        encoded = np.frombuffer(source.examples[index]["image"], np.uint8)
+        upright = np.rot90(cv2.imdecode(encoded, cv2.IMREAD_COLOR)[..., ::-1], -1)
+        assert batch["original_size"][row].tolist() == list(upright.shape[:2])
+        height, width = batch["size"][row]
+        expected = fit_to_canvas(np.ascontiguousarray(upright), CANVAS).astype(int)
+        assert np.abs(batch["image"][row, :height, :width] - expected).max() <= 1
 
 
 def test_a_damaged_image_is_named():
-    for data in (b"", b"nonsense", encode(np.zeros((9, 9, 3), np.uint8))[:40]):
+    whole = cv2.imencode(".png", np.zeros((9, 9, 3), np.uint8))[1].tobytes()
+    for data in (b"", b"nonsense", whole[:40]):
         source = Source(3)
         source.examples[1]["image"] = data
         with pytest.raises(UserError) as error:

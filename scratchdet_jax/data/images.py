@@ -1,0 +1,238 @@
+"""Encoded images of any kind → RGB pixels: headers, decoding, EXIF turns, reduction to a canvas.
+
+OpenCV decodes (it leaves Python's other threads free), Pillow reads headers. Grey and palette
+images become RGB, 16-bit samples keep their high byte, alpha is dropped (hidden pixels show the
+colour stored beneath), CMYK is converted without its colour profile.
+"""
+
+import contextlib
+import io
+import re
+import threading
+import warnings
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from PIL import ExifTags, Image
+
+MAX_PIXELS = 178_956_970  # more is refused as a decompression bomb: Pillow's own limit
+
+# Images above this are decoded one at a time, so that threads do not add up their memory.
+_LARGE = 2**24
+_large_images = threading.Lock()
+_FLAGS = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+_REDUCED = {
+    2: cv2.IMREAD_REDUCED_COLOR_2,
+    4: cv2.IMREAD_REDUCED_COLOR_4,
+    8: cv2.IMREAD_REDUCED_COLOR_8,
+}
+# A marker in a JPEG stream: not a stuffed 0xFF, a restart marker or a fill byte.
+_JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+# Pillow warns of odd metadata, and from half of its limit on, without saying of which file.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+class ImageHeader(NamedTuple):
+    """What an image file says of itself.
+
+    Attributes:
+      format: Pillow's name of it, such as JPEG, PNG or WEBP.
+      size: (height, width) in pixels, as stored.
+      orientation: EXIF's, 1…8; 1 (as stored) where it is absent or nonsense.
+    """
+
+    format: str
+    size: tuple[int, int]
+    orientation: int
+
+    @property
+    def displayed_size(self) -> tuple[int, int]:
+        """(height, width) after the turn that ``orientation`` asks for."""
+        return _turned_size(self.size, self.orientation)
+
+
+def read_header(encoded: bytes) -> ImageHeader:
+    """Format, size and orientation; no pixel is decoded.
+
+    Raises:
+      ValueError: no image, or one of more than MAX_PIXELS pixels.
+    """
+    with _opened(encoded) as image:
+        orientation = 1
+        with contextlib.suppress(Exception):  # Pillow fails on broken EXIF in many ways
+            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+        if orientation not in range(1, 9):
+            orientation = 1
+        return ImageHeader(str(image.format), (image.height, image.width), int(orientation))
+
+
+def decode_image(encoded: bytes, orientation: int = 1) -> np.ndarray:
+    """An encoded image as uint8 [h, w, 3], RGB.
+
+    Args:
+      encoded: the file.
+      orientation: the turn to make, 1…8 as in EXIF. The file's own tag is not looked at.
+
+    Raises:
+      ValueError: the bytes are no image that can be decoded, or one of too many pixels.
+    """
+    with _opened(encoded) as image:
+        pixels = image.height * image.width
+    return _turn(_decode(encoded, _FLAGS, pixels), orientation)
+
+
+def decode_to_canvas(
+    encoded: bytes, canvas: tuple[int, int], orientation: int = 1
+) -> tuple[np.ndarray, tuple[int, int]]:
+    """An image shrunk to fit a canvas, keeping its proportions; never enlarged.
+
+    A JPEG of at least twice the wanted size is decoded at a half, a quarter or an eighth (libjpeg
+    then skips most of the work); the rest of the way is INTER_AREA. An edge that this factor does
+    not divide is then filled up, by less than a pixel of the canvas. Memory: three bytes for each
+    decoded pixel; of images above 16 megapixels, one is decoded at a time.
+
+    Args:
+      encoded: the file.
+      canvas: (H, W) in pixels.
+      orientation: as in decode_image; the canvas holds the turned image.
+
+    Returns:
+      uint8 [h, w, 3] RGB with h ≤ H and w ≤ W, and (height, width) of the whole image as turned.
+
+    Raises:
+      ValueError: as decode_image.
+    """
+    with _opened(encoded) as image:
+        stored, is_jpeg = (image.height, image.width), image.format in ("JPEG", "MPO")
+    full = _turned_size(stored, orientation)
+    wanted = _turned_size(_fitted(full, canvas), orientation)  # a turn is its own inverse here
+    factor = 1
+    if is_jpeg:
+        factor = max([f for f in _REDUCED if min(np.floor_divide(stored, wanted)) >= f] or [1])
+    flags = _FLAGS if factor == 1 else _REDUCED[factor] | cv2.IMREAD_IGNORE_ORIENTATION
+    pixels = _decode(encoded, flags, stored[0] * stored[1] // factor**2)
+    if factor > 1:
+        cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, dst=pixels)
+    return _turn(_reduce(pixels, wanted), orientation), full
+
+
+def fit_to_canvas(image: np.ndarray, canvas: tuple[int, int]) -> np.ndarray:
+    """Shrinks uint8 [h, w, 3] to fit (H, W), keeping its proportions; never enlarges."""
+    return _reduce(image, _fitted(image.shape[:2], canvas))
+
+
+def check_whole(encoded: bytes) -> None:
+    """Makes sure that an image goes on to its end and can be decoded.
+
+    Raises:
+      ValueError: it cannot, or has too many pixels.
+    """
+    with _opened(encoded) as image:
+        pixels, kind = image.height * image.width, image.format
+        if kind not in ("JPEG", "MPO"):
+            with _memory_for(pixels):
+                try:
+                    image.load()  # unlike OpenCV, Pillow is strict about the end of a file
+                except Exception as error:
+                    raise ValueError(f"it cannot be decoded whole: {error}") from None
+    if kind in ("JPEG", "MPO"):
+        if not _jpeg_ends(encoded):
+            raise ValueError("the file ends before the image does")
+        large = pixels > _LARGE
+        _decode(encoded, _REDUCED[8] if large else _FLAGS, pixels)
+    else:
+        _decode(encoded, _FLAGS, pixels)
+
+
+def turn_boxes(boxes: np.ndarray, orientation: int) -> np.ndarray:
+    """Boxes of the stored frame in the frame after the turn of ``orientation`` (EXIF 1…8).
+
+    Args:
+      boxes: [n, 4], (ymin, xmin, ymax, xmax) normalised to [0, 1].
+      orientation: 1…8.
+
+    Returns:
+      [n, 4], likewise, in the turned frame.
+    """
+    ymin, xmin, ymax, xmax = np.moveaxis(np.asarray(boxes), -1, 0)
+    if orientation >= 5:
+        ymin, xmin, ymax, xmax = xmin, ymin, xmax, ymax
+    if orientation in (2, 3, 6, 7):
+        xmin, xmax = 1 - xmax, 1 - xmin
+    if orientation in (3, 4, 7, 8):
+        ymin, ymax = 1 - ymax, 1 - ymin
+    return np.stack([ymin, xmin, ymax, xmax], -1)
+
+
+def _turn(image: np.ndarray, orientation: int) -> np.ndarray:
+    """uint8 [h, w, 3] turned as EXIF's orientation asks; contiguous."""
+    if orientation >= 5:
+        image = image.transpose(1, 0, 2)
+    if orientation in (2, 3, 6, 7):
+        image = image[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        image = image[::-1]
+    return np.ascontiguousarray(image)
+
+
+def _turned_size(size: tuple[int, int], orientation: int) -> tuple[int, int]:
+    return size[::-1] if orientation >= 5 else size
+
+
+def _fitted(size: tuple[int, int], canvas: tuple[int, int]) -> tuple[int, int]:
+    """The size within a canvas, at the same proportions and not above the size itself."""
+    scale = min(canvas[0] / size[0], canvas[1] / size[1])
+    if scale >= 1:
+        return size
+    height, width = (
+        min(limit, max(1, round(side * scale))) for side, limit in zip(size, canvas, strict=True)
+    )
+    return height, width
+
+
+def _reduce(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    if image.shape[:2] == size:
+        return image
+    return cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA)
+
+
+def _opened(encoded: bytes) -> Image.Image:
+    """Pillow's view of an image, of which only the header has been read."""
+    try:
+        image = Image.open(io.BytesIO(encoded))
+    except Image.DecompressionBombError:
+        raise ValueError(f"it has more than {MAX_PIXELS} pixels, a decompression bomb") from None
+    except Exception:  # Pillow's readers fail on broken headers in many ways
+        raise ValueError("no readable image") from None
+    if image.height * image.width > MAX_PIXELS:  # Pillow's own limit may have been lifted
+        raise ValueError(f"it has more than {MAX_PIXELS} pixels, a decompression bomb")
+    return image
+
+
+def _memory_for(pixels: int) -> contextlib.AbstractContextManager:
+    return _large_images if pixels > _LARGE else contextlib.nullcontext()
+
+
+def _decode(encoded: bytes, flags: int, pixels: int) -> np.ndarray:
+    """OpenCV's decoding, of about ``pixels`` pixels."""
+    try:
+        with _memory_for(pixels):
+            image = cv2.imdecode(np.frombuffer(encoded, np.uint8), flags)
+    except cv2.error as error:
+        raise ValueError(str(error.err or error)) from None
+    if image is None:
+        raise ValueError("no readable image")
+    return image
+
+
+def _jpeg_ends(encoded: bytes) -> bool:
+    """Whether a JPEG goes on to its end marker (OpenCV fills up what is missing with grey)."""
+    position = 2
+    while marker := _JPEG_MARKER.search(encoded, position):
+        if marker[0] == b"\xff\xd9":
+            return True
+        length = int.from_bytes(encoded[marker.end() : marker.end() + 2], "big")
+        position = marker.end() + length
+    return False
