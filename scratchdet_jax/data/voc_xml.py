@@ -5,6 +5,8 @@ from typing import NamedTuple
 from xml.etree import ElementTree
 from xml.parsers import expat
 
+_MAX_DEPTH = 64  # VOC's own files need 4
+
 
 class VocObject(NamedTuple):
     """One annotated object.
@@ -35,8 +37,9 @@ def parse_annotation(data: bytes) -> VocAnnotation:
     """Reads one annotation.
 
     Raises:
-      ValueError: it is not well-formed XML, is no VOC annotation, or declares a document type or
-        entities (which VOC files never do, and which can make a small file expand without end).
+      ValueError: it is not well-formed XML, is no VOC annotation, is nested absurdly, or declares
+        a document type or entities (which VOC files never do, and which can make a small file
+        expand without end).
     """
     root = _parse(data)
     if root.tag != "annotation":
@@ -47,18 +50,31 @@ def parse_annotation(data: bytes) -> VocAnnotation:
 def _parse(data: bytes) -> ElementTree.Element:
     builder = ElementTree.TreeBuilder()
     parser = expat.ParserCreate()
+    depth = 0
 
     def refuse(*_: object) -> None:
         raise ValueError("it declares a document type or entities")
 
+    def start(tag: str, attributes: dict[str, str]) -> None:
+        nonlocal depth
+        depth += 1
+        if depth > _MAX_DEPTH:
+            raise ValueError(f"its elements are nested more than {_MAX_DEPTH} deep")
+        builder.start(tag, attributes)
+
+    def end(tag: str) -> None:
+        nonlocal depth
+        depth -= 1
+        builder.end(tag)
+
     parser.StartDoctypeDeclHandler = refuse
     parser.EntityDeclHandler = refuse
-    parser.StartElementHandler = lambda tag, attributes: builder.start(tag, attributes)
-    parser.EndElementHandler = lambda tag: builder.end(tag)
-    parser.CharacterDataHandler = lambda text: builder.data(text)
+    parser.StartElementHandler = start
+    parser.EndElementHandler = end
+    parser.CharacterDataHandler = builder.data
     try:
         parser.Parse(data, True)
-    except expat.ExpatError as error:
+    except (expat.ExpatError, LookupError, TypeError) as error:  # the last two: odd encodings
         raise ValueError(f"not well-formed XML: {error}") from None
     return builder.close()
 
@@ -76,7 +92,7 @@ def _size(root: ElementTree.Element) -> tuple[int, int] | None:
 
 
 def _object(element: ElementTree.Element) -> VocObject:
-    name = _text(element, "name") or ""
+    name = " ".join((_text(element, "name") or "").split())  # names are stored one a line
     difficult, difficult_problem = _flag(element, "difficult")
     truncated, truncated_problem = _flag(element, "truncated")
     problem = difficult_problem or truncated_problem

@@ -1,69 +1,33 @@
 import contextlib
 import json
-import struct
+import os
+import unicodedata
 
 import cv2
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from scratchdet_jax.data.builders import voc_scan
-from scratchdet_jax.data.builders.voc_folder import VocFolder, dataset_name, prepare_voc_folder
-from scratchdet_jax.data.builders.voc_report import Kind, Report
+from scratchdet_jax.data.builders.defects import Kind
+from scratchdet_jax.data.builders.files import MAX_IMAGE_BYTES, MAX_XML_BYTES
+from scratchdet_jax.data.builders.objects import fit_box
+from scratchdet_jax.data.builders.report import Report
+from scratchdet_jax.data.builders.voc_folder import dataset_name, prepare_voc_folder
 from scratchdet_jax.data.builders.voc_scan import VOC_CLASSES
-from scratchdet_jax.data.records import open_source
-from scratchdet_jax.data.voc_xml import VocObject, parse_annotation
+from scratchdet_jax.data.voc_xml import parse_annotation
 from scratchdet_jax.errors import UserError
-
-HEIGHT, WIDTH = 40, 60
-
-
-def jpeg(height=HEIGHT, width=WIDTH, seed=0):
-    image = np.random.default_rng(seed).integers(0, 255, (height, width, 3), np.uint8)
-    return cv2.imencode(".jpg", image)[1].tobytes()
-
-
-def obj(name="cell", box=(10, 5, 30, 25), difficult="0", extra=""):
-    """One <object>; ``box`` is (xmin, ymin, xmax, ymax), as people read it."""
-    corners = "".join(
-        f"<{k}>{v}</{k}>" for k, v in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True)
-    )
-    return (
-        f"<object><name>{name}</name><difficult>{difficult}</difficult>{extra}"
-        f"<bndbox>{corners}</bndbox></object>"
-    )
-
-
-def annotation(*objects, width=WIDTH, height=HEIGHT):
-    size = f"<size><width>{width}</width><height>{height}</height><depth>3</depth></size>"
-    return f"<annotation><filename>wrong.jpg</filename>{size}{''.join(objects)}</annotation>"
-
-
-class Folder:
-    """A folder in VOC layout, made file by file."""
-
-    def __init__(self, path):
-        self.path = path
-        for part in ("JPEGImages", "Annotations", "ImageSets/Main"):
-            (path / part).mkdir(parents=True)
-
-    def image(self, image_id, data=None, suffix=".jpg"):
-        (self.path / "JPEGImages" / f"{image_id}{suffix}").write_bytes(data or jpeg())
-        return self
-
-    def note(self, image_id, text):
-        (self.path / "Annotations" / f"{image_id}.xml").write_text(text)
-        return self
-
-    def both(self, image_id, *objects):
-        return self.image(image_id).note(image_id, annotation(*(objects or (obj(),))))
-
-    def split(self, name, *lines):
-        text = "".join(line + "\n" for line in lines)
-        (self.path / "ImageSets" / "Main" / f"{name}.txt").write_text(text)
-        return self
+from tests.data.voc_layout import (
+    HEIGHT,
+    WIDTH,
+    Folder,
+    annotation,
+    examples,
+    jpeg,
+    obj,
+    with_exif,
+)
 
 
 @pytest.fixture
@@ -74,11 +38,6 @@ def folder(tmp_path):
 @pytest.fixture
 def prepare(folder, tmp_path):
     return lambda **options: prepare_voc_folder(folder.path, tmp_path / "data", "mine", **options)
-
-
-def examples(tmp_path, split="train"):
-    source = open_source(f"voc_folder/mine:{split}", tmp_path / "data")
-    return {e["image_id"]: e for e in (source[i] for i in range(len(source)))}
 
 
 def test_a_sound_folder_comes_back_as_it_is(folder, prepare, tmp_path, capsys):
@@ -94,7 +53,12 @@ def test_a_sound_folder_comes_back_as_it_is(folder, prepare, tmp_path, capsys):
     assert report.images == {"train": 2, "val": 1}
     assert report.class_names == ("blue", "red")
     assert report.boxes == {"blue": 1, "red": 2}
-    assert report.difficult == 1
+    assert report.ignored == 1
+    assert report.left_out == {"train": 0, "val": 0}
+    assert report.boxless == {"train": 1, "val": 0}
+    assert report.image_sizes == dict.fromkeys(("smallest", "median", "largest"), (HEIGHT, WIDTH))
+    assert report.box_sizes == {"small": 2, "medium": 1, "large": 0}
+    assert report.category_ids is None
     assert report.defects == []
     assert report.summary() in capsys.readouterr().out
 
@@ -111,7 +75,7 @@ def test_a_sound_folder_comes_back_as_it_is(folder, prepare, tmp_path, capsys):
     np.testing.assert_allclose(val["b.1"]["boxes"], [[2 / 40, 1.5 / 60, 4 / 40, 3 / 60]])
     assert val["b.1"]["filename"] == "b.1.JPEG"
 
-    directory = tmp_path / "data" / "voc_folder" / "mine" / "1.0.0"
+    directory = tmp_path / "data" / "voc_folder" / "mine" / "2.0.0"
     builder = tfds.builder_from_directory(directory)
     assert builder.info.features["objects"]["label"].names == ["blue", "red"]
     stored = builder.as_data_source("val", decoders={"image": tfds.decode.SkipDecoding()})
@@ -180,15 +144,15 @@ DEFECTS = {
     ),
     "cut short": (
         lambda f: f.image("x", jpeg()[:-200]).note("x", annotation(obj())),
-        Kind.BROKEN_IMAGE, "JPEGImages/x.jpg", "ends before", None,
+        Kind.BROKEN_IMAGE, "JPEGImages/x.jpg", "", None,
     ),
     "no picture": (
         lambda f: f.image("x", b"<html>not found</html>").note("x", annotation(obj())),
-        Kind.BROKEN_IMAGE, "JPEGImages/x.jpg", "no readable image", None,
+        Kind.BROKEN_IMAGE, "JPEGImages/x.jpg", "", None,
     ),
     "two images": (
         lambda f: f.both("x").image("x", suffix=".png"),
-        Kind.TWO_IMAGES, "JPEGImages/x.png", "x.jpg is used", 1,
+        Kind.TWO_FILES, "JPEGImages/x.png", "x.jpg is used", 1,
     ),
     "no annotation": (
         lambda f: f.image("x"),
@@ -216,7 +180,46 @@ DEFECTS = {
     ),
     "path out of the folder": (
         lambda f: f.both("x").split("train", "sound", "x", "../../secret"),
-        Kind.NO_IMAGE, "ImageSets/Main/train.txt", "../../secret has no image", 1,
+        Kind.OUT_OF_FOLDER, "ImageSets/Main/train.txt", "../../secret is not an id but a path", 1,
+    ),
+    "image linked from outside": (
+        lambda f: f.note("x", annotation(obj())).link("JPEGImages/x.jpg", jpeg()),
+        Kind.OUT_OF_FOLDER, "JPEGImages/x.jpg", "link to something outside", None,
+    ),
+    "annotation linked from outside": (
+        lambda f: f.image("x").link("Annotations/x.xml", annotation(obj()).encode()),
+        Kind.OUT_OF_FOLDER, "Annotations/x.xml", "link to something outside", None,
+    ),
+    "link to itself": (
+        lambda f: (
+            f.note("x", annotation(obj())),
+            (f.path / "JPEGImages" / "x.jpg").symlink_to("x.jpg"),
+        ),
+        Kind.BROKEN_IMAGE, "JPEGImages/x.jpg", "", None,
+    ),
+    "a folder for an image": (
+        lambda f: (f.note("x", annotation(obj())), (f.path / "JPEGImages" / "x.jpg").mkdir()),
+        Kind.BROKEN_IMAGE, "JPEGImages/x.jpg", "not a file", None,
+    ),
+    "a pipe for an image": (
+        lambda f: (f.note("x", annotation(obj())), os.mkfifo(f.path / "JPEGImages" / "x.jpg")),
+        Kind.BROKEN_IMAGE, "JPEGImages/x.jpg", "not a file", None,
+    ),
+    "an absurdly large annotation": (
+        lambda f: f.image("x").note("x", annotation(obj()) + " " * MAX_XML_BYTES),
+        Kind.BROKEN_ANNOTATION, "Annotations/x.xml", "at most 16 MiB are read", None,
+    ),
+    "an absurdly large image": (
+        lambda f: (f.both("x"), os.truncate(f.path / "JPEGImages" / "x.jpg", MAX_IMAGE_BYTES + 1)),
+        Kind.BROKEN_IMAGE, "JPEGImages/x.jpg", "at most 512 MiB are read", None,
+    ),
+    "deeply nested annotation": (
+        lambda f: f.image("x").note("x", "<annotation>" + "<a>" * 100_000),
+        Kind.BROKEN_ANNOTATION, "Annotations/x.xml", "nested more than 64 deep", None,
+    ),
+    "unknown encoding": (
+        lambda f: f.image("x").note("x", '<?xml version="1.0" encoding="rot13"?><annotation/>'),
+        Kind.BROKEN_ANNOTATION, "Annotations/x.xml", "not well-formed", None,
     ),
 }  # fmt: skip
 
@@ -241,7 +244,7 @@ def test_a_defect_is_named_and_the_rest_is_used(name, folder, prepare, tmp_path,
         assert set(found) == {"sound", "x"}
         assert len(found["x"]["boxes"]) == left
         assert np.all(found["x"]["boxes"][:, 2:] > found["x"]["boxes"][:, :2])
-    stored = tmp_path / "data" / "voc_folder" / "mine" / "1.0.0" / "report.json"
+    stored = tmp_path / "data" / "voc_folder" / "mine" / "2.0.0" / "report.json"
     assert json.loads(stored.read_text())["counts"] == {kind: 1}
 
 
@@ -249,7 +252,7 @@ def test_many_defects_of_a_kind_are_all_in_the_report_and_some_in_the_summary(fo
     bad = [obj(box=(3, 3, 3, 9))] * 8
     report = folder.both("a", obj(), *bad).split("train", "a") and prepare()
     assert len(report.defects) == 8
-    assert "… and 3 more, see report.json" in report.summary()
+    assert "… and 5 more, see report.json" in report.summary()
 
 
 def test_a_box_can_be_swapped_and_clipped_at_once(folder, prepare, tmp_path):
@@ -262,68 +265,52 @@ def test_a_box_can_be_swapped_and_clipped_at_once(folder, prepare, tmp_path):
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.one_of(st.integers(-9, 70), st.floats(-9, 70)), min_size=4, max_size=4))
-def test_check_box_is_the_part_inside_the_image(numbers):
-    item = VocObject("a", tuple(map(float, numbers)), False, False, "")
-    box, kinds = voc_scan._check_box(item, (HEIGHT, WIDTH))
+@example([5, 5, 5.000000001, 9])  # of no area in float32
+@example([-0.01, 0, 40, 60.015])  # rounding
+def test_fit_box_is_the_part_inside_the_image(numbers):
+    corners = tuple(map(float, numbers))
+    box, kinds = fit_box(corners, (HEIGHT, WIDTH))
     (y0, y1), (x0, x1) = sorted(numbers[::2]), sorted(numbers[1::2])
     inside = (max(y0, 0), max(x0, 0), min(y1, HEIGHT), min(x1, WIDTH))
     if y0 == y1 or x0 == x1:
         assert (box, kinds) == (None, [Kind.NO_AREA])
     elif inside[0] >= inside[2] or inside[1] >= inside[3]:
         assert (box, kinds) == (None, [Kind.OUTSIDE])
+    elif box is None:
+        assert kinds == [Kind.NO_AREA]
+        assert min(inside[2] - inside[0], inside[3] - inside[1]) < 1e-5
     else:
+        assert np.all(np.float32(box[:2]) < np.float32(box[2:]))
         scale = np.array([HEIGHT, WIDTH, HEIGHT, WIDTH])
         np.testing.assert_allclose(np.array(box) * scale, inside, atol=1e-9)
-        assert (Kind.CLIPPED in kinds) == (inside != (y0, x0, y1, x1))
+        reach = np.abs(np.subtract(inside, (y0, x0, y1, x1))).max()
+        assert (Kind.CLIPPED in kinds) == (reach > 0.02)
         assert (Kind.SWAPPED in kinds) == (numbers[::2] != [y0, y1] or numbers[1::2] != [x0, x1])
 
 
-def with_exif(data, orientation):
-    """The JPEG with an EXIF block that asks for a turn (6 = a quarter clockwise)."""
-    tiff = b"MM\0*" + struct.pack(">IHHHIHH", 8, 1, 0x0112, 3, 1, orientation, 0) + b"\0" * 4
-    block = b"Exif\0\0" + tiff
-    return data[:2] + b"\xff\xe1" + struct.pack(">H", len(block) + 2) + block + data[2:]
-
-
-def test_an_image_annotated_as_turned_is_left_out_and_as_stored_is_used(folder, prepare, tmp_path):
-    folder.both("sound").split("train", "sound", "turned", "stored")
-    folder.image("turned", with_exif(jpeg(), 6))
-    folder.note("turned", annotation(obj(box=(1, 2, 39, 59)), width=HEIGHT, height=WIDTH))
-    folder.image("stored", with_exif(jpeg(), 6)).note("stored", annotation(obj()))
+def test_boxes_refer_to_the_image_as_displayed(folder, prepare, tmp_path):
+    turned = with_exif(jpeg(), 6)  # stored 60×40, shown 40×60
+    folder.image("shown", turned).note("shown", annotation(
+        obj(box=(10, 6, 36, 24)), width=HEIGHT, height=WIDTH
+    ))  # fmt: skip
+    folder.image("stored", turned).note("stored", annotation(obj(box=(6, 4, 24, 30))))
+    folder.image("unsaid", turned).note("unsaid", f"<annotation>{obj()}</annotation>")
+    folder.image("mirrored", with_exif(jpeg(), 2)).note("mirrored", annotation(obj()))
+    folder.split("train", "shown", "stored", "unsaid", "mirrored")
     report = prepare()
-    assert [(d.kind, d.file) for d in report.defects] == [
-        (Kind.TURNED_IMAGE, "JPEGImages/turned.jpg")
-    ]
-    assert set(examples(tmp_path)) == {"sound", "stored"}
-
-
-def jpeg_with_thumbnail(seed=0):
-    """A JPEG whose header holds a whole small JPEG, end marker and all."""
-    data, block = jpeg(seed=seed), b"Exif\0\0" + jpeg(8, 8)
-    return data[:2] + b"\xff\xe1" + struct.pack(">H", len(block) + 2) + block + data[2:]
-
-
-@settings(max_examples=150, deadline=None)
-@given(st.integers(0, 3), st.floats(0, 1), st.booleans())
-def test_a_cut_jpeg_is_never_taken_for_whole(seed, share, thumbnail):
-    data = jpeg_with_thumbnail(seed) if thumbnail else jpeg(seed=seed)
-    assert voc_scan._is_whole(data)
-    assert voc_scan._is_whole(data + b"\0\0trailing")
-    cut = data[: int(2 + share * (len(data) - 3))]
-    assert not voc_scan._is_whole(cut)
-
-
-def test_progressive_and_restart_jpegs_and_pngs_are_whole_until_cut():
-    image = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
-    encodings = [
-        (".jpg", [cv2.IMWRITE_JPEG_PROGRESSIVE, 1]), (".jpg", [cv2.IMWRITE_JPEG_RST_INTERVAL, 2]),
-        (".png", []),
-    ]  # fmt: skip
-    for suffix, options in encodings:
-        data = cv2.imencode(suffix, image, options)[1].tobytes()
-        assert voc_scan._is_whole(data)
-        for cut in range(len(data) // 3, len(data), 97):
-            assert not voc_scan._is_whole(data[:cut])
+    assert [(d.kind, d.file) for d in report.defects] == [(Kind.TURNED, "Annotations/stored.xml")]
+    assert "60×40 pixels, the image has them as stored, and 40×60 as shown" in str(report.defects)
+    builder = tfds.builder_from_directory(tmp_path / "data" / "voc_folder" / "mine" / "2.0.0")
+    stored = builder.as_data_source("train", decoders={"image": tfds.decode.SkipDecoding()})
+    found = {r["image/id"].decode(): r for r in stored}
+    assert [int(found[i]["image/orientation"]) for i in found] == [6, 6, 6, 2]
+    assert {bytes(found[i]["image"]) for i in ("shown", "stored", "unsaid")} == {turned}
+    boxes = {i: found[i]["objects"]["bbox"][0] for i in found}
+    np.testing.assert_allclose(boxes["shown"], [6 / 60, 10 / 40, 24 / 60, 36 / 40], rtol=1e-6)
+    # a quarter turn clockwise: what was left is on top, what was at the bottom is left
+    np.testing.assert_allclose(boxes["stored"], [6 / 60, 10 / 40, 24 / 60, 36 / 40], rtol=1e-6)
+    np.testing.assert_allclose(boxes["unsaid"], [5 / 60, 10 / 40, 25 / 60, 30 / 40], rtol=1e-6)
+    np.testing.assert_allclose(boxes["mirrored"], [5 / 40, 10 / 60, 25 / 40, 30 / 60], rtol=1e-6)
 
 
 BOMB = "<!DOCTYPE a [" + '<!ENTITY a "aaaaaaaaaa">' + "".join(
@@ -409,7 +396,7 @@ def test_nothing_usable_is_an_error_that_says_why(folder, prepare, tmp_path):
     folder.note("a", annotation())
     with pytest.raises(UserError, match="no usable box"):
         prepare()
-    assert not (tmp_path / "data").exists()
+    assert not (tmp_path / "data" / "voc_folder").exists()
 
 
 def test_wrong_folders_names_and_classes_are_errors(folder, prepare, tmp_path):
@@ -425,43 +412,43 @@ def test_wrong_folders_names_and_classes_are_errors(folder, prepare, tmp_path):
             prepare(class_names=names)
 
 
-def test_prepared_once_while_nothing_changes(folder, prepare, tmp_path, capsys):
-    folder.both("a").split("train", "a")
-    report = prepare()
-    directory = tmp_path / "data" / "voc_folder" / "mine" / "1.0.0"
-    before = {p: p.stat().st_mtime_ns for p in directory.iterdir()}
-    capsys.readouterr()
-    assert prepare() == report
-    assert "prepared already" in capsys.readouterr().out
-    assert {p: p.stat().st_mtime_ns for p in directory.iterdir()} == before
-
-    with pytest.raises(UserError, match="delete that directory"):
-        prepare(class_names=["cell"])
-    folder.note("a", annotation(obj(box=(11, 5, 30, 25))))
-    with pytest.raises(UserError, match="delete that directory"):
-        prepare()
-    (directory / "report.json").write_text("{}")
-    with pytest.raises(UserError, match=r"no readable report\.json"):
-        prepare()
-
-
-def test_a_preparation_that_fails_leaves_nothing(folder, prepare, tmp_path, monkeypatch):
-    folder.both("a").both("b").split("train", "a", "b")
-    generate = VocFolder._generate_examples
-
-    def stop_after_one(self, ids):
-        yield next(generate(self, ids))
-        raise RuntimeError("power cut")
-
-    monkeypatch.setattr(VocFolder, "_generate_examples", stop_after_one)
-    with pytest.raises(RuntimeError, match="power cut"):
-        prepare()
-    assert [p for p in (tmp_path / "data").rglob("*") if p.is_file()] == []
-    monkeypatch.undo()
-    prepare()
-    assert set(examples(tmp_path)) == {"a", "b"}
-
-
 def test_the_default_name_comes_from_the_folder():
     assert dataset_name("VOCdevkit/VOC2007") == "voc2007"
     assert dataset_name("/data/My cells (2)/") == "my_cells_2"
+
+
+def test_file_names_in_any_encoding(folder, prepare, tmp_path):
+    images, notes = folder.path / "JPEGImages", folder.path / "Annotations"
+    text = annotation(obj())
+    (images / "Zelle_ä.JPG").write_bytes(jpeg())  # composed; the list has it in two characters
+    (notes / unicodedata.normalize("NFD", "Zelle_ä.XML")).write_text(text)
+    latin = b"caf\xe9"
+    with open(os.fsencode(images) + b"/" + latin + b".webp", "wb") as file:
+        file.write(cv2.imencode(".webp", np.full((HEIGHT, WIDTH, 3), 9, np.uint8))[1].tobytes())
+    with open(os.fsencode(notes) + b"/" + latin + b".xml", "w") as file:
+        file.write(text)
+    (images / "細胞 1.bmp").write_bytes(
+        cv2.imencode(".bmp", np.full((HEIGHT, WIDTH, 3), 9, np.uint8))[1].tobytes()
+    )
+    (notes / "細胞 1.xml").write_bytes(text.encode("utf-16"))
+    lines = unicodedata.normalize("NFD", "Zelle_ä").encode() + b"\r\n" + latin + b"\n"
+    (folder.path / "ImageSets" / "Main" / "train.txt").write_bytes(lines)
+    (folder.path / "ImageSets" / "Main" / "val.TXT").write_bytes("細胞 1\n".encode("utf-16"))
+    report = prepare()
+    assert report.defects == []
+    assert report.images == {"train": 2, "val": 1}
+    found = examples(tmp_path, "train+val")
+    assert {i: e["filename"] for i, e in found.items()} == {
+        "Zelle_ä": "Zelle_ä.JPG", "café": "café.webp", "細胞 1": "細胞 1.bmp",
+    }  # fmt: skip
+
+
+def test_the_root_may_be_a_link_and_its_parts_may_not_lead_out(folder, prepare, tmp_path):
+    folder.both("a").split("train", "a")
+    (tmp_path / "link").symlink_to(folder.path)
+    report = prepare_voc_folder(tmp_path / "link", tmp_path / "data", "linked")
+    assert report.defects == []
+    (folder.path / "JPEGImages").rename(tmp_path / "pictures")
+    (folder.path / "JPEGImages").symlink_to(tmp_path / "pictures")
+    with pytest.raises(UserError, match="JPEGImages is a link to something outside"):
+        prepare()

@@ -1,9 +1,21 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
 
+from scratchdet_jax.data.builders import checks
 from scratchdet_jax.data.records import open_source
+from scratchdet_jax.errors import UserError
 from scratchdet_jax.tools import prepare
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -55,6 +67,162 @@ def test_a_users_mistake_is_one_sentence_and_status_1(folder, tmp_path, capsys):
     assert "is not in VOC layout" in captured.err
     assert captured.err.count("\n") == 1
     assert captured.out == ""
+
+
+@pytest.fixture
+def coco(tmp_path):
+    """Arguments for two splits."""
+    picture = cv2.imencode(".jpg", np.zeros((20, 20, 3), np.uint8))[1].tobytes()
+    arguments = []
+    for split in ("train", "val"):
+        images = [{"id": i, "file_name": f"{i}.jpg"} for i in range(6)]
+        boxes = [
+            {"id": i, "image_id": i, "category_id": 4, "bbox": [1, 2, 3 * (i > 0), 4]}
+            for i in range(6)
+        ]
+        (tmp_path / split).mkdir()
+        for image in images:
+            (tmp_path / split / image["file_name"]).write_bytes(picture)
+        content = {"images": images, "annotations": boxes, "categories": [{"id": 4, "name": "x"}]}
+        (tmp_path / f"{split}.json").write_text(json.dumps(content))
+        arguments.append(f"--split={split}:{tmp_path / f'{split}.json'}:{tmp_path / split}")
+    return ["coco", *arguments, "--name=mine", f"--data_dir={tmp_path / 'data'}"]
+
+
+def test_coco_prints_the_report_and_prepares(coco, tmp_path, capsys):
+    assert prepare.main(coco) == 0
+    printed = capsys.readouterr().out
+    assert "train: 6 images (1 without boxes)" in printed
+    assert "10 boxes (0 crowd) of 1 classes: x 10" in printed
+    assert "2 × box without area (left out)" in printed
+    assert "use it as coco_folder/mine:SPLIT, SPLIT being one of train, val" in printed
+    assert len(open_source("coco_folder/mine:train+val", tmp_path / "data")) == 12
+
+
+def test_strict_ends_with_the_report_and_status_1(coco, folder, tmp_path, capsys):
+    voc = ["voc", f"--folder={folder}", "--name=cells", f"--data_dir={tmp_path / 'data'}"]
+    for arguments in (coco, voc):
+        assert prepare.main([*arguments, "--strict"]) == 1
+        captured = capsys.readouterr()
+        assert "2 × box without area (left out)" in captured.out
+        assert "--strict" in captured.err
+        assert captured.err.count("\n") == 1
+    assert sorted(p.name for p in (tmp_path / "data").iterdir()) == [
+        ".preparing.coco_folder.mine.jsonl",
+        ".preparing.voc_folder.cells.jsonl",
+    ]
+
+
+@pytest.mark.parametrize("split", ["train", "train:a.json", "train:a.json:b:c", ":a.json:b"])
+def test_a_split_that_is_not_three_parts_is_explained(split, capsys):
+    with pytest.raises(SystemExit):
+        prepare.main(["coco", f"--split={split}", "--name=x"])
+    assert "is not NAME:FILE.json:FOLDER" in capsys.readouterr().err
+
+
+def run_until(arguments, patch, reached):
+    """Runs the tool in another process, slowed down by ``patch``, and kills it once ``reached``."""
+    program = (
+        "import sys, time\n"
+        "from scratchdet_jax.data.builders import checks, preparing\n"
+        f"{patch}\n"
+        "from scratchdet_jax.tools import prepare\n"
+        "sys.exit(prepare.main(sys.argv[1:]))\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program, *arguments], cwd=ROOT)
+    try:
+        deadline = time.monotonic() + 60
+        while not reached():
+            assert process.poll() is None, "it ended by itself"
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+
+
+@pytest.fixture
+def count_checks(monkeypatch):
+    """The images that are decoded from here on."""
+    seen, check = [], checks.check_whole
+    monkeypatch.setattr(checks, "check_whole", lambda data: (seen.append(data), check(data)))
+    return seen
+
+
+def test_killed_while_checking_it_goes_on_from_there(coco, tmp_path, count_checks):
+    journal = tmp_path / "data" / ".preparing.coco_folder.mine.jsonl"
+    slow = (
+        "check = checks.check_whole\n"
+        "checks.check_whole = lambda data: (time.sleep(0.3), check(data))"
+    )
+    run_until(coco, slow, lambda: journal.exists() and journal.read_text().count("\n") >= 4)
+    with pytest.raises(UserError, match="there is no data set"):
+        open_source("coco_folder/mine:train", tmp_path / "data")
+    known = journal.read_text().count("\n")
+    assert 4 <= known < 12
+    assert prepare.main(coco) == 0
+    assert len(count_checks) == 12 - known
+    assert len(open_source("coco_folder/mine:train+val", tmp_path / "data")) == 12
+    assert [p.name for p in (tmp_path / "data").iterdir()] == ["coco_folder"]
+
+
+def test_killed_while_writing_it_leaves_nothing_that_looks_finished(coco, tmp_path, count_checks):
+    place = tmp_path / "data" / "coco_folder" / "mine"
+    stuck = (
+        "read = preparing._read_unchanged\n"
+        "preparing._read_unchanged = lambda image, root: ("
+        "time.sleep(60 * (image.image_id == 3)), read(image, root))[1]"
+    )
+    run_until(coco, stuck, lambda: list(place.glob("incomplete.*/*array_record*")))
+    assert all(p.name.startswith("incomplete.") for p in place.iterdir())
+    with pytest.raises(UserError, match="there is no data set"):
+        open_source("coco_folder/mine:train", tmp_path / "data")
+    assert prepare.main(coco) == 0
+    assert count_checks == []  # all were known to be sound
+    assert len(open_source("coco_folder/mine:train+val", tmp_path / "data")) == 12
+    assert os.listdir(place) == ["1.0.0"]
+
+
+def test_a_full_disk_is_one_sentence(coco, tmp_path):
+    program = (
+        "import resource, signal, sys\n"
+        "from scratchdet_jax.tools import prepare\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))\n"
+        "sys.exit(prepare.main(sys.argv[1:]))\n"
+    )
+    command = [sys.executable, "-c", program, *coco]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 1
+    assert "cannot be written (File too large): make room" in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert os.listdir(tmp_path / "data" / "coco_folder" / "mine") == []
+
+
+def test_ctrl_c_is_no_traceback_and_does_not_wait_for_the_rest(coco, monkeypatch, capsys):
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    seen = []
+
+    def interrupt(data):
+        seen.append(data)
+        if len(seen) == 1:
+            raise KeyboardInterrupt
+        time.sleep(0.1)
+
+    monkeypatch.setattr(checks, "check_whole", interrupt)
+    assert prepare.main(coco) == 130
+    assert len(seen) < 5  # of 12
+    assert capsys.readouterr().err == "stopped; the same command goes on from here\n"
+
+
+def test_several_processes_at_once_make_one_data_set(coco, tmp_path):
+    command = [sys.executable, "-m", "scratchdet_jax.tools.prepare", *coco]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT) for _ in range(3)]
+    outputs = [process.communicate(timeout=60)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0]
+    assert all(b"use it as coco_folder/mine" in output for output in outputs)
+    assert os.listdir(tmp_path / "data" / "coco_folder" / "mine") == ["1.0.0"]
+    assert len(open_source("coco_folder/mine:train+val", tmp_path / "data")) == 12
 
 
 def test_shapes_goes_to_the_data_dir(monkeypatch):

@@ -1,31 +1,79 @@
-"""Running a TFDS builder, without its chatter."""
+"""Running a TFDS builder: quietly, all or nothing, and clearing away what killed runs left."""
 
 import contextlib
+import fcntl
 import io
+import os
+import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import tensorflow_datasets as tfds
 from absl import logging
 
+from scratchdet_jax.errors import UserError
 
-def write_dataset(make_builder: Callable[[], tfds.core.GeneratorBasedBuilder]) -> None:
+
+def write_dataset(make_builder: Callable[[], tfds.core.DatasetBuilder]) -> None:
     """Writes a data set as ArrayRecord files; it appears under its name only when complete.
 
     Several processes may do so at once: the first to finish wins, and the others' copies, which
     hold the same, are dropped.
+
+    Raises:
+      UserError: the disk is full, or nothing may be written there.
     """
     tfds.disable_progress_bar()
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)
     try:
         builder = make_builder()
+        directory = Path(builder.data_path)
         # Nothing is downloaded, yet TFDS says that it is and makes a directory for it.
-        with tempfile.TemporaryDirectory() as unused, contextlib.redirect_stdout(io.StringIO()):
+        with tempfile.TemporaryDirectory() as unused:
             try:
-                builder.download_and_prepare(download_dir=unused, file_format="array_record")
-            except OSError:
-                if not builder.data_path.exists():  # else another process was faster
+                with _writing_into(directory.parent), contextlib.redirect_stdout(io.StringIO()):
+                    builder.download_and_prepare(download_dir=unused, file_format="array_record")
+            except (OSError, RuntimeError) as error:
+                reason = _write_failure(error)
+                if reason and not directory.exists():  # else another process was faster
+                    raise UserError(
+                        f"{directory} cannot be written ({reason}): make room or choose another "
+                        "data folder"
+                    ) from error
+                if not reason:
                     raise
     finally:
         logging.set_verbosity(verbosity)
+
+
+def _write_failure(error: OSError | RuntimeError) -> str:
+    """What went wrong in writing; "" if the error is of another kind."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    # array_record's own: "write() failed: No space left on device; writing FILE; at byte …"
+    reason, writing, _ = str(error).partition("; writing ")
+    return reason.removeprefix("write() failed: ") if writing else ""
+
+
+@contextlib.contextmanager
+def _writing_into(folder: Path) -> Iterator[None]:
+    """Marks a folder as being written into; first removes what killed runs left in it.
+
+    The mark is a shared lock on the folder, which ends with the process, however that ends. Who
+    gets it alone knows that no other process is writing, and so that incomplete directories are
+    nobody's.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # others write; or a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for path in folder.glob("incomplete.*"):
+                shutil.rmtree(path, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_SH)
+        yield
+    finally:
+        os.close(handle)

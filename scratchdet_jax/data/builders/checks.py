@@ -1,0 +1,137 @@
+"""Decoding every image once, in parallel, and remembering across killed runs which are sound."""
+
+import contextlib
+import json
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple, Self, TextIO
+
+from tqdm import tqdm
+
+from scratchdet_jax.data.builders.defects import Kind
+from scratchdet_jax.data.builders.files import (
+    MAX_IMAGE_BYTES,
+    OutsideFolderError,
+    Stamp,
+    read_inside,
+    stamp_inside,
+)
+from scratchdet_jax.data.images import ImageHeader, check_whole, read_header
+
+_VERSION = 1  # raise it when check_images finds other images sound than before
+
+
+class Checked(NamedTuple):
+    """An image file that was looked at: its header if it is sound, else what is wrong with it."""
+
+    stamp: Stamp | None
+    header: ImageHeader | None
+    kind: Kind | None = None
+    reason: str = ""
+
+
+class Journal:
+    """Remembers checked images in a hidden file until the data set stands.
+
+    A line is written for every image as soon as it is checked, so that a run that comes after a
+    killed one need not decode it again. Entries are valid for a path, size and time of
+    modification. Several processes may append at once.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """``path``: of the file, which is made with the first entry."""
+        self._path = path
+        self._file: TextIO | None = None
+        self._entries: dict[tuple[str, Stamp], Checked] = {}
+
+    def __enter__(self) -> Self:
+        with contextlib.suppress(OSError):
+            for line in self._path.read_text(encoding="utf-8").splitlines():
+                with contextlib.suppress(ValueError, KeyError, TypeError):  # a line cut short
+                    self._load(json.loads(line))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:  # fmt: skip
+        if self._file:
+            with contextlib.suppress(OSError):
+                self._file.close()
+
+    def find(self, path: Path, stamp: Stamp) -> Checked | None:
+        """What is known of a file."""
+        return self._entries.get((str(path), stamp))
+
+    def add(self, path: Path, checked: Checked) -> None:
+        """Notes down a file, unless it is known or could not even be opened."""
+        if checked.stamp is None or (str(path), checked.stamp) in self._entries:
+            return
+        fields = {"version": _VERSION, "path": str(path), **checked._asdict()}
+        with contextlib.suppress(OSError):  # a full disk will tell when the data is written
+            if self._file is None:
+                self._file = self._path.open("a", encoding="utf-8", buffering=1)
+            self._file.write(json.dumps(fields) + "\n")
+        self._entries[str(path), checked.stamp] = checked
+
+    def remove(self) -> None:
+        """Forgets everything: the data set stands."""
+        self._path.unlink(missing_ok=True)
+
+    def _load(self, fields: dict) -> None:
+        if fields["version"] != _VERSION:
+            return
+        stamp, header = Stamp(*fields["stamp"]), None
+        if fields["header"] is not None:
+            name, size, orientation = fields["header"]
+            header = ImageHeader(name, tuple(size), orientation)
+        kind = None if fields["kind"] is None else Kind(fields["kind"])
+        self._entries[fields["path"], stamp] = Checked(stamp, header, kind, fields["reason"])
+
+
+def check_images(paths: Sequence[Path], root: Path, journal: Journal) -> dict[Path, Checked]:
+    """Decodes every image whole, unless the journal knows it; shows a progress bar.
+
+    Args:
+      paths: of the image files.
+      root: the resolved folder that they must be in.
+      journal: of what has been checked already; gets the rest.
+
+    Returns:
+      The findings by path.
+    """
+    found = {}
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        try:
+            results = threads.map(lambda path: _check(path, root, journal), paths)
+            for path, checked in zip(
+                paths, tqdm(results, "checking images", len(paths), unit="image", disable=None),
+                strict=True,
+            ):  # fmt: skip
+                journal.add(path, checked)
+                found[path] = checked
+        except BaseException:  # Ctrl-C, say, should not wait for the rest
+            threads.shutdown(wait=False, cancel_futures=True)
+            raise
+    return found
+
+
+def _check(path: Path, root: Path, journal: Journal) -> Checked:
+    try:
+        stamp = stamp_inside(path, root, MAX_IMAGE_BYTES)
+        if known := journal.find(path, stamp):
+            return known
+        encoded = read_inside(path, root, MAX_IMAGE_BYTES)
+    except OutsideFolderError as error:
+        return Checked(None, None, Kind.OUT_OF_FOLDER, str(error))
+    except ValueError as error:
+        return Checked(None, None, Kind.BROKEN_IMAGE, str(error))
+    try:
+        header = read_header(encoded)
+        check_whole(encoded)
+    except ValueError as error:
+        return Checked(stamp, None, Kind.BROKEN_IMAGE, str(error))
+    return Checked(stamp, header)

@@ -1,0 +1,115 @@
+"""COCO annotation files, read without trusting them."""
+
+import collections
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from reprlib import repr as brief
+from typing import Any, NamedTuple
+
+from scratchdet_jax.data.builders.files import MAX_JSON_BYTES, printable, read_inside
+from scratchdet_jax.errors import UserError
+
+_LISTS = ("images", "annotations", "categories")
+# Dropping the other fields while reading keeps the memory small: segmentations are most of a file.
+_FIELDS = {
+    *_LISTS, "id", "file_name", "width", "height", "name", "image_id", "category_id", "bbox",
+    "area", "iscrowd",
+}  # fmt: skip
+_INT64 = 2**63
+
+
+class CocoFile(NamedTuple):
+    """An annotation file: its category table, and entries as they stand there.
+
+    Attributes:
+      path: of the file.
+      digest: of its bytes.
+      images: entries that may be anything.
+      annotations: entries that may be anything.
+      categories: (id, name) sorted by id; both differ from entry to entry.
+    """
+
+    path: Path
+    digest: str
+    images: list[Any]
+    annotations: list[Any]
+    categories: tuple[tuple[int, str], ...]
+
+
+def read_coco(path: Path) -> CocoFile:
+    """Reads an annotation file; segmentations are dropped.
+
+    Raises:
+      UserError: the file is missing, larger than files.MAX_JSON_BYTES, no JSON, nested absurdly,
+        no COCO annotation file, or its categories are unusable.
+    """
+    try:
+        # A link is followed: this very file was named by the user.
+        data = read_inside(path.resolve(), path.resolve().parent, MAX_JSON_BYTES)
+        text = data.decode(json.detect_encoding(data), "surrogateescape").removeprefix("\ufeff")
+        content = json.loads(text, object_pairs_hook=_slim)
+    except RecursionError:
+        raise UserError(f"{path} cannot be read: its JSON is nested too deeply") from None
+    except (ValueError, RuntimeError) as error:  # RuntimeError: a link that leads to itself
+        reason = printable(str(error))
+        raise UserError(f"{path} cannot be read as COCO annotations: {reason}") from None
+    if not isinstance(content, dict) or not all(isinstance(content.get(k), list) for k in _LISTS):
+        raise UserError(
+            f"{path} is not a COCO annotation file: it must be an object with the lists 'images', "
+            "'annotations' and 'categories'"
+        )
+    categories = tuple(sorted(_category(path, i, c) for i, c in enumerate(content["categories"])))
+    for position, what in enumerate(("ids", "names")):
+        counts = collections.Counter(category[position] for category in categories)
+        if twice := [value for value, count in counts.items() if count > 1]:
+            value = printable(brief(twice[0]))
+            raise UserError(f"{path}: the category {what} must differ, but {value} is there twice")
+    if not categories:
+        raise UserError(f"{path} has no categories, so there is nothing to detect")
+    digest = hashlib.sha256(data).hexdigest()
+    return CocoFile(path, digest, content["images"], content["annotations"], categories)
+
+
+def integer(value: Any) -> int | None:
+    """The value if it is a whole number of 64 bits (12.0 is 12), else None."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or not -_INT64 <= value < _INT64:
+        return None
+    return value
+
+
+def numbers(values: Any, count: int) -> tuple[float, ...] | None:
+    """The values if they are ``count`` finite numbers, else None."""
+    if not isinstance(values, list) or len(values) != count:
+        return None
+    if not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values):
+        return None
+    try:
+        found = tuple(float(v) for v in values)
+    except OverflowError:
+        return None
+    return found if all(math.isfinite(v) for v in found) else None
+
+
+def _slim(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    return {key: value for key, value in pairs if key in _FIELDS}
+
+
+def _category(path: Path, position: int, entry: Any) -> tuple[int, str]:
+    number = integer(entry.get("id")) if isinstance(entry, dict) else None
+    name = entry.get("name") if isinstance(entry, dict) else None
+    name = " ".join(name.split()) if isinstance(name, str) else ""  # names are stored one a line
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        name = ""
+    if number is None or not name:
+        raise UserError(
+            f"{path}: categories[{position}] must have an integer as its id and a name, and is "
+            f"{printable(brief(entry))}"
+        )
+    return number, name

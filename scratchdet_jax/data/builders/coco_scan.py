@@ -1,0 +1,301 @@
+"""Reading and checking a COCO annotation file and its folder of images."""
+
+import collections
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from reprlib import repr as brief
+from typing import Any, NamedTuple
+
+from scratchdet_jax.data.builders.checks import Checked, Journal, check_images
+from scratchdet_jax.data.builders.coco_json import CocoFile, integer, numbers
+from scratchdet_jax.data.builders.defects import Defect, Kind
+from scratchdet_jax.data.builders.files import ImageFolder, OutsideFolderError, as_text
+from scratchdet_jax.data.builders.objects import (
+    Box,
+    CocoItem,
+    Frame,
+    PreparedImage,
+    annotated_frame,
+    fit_box,
+    turned,
+)
+from scratchdet_jax.data.builders.preparing import Contents, refuse_empty
+from scratchdet_jax.data.builders.report import Report, statistics
+
+
+class Image(NamedTuple):
+    """A listed image whose file exists; ``stated`` is its (height, width) by the list."""
+
+    path: Path
+    file_name: str
+    stated: tuple[int, int] | None
+
+
+class Listing(NamedTuple):
+    """One split before its images are opened.
+
+    Attributes:
+      file: the annotation file.
+      root: the resolved folder of the images.
+      images: by id, those whose file exists.
+      ids: of all images that are listed, usable or not.
+      count: of different images that are listed.
+      defects: what was wrong so far.
+    """
+
+    file: CocoFile
+    root: Path
+    images: dict[int, Image]
+    ids: set[int]
+    count: int
+    defects: list[Defect]
+
+
+def list_split(file: CocoFile, folder: Path) -> Listing:
+    """Finds the files of the images that an annotation file lists; opens none."""
+    root, name = folder.resolve(), as_text(file.path.name)
+    defects: list[Defect] = []
+    entries, ids, count = _distinct(file, name, defects)
+    finder, images = ImageFolder(root), {}
+    for image_id, entry in entries.items():
+        where = f"image {image_id}, {as_text(entry['file_name'])}"
+        try:
+            path, remark = finder.find(entry["file_name"])
+        except OutsideFolderError as error:
+            defects.append(Defect.of(Kind.OUT_OF_FOLDER, name, f"{where}: {error}"))
+            continue
+        if path is None:
+            hint = f", {remark}" if remark else ""
+            defects.append(Defect.of(Kind.NO_IMAGE, name, f"{where}: not in {folder}{hint}"))
+            continue
+        if remark:
+            defects.append(Defect.of(Kind.RENAMED, name, f"{where}: there is {as_text(remark)}"))
+        stated = integer(entry.get("height")), integer(entry.get("width"))
+        images[image_id] = Image(path, entry["file_name"], None if None in stated else stated)
+    _note_shared(images, name, defects)
+    return Listing(file, root, images, ids, count, defects)
+
+
+def fingerprint(listings: Mapping[str, Listing]) -> str:
+    """Changes with the splits, an annotation file, or an image's name or size in bytes."""
+    digest = hashlib.sha256()
+    for split, listing in listings.items():
+        digest.update(json.dumps([split, listing.file.digest]).encode())
+        for image in listing.images.values():
+            size = image.path.stat().st_size if image.path.exists() else -1
+            relative = os.fsencode(image.path.relative_to(listing.root))
+            digest.update(b"\0" + relative + f"\0{size}".encode())
+    return digest.hexdigest()
+
+
+def scan(listings: Mapping[str, Listing], source: str, journal: Journal) -> tuple[Contents, Report]:
+    """Decodes the images and checks the annotations.
+
+    Args:
+      listings: by split, all with the same categories.
+      source: what is prepared, in messages.
+      journal: of images checked before.
+
+    Raises:
+      UserError: no image or no box can be used.
+    """
+    defects, notes, splits, left_out = [], [], {}, {}
+    categories = next(iter(listings.values())).file.categories
+    for split, listing in listings.items():
+        images, problems = _scan_split(listing, dict(categories), journal)
+        defects += listing.defects + problems
+        left_out[split] = listing.count - len(images)
+        if images:
+            splits[split] = images
+        else:
+            reason = f"none of its {listing.count} images can be used"
+            defects.append(
+                Defect.of(Kind.EMPTY_SPLIT, f"{listing.file.path.name} ({split})", reason)
+            )
+    names = tuple(name for _, name in categories)
+    contents = Contents(splits, {split: listings[split].root for split in splits})
+    fields = statistics(splits, names)
+    if empty := [name for name, count in fields["boxes"].items() if not count]:
+        notes.append(f"no box is of the class{'es' * (len(empty) > 1)} {', '.join(empty)}")
+    report = Report(
+        name="", source="", directory="", fingerprint="", class_names=names,
+        category_ids=tuple(number for number, _ in categories), left_out=left_out, notes=notes,
+        defects=defects, **fields,
+    )  # fmt: skip
+    refuse_empty(source, contents, report)
+    return contents, report
+
+
+def _distinct(
+    file: CocoFile, name: str, defects: list[Defect]
+) -> tuple[dict[int, dict[str, Any]], set[int], int]:
+    """Readable image entries by id, all ids, and the number of different images."""
+    by_id: dict[int, list[dict[str, Any]]] = {}
+    unreadable = 0
+    for position, entry in enumerate(file.images):
+        if problem := _entry_problem(entry):
+            unreadable += 1
+            defects.append(Defect.of(Kind.BROKEN_ENTRY, name, f"images[{position}] {problem}"))
+        else:
+            by_id.setdefault(integer(entry["id"]), []).append(entry)
+    entries = {}
+    for image_id, same in by_id.items():
+        names = dict.fromkeys(entry["file_name"] for entry in same)
+        if len(names) > 1:
+            listed = ", ".join(map(as_text, names))
+            defects += [Defect.of(Kind.CONFLICT, name, f"image {image_id}: {listed}")]
+            unreadable += len(names)
+            continue
+        if len(same) > 1:
+            reason = f"image {image_id} stands there {len(same)} times"
+            defects.append(Defect.of(Kind.LISTED_TWICE, name, reason))
+        entries[image_id] = same[0]
+    return entries, set(by_id), len(entries) + unreadable
+
+
+def _entry_problem(entry: Any) -> str:
+    if not isinstance(entry, dict):
+        return "is not an object"
+    if integer(entry.get("id")) is None:
+        return f"has the id {brief(entry.get('id'))}; ids must be integers: number the images"
+    if not isinstance(entry.get("file_name"), str) or not entry["file_name"].strip():
+        return f"(id {entry['id']}) has no file_name"
+    return ""
+
+
+def _note_shared(images: Mapping[int, Image], name: str, defects: list[Defect]) -> None:
+    by_path: dict[Path, list[int]] = collections.defaultdict(list)
+    for image_id, image in images.items():
+        by_path[image.path].append(image_id)
+    for path, ids in by_path.items():
+        if len(ids) > 1:
+            reason = f"{as_text(path.name)}: ids {', '.join(map(str, ids))}"
+            defects.append(Defect.of(Kind.SHARED, name, reason))
+
+
+def _scan_split(
+    listing: Listing, categories: Mapping[int, str], journal: Journal
+) -> tuple[list[PreparedImage], list[Defect]]:
+    """The usable images in the order of their list, and the defects."""
+    name = as_text(listing.file.path.name)
+    paths = list(dict.fromkeys(image.path for image in listing.images.values()))
+    checked = check_images(paths, listing.root, journal)
+    entries, defects = _by_image(listing, name)
+    reader = _AnnotationReader(name, categories, listing.file.annotations, defects)
+    prepared = []
+    for image_id, image in listing.images.items():
+        found = checked[image.path]
+        if found.header is None:
+            reason = f"image {image_id}, {as_text(image.file_name)}: {found.reason}"
+            defects.append(Defect.of(found.kind, name, reason))
+        else:
+            prepared.append(_prepare_image(image_id, image, found, entries[image_id], reader))
+    return prepared, defects
+
+
+def _prepare_image(
+    image_id: int, image: Image, checked: Checked, entries: Sequence[tuple[int, dict[str, Any]]],
+    reader: "_AnnotationReader",
+) -> PreparedImage:  # fmt: skip
+    frame = annotated_frame(image.stated, checked.header)
+    if frame.problem:
+        kind = Kind.SIZE if frame.orientation == 1 else Kind.TURNED
+        reader.note(kind, f"image {image_id}, {as_text(image.file_name)}: {frame.problem}")
+    items = [reader.read(position, entry, frame) for position, entry in entries]
+    return PreparedImage(
+        image.path, checked.stamp, as_text(image.file_name), image_id, checked.header.orientation,
+        checked.header.displayed_size, [item for item in items if item is not None],
+    )  # fmt: skip
+
+
+def _by_image(
+    listing: Listing, name: str
+) -> tuple[dict[int, list[tuple[int, dict[str, Any]]]], list[Defect]]:
+    """The annotations, with their positions, by image; those of images left out are dropped."""
+    entries: dict[int, list[tuple[int, dict[str, Any]]]] = {i: [] for i in listing.images}
+    defects = []
+    for position, entry in enumerate(listing.file.annotations):
+        where = f"annotations[{position}]"
+        if not isinstance(entry, dict):
+            defects.append(Defect.of(Kind.UNREADABLE_BOX, name, f"{where} is not an object"))
+            continue
+        image_id = integer(entry.get("image_id"))
+        if image_id not in listing.ids:
+            reason = f"{where}: image {brief(entry.get('image_id'))}"
+            defects.append(Defect.of(Kind.UNKNOWN_IMAGE, name, reason))
+        elif image_id in entries:
+            entries[image_id].append((position, entry))
+    return entries, defects
+
+
+class _AnnotationReader:
+    """Reads the annotations of one file, noting what is wrong with them."""
+
+    def __init__(
+        self, name: str, categories: Mapping[int, str], annotations: Sequence[Any],
+        defects: list[Defect],
+    ) -> None:  # fmt: skip
+        self._name, self._categories, self._defects = name, categories, defects
+        ids = (integer(entry.get("id")) for entry in annotations if isinstance(entry, dict))
+        self._next_id = max((i for i in ids if i is not None), default=0)
+        self._ids: set[int] = set()
+
+    def note(self, kind: Kind, reason: str) -> None:
+        """Adds a defect of this file."""
+        self._defects.append(Defect.of(kind, self._name, reason))
+
+    def read(self, position: int, entry: Mapping[str, Any], frame: Frame) -> CocoItem | None:
+        """The usable object of an annotation, its box in the displayed frame; or None."""
+        where = f"annotations[{position}] (image {entry['image_id']})"
+        values = numbers(entry.get("bbox"), 4)
+        if values is None:
+            text = brief(entry.get("bbox"))
+            reason = f"{where}: its bbox is {text}, not four finite numbers x, y, w, h"
+            self.note(Kind.UNREADABLE_BOX, reason)
+            return None
+        category = self._categories.get(integer(entry.get("category_id")))
+        if category is None:
+            self.note(Kind.UNKNOWN_CLASS, f"{where}: category {brief(entry.get('category_id'))}")
+            return None
+        x, y, width, height = values
+        corners = y, x, y + height, x + width
+        box, kinds = fit_box(corners, frame.size)
+        for kind in kinds:
+            of = f"of {frame.size[1]}×{frame.size[0]}"
+            self.note(kind, f"{where}: x {x:g}, y {y:g}, w {width:g}, h {height:g} {of}")
+        if box is None:
+            return None
+        return CocoItem(
+            category, turned(box, frame.orientation), self._area(entry, box, frame, where),
+            self._id(entry, where), self._flag(entry, where),
+        )  # fmt: skip
+
+    def _area(self, entry: Mapping[str, Any], box: Box, frame: Frame, where: str) -> int:
+        """In whole pixels, as TFDS stores it: rounding up would change COCO's size classes."""
+        found = numbers([entry["area"]], 1) if "area" in entry else None
+        if found is not None and 0 <= found[0] < 2**62:
+            return int(found[0])
+        if "area" in entry:
+            self.note(Kind.AREA, f"{where}: its area is {brief(entry['area'])}")
+        height, width = frame.size
+        return int(round((box[2] - box[0]) * (box[3] - box[1]) * height * width, 3))
+
+    def _id(self, entry: Mapping[str, Any], where: str) -> int:
+        number = integer(entry.get("id"))
+        if number is None or number in self._ids:
+            self._next_id += 1
+            reason = f"{where}: its id is {brief(entry.get('id'))}, now {self._next_id}"
+            self.note(Kind.ANNOTATION_ID, reason)
+            number = self._next_id
+        self._ids.add(number)
+        return number
+
+    def _flag(self, entry: Mapping[str, Any], where: str) -> bool:
+        flag = entry.get("iscrowd", 0)
+        if flag in (0, 1) and isinstance(flag, (int, float)):
+            return bool(flag)
+        self.note(Kind.FLAG, f"{where}: iscrowd is {brief(flag)}")
+        return False

@@ -1,0 +1,163 @@
+"""The closing report of a preparation: counts, and every defect with its file and reason."""
+
+import collections
+import dataclasses
+import json
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from scratchdet_jax.data.builders.defects import Defect, Kind
+from scratchdet_jax.data.builders.files import printable
+from scratchdet_jax.data.builders.objects import PreparedImage
+
+_EXAMPLES = 3  # defects of one kind that the summary spells out
+_TIE = "\N{NO-BREAK SPACE}"  # between a class and its count, where no line breaks
+_SMALL, _LARGE = 32**2, 96**2  # pixels, COCO's limits
+
+
+@dataclasses.dataclass
+class Report:
+    """The outcome of one preparation.
+
+    For every split, images + left_out is the number of different images that its list names.
+
+    Attributes:
+      name: of the data set with its builder: train on ``<name>:<split>``.
+      source: where it came from.
+      directory: where it was put.
+      fingerprint: of the input's contents and the choices made; tells whether it has changed.
+      class_names: in the order of the labels.
+      category_ids: the COCO category id of each label; None for VOC.
+      images: number of images by split.
+      left_out: number of listed images that could not be used, by split.
+      boxless: number of images without boxes, by split.
+      boxes: number of boxes by class, each image counted once.
+      ignored: how many of them are marked difficult (VOC) or crowd (COCO).
+      image_sizes: (height, width) as displayed of the smallest, the median and the largest image.
+      box_sizes: boxes by COCO's small (area below 32²), medium, and large (96² pixels and more).
+      notes: choices made on the user's behalf.
+      defects: everything that was left out or repaired.
+    """
+
+    name: str
+    source: str
+    directory: str
+    fingerprint: str
+    class_names: tuple[str, ...]
+    category_ids: tuple[int, ...] | None
+    images: dict[str, int]
+    left_out: dict[str, int]
+    boxless: dict[str, int]
+    boxes: dict[str, int]
+    ignored: int
+    image_sizes: dict[str, tuple[int, int]]
+    box_sizes: dict[str, int]
+    notes: list[str]
+    defects: list[Defect]
+
+    def counts(self) -> dict[str, int]:
+        """Number of defects by kind."""
+        return dict(collections.Counter(str(defect.kind) for defect in self.defects))
+
+    def summary(self, stored: bool = True) -> str:
+        """The report in a few lines; kinds with many defects show the first of them.
+
+        ``stored``: there is a report.json, which has them all.
+        """
+        lines = [f"{self.name}: {self.source} -> {self.directory}"]
+        for split, count in self.images.items():
+            asides = [
+                f"{number} {what}"
+                for number, what in (
+                    (self.boxless[split], "without boxes"),
+                    (self.left_out[split], "more left out"),
+                )
+                if number
+            ]
+            lines.append(f"  {split}: {count} images" + (f" ({', '.join(asides)})" * bool(asides)))
+        flag = "difficult" if self.category_ids is None else "crowd"
+        boxes = [f"{printable(name)} {count}" for name, count in self.boxes.items()]
+        text = (
+            f"{sum(self.boxes.values())} boxes ({self.ignored} {flag}) of "
+            f"{len(self.class_names)} classes: {', '.join(b.replace(' ', _TIE) for b in boxes)}"
+        )
+        wrapped = textwrap.wrap(text, 100, initial_indent="  ", subsequent_indent="    ",
+                                break_long_words=False, break_on_hyphens=False)  # fmt: skip
+        lines += [line.replace(_TIE, " ") for line in wrapped]
+        sizes = ", ".join(f"{k} {w}×{h}" for k, (h, w) in self.image_sizes.items())
+        lines.append(f"  image sizes (width×height): {sizes}")
+        small, medium, large = self.box_sizes.values()
+        lines.append(f"  box sizes: {small} small (below 32² px), {medium} medium, {large} large "
+                     "(96² px and more)")  # fmt: skip
+        lines += [f"  note: {printable(note)}" for note in self.notes]
+        lines += self._defect_lines(", see report.json" if stored else "")
+        return "\n".join(lines)
+
+    def _defect_lines(self, reference: str) -> list[str]:
+        if not self.defects:
+            return ["  no defects"]
+        lines = []
+        for kind, count in self.counts().items():
+            lines.append(f"  {count} × {kind}")
+            same = [defect for defect in self.defects if defect.kind == kind]
+            lines += [f"    {defect.file}: {defect.reason}" for defect in same[:_EXAMPLES]]
+            if count > _EXAMPLES:
+                lines.append(f"    … and {count - _EXAMPLES} more{reference}")
+        return lines
+
+    def to_json(self) -> str:
+        """All of the report, for report.json."""
+        fields = dataclasses.asdict(self)
+        fields["counts"] = self.counts()
+        fields["defects"] = [defect._asdict() for defect in self.defects]
+        return json.dumps(fields, indent=1, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Report":
+        """Reads what ``to_json`` wrote.
+
+        Raises:
+          ValueError, KeyError, TypeError, AttributeError: the text is something else.
+        """
+        fields = json.loads(text)
+        fields.pop("counts")
+        fields["class_names"] = tuple(fields["class_names"])
+        if fields["category_ids"] is not None:
+            fields["category_ids"] = tuple(fields["category_ids"])
+        fields["image_sizes"] = {k: tuple(v) for k, v in fields["image_sizes"].items()}
+        fields["defects"] = [
+            Defect(Kind(d["kind"]), d["file"], d["reason"]) for d in fields["defects"]
+        ]
+        return cls(**fields)
+
+
+def statistics(
+    splits: Mapping[str, Sequence[PreparedImage]], class_names: Sequence[str]
+) -> dict[str, Any]:
+    """The fields of a report that count what is used; an image of several splits counts once."""
+    unique = {(image.path, image.image_id): image for m in splits.values() for image in m}
+    images = list(unique.values())
+    boxes = collections.Counter(o.name for image in images for o in image.objects)
+    sizes = sorted((image.size for image in images), key=lambda size: size[0] * size[1])
+    areas = [_area(o.box, image.size) for image in images for o in image.objects]
+    small, large = sum(a < _SMALL for a in areas), sum(a >= _LARGE for a in areas)
+    return {
+        "images": {split: len(members) for split, members in splits.items()},
+        "boxless": {split: sum(not i.objects for i in m) for split, m in splits.items()},
+        "boxes": {name: boxes[name] for name in class_names},
+        "ignored": sum(o.is_ignored for image in images for o in image.objects),
+        "image_sizes": {
+            key: sizes[at]
+            for key, at in (("smallest", 0), ("median", len(sizes) // 2), ("largest", -1))
+            if sizes
+        },
+        "box_sizes": {"small": small, "medium": len(areas) - small - large, "large": large},
+    }
+
+
+def _area(box: tuple[float, float, float, float], size: tuple[int, int]) -> float:
+    """Area in pixels of a normalised box in an image of (height, width)."""
+    ymin, xmin, ymax, xmax = box
+    # Rounded, as a box of exactly 32² pixels may fall a hair short of it by normalising.
+    return round((ymax - ymin) * (xmax - xmin) * size[0] * size[1], 3)

@@ -1,0 +1,152 @@
+"""Once and for all: what survives failures, kills, changes and other processes."""
+
+import fcntl
+import json
+import os
+import shutil
+
+import pytest
+from tensorflow_datasets.core.utils import shard_utils
+
+from scratchdet_jax.data.builders import checks, preparing
+from scratchdet_jax.data.builders.defects import Kind
+from scratchdet_jax.data.builders.voc_folder import prepare_voc_folder
+from scratchdet_jax.errors import UserError
+from tests.data.voc_layout import Folder, annotation, examples, jpeg, obj
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return Folder(tmp_path / "Set")
+
+
+@pytest.fixture
+def prepare(folder, tmp_path):
+    return lambda **options: prepare_voc_folder(folder.path, tmp_path / "data", "mine", **options)
+
+
+def test_prepared_once_while_nothing_changes(folder, prepare, tmp_path, capsys):
+    folder.both("a").split("train", "a")
+    report = prepare()
+    directory = tmp_path / "data" / "voc_folder" / "mine" / "2.0.0"
+    before = {p: p.stat().st_mtime_ns for p in directory.iterdir()}
+    capsys.readouterr()
+    assert prepare() == report
+    assert "prepared already" in capsys.readouterr().out
+    assert {p: p.stat().st_mtime_ns for p in directory.iterdir()} == before
+
+    with pytest.raises(UserError, match="delete that directory"):
+        prepare(class_names=["cell"])
+    folder.note("a", annotation(obj(box=(11, 5, 30, 25))))
+    with pytest.raises(UserError, match="delete that directory"):
+        prepare()
+    (directory / "report.json").write_text("{}")
+    with pytest.raises(UserError, match=r"no readable report\.json"):
+        prepare()
+
+
+def test_a_preparation_that_fails_leaves_nothing_that_looks_finished(
+    folder, prepare, tmp_path, monkeypatch
+):
+    folder.both("a").both("b").split("train", "a", "b")
+    read = preparing._read_unchanged
+
+    def stop_after_one(image, root):
+        if image.image_id == "b":
+            raise RuntimeError("power cut")
+        return read(image, root)
+
+    monkeypatch.setattr(preparing, "_read_unchanged", stop_after_one)
+    with pytest.raises(RuntimeError, match="power cut"):
+        prepare()
+    files = [p for p in (tmp_path / "data").rglob("*") if p.is_file()]
+    assert [p.name for p in files] == [".preparing.voc_folder.mine.jsonl"]
+    with pytest.raises(UserError, match="there is no data set"):
+        examples(tmp_path)
+    monkeypatch.undo()
+    monkeypatch.setattr(checks, "check_whole", None)  # not called again
+    prepare()
+    assert set(examples(tmp_path)) == {"a", "b"}
+    assert [p.name for p in (tmp_path / "data").iterdir()] == ["voc_folder"]
+
+
+def test_a_changed_image_is_checked_again_and_one_changed_meanwhile_is_an_error(
+    folder, prepare, tmp_path, monkeypatch
+):
+    folder.both("a").both("b").split("train", "a", "b")
+    write = preparing.write_dataset
+
+    def change_first(make_builder):
+        folder.image("b", jpeg(seed=7)[:-90])
+        write(make_builder)
+
+    monkeypatch.setattr(preparing, "write_dataset", change_first)
+    with pytest.raises(UserError, match=r"b\.jpg changed after it was checked .*again") as error:
+        prepare()
+    assert "\n" not in str(error.value)
+    monkeypatch.undo()
+    assert prepare().counts() == {Kind.BROKEN_IMAGE: 1}
+
+
+def test_a_journal_cut_short_or_of_another_version_is_no_obstacle(folder, prepare, tmp_path):
+    folder.both("a").both("b").split("train", "a", "b")
+    with pytest.raises(UserError, match="nothing was written"):
+        folder.both("c", obj(box=(3, 3, 3, 9))).split("train", "a", "b", "c")
+        prepare(strict=True)
+    assert not (tmp_path / "data" / "voc_folder").exists()
+    (journal,) = (tmp_path / "data").iterdir()
+    lines = journal.read_text().splitlines()
+    assert len(lines) == 3
+    old = json.dumps({**json.loads(lines[0]), "version": -1, "kind": Kind.BROKEN_IMAGE})
+    journal.write_text(f"{old}\nnot json\n[]\n{lines[1]}\n{lines[2][:40]}")
+    assert prepare().images == {"train": 3}
+
+
+def test_strict_shows_the_report_and_writes_nothing(folder, prepare, tmp_path, capsys):
+    folder.both("a", obj(), obj(box=(3, 3, 3, 9))).split("train", "a")
+    with pytest.raises(UserError, match="1 defects, which --strict does not allow: nothing was"):
+        prepare(strict=True)
+    assert "1 × box without area" in capsys.readouterr().out
+    assert not (tmp_path / "data" / "voc_folder").exists()
+    prepare()
+    with pytest.raises(UserError, match="it was prepared with them"):
+        prepare(strict=True)
+
+
+def test_large_sets_are_split_into_shards_and_keep_the_lists_order(
+    folder, prepare, tmp_path, monkeypatch
+):
+    ids = [f"im{(7 * i) % 40:02}" for i in range(40)]
+    for image_id in ids:
+        folder.both(image_id)
+    folder.split("train", *ids)
+    monkeypatch.setattr(shard_utils.ShardConfig, "min_shard_size", 4 * len(jpeg()))
+    prepare()
+    shards = list((tmp_path / "data" / "voc_folder" / "mine" / "2.0.0").glob("*.array_record-*"))
+    assert len(shards) == 8
+    assert list(examples(tmp_path)) == ids
+
+
+def test_leftovers_of_killed_runs_are_removed_unless_a_process_still_writes(
+    folder, prepare, tmp_path
+):
+    folder.both("a").split("train", "a")
+    place = tmp_path / "data" / "voc_folder" / "mine"
+    left = place / "incomplete.ABCDEF_2.0.0"
+    left.mkdir(parents=True)
+    (left / "voc_folder-train.array_record-00000-of-00001").write_bytes(b"half")
+    handle = os.open(place, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_SH)  # as a process does while it writes
+    prepare()
+    assert left.exists()
+    os.close(handle)
+    shutil.rmtree(place / "2.0.0")
+    prepare()
+    assert [p.name for p in place.iterdir()] == ["2.0.0"]
+
+
+def test_an_older_preparation_is_made_anew_beside_it(folder, prepare, tmp_path):
+    folder.both("a").split("train", "a")
+    (tmp_path / "data" / "voc_folder" / "mine" / "1.0.0").mkdir(parents=True)
+    prepare()
+    assert set(examples(tmp_path)) == {"a"}
