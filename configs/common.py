@@ -32,7 +32,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.parallel = "shard_map"  # how the step is mapped over devices: shard_map | pmap
 
     config.data = ml_collections.ConfigDict()
-    # Data sets are NAME[/CONFIG]:SPLIT, several joined by commas; SPLIT in TFDS's language.
+    # Data sets are NAME[/CONFIG]:SPLIT[@DIR], several joined by commas; SPLIT in TFDS's language,
+    # DIR where that one lies if not in data.dir. A comma always begins the next data set.
     config.data.train = "voc/2007:train+validation,voc/2012:train+validation"
     config.data.eval = "voc/2007:test"  # may be empty: then no evaluation
     config.data.dir = "data"  # where prepared (ArrayRecord) data sets lie, as TFDS's data_dir

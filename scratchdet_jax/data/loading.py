@@ -117,9 +117,8 @@ class _DecodedExamples:
             )
         except ValueError as error:
             raise UserError(
-                f"record {index} of {self._source.spec}, {example['filename']}, cannot be decoded "
-                f"({error}): the file in {self._source.data_dir} is damaged; prepare the data set "
-                "again"
+                f"{example['filename']}, {self._source.describe(index)}, cannot be decoded "
+                f"({error}): the data set is damaged; prepare it again"
             ) from None
         return _Decoded(
             index, image, original_size, example["boxes"], example["labels"], example["ignore"]

@@ -2,6 +2,7 @@
 
 import bisect
 import itertools
+import os
 import re
 import threading
 import warnings
@@ -9,10 +10,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
-import tensorflow_datasets as tfds
-from etils import epath
 
 from scratchdet_jax.data.builders.shapes import prepare_shapes
+from scratchdet_jax.data.prepared import PreparedSplit, open_split
 from scratchdet_jax.errors import UserError
 
 
@@ -20,7 +20,9 @@ class Example(TypedDict):
     """One labelled image as stored.
 
     Attributes:
-      image: the encoded file (JPEG or PNG), as it was prepared.
+      image: the encoded file (JPEG, PNG, …), as it was prepared.
+      orientation: 1…8, the turn of EXIF that makes it the image that the boxes refer to; 1, no
+        turn, where the data set does not say.
       boxes: float32 [n, 4], (ymin, xmin, ymax, xmax) in [0, 1], each of positive area.
       labels: int32 [n], 1…C.
       ignore: bool [n], difficult (VOC) or crowd (COCO).
@@ -29,6 +31,7 @@ class Example(TypedDict):
     """
 
     image: bytes
+    orientation: int
     boxes: np.ndarray
     labels: np.ndarray
     ignore: np.ndarray
@@ -36,12 +39,20 @@ class Example(TypedDict):
     image_id: str
 
 
-class _Part(NamedTuple):
-    """One split of one data set: its opened records, its features, and its name in messages."""
+class SpecPart(NamedTuple):
+    """One part of what is asked for: NAME[/CONFIG], SPLIT, and DIR or ""."""
 
     name: str
-    records: Any
-    class_names: tuple[str, ...]
+    split: str
+    directory: str
+
+
+class LeftOut(NamedTuple):
+    """Boxes that were read and left out, each counted once, and the images they are of."""
+
+    no_area: int
+    no_label: int
+    images: int
 
 
 class DetectionSource:
@@ -50,25 +61,30 @@ class DetectionSource:
     Safe to read from several threads; pickled as its spec and opened again on unpickling.
 
     Attributes:
-      spec: what was asked for, ``NAME[/CONFIG]:SPLIT[,…]``.
-      data_dir: where the prepared data sets lie.
+      spec: what was asked for, ``NAME[/CONFIG]:SPLIT[@DIR][,…]``.
+      data_dir: where the prepared data sets lie, but for parts with a DIR of their own.
       class_names: label i is ``class_names[i - 1]``.
+      category_ids: the original COCO category id of each label; None where the data set has none,
+        or where its parts have different ones.
     """
 
     def __init__(self, spec: str, data_dir: str | Path) -> None:
         """Opens ``spec``; see open_source."""
         self.spec, self.data_dir = spec, str(data_dir)
-        self._parts = [_open_part(name, split, self.data_dir) for name, split in _parse(spec)]
-        self.class_names = self._parts[0].class_names
+        self._parts = [_open_part(part, self.data_dir) for part in parse_spec(spec)]
+        first = self._parts[0]
+        self.class_names = first.class_names
         for part in self._parts[1:]:
             if part.class_names != self.class_names:
                 raise UserError(
-                    f"{self._parts[0].name} and {part.name} cannot be joined: their classes differ "
+                    f"{first.name} and {part.name} cannot be joined: their classes differ "
                     f"({', '.join(self.class_names)}; {', '.join(part.class_names)})"
                 )
-        self._ends = list(itertools.accumulate(len(part.records) for part in self._parts))
+        same_ids = all(part.category_ids == first.category_ids for part in self._parts)
+        self.category_ids = first.category_ids if same_ids else None
+        self._ends = list(itertools.accumulate(part.size() for part in self._parts))
         self._lock = threading.Lock()
-        self._warned = False
+        self._left_out: dict[int, tuple[int, int]] = {}
 
     def __reduce__(self) -> tuple:
         return DetectionSource, (self.spec, self.data_dir)
@@ -80,199 +96,202 @@ class DetectionSource:
         return self._ends[-1]
 
     def __getitem__(self, index: int) -> Example:
-        part, record = self._read(index)
-        objects = record["objects"]
-        count = len(objects["bbox"])
-        boxes = np.asarray(objects["bbox"], np.float32).reshape(count, 4)
-        boxes = np.clip(boxes, 0.0, 1.0)
-        labels = np.asarray(objects["label"], np.int32).reshape(count) + 1
-        ignore = np.zeros(count, bool)
-        for flag in ("is_difficult", "is_crowd"):
-            if flag in objects:
-                ignore |= np.asarray(objects[flag], bool)
-        filename = _filename(part, record, index)
-        usable = np.all(boxes[:, 2:] > boxes[:, :2], axis=1) & (labels > 0)
-        if not usable.all():
-            self._warn(part, filename, count - int(usable.sum()))
-        return Example(
-            image=bytes(record["image"]), boxes=boxes[usable], labels=labels[usable],
-            ignore=ignore[usable], filename=filename, image_id=_image_id(record, filename),
-        )  # fmt: skip
+        part, position = self._locate(index)
+        fields = part.read(position)
+        try:
+            example = _example(part, position, fields)
+        except (ValueError, IndexError, KeyError, OverflowError) as error:
+            raise part.damaged(position, error) from error
+        usable = self._usable(index, example, part)
+        if usable is not None:
+            for key in ("boxes", "labels", "ignore"):
+                example[key] = example[key][usable]
+        return example
 
     def image_id(self, index: int) -> str:
         """The data set's own id of the image at a position."""
-        part, record = self._read(index)
-        return _image_id(record, _filename(part, record, index))
+        part, position = self._locate(index)
+        fields = part.read(position)
+        return _image_id(part, fields, _filename(part, position, fields))
 
-    def _read(self, index: int) -> tuple[_Part, dict[str, Any]]:
+    def record(self, index: int) -> dict[str, Any]:
+        """The record at a position as TFDS decodes it, unchecked, its pictures left encoded.
+
+        Its names, nesting and types are TFDS's; labels are 0…C − 1, and −1 for none.
+        """
+        part, position = self._locate(index)
+        return part.read_decoded(position)
+
+    def describe(self, index: int) -> str:
+        """The place of an image for messages: record 3 of voc/2007:train in DIR."""
+        part, position = self._locate(index)
+        directory = Path(part.shards[0].filename).parent
+        return f"record {position} of {part.name} in {directory}"
+
+    def require_boxes(self, field: str) -> None:
+        """Refuses data that have nothing to learn from or to be scored on.
+
+        Reads no further than the first box.
+
+        Args:
+          field: of the config that names the data, in the message.
+
+        Raises:
+          UserError: a part is published without annotations, or no image has a box.
+        """
+        advice = "it can be predicted on, but neither trained on nor scored: name another split"
+        for part in self._parts:
+            if part.unlabelled:
+                raise UserError(
+                    f"{field} {self.spec}: the split {part.unlabelled} of {part.name} comes "
+                    f"without annotations; {advice}"
+                )
+        if not any(len(self[i]["labels"]) for i in range(len(self))):
+            raise UserError(
+                f"{field} {self.spec}: none of its {len(self)} images has a box; {advice}"
+            )
+
+    @property
+    def left_out(self) -> LeftOut:
+        """The boxes left out so far; however often an image is read, they count once."""
+        with self._lock:
+            counts = list(self._left_out.values())
+        return LeftOut(sum(n for n, _ in counts), sum(n for _, n in counts), len(counts))
+
+    def left_out_line(self) -> str:
+        """A sentence on the boxes left out so far; "" if there is none."""
+        found = self.left_out
+        if not found.images:
+            return ""
+        return (
+            f"{found.no_area + found.no_label} boxes of {found.images} images of {self.spec} were "
+            f"left out: {found.no_area} have no area inside the image, {found.no_label} have no "
+            "label"
+        )
+
+    def _locate(self, index: int) -> tuple[PreparedSplit, int]:
         if not 0 <= index < len(self):
             raise IndexError(f"{self.spec} has {len(self)} images, there is no number {index}")
         which = bisect.bisect_right(self._ends, index)
-        first = self._ends[which - 1] if which else 0
-        part = self._parts[which]
-        return part, part.records[index - first]
+        return self._parts[which], index - (self._ends[which - 1] if which else 0)
 
-    def _warn(self, part: _Part, filename: str, count: int) -> None:
+    def _usable(self, index: int, example: Example, part: PreparedSplit) -> np.ndarray | None:
+        """Which boxes can be used, bool [n]; None: all. Counts the others; warns of the first."""
+        boxes, labels = example["boxes"], example["labels"]
+        has_area = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+        has_label = (labels > 0) & (labels <= len(self.class_names))
+        usable = has_area & has_label
+        if usable.all():
+            return None
+        counts = (int(np.sum(~has_area)), int(np.sum(has_area & ~has_label)))
         with self._lock:
-            warned, self._warned = self._warned, True
-        if not warned:
+            first = not self._left_out
+            self._left_out[index] = counts
+        if first:
             warnings.warn(
-                f"{filename} of {part.name}: {count} of its boxes left out, for they have no area "
-                "inside the image or no label; further ones are left out without a word",
+                f"{example['filename']} of {part.name}: {sum(counts)} of its boxes left out, for "
+                "they have no area inside the image or no label; further ones are counted, and "
+                "the sum is told at the end",
                 stacklevel=3,
             )
+        return usable
 
 
 def open_source(spec: str, data_dir: str | Path) -> DetectionSource:
     """Opens data sets prepared with TFDS as ArrayRecord files.
 
     Args:
-      spec: ``NAME[/CONFIG]:SPLIT``, or several joined by commas; SPLIT in TFDS's split language:
-        ``shapes:train``, ``voc/2007:train+validation,voc/2012:train+validation``,
-        ``voc_folder/cells:train[:80%]``. ``shapes`` is made at first use.
+      spec: ``NAME[/CONFIG]:SPLIT[@DIR]``, or several joined by commas; SPLIT in TFDS's split
+        language, DIR where that part lies if not in ``data_dir``: ``shapes:train``,
+        ``voc/2007:train+validation,voc/2012:train+validation@/disk/tfds``,
+        ``voc_folder/cells:train[:80%]``. ``shapes`` is made at first use. A comma always ends a
+        part, and the first @ begins its DIR, which may hold further @ and colons: TFDS's split
+        language has neither comma nor @, and a directory with a comma in its name can only be
+        given as ``data_dir`` (or by a link of another name).
       data_dir: TFDS's data_dir.
 
     Raises:
       UserError: a data set is missing or stored as TFRecord (the sentence names the command that
-        helps), a split is unknown or empty, the features are not those of detection, or the
-        classes of joined data sets differ.
+        helps), damaged or unreadable, a split is unknown or empty, the features are not those of
+        detection, or the classes of joined data sets differ.
     """
     return DetectionSource(spec, data_dir)
 
 
-def _parse(spec: str) -> list[tuple[str, str]]:
-    """(NAME[/CONFIG], SPLIT) of every part."""
+def parse_spec(spec: str) -> list[SpecPart]:
+    """The parts of a spec, which open_source explains.
+
+    Raises:
+      UserError: a part is not of the form NAME[/CONFIG]:SPLIT[@DIR].
+    """
     parts = []
     for text in spec.split(","):
-        name, _, split = (word.strip() for word in text.partition(":"))
-        if not re.fullmatch(r"\w+(/[\w.+-]+)?", name) or not split:
+        name, _, rest = (word.strip() for word in text.partition(":"))
+        split, at, directory = (word.strip() for word in rest.partition("@"))
+        named = re.fullmatch(r"\w+(/[\w.+-]+)?", name) and split
+        if not named or bool(at) != bool(directory):
             raise UserError(
-                f"{text.strip()!r} in the data set {spec!r} is not NAME[/CONFIG]:SPLIT, such as "
-                "voc/2007:train+validation"
+                f"{text.strip()!r} in the data set {spec!r} is not NAME[/CONFIG]:SPLIT or "
+                "NAME[/CONFIG]:SPLIT@DIR, such as voc/2007:train+validation (commas join several; "
+                "no name may hold one)"
             )
-        parts.append((name, split))
+        parts.append(SpecPart(name, split, directory))
     return parts
 
 
-def _open_part(name: str, split: str, data_dir: str) -> _Part:
-    if name == "shapes":
+def _open_part(part: SpecPart, data_dir: str) -> PreparedSplit:
+    data_dir = os.path.expanduser(part.directory) if part.directory else data_dir
+    if part.name == "shapes":
         prepare_shapes(data_dir)
-    directory = _newest_version(name, data_dir)
-    try:
-        builder = tfds.builder_from_directory(directory)
-    except Exception as error:
-        raise UserError(
-            f"{directory} cannot be read as a TFDS data set: {error}; delete it and prepare it "
-            "again"
-        ) from error
-    class_names, decoders = _check_features(name, builder.info.features)
-    splits = builder.info.splits
-    known = ", ".join(f"{s} ({i.num_examples} images)" for s, i in splits.items())
-    try:
-        records = builder.as_data_source(split, decoders=decoders)
-        # TFDS takes train[2:1] for train[2:].
-        pieces = tfds.core.ReadInstruction.from_spec(split).to_absolute(splits)
-        if any(p.to is not None and p.to < (p.from_ or 0) for p in pieces):
-            raise ValueError("a slice ends before it starts")
-    except NotImplementedError:
-        raise UserError(
-            f"{name} in {data_dir} is stored as {builder.info.file_format.value}, which has no "
-            f"random access: run `tfds build {name} --file_format=array_record "
-            f"--data_dir={data_dir} --overwrite`"
-        ) from None
-    except ValueError as error:
-        if "0 length" in str(error):  # array_record's way of saying so
-            raise UserError(f"{name}:{split} holds no image; {name} has {known}") from None
-        reason = str(error).splitlines()[-1]
-        raise UserError(f"{name} has no split {split!r} ({reason}); it has {known}") from None
-    return _Part(f"{name}:{split}", records, class_names)
+    opened = open_split(part.name, part.split, data_dir)
+    return opened._replace(name=f"{opened.name}@{part.directory}") if part.directory else opened
 
 
-def _newest_version(name: str, data_dir: str) -> epath.Path:
-    """The directory of the highest version of a prepared data set."""
-    root = epath.Path(data_dir) / name
-    if versions := _versions(root):
-        return root / max(versions, key=lambda v: tuple(map(int, v.split("."))))
-    if configs := _configs(root):
-        names = " or ".join(f"{name}/{config}" for config in configs)
-        raise UserError(f"{name} comes in several configs: write {names}")
-    raise UserError(
-        f"there is no data set {name} in {data_dir} (it holds {_inventory(data_dir)}): "
-        f"{_how_to_provide(name, data_dir)}"
-    )
+def _example(part: PreparedSplit, position: int, fields: Any) -> Example:
+    """A record as an example, boxes clipped, nothing left out yet.
+
+    Raises:
+      ValueError, IndexError, KeyError, OverflowError: it lacks something or contradicts itself.
+    """
+    labels = np.fromiter(_values(fields, "objects/label", "int64_list"), np.int32) + np.int32(1)
+    boxes = np.fromiter(_values(fields, "objects/bbox", "float_list"), np.float32)
+    boxes = boxes.reshape(len(labels), 4).clip(0.0, 1.0)
+    ignore = np.zeros(len(labels), bool)
+    for key in ("objects/is_difficult", "objects/is_crowd"):
+        if key in part.keys:
+            ignore |= np.fromiter(_values(fields, key, "int64_list"), bool)
+    orientation = 1
+    if "image/orientation" in part.keys:
+        orientation = _values(fields, "image/orientation", "int64_list")[0]
+        if not 1 <= orientation <= 8:
+            raise ValueError(f"image/orientation is {orientation}, not one of 1 to 8")
+    filename = _filename(part, position, fields)
+    return Example(
+        image=_values(fields, "image", "bytes_list")[0], orientation=orientation, boxes=boxes,
+        labels=labels, ignore=ignore, filename=filename,
+        image_id=_image_id(part, fields, filename),
+    )  # fmt: skip
 
 
-def _versions(directory: epath.Path) -> list[str]:
-    if not directory.is_dir():
-        return []
-    return [
-        path.name
-        for path in directory.iterdir()
-        if re.fullmatch(r"\d+\.\d+\.\d+", path.name) and (path / "dataset_info.json").exists()
-    ]
+def _values(fields: Any, key: str, kind: str) -> Any:
+    """The values of one field of a record; asking for a key that is not there would add it."""
+    if key not in fields:
+        raise KeyError(f"it has no {key}")
+    return getattr(fields[key], kind).value
 
 
-def _configs(directory: epath.Path) -> list[str]:
-    if not directory.is_dir():
-        return []
-    return sorted(path.name for path in directory.iterdir() if _versions(path))
+def _filename(part: PreparedSplit, position: int, fields: Any) -> str:
+    if "image/filename" in part.keys:
+        return _text(_values(fields, "image/filename", "bytes_list")[0])
+    return f"{part.name} record {position}"
 
 
-def _inventory(data_dir: str) -> str:
-    root = epath.Path(data_dir)
-    names = []
-    for path in sorted(root.iterdir()) if root.is_dir() else []:
-        names += [path.name] if _versions(path) else []
-        names += [f"{path.name}/{config}" for config in _configs(path)]
-    return ", ".join(names) or "none"
+def _image_id(part: PreparedSplit, fields: Any, filename: str) -> str:
+    if "image/id" not in part.keys:
+        return PurePosixPath(filename).stem
+    number = _values(fields, "image/id", "int64_list")
+    return str(number[0]) if number else _text(_values(fields, "image/id", "bytes_list")[0])
 
 
-def _how_to_provide(name: str, data_dir: str) -> str:
-    """The commands that make a missing data set."""
-    head, _, config = name.partition("/")
-    own = "`python -m scratchdet_jax.tools.prepare voc --folder={} --name={} --data_dir={}`"
-    if head == "voc_folder":
-        return "run " + own.format("FOLDER", config or "NAME", data_dir)
-    build = (
-        f"run `tfds build {name} --file_format=array_record --data_dir={data_dir}` where "
-        "TensorFlow is installed (only this preparation needs it)"
-    )
-    if head != "voc":
-        return build
-    year = config or "2007"
-    command = own.format(f"VOCdevkit/VOC{year}", f"voc{year}", data_dir)
-    return f"{build}; or, from an unpacked VOCdevkit, run {command} and use voc_folder/voc{year}"
-
-
-def _check_features(name: str, features: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
-    """Class names, and decoders that leave pictures encoded."""
-    objects = getattr(features["objects"], "feature", {}) if "objects" in features else {}
-    if "image" not in features or not {"bbox", "label"} <= set(objects):
-        raise UserError(
-            f"{name} is not a detection data set of TFDS's form: it needs the features image and "
-            f"objects with bbox and label, and has {', '.join(sorted(features))}"
-        )
-    label = objects["label"]
-    if not isinstance(label, tfds.features.ClassLabel):
-        raise UserError(f"{name}: objects/label must be a ClassLabel, which names its classes")
-    # Any other picture (COCO's panoptic maps, say) stays encoded too: it is not looked at.
-    decoders = {
-        key: tfds.decode.SkipDecoding()
-        for key, feature in features.items()
-        if isinstance(feature, tfds.features.Image)
-    }
-    return tuple(label.names), decoders
-
-
-def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
-
-
-def _filename(part: _Part, record: dict[str, Any], index: int) -> str:
-    if "image/filename" in record:
-        return _text(record["image/filename"])
-    return f"{part.name} record {index}"
-
-
-def _image_id(record: dict[str, Any], filename: str) -> str:
-    return _text(record["image/id"]) if "image/id" in record else PurePosixPath(filename).stem
+def _text(value: bytes) -> str:
+    return value.decode(errors="backslashreplace")

@@ -7,6 +7,7 @@ way from one to the other is the category table: label i ↔ class name i ↔ th
 import contextlib
 import io
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from scratchdet_jax.data import coco_classes
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.evaluation.images import (
     ImageDetections,
@@ -28,22 +30,6 @@ METRICS = (
     *("AP", "AP50", "AP75", "APs", "APm", "APl"),
     *("AR1", "AR10", "AR100", "ARs", "ARm", "ARl"),
 )
-
-# The 80 classes of COCO in the order of their ids, which leave out ten of 1…90.
-_COCO_NAMES = (
-    "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat",
-    "traffic light", "fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat", "dog",
-    "horse", "sheep", "cow", "elephant", "bear", "zebra", "giraffe", "backpack", "umbrella",
-    "handbag", "tie", "suitcase", "frisbee", "skis", "snowboard", "sports ball", "kite",
-    "baseball bat", "baseball glove", "skateboard", "surfboard", "tennis racket", "bottle",
-    "wine glass", "cup", "fork", "knife", "spoon", "bowl", "banana", "apple", "sandwich", "orange",
-    "broccoli", "carrot", "hot dog", "pizza", "donut", "cake", "chair", "couch", "potted plant",
-    "bed", "dining table", "toilet", "tv", "laptop", "mouse", "remote", "keyboard", "cell phone",
-    "microwave", "oven", "toaster", "sink", "refrigerator", "book", "clock", "vase", "scissors",
-    "teddy bear", "hair drier", "toothbrush",
-)  # fmt: skip
-_UNUSED_IDS = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
-_COCO_IDS = dict(zip(_COCO_NAMES, (i for i in range(1, 91) if i not in _UNUSED_IDS), strict=True))
 
 
 class CocoResult(NamedTuple):
@@ -162,8 +148,8 @@ def submission_category_ids(class_names: Sequence[str]) -> tuple[int, ...]:
 
     COCO's own if the classes are COCO's 80 (its evaluation server knows no others), else 1…C.
     """
-    if set(class_names) == set(_COCO_IDS):
-        return tuple(_COCO_IDS[name] for name in class_names)
+    if set(class_names) == set(coco_classes.IDS):
+        return tuple(coco_classes.IDS[name] for name in class_names)
     return tuple(range(1, len(class_names) + 1))
 
 
@@ -228,7 +214,8 @@ def write_results(
     """Writes COCO's results file: a list of {image_id, category_id, bbox (x, y, w, h), score}.
 
     Coordinates are rounded to a thousandth of a pixel; scores keep nine digits, which restore a
-    float32 exactly. An image id that is a decimal number is written as one.
+    float32 exactly. An image id that is a decimal number is written as one, unless two of them are
+    the same number (1 and 01, say): then all of them are written as text.
 
     Args:
         path: the JSON file; its folder is made if it is missing.
@@ -239,7 +226,9 @@ def write_results(
         UserError: a label is out of range or a value is not finite.
     """
     rows = _result_rows(detections, dict.fromkeys(detections), category_ids)
-    ids = [int(name) if str(name).isdecimal() else name for name in detections]
+    ids = [_as_number(str(name)) for name in detections]
+    if len(set(ids)) < len(ids):
+        ids = [str(name) for name in detections]
     results = [
         {
             "image_id": ids[row["image_id"]],
@@ -364,6 +353,10 @@ def _to_xywh(boxes: np.ndarray) -> np.ndarray:
     """(ymin, xmin, ymax, xmax) [n, 4] to (xmin, ymin, width, height)."""
     ymin, xmin, ymax, xmax = np.moveaxis(boxes, -1, 0)
     return np.stack([xmin, ymin, xmax - xmin, ymax - ymin], axis=-1)
+
+
+def _as_number(image_id: str) -> int | str:
+    return int(image_id) if re.fullmatch("-?[0-9]+", image_id) else image_id
 
 
 def _hashable(image_id: Any) -> int | str:

@@ -50,9 +50,11 @@ class Evaluator:
         self._ids = [source.image_id(i) for i in range(len(source))]
         twice = [name for name, count in collections.Counter(self._ids).items() if count > 1]
         if twice:
+            places = [source.describe(i) for i, name in enumerate(self._ids) if name == twice[0]]
             raise UserError(
-                f"config.data.eval {source.spec} holds the image {twice[0]} twice: its parts must "
-                "not share images or file names"
+                f"config.data.eval {source.spec} holds the image {twice[0]} twice "
+                f"({places[0]}, {places[1]}): what is evaluated together must not share images or "
+                "image ids"
             )
 
         def step(variables: Any, batch: dict[str, jax.Array]) -> Detections:

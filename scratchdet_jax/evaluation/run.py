@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import ml_collections
 
+from scratchdet_jax.data.records import parse_spec
 from scratchdet_jax.data.sources import open_split
 from scratchdet_jax.detector import Detector, build_detector
 from scratchdet_jax.errors import UserError, writable_folder
@@ -62,6 +63,7 @@ def evaluate_run(run: Run, config: ml_collections.ConfigDict, output: Path) -> E
     mapping = DeviceMapping(config.parallel)
     validate(config, mapping.mesh.size)
     source = open_split(config.data, "eval")
+    source.require_boxes("config.data.eval")
     if source.class_names != run.recipe.class_names:
         raise UserError(
             f"{run.workdir} was trained on the classes {', '.join(run.recipe.class_names)}, but "
@@ -73,7 +75,7 @@ def evaluate_run(run: Run, config: ml_collections.ConfigDict, output: Path) -> E
 
     split = split_name(source.spec)
     voc.write_detections(output, evaluation.detections, detector.class_names, split)
-    categories = coco.submission_category_ids(detector.class_names)
+    categories = source.category_ids or coco.submission_category_ids(detector.class_names)
     coco.write_results(output / "coco_results.json", evaluation.detections, categories)
     record = {"step": run.step, "data": source.spec, "metric": config.eval.metric}
     (output / "results.json").write_text(json.dumps(record | evaluation.results, indent=2) + "\n")
@@ -82,13 +84,15 @@ def evaluate_run(run: Run, config: ml_collections.ConfigDict, output: Path) -> E
         print(f"{name:>20}  {'no ground truth' if ap is None else f'{ap:.4f}'}")
     print(f"{run.workdir} step {run.step} on {source.spec} ({len(source)} images): "
           f"{summary_line(evaluation.results)}")  # fmt: skip
+    if left_out := source.left_out_line():
+        print(left_out)
     print(f"detections and results.json in {output}")
     return evaluation
 
 
 def split_name(spec: str) -> str:
     """The split in the names of detection files, as the devkit calls it: val, test, trainval."""
-    splits = dict.fromkeys(part.partition(":")[2].strip() for part in spec.split(","))
+    splits = dict.fromkeys(part.split for part in parse_spec(spec))
     name = re.sub(r"[^\w+.-]+", "_", "+".join(splits)).strip("_")
     return {"validation": "val", "train+validation": "trainval"}.get(name, name)
 

@@ -47,7 +47,10 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: Path) -> Trai
     validate(config, mapping.mesh.size)
     num_steps = number_of_steps(config)
     source = open_split(config.data, "train")
+    source.require_boxes("config.data.train")
     eval_source = open_split(config.data, "eval") if config.data.eval else None
+    if eval_source:
+        eval_source.require_boxes("config.data.eval")
     _check_classes(source, eval_source)
 
     # What is there already? A run of something else is refused before anything is built.
@@ -98,6 +101,9 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: Path) -> Trai
         batches.close()
         logger.close()
         checkpoints.close()
+        for data in filter(None, (source, eval_source)):
+            if left_out := data.left_out_line():
+                print(left_out)
     return state
 
 

@@ -1,85 +1,29 @@
 import json
 import pickle
-import sys
+import re
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core.features import bounding_boxes_utils
 
-from scratchdet_jax.data.builders.writing import write_dataset
-from scratchdet_jax.data.records import open_source
+from scratchdet_jax.data.records import open_source, parse_spec
 from scratchdet_jax.errors import UserError
+from scratchdet_jax.evaluation.evaluator import Evaluator
+from tests.data.tfds_sets import (
+    BOX,
+    OTHER,
+    PICTURE,
+    TRAIN,
+    VALIDATION,
+    make,
+    plain_features,
+    voc_features,
+)
 
-PICTURE = b"\xff\xd8 never decoded here \xff\xd9"
-
-
-class Handmade(tfds.core.GeneratorBasedBuilder):
-    """A data set of given features and examples."""
-
-    VERSION = tfds.core.Version("5.0.0")
-    url_infos = None
-
-    def __init__(self, data_dir, name, features, splits, version="5.0.0"):
-        self.features, self.examples = features, splits
-        type(self).VERSION = tfds.core.Version(version)
-        config = tfds.core.BuilderConfig(name=name, version=version)
-        super().__init__(data_dir=str(data_dir), config=config)
-
-    def _info(self):
-        return tfds.core.DatasetInfo(builder=self, features=self.features)
-
-    def _split_generators(self, dl_manager):
-        return {name: list(enumerate(rows)) for name, rows in self.examples.items()}
-
-    def _generate_examples(self):
-        raise NotImplementedError
-
-
-def make(data_dir, name, features, splits, version="5.0.0"):
-    write_dataset(lambda: Handmade(data_dir, name, features, splits, version))
-
-
-def voc_features(names=("cat", "dog")):
-    """As tensorflow_datasets/object_detection/voc.py declares them."""
-    label = tfds.features.ClassLabel(names=names)
-    return tfds.features.FeaturesDict({
-        "image": tfds.features.Image(),
-        "image/filename": tfds.features.Text(),
-        "objects": tfds.features.Sequence({
-            "label": label,
-            "bbox": tfds.features.BBoxFeature(),
-            "pose": tfds.features.ClassLabel(names=("frontal", "unspecified")),
-            "is_truncated": np.bool_,
-            "is_difficult": np.bool_,
-        }),
-        "labels": tfds.features.Sequence(label),
-        "labels_no_difficult": tfds.features.Sequence(label),
-    })  # fmt: skip
-
-
-def voc_example(filename, *objects):
-    """``objects``: (label, box, difficult)."""
-    return {
-        "image": PICTURE + filename.encode(),
-        "image/filename": filename,
-        "objects": [
-            {"label": n, "bbox": tfds.features.BBox(*box), "pose": "unspecified",
-             "is_truncated": False, "is_difficult": difficult}
-            for n, box, difficult in objects
-        ],
-        "labels": [n for n, _, _ in objects],
-        "labels_no_difficult": [n for n, _, difficult in objects if not difficult],
-    }  # fmt: skip
-
-
-BOX, OTHER = (0.1, 0.2, 0.3, 0.4), (0.0, 0.5, 1.0, 1.0)
-TRAIN = [
-    voc_example("000001.jpg", ("cat", BOX, False), ("dog", OTHER, True)),
-    voc_example("000002.jpg"),
-    voc_example("000003.jpg", ("dog", BOX, False)),
-]
-VALIDATION = [voc_example("2008_000004.jpg", ("dog", BOX, True))]
+_XYXY = bounding_boxes_utils.BBoxFormat.REL_XYXY
 
 
 @pytest.fixture(scope="module")
@@ -112,78 +56,111 @@ def test_tfds_vocs_own_layout_is_read(data_dir):
     assert empty["boxes"].shape == (0, 4)
     assert empty["labels"].shape == empty["ignore"].shape == (0,)
     assert [source.image_id(i) for i in range(3)] == list(found)
-    assert "tensorflow" not in sys.modules
-
-
-def test_cocos_layout_is_read(tmp_path):
-    features = tfds.features.FeaturesDict({
-        "image": tfds.features.Image(encoding_format="jpeg"),
-        "image/filename": tfds.features.Text(),
-        "image/id": np.int64,
-        "panoptic_image": tfds.features.Image(encoding_format="png"),
-        "objects": tfds.features.Sequence({
-            "area": np.int64,
-            "bbox": tfds.features.BBoxFeature(),
-            "id": np.int64,
-            "is_crowd": np.bool_,
-            "label": tfds.features.ClassLabel(num_classes=80),
-        }),
-    })  # fmt: skip
-    example = {
-        "image": PICTURE, "image/filename": "000000000139.jpg", "image/id": 139,
-        "panoptic_image": b"not looked at",
-        "objects": [
-            {"area": 5, "bbox": tfds.features.BBox(*BOX), "id": i, "is_crowd": i == 1, "label": 79}
-            for i in range(2)
-        ],
-    }  # fmt: skip
-    make(tmp_path, "2017", features, {"validation": [example]})
-    (found,) = by_id(open_source("handmade/2017:validation", tmp_path)).values()
-    assert found["image_id"] == "139"
-    np.testing.assert_array_equal(found["labels"], [80, 80])
-    np.testing.assert_array_equal(found["ignore"], [False, True])
 
 
 def test_flags_and_names_may_be_absent(tmp_path):
-    features = tfds.features.FeaturesDict({
-        "image": tfds.features.Image(encoding_format="jpeg"),
-        "objects": tfds.features.Sequence({
-            "bbox": tfds.features.BBoxFeature(),
-            "label": tfds.features.ClassLabel(names=["a"]),
-        }),
-    })  # fmt: skip
     boxes = [{"bbox": tfds.features.BBox(*BOX), "label": 0}]
-    make(tmp_path, "bare", features, {"train": [{"image": PICTURE, "objects": boxes}] * 2})
+    make(tmp_path, "bare", plain_features(), {"train": [{"image": PICTURE, "objects": boxes}] * 2})
     source = open_source("handmade/bare:train", tmp_path)
     assert not source[0]["ignore"].any()
+    assert source[0]["orientation"] == 1
     assert source[0]["image_id"] != source[1]["image_id"]
     assert "handmade/bare" in source[1]["filename"]
 
 
-def test_degenerate_boxes_are_clipped_or_left_out_with_one_warning(tmp_path):
-    features = tfds.features.FeaturesDict({
-        "image": tfds.features.Image(encoding_format="jpeg"),
-        "image/filename": tfds.features.Text(),
-        "objects": tfds.features.Sequence({
-            "bbox": tfds.features.Tensor(shape=(4,), dtype=np.float32),
-            "label": tfds.features.ClassLabel(names=["a"]),
-        }),
-    })  # fmt: skip
-    boxes = [
-        (-0.5, 0.1, 0.5, 1.5), (0.2, 0.2, 0.2, 0.5), (0.5, 0.1, 0.4, 0.2),
-        (1.1, 0.1, 1.2, 0.2), (np.nan, 0, 1, 1), BOX,
-    ]  # fmt: skip
-    example = {
+def test_ids_and_orientations(tmp_path):
+    features = plain_features(**{"image/id": np.int64, "image/orientation": np.int32})
+    rows = [
+        {"image": PICTURE, "objects": [], "image/id": number, "image/orientation": turn}
+        for number, turn in ((2**40, 1), (-7, 6), (3, 0), (4, 9))
+    ]
+    make(tmp_path, "turned", features, {"train": rows})
+    source = open_source("handmade/turned:train", tmp_path)
+    by_number = {source.image_id(i): i for i in range(4)}
+    assert sorted(by_number) == ["-7", str(2**40), "3", "4"]
+    assert source[by_number["-7"]]["orientation"] == 6
+    assert source[by_number[str(2**40)]]["orientation"] == 1
+    for number in "34":
+        with pytest.raises(UserError, match=r"image/orientation is [09], not one of 1 to 8.*train"):
+            source[by_number[number]]
+
+
+ANY_BOX = tfds.features.Tensor(shape=(4,), dtype=np.float32)
+ODD_BOXES = [  # two of them can be used
+    ((-0.5, 0.1, 0.5, 1.5), 0), ((0.2, 0.2, 0.2, 0.5), 0), ((0.5, 0.1, 0.4, 0.2), 1),
+    ((1.1, 0.1, 1.2, 0.2), 0), ((np.nan, 0, 1, 1), 0), (BOX, 1), (BOX, -1), (OTHER, -1),
+]  # fmt: skip
+
+
+def odd_example(*objects):
+    return {
         "image": PICTURE, "image/filename": "odd.jpg",
-        "objects": [{"bbox": np.float32(b), "label": 0} for b in boxes],
+        "objects": [{"bbox": np.float32(box), "label": label} for box, label in objects],
     }  # fmt: skip
-    make(tmp_path, "odd", features, {"train": [example] * 2})
-    source = open_source("handmade/odd:train", tmp_path)
-    with pytest.warns(UserWarning, match=r"odd\.jpg of handmade/odd:train: 4 of its boxes") as seen:
-        for i in range(2):
-            np.testing.assert_allclose(source[i]["boxes"], [(0, 0.1, 0.5, 1), BOX])
-            assert len(source[i]["labels"]) == len(source[i]["ignore"]) == 2
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory):
+    path = tmp_path_factory.mktemp("odd")
+    features = plain_features(box=ANY_BOX, **{"image/filename": tfds.features.Text()})
+    sound, bad = odd_example((BOX, 0)), odd_example(*ODD_BOXES)
+    splits = {"train": [bad, sound, bad], "alone": [odd_example((OTHER, -1))], "sound": [sound]}
+    make(path, "odd", features, splits)
+    return path
+
+
+def test_boxes_are_clipped_or_left_out_counted_and_told(odd):
+    source = open_source("handmade/odd:train,handmade/odd:sound", odd)
+    assert source.left_out_line() == ""
+    with pytest.warns(UserWarning, match=r"odd\.jpg of handmade/odd:train: 6 of its boxes") as seen:
+        for _epoch in range(3):
+            sizes = []
+            for i in range(len(source)):
+                example = source[i]
+                sizes.append(len(example["labels"]))
+                assert len(example["boxes"]) == len(example["ignore"]) == sizes[-1]
+                if sizes[-1] == 2:
+                    np.testing.assert_allclose(example["boxes"], [(0, 0.1, 0.5, 1), BOX])
+                    np.testing.assert_array_equal(example["labels"], [1, 2])
+            assert sorted(sizes) == [1, 1, 2, 2]
     assert len(seen) == 1
+    assert source.left_out == (8, 4, 2)
+    assert source.left_out_line() == (
+        "12 boxes of 2 images of handmade/odd:train,handmade/odd:sound were left out: 8 have no "
+        "area inside the image, 4 have no label"
+    )
+
+
+def test_left_out_boxes_count_once_for_many_threads(odd):
+    source = open_source("handmade/odd:train", odd)
+    with warnings.catch_warnings(record=True) as seen, ThreadPoolExecutor(8) as threads:
+        warnings.simplefilter("always")
+        list(threads.map(lambda i: source[i % 3], range(600)))
+    assert source.left_out == (8, 4, 2)
+    assert len(seen) == 1
+
+
+@pytest.mark.filterwarnings("ignore:.*left out")
+def test_a_set_without_a_usable_box_is_refused_where_boxes_are_needed(odd):
+    open_source("handmade/odd:alone,handmade/odd:train", odd).require_boxes("config.data.train")
+    with pytest.raises(
+        UserError, match=r"config\.data\.train handmade/odd:alone: none of its 1 im"
+    ):
+        open_source("handmade/odd:alone", odd).require_boxes("config.data.train")
+
+
+@pytest.mark.filterwarnings("ignore:.*left out")
+def test_the_unchecked_record_is_there_too(odd):
+    source = open_source("handmade/odd:train", odd)
+    for i in range(3):
+        record = source.record(i)
+        assert record["image"] == source[i]["image"] == PICTURE
+        count = len(record["objects"]["label"])
+        if count > 1:
+            np.testing.assert_array_equal(
+                record["objects"]["bbox"], np.float32([box for box, _ in ODD_BOXES])
+            )
+            assert list(record["objects"]["label"]) == [label for _, label in ODD_BOXES]
 
 
 def test_unions_join_in_order(data_dir):
@@ -197,6 +174,74 @@ def test_unions_join_in_order(data_dir):
     for index in (-1, 4):
         with pytest.raises(IndexError):
             source[index]
+
+
+def test_unions_take_parts_from_their_own_directories(data_dir, tmp_path):
+    here, there = tmp_path / "a@b:c d", tmp_path / "there"
+    make(here, "2007", voc_features(), {"train": VALIDATION})
+    make(there, "2012", voc_features(), {"train": TRAIN})
+    spec = f"handmade/2007:train@{here}, handmade/2012:train[:2]@{there} ,handmade/2007:train"
+    source = open_source(spec, data_dir)
+    assert source.spec == spec
+    assert [len(open_source(s, data_dir)) for s in spec.split(",")] == [1, 2, 3]
+    assert [source.image_id(i) for i in (0, 3)] == [
+        "2008_000004", open_source("handmade/2007:train", data_dir).image_id(0)
+    ]  # fmt: skip
+    assert (
+        source.describe(0)
+        == f"record 0 of handmade/2007:train@{here} in {here}/handmade/2007/5.0.0"
+    )
+    assert len(pickle.loads(pickle.dumps(source))) == 6
+    with pytest.raises(UserError, match=rf"no data set handmade/2012 in {re.escape(str(here))} "):
+        open_source(f"handmade/2007:train,handmade/2012:train@{here}", data_dir)
+
+
+def test_a_directory_may_begin_at_home(data_dir, monkeypatch):
+    monkeypatch.setenv("HOME", str(data_dir.parent))
+    assert len(open_source(f"handmade/2007:train@~/{data_dir.name}", "nowhere")) == 3
+
+
+def test_parse_spec():
+    assert parse_spec("voc/2007:train[:10%]+test, a:b@/x@y:z,c:d@gs://bucket/e") == [
+        ("voc/2007", "train[:10%]+test", ""), ("a", "b", "/x@y:z"), ("c", "d", "gs://bucket/e"),
+    ]  # fmt: skip
+
+
+def coco_folder(data_dir, name, category_ids, names=("cat", "dog")):
+    """A set as coco_folder's builder leaves it, which is told apart by its directory."""
+    features = plain_features(label=tfds.features.ClassLabel(names=names), **{"image/id": np.int64})
+    row = {"image": PICTURE, "objects": [{"bbox": tfds.features.BBox(*BOX), "label": 1}]}
+    directory = make(data_dir, name, features, {"train": [{**row, "image/id": 5}]})
+    if category_ids is not None:
+        report = {"category_ids": category_ids}
+        (directory / "report.json").write_text(json.dumps(report))
+    target = data_dir / "coco_folder" / name / "1.0.0"
+    target.parent.mkdir(parents=True)
+    directory.rename(target)
+    return target
+
+
+def test_category_ids(tmp_path):
+    for name, ids in (("mine", [3, 90]), ("same", [3, 90]), ("other", [1, 2])):
+        coco_folder(tmp_path, name, ids)
+    assert open_source("coco_folder/mine:train", tmp_path).category_ids == (3, 90)
+    joined = open_source("coco_folder/mine:train,coco_folder/same:train", tmp_path)
+    assert joined.category_ids == (3, 90)
+    # Their image ids clash, which harms no training.
+    assert joined[0]["image_id"] == joined[1]["image_id"] == "5"
+    with pytest.raises(UserError) as error:
+        Evaluator(None, None, None, joined)
+    assert "holds the image 5 twice (record 0 of coco_folder/mine:train in " in str(error.value)
+    assert ", record 0 of coco_folder/same:train in " in str(error.value)
+    joined = open_source("coco_folder/mine:train,coco_folder/other:train", tmp_path)
+    assert joined.category_ids is None
+
+
+@pytest.mark.parametrize("ids", [None, [3], [3, 3], [3, "x"], 7, [None, 1]])
+def test_a_report_without_the_category_ids_is_an_error(ids, tmp_path):
+    directory = coco_folder(tmp_path, "mine", ids)
+    with pytest.raises(UserError, match=rf"{re.escape(str(directory))} cannot .*report\.json"):
+        open_source("coco_folder/mine:train", tmp_path)
 
 
 def test_unions_need_the_same_classes(data_dir, tmp_path):
@@ -229,6 +274,7 @@ def test_pickled_and_read_from_threads(data_dir):
         ("handmade:train", ["several configs", "handmade/2007"]),
         ("handmade/2007", ["is not NAME[/CONFIG]:SPLIT"]),
         ("handmade/2007:train,", ["'' in the data set"]),
+        ("handmade/2007:train+", ["no split 'train+'"]),
         ("../2007:train", ["is not NAME[/CONFIG]:SPLIT"]),
         (
             "voc/2012:train",
@@ -237,7 +283,22 @@ def test_pickled_and_read_from_threads(data_dir):
              "use voc_folder/voc2012"],
         ),
         ("voc_folder/cells:train", ["prepare voc --folder=FOLDER --name=cells", "handmade/2007"]),
-        ("coco/2017:train", ["`tfds build coco/2017 --file_format=array_record"]),
+        (
+            "coco/2017:train",
+            ["`tfds build coco/2017 --file_format=array_record --data_dir=",
+             "pip install tensorflow ",
+             "prepare coco --split=train:annotations/instances_train2017.json:train2017 "
+             "--split=validation:annotations/instances_val2017.json:val2017 --name=coco2017 "
+             "--data_dir=", "use coco_folder/coco2017"],
+        ),
+        (
+            "coco_folder/fish:train",
+            ["prepare coco --split=SPLIT:ANNOTATIONS.json:IMAGE_FOLDER --name=fish --data_dir=",
+             "one --split for each split"],
+        ),
+        ("handmade/2007:train@", ["is not NAME[/CONFIG]:SPLIT or NAME[/CONFIG]:SPLIT@DIR"]),
+        ("handmade/2007:@/x", ["is not NAME[/CONFIG]:SPLIT"]),
+        ("handmade/2007:train@/a,b", ["'b' in the data set", "no name may hold one"]),
     ],
 )  # fmt: skip
 def test_errors_say_what_to_do(spec, words, data_dir):
@@ -245,24 +306,6 @@ def test_errors_say_what_to_do(spec, words, data_dir):
         open_source(spec, data_dir)
     for word in words:
         assert word in str(error.value)
-
-
-def test_tfrecord_files_are_refused_with_the_command_that_helps(tmp_path):
-    make(tmp_path, "old", voc_features(), {"train": TRAIN})
-    directory = tmp_path / "handmade" / "old" / "5.0.0"
-    for path in directory.glob("*array_record*"):
-        path.rename(directory / path.name.replace("array_record", "tfrecord"))
-    info = directory / "dataset_info.json"
-    text = info.read_text()
-    assert '"array_record"' in text
-    info.write_text(
-        text.replace('"array_record"', '"tfrecord"').replace("ARRAY_RECORD", "tfrecord")
-    )
-    with pytest.raises(UserError) as error:
-        open_source("handmade/old:train", tmp_path)
-    assert "stored as tfrecord" in str(error.value)
-    assert "`tfds build handmade/old --file_format=array_record" in str(error.value)
-    assert "--overwrite" in str(error.value)
 
 
 def test_other_kinds_of_data_sets_are_refused(tmp_path):
@@ -275,9 +318,21 @@ def test_other_kinds_of_data_sets_are_refused(tmp_path):
         open_source("handmade/mnist:train", tmp_path)
 
 
-def test_a_damaged_data_set_is_named(tmp_path):
-    make(tmp_path, "torn", voc_features(), {"train": TRAIN})
-    info = tmp_path / "handmade" / "torn" / "5.0.0" / "dataset_info.json"
-    info.write_text(json.dumps({"name": 3})[:-2])
-    with pytest.raises(UserError, match=r"torn/5\.0\.0 cannot be read"):
-        open_source("handmade/torn:train", tmp_path)
+@pytest.mark.parametrize(
+    ("features", "words"),
+    [
+        (plain_features(box=tfds.features.BBoxFeature(bbox_format=_XYXY)), "must be .ymin, xmin"),
+        (plain_features(box=tfds.features.Tensor(shape=(5,), dtype=np.float32)), "must be .ymin"),
+        (plain_features(label=tfds.features.Scalar(np.int64)), "must be a ClassLabel"),
+        (
+            plain_features(label=tfds.features.ClassLabel(num_classes=3)),
+            "names the 3 classes, is missing",
+        ),
+    ],
+)
+def test_other_forms_of_boxes_and_labels_are_refused(features, words, tmp_path):
+    box = np.zeros(features["objects"].feature["bbox"].shape, np.float32)
+    row = {"image": PICTURE, "objects": [{"bbox": box, "label": 0}]}
+    make(tmp_path, "form", features, {"train": [row]})
+    with pytest.raises(UserError, match=rf"handmade/form.* {words}"):
+        open_source("handmade/form:train", tmp_path)

@@ -1,15 +1,25 @@
 import contextlib
 import io
 import json
+import types
 
+import cv2
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from scratchdet_jax.data import coco_classes
+from scratchdet_jax.data.builders.coco_folder import CocoSplit, prepare_coco_folder
 from scratchdet_jax.errors import UserError
-from scratchdet_jax.evaluation import coco
+from scratchdet_jax.evaluation import coco, evaluator, run
 from scratchdet_jax.evaluation.images import ImageDetections, ImageGroundTruth
+from scratchdet_jax.nms import Detections
+from tests.data.tfds_sets import make, plain_features
+from tests.tiny import tiny_config
 
 # COCO's gaps: after 11 comes 13, after 25 comes 27.
 NAMES = ("fire hydrant", "stop sign", "elephant", "backpack")
@@ -188,7 +198,7 @@ def test_class_that_is_no_category(tmp_path):
 
 
 def test_ids_of_a_submission():
-    names = tuple(coco._COCO_IDS)
+    names = coco_classes.NAMES
     ids = coco.submission_category_ids(names)
     assert len(ids) == 80 and ids == tuple(sorted(ids)) and (ids[0], ids[-1]) == (1, 90)
     known = {"person": 1, "stop sign": 13, "backpack": 27, "tv": 72, "dining table": 67}
@@ -274,3 +284,101 @@ def test_bad_annotation_files(tmp_path, change, message):
 def test_missing_file(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         coco.read_annotations(tmp_path / "none.json")
+
+
+def test_ids_that_are_the_same_number_stay_apart(tmp_path):
+    path = tmp_path / "r.json"
+    for names, expected in ((("-3", "7"), {-3, 7}), (("7", "07"), {"7", "07"})):
+        coco.write_results(path, perfect(name=names[0]) | perfect(name=names[1]), IDS)
+        assert {row["image_id"] for row in json.loads(path.read_text())} == expected
+
+
+# Ids with gaps and not in the order of the names; the second class never occurs.
+CATEGORIES = {"kite": 38, "zebra": 5, "bench": 90, "apple": 12}
+CORNERS = np.random.default_rng(3).uniform(0, 0.5, (12, 2))
+CANDIDATES = np.concatenate([CORNERS, CORNERS + np.array([0.3, 0.4])], axis=1)
+
+
+def coco_files(folder):
+    """Pictures of several sizes; half of a picture's candidate boxes, moved a little, are true."""
+    rng, images, annotations = np.random.default_rng(4), [], []
+    (folder / "pictures").mkdir()
+    for number in (4, 17, 581929, 70000000001, 33):
+        height, width = rng.integers(40, 65, 2).tolist()
+        name = f"{number % 1000}.png"
+        pixels = rng.integers(0, 256, (height, width, 3), np.uint8)
+        cv2.imwrite(str(folder / "pictures" / name), pixels)
+        images.append({"id": number, "file_name": name, "width": width, "height": height})
+        boxes = [] if number == 33 else CANDIDATES.tolist()
+        for label, (ymin, xmin, ymax, xmax) in enumerate(boxes):
+            if rng.random() < 0.5:
+                continue
+            category = sorted(CATEGORIES.values())[label % 4]
+            x, y = np.array([xmin * width, ymin * height]) + rng.uniform(-2, 2, 2)
+            x, y = max(round(x, 2), 0), max(round(y, 2), 0)
+            box = [x, y, round((xmax - xmin) * width, 2), round((ymax - ymin) * height, 2)]
+            if category != 12 and x + box[2] <= width and y + box[3] <= height:
+                annotations.append({
+                    "id": 10 + 7 * len(annotations), "image_id": number, "category_id": category,
+                    "bbox": box, "area": box[2] * box[3], "iscrowd": int(rng.random() < 0.2),
+                })  # fmt: skip
+    categories = [{"id": i, "name": name} for name, i in CATEGORIES.items()]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (folder / "a.json").write_text(json.dumps(content))
+
+
+def candidates(detector, config, variables, images):
+    """In place of a detector's detections: those boxes, scored by the picture."""
+    noise = images.reshape(len(images), -1)[:, : len(CANDIDATES)]
+    order = jnp.argsort(-noise, axis=1)
+    labels = jnp.asarray(np.arange(len(CANDIDATES), dtype=np.int32) % 4 + 1)
+    scores = jnp.take_along_axis(jax.nn.sigmoid(noise / 99), order, axis=1)
+    return Detections(jnp.float32(CANDIDATES)[order], scores, labels[order])
+
+
+def test_evaluation_tells_the_boxes_that_a_foreign_set_lost(tmp_path, monkeypatch, capsys):
+    picture = cv2.imencode(".png", np.zeros((20, 30, 3), np.uint8))[1].tobytes()
+    rows = [
+        {"image": picture, "objects": [{"bbox": np.float32(box), "label": 0} for box in boxes]}
+        for boxes in ([CANDIDATES[0], (0.5, 0.5, 0.5, 0.6)], [(1, 0, 1, 1), (2, 0, 3, 1)])
+    ]
+    box = tfds.features.Tensor(shape=(4,), dtype=np.float32)
+    label = tfds.features.ClassLabel(names=NAMES)
+    make(tmp_path, "odd", plain_features(box=box, label=label), {"test": rows})
+    config = tiny_config(**{"data.dir": str(tmp_path), "data.eval": "handmade/odd:test"})
+    trained = run.Run(tmp_path, 7, types.SimpleNamespace(config=config, class_names=NAMES))
+    detector = types.SimpleNamespace(class_names=NAMES)
+    monkeypatch.setattr(evaluator, "detect", candidates)
+    monkeypatch.setattr(run, "load_detector", lambda *_: (detector, {}))
+    with pytest.warns(UserWarning, match="of its boxes left out"):
+        run.evaluate_run(trained, config, tmp_path / "out")
+    words = (
+        "3 boxes of 2 images of handmade/odd:test were left out: 3 have no area inside the image"
+    )
+    assert capsys.readouterr().out.count(words) == 1
+
+
+def test_evaluations_result_file_holds_the_original_ids_and_scores_the_same(tmp_path, monkeypatch):
+    coco_files(tmp_path)
+    split = CocoSplit("validation", tmp_path / "a.json", tmp_path / "pictures")
+    prepare_coco_folder([split], tmp_path / "data", "gaps")
+    config = tiny_config(**{
+        "data.dir": str(tmp_path / "data"), "data.eval": "coco_folder/gaps:validation",
+        "data.max_boxes": 12, "eval.metric": "coco", "eval.batch_size": 8,
+    })  # fmt: skip
+    names = tuple(sorted(CATEGORIES, key=CATEGORIES.get))
+    detector = types.SimpleNamespace(class_names=names)
+    monkeypatch.setattr(evaluator, "detect", candidates)
+    monkeypatch.setattr(run, "load_detector", lambda *_: (detector, {}))
+    trained = run.Run(tmp_path, 7, types.SimpleNamespace(config=config, class_names=names))
+    results = run.evaluate_run(trained, config, tmp_path / "out").results
+
+    rows = json.loads((tmp_path / "out/coco_results.json").read_text())
+    assert {row["image_id"] for row in rows} == {4, 17, 581929, 70000000001, 33}
+    assert {row["category_id"] for row in rows} == {5, 12, 38, 90}
+    expected = official(tmp_path / "a.json", rows)
+    ours = [results["mAP" if name == "AP" else name] for name in coco.METRICS]
+    stats = [None if value < 0 else pytest.approx(value, abs=1e-6) for value in expected.stats]
+    assert ours == stats
+    assert 0.1 < results["mAP"] < 0.9
+    assert results["AP"]["apple"] is None

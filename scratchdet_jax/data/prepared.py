@@ -1,0 +1,373 @@
+"""Data sets that TFDS prepared: found, checked and opened as ArrayRecord files; no TensorFlow."""
+
+import bisect
+import itertools
+import json
+import re
+import shlex
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import tensorflow_datasets as tfds
+from array_record.python.array_record_module import ArrayRecordReader
+from etils import epath
+from tensorflow_datasets.proto import tf_example_pb2
+
+from scratchdet_jax.data import coco_classes
+from scratchdet_jax.errors import UserError
+
+# TFDS 4.9.10 itself asks for the last three only when its command stops for want of them.
+_FOR_TFDS = (
+    "(`pip install tensorflow tensorflow-datasets array_record importlib_resources apache-beam "
+    "mlcroissant`; nothing else here needs TensorFlow)"
+)
+
+# Splits of TFDS's own sets whose annotations are not published.
+_UNLABELLED = {
+    "voc/2012": {"test"},
+    "coco/2014": {"test", "test2015"},
+    "coco/2017": {"test"},
+}
+
+
+# Forms of box features that are read; a plain tensor names none.
+_YXYX = ("None", str(getattr(tfds.features.BBoxFeature(), "bbox_format", None)))
+
+
+class PreparedSplit(NamedTuple):
+    """One split of one data set, its records open for reading by position.
+
+    Safe to read from several threads.
+
+    Attributes:
+      name: NAME[/CONFIG]:SPLIT, in messages.
+      unlabelled: the name of a split in it that is published without annotations, or "".
+      class_names: in the order of the labels.
+      category_ids: the original COCO category id of each label, or None.
+      keys: the features of its records, by their flat names, such as objects/bbox.
+      features: TFDS's description of them.
+      shards: the files, and how many records of each belong to it.
+      records: array_record's data source.
+    """
+
+    name: str
+    unlabelled: str
+    class_names: tuple[str, ...]
+    category_ids: tuple[int, ...] | None
+    keys: frozenset[str]
+    features: tfds.features.FeaturesDict
+    shards: list[Any]
+    records: Any
+
+    def size(self) -> int:
+        """Number of records."""
+        return len(self.records)
+
+    def read(self, index: int) -> Any:
+        """The fields of a record by flat name, as TensorFlow's Example holds them.
+
+        Raises:
+          UserError: the file is damaged.
+        """
+        try:
+            return tf_example_pb2.Example.FromString(self.records[index]).features.feature
+        except Exception as error:  # array_record has no errors of its own
+            raise self.damaged(index, error) from error
+
+    def read_decoded(self, index: int) -> dict[str, Any]:
+        """A record as TFDS decodes it, pictures left encoded.
+
+        Raises:
+          UserError: the file is damaged.
+        """
+        # Any other picture (COCO's panoptic maps, say) stays encoded too.
+        decoders = {
+            key: tfds.decode.SkipDecoding()
+            for key, feature in self.features.items()
+            if isinstance(feature, tfds.features.Image)
+        }
+        try:
+            return self.features.deserialize_example_np(self.records[index], decoders=decoders)
+        except Exception as error:
+            raise self.damaged(index, error) from error
+
+    def damaged(self, index: int, reason: object) -> UserError:
+        """What to say of a record that cannot be used: its number, its file, and the reason."""
+        ends = list(itertools.accumulate(shard.take for shard in self.shards))
+        file = self.shards[bisect.bisect_right(ends, index)].filename
+        return UserError(
+            f"record {index} of {self.name} cannot be read ({_one_line(reason)}): {file} is "
+            "damaged; delete the data set and prepare it again"
+        )
+
+
+def open_split(name: str, split: str, data_dir: str) -> PreparedSplit:
+    """Opens a split, and looks whether its files are whole.
+
+    Args:
+      name: NAME[/CONFIG].
+      split: in TFDS's split language.
+      data_dir: where prepared data sets lie.
+
+    Raises:
+      UserError: the data set is missing, damaged, unreadable, stored as TFRecord or not of
+        detection, or the split is unknown or empty.
+    """
+    directory = _newest_version(name, data_dir)
+    builder = _open_builder(directory)
+    keys = _check_features(name, builder.info.features)
+    class_names = _class_names(directory, builder.info.features["objects"].feature["label"])
+    members = _split_names(name, split, builder.info.splits)
+    try:
+        source = builder.as_data_source(
+            split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
+        )
+    except NotImplementedError:
+        file_format = builder.info.file_format.value
+        raise UserError(_how_to_convert(name, data_dir, directory, file_format)) from None
+    except ValueError as error:
+        if "0 length" not in str(error):  # array_record's way of saying that there is nothing
+            raise UserError(_damage(directory, error)) from error
+        known = _known(builder.info.splits)
+        raise UserError(f"{name}:{split} holds no image; {name} has {known}") from None
+    shards = builder.info.splits[split].file_instructions
+    _check_shards(name, shards)
+    return PreparedSplit(
+        f"{name}:{split}", next(iter(members & _UNLABELLED.get(name, set())), ""),
+        class_names, _category_ids(name, directory, class_names), keys,
+        builder.info.features, shards, source.data_source,
+    )  # fmt: skip
+
+
+def _open_builder(directory: epath.Path) -> Any:
+    try:
+        builder = tfds.builder_from_directory(directory)
+    except Exception as error:
+        cause: BaseException | None = error  # TFDS wraps what the file system says
+        while cause and not isinstance(cause, PermissionError):
+            cause = cause.__cause__ or cause.__context__
+        if cause:
+            where = cause.filename or directory
+            raise UserError(f"{where} cannot be read: {cause.strerror}") from None
+        raise UserError(_damage(directory, error)) from error
+    if builder.info.features is None:
+        raise UserError(_damage(directory, "features.json is missing"))
+    return builder
+
+
+def _split_names(name: str, split: str, splits: Any) -> set[str]:
+    """The splits that a text in TFDS's split language draws on."""
+    try:
+        pieces = tfds.core.ReadInstruction.from_spec(split).to_absolute(splits)
+        # TFDS takes train[2:1] for train[2:].
+        if any(piece.to is not None and piece.to < (piece.from_ or 0) for piece in pieces):
+            raise ValueError("a slice ends before it starts")
+    except (ValueError, AssertionError, KeyError) as error:
+        reason = str(error).splitlines()[-1] if str(error) else "it cannot be parsed"
+        raise UserError(
+            f"{name} has no split {split!r} ({reason}); it has {_known(splits)}"
+        ) from None
+    return {piece.splitname for piece in pieces}
+
+
+def _known(splits: Any) -> str:
+    counts = (f"{name} ({info.num_examples} images)" for name, info in splits.items())
+    return ", ".join(counts) or "none"
+
+
+def _check_features(name: str, features: Any) -> frozenset[str]:
+    """The flat names of the features, if they are those of detection."""
+    kinds = tfds.features
+    known = dict(features.items())  # TFDS's FeaturesDict has no get
+    image, objects = known.get("image"), known.get("objects")
+    # A tfds.features.Dataset is a Sequence too, but is stored otherwise.
+    nested = isinstance(objects, kinds.Sequence) and not isinstance(objects, kinds.Dataset)
+    fields = objects.feature if nested and isinstance(objects.feature, kinds.FeaturesDict) else {}
+    if not isinstance(image, kinds.Image) or not {"bbox", "label"} <= set(fields):
+        raise UserError(
+            f"{name} is not a detection data set of TFDS's form: it needs the features image and "
+            f"objects with bbox and label, and has {', '.join(sorted(features))}"
+        )
+    box, label = fields["bbox"], fields["label"]
+    if box.shape != (4,) or str(getattr(box, "bbox_format", None)) not in _YXYX:
+        raise UserError(
+            f"{name}: objects/bbox must be (ymin, xmin, ymax, xmax) in [0, 1], TFDS's default form"
+        )
+    if not isinstance(label, kinds.ClassLabel):
+        raise UserError(f"{name}: objects/label must be a ClassLabel, which names its classes")
+    return frozenset(features) | {f"objects/{key}" for key in fields}
+
+
+def _class_names(directory: epath.Path, label: tfds.features.ClassLabel) -> tuple[str, ...]:
+    """Read here, for TFDS passes over a file of names that is missing or wrong."""
+    file = directory / "objects-label.labels.txt"
+    try:
+        lines = file.read_text(encoding="utf-8").split("\n")
+    except FileNotFoundError:
+        raise UserError(
+            f"{file}, which names the {label.num_classes} classes, is missing: write one name a "
+            "line there, or prepare the data set again"
+        ) from None
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror or error}") from None
+    except ValueError as error:
+        raise UserError(_damage(directory, f"{file.name}: {_one_line(error)}")) from None
+    names = tuple(line.strip() for line in lines if line.strip())
+    if len(names) != label.num_classes or len(set(names)) < len(names):
+        reason = f"{file.name} does not hold {label.num_classes} different names"
+        raise UserError(_damage(directory, reason))
+    return names
+
+
+def _check_shards(name: str, shards: list[Any]) -> None:
+    """A file cut short or exchanged must not make a smaller data set."""
+    with ThreadPoolExecutor(16) as threads:
+        flaws = list(threads.map(_flaw, shards))
+    for shard, flaw in zip(shards, flaws, strict=True):
+        if flaw:
+            raise UserError(f"{shard.filename} of {name} {flaw}")
+
+
+def _flaw(shard: Any) -> str:
+    """What is wrong with a file, or ""; damage among the records shows only when they are read."""
+    advice = "delete the data set and prepare it again"
+    try:
+        with epath.Path(shard.filename).open("rb"):
+            pass  # array_record does not say why it cannot open a file
+        reader = ArrayRecordReader(shard.filename, options="readahead_buffer_size:0")
+        count = reader.num_records()
+        reader.close()
+    except FileNotFoundError:
+        return f"is missing: {advice}"
+    except PermissionError as error:
+        return f"cannot be read: {error.strerror}"
+    except Exception as error:  # array_record has no errors of its own
+        return f"cannot be read ({_one_line(error)}): {advice}"
+    if count == shard.examples_in_shard:
+        return ""
+    return (
+        f"is damaged or of another data set: it holds {count} readable records instead of "
+        f"{shard.examples_in_shard}; {advice}"
+    )
+
+
+def _category_ids(
+    name: str, directory: epath.Path, class_names: tuple[str, ...]
+) -> tuple[int, ...] | None:
+    """From the report of coco_folder's sets, by COCO's table for TFDS's, else None."""
+    head = name.partition("/")[0]
+    if head == "coco" and set(class_names) <= set(coco_classes.IDS):
+        return tuple(coco_classes.IDS[class_name] for class_name in class_names)
+    if head != "coco_folder":
+        return None
+    try:
+        ids = json.loads((directory / "report.json").read_text())["category_ids"]
+        if len(ids) != len(class_names) or len(set(ids)) < len(ids):
+            raise ValueError(f"category_ids does not fit the {len(class_names)} classes")
+        return tuple(map(int, ids))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(_damage(directory, f"report.json: {_one_line(error)}")) from None
+
+
+def _newest_version(name: str, data_dir: str) -> epath.Path:
+    """The directory of the highest version of a prepared data set."""
+    root = epath.Path(data_dir) / name
+    if versions := _versions(root):
+        directory = root / max(versions, key=lambda v: tuple(map(int, v.split("."))))
+        if "dataset_info.json" not in _list(directory):
+            raise UserError(_damage(directory, "it has no dataset_info.json"))
+        return directory
+    if configs := _configs(root):
+        names = " or ".join(f"{name}/{config}" for config in configs)
+        raise UserError(f"{name} comes in several configs: write {names}")
+    raise UserError(
+        f"there is no data set {name} in {data_dir} (it holds {_inventory(data_dir)}): "
+        f"{_how_to_provide(name, data_dir)}"
+    )
+
+
+def _list(directory: epath.Path) -> list[str]:
+    """Names in a directory; none if there is no such directory."""
+    try:
+        return sorted(path.name for path in directory.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise UserError(f"{directory} cannot be read: {error.strerror or error}") from None
+
+
+def _versions(directory: epath.Path) -> list[str]:
+    return [name for name in _list(directory) if re.fullmatch(r"\d+\.\d+\.\d+", name)]
+
+
+def _configs(directory: epath.Path) -> list[str]:
+    return [name for name in _list(directory) if _versions(directory / name)]
+
+
+def _inventory(data_dir: str) -> str:
+    root = epath.Path(data_dir)
+    names = []
+    for name in _list(root):
+        names += [name] if _versions(root / name) else []
+        names += [f"{name}/{config}" for config in _configs(root / name)]
+    return ", ".join(names) or "none"
+
+
+def _how_to_provide(name: str, data_dir: str) -> str:
+    """The commands that make a missing data set."""
+    head, _, config = name.partition("/")
+    where = f"--data_dir={shlex.quote(data_dir)}"
+
+    def own(arguments: str, own_name: str) -> str:
+        return f"`python -m scratchdet_jax.tools.prepare {arguments} --name={own_name} {where}`"
+
+    if head == "voc_folder":
+        return "run " + own("voc --folder=FOLDER", config or "NAME")
+    if head == "coco_folder":
+        command = own("coco --split=SPLIT:ANNOTATIONS.json:IMAGE_FOLDER", config or "NAME")
+        return f"run {command}, with one --split for each split"
+    build = (
+        f"run `tfds build {name} --file_format=array_record {where}`, in an environment of its own "
+        f"{_FOR_TFDS}"
+    )
+    if head == "voc":
+        year = config or "2007"
+        command = own(f"voc --folder=VOCdevkit/VOC{year}", f"voc{year}")
+        return (
+            f"{build}; or, from an unpacked VOCdevkit, run {command} and use voc_folder/voc{year}"
+        )
+    if head == "coco":
+        year = config or "2017"
+        splits = " ".join(
+            f"--split={split}:annotations/instances_{short}{year}.json:{short}{year}"
+            for split, short in (("train", "train"), ("validation", "val"))
+        )
+        command = own(f"coco {splits}", f"coco{year}")
+        return (
+            f"{build}; or, where COCO's annotations, train{year} and val{year} are unpacked, run "
+            f"{command} and use coco_folder/coco{year}"
+        )
+    return build
+
+
+def _how_to_convert(name: str, data_dir: str, directory: epath.Path, file_format: str) -> str:
+    return (
+        f"{name} in {data_dir} is stored as {file_format}, which has no random access: run `tfds "
+        f"convert_format --dataset_version_dir={shlex.quote(str(directory))} "
+        "--out_file_format=array_record`, or build it anew with "
+        f"`tfds build {name} --file_format=array_record --data_dir={shlex.quote(data_dir)} "
+        f"--overwrite`, in an environment of its own {_FOR_TFDS}"
+    )
+
+
+def _damage(directory: epath.Path, reason: object) -> str:
+    return (
+        f"{directory} cannot be read as a TFDS data set ({_one_line(reason)}): delete it and "
+        "prepare it again"
+    )
+
+
+def _one_line(reason: object) -> str:
+    """An error's text, short enough for a sentence; C++ adds source positions after a semicolon."""
+    text = " ".join(str(reason).partition(";")[0].split()) or type(reason).__name__
+    return text if len(text) <= 200 else text[:200] + "…"
