@@ -1,0 +1,114 @@
+"""Images that occur twice: the same bytes, or the same picture stored anew.
+
+The second kind is found cheaply, by a 64-bit difference hash, and confirmed on a 16 × 16
+thumbnail: the hash alone takes photos of a small thing in the middle of a plain ground for one
+another. It finds a picture re-encoded, resized or slightly retouched; not one turned, mirrored or
+cropped.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+HASH_BITS = 4
+"""Hashes of a near duplicate differ in at most so many of 64 bits."""
+COLOUR_LEVELS = 6.0
+"""Thumbnails of a near duplicate differ by at most so much on average, of 255."""
+_THUMBNAIL = 16
+_ROWS_AT_A_TIME = 256
+MOST_PAIRS = 20_000
+"""The search ends here: so many near duplicates are a film, not a set of photos."""
+
+
+class Signature(NamedTuple):
+    """What an image is recognised by: its difference hash, uint64, and uint8 [16, 16, 3]."""
+
+    hash: np.uint64
+    thumbnail: np.ndarray
+
+
+class Overlap(NamedTuple):
+    """Images that two splits share, byte for byte.
+
+    Attributes:
+      first: name of a split.
+      second: name of another.
+      shared: number of distinct images.
+      contained: "first" if all of the first lies in the second, "second", "both" or "".
+      by_design: a split that is made of others (trainval = train + val) contains them.
+    """
+
+    first: str
+    second: str
+    shared: int
+    contained: str
+    by_design: bool
+
+
+def signature(image: np.ndarray) -> Signature:
+    """The signature of an image uint8 [h, w, 3], RGB.
+
+    Bit (row, column) of the hash says whether brightness rises from one column to the next of the
+    image reduced to 8 × 9 (dHash, N. Krawetz 2013).
+    """
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    small = cv2.resize(grey, (9, 8), interpolation=cv2.INTER_AREA)
+    bits = np.packbits(small[:, 1:] > small[:, :-1])
+    thumbnail = cv2.resize(image, (_THUMBNAIL, _THUMBNAIL), interpolation=cv2.INTER_AREA)
+    return Signature(bits.view(">u8")[0].astype(np.uint64), thumbnail)
+
+
+def near_pairs(signatures: Sequence[Signature]) -> list[tuple[int, int, int]]:
+    """All pairs (i, j, differing bits), i < j, of signatures that are near; nearest first.
+
+    Quadratic in time, but at 8 bytes a comparison: seconds for 20,000 images. At most MOST_PAIRS
+    are returned.
+    """
+    if len(signatures) < 2:
+        return []
+    hashes = np.array([s.hash for s in signatures], np.uint64)
+    thumbnails = np.stack([s.thumbnail for s in signatures]).astype(np.int16)
+    pairs: list[tuple[int, int, int]] = []
+    for first in range(0, len(hashes), _ROWS_AT_A_TIME):
+        rows = hashes[first : first + _ROWS_AT_A_TIME]
+        bits = np.bitwise_count(rows[:, None] ^ hashes[None, first:])
+        i, j = np.nonzero(np.triu(bits <= HASH_BITS, k=1))
+        for part in range(0, len(i), MOST_PAIRS):
+            a, b = i[part : part + MOST_PAIRS], j[part : part + MOST_PAIRS]
+            apart = np.abs(thumbnails[a + first] - thumbnails[b + first]).mean(axis=(1, 2, 3))
+            near = apart <= COLOUR_LEVELS
+            found = (a[near] + first, b[near] + first, bits[a, b][near])
+            pairs += zip(*(values.tolist() for values in found), strict=True)
+            if len(pairs) >= MOST_PAIRS:
+                return sorted(pairs[:MOST_PAIRS], key=_by_distance)
+    return sorted(pairs, key=_by_distance)
+
+
+def _by_distance(pair: tuple[int, int, int]) -> tuple[int, int, int]:
+    return pair[2], pair[0], pair[1]
+
+
+def overlaps(splits: dict[str, set[int]]) -> list[Overlap]:
+    """The overlaps of splits, given as sets of images (numbers that stand for their bytes)."""
+    found = []
+    names = list(splits)
+    for n, first in enumerate(names):
+        for second in names[n + 1 :]:
+            a, b = splits[first], splits[second]
+            if not a & b:
+                continue
+            contained = {(True, True): "both", (True, False): "first", (False, True): "second"}
+            inside = contained.get((a <= b, b <= a), "")
+            outer = {"first": second, "second": first}.get(inside)
+            design = outer is not None and _is_made_of_others(outer, splits)
+            found.append(Overlap(first, second, len(a & b), inside, design))
+    return found
+
+
+def _is_made_of_others(name: str, splits: dict[str, set[int]]) -> bool:
+    """Whether a split is the union of two or more smaller ones, as trainval is."""
+    whole = splits[name]
+    parts = [s for other, s in splits.items() if other != name and s < whole and s]
+    return len(parts) >= 2 and set().union(*parts) == whole
