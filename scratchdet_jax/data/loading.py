@@ -4,9 +4,13 @@ The examples of a batch are a pure function of (seed, step); see TrainingOrder.
 """
 
 import collections
+import functools
+import math
 import os
+import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import cv2
 import grain
@@ -23,10 +27,10 @@ T = TypeVar("T")
 class TrainingOrder(Sequence[int]):
     """Which example stands at each position of one process's endless training stream.
 
-    Every epoch is a permutation of its own, keyed by the seed. Global batch k is positions
+    Every epoch is a permutation of its own, keyed by (seed, epoch). Global batch k is positions
     k·B … k·B + B − 1 of the permutations laid end to end, whatever the number of processes;
-    process p holds rows p·b … p·b + b − 1 of it, b = B / processes. Any position is found in
-    O(1), so starting late costs nothing.
+    process p holds rows p·b … p·b + b − 1 of it, b = B / processes. A permutation is drawn when
+    its first position is asked for, so starting late costs nothing.
     """
 
     def __init__(
@@ -39,19 +43,26 @@ class TrainingOrder(Sequence[int]):
         process_count: int = 1,
     ) -> None:
         """``count`` examples; the stream begins with global batch ``start_step``."""
-        self._examples = grain.MapDataset.range(count).seed(seed).shuffle().repeat()
+        self._permutation = functools.lru_cache(2)(functools.partial(_permutation, count, seed))
+        self._count = count
         self._batch_size, self._start_step = batch_size, start_step
         self._rows = batch_size // process_count
         self._first_row = process_index * self._rows
 
     def __len__(self) -> int:
-        return len(self._examples) // self._batch_size * self._rows
+        return sys.maxsize // self._batch_size * self._rows  # endless, as Sequence can say it
 
     def __getitem__(self, position: int) -> int:
         step, row = divmod(position, self._rows)
-        return int(
-            self._examples[(self._start_step + step) * self._batch_size + self._first_row + row]
-        )
+        taken = (self._start_step + step) * self._batch_size + self._first_row + row
+        epoch, place = divmod(taken, self._count)
+        return int(self._permutation(epoch)[place])
+
+
+def _permutation(count: int, seed: int, epoch: int) -> np.ndarray:
+    """The order of one epoch; RandomState's numbers are frozen, so it outlives NumPy's versions."""
+    bits = np.random.MT19937(np.random.SeedSequence((seed, epoch)))
+    return np.random.RandomState(bits).permutation(count)
 
 
 class EvaluationOrder(Sequence[int]):
@@ -77,39 +88,56 @@ class EvaluationOrder(Sequence[int]):
         return index if index < self._count else -1
 
 
-class _Decoded(NamedTuple):
-    """One example ready to be copied into a batch; ``image`` is not padded yet."""
+class _Rows:
+    """Fills batches, a chunk of rows at a time, in an order; used from Grain's threads.
 
-    id: int
-    image: np.ndarray
-    original_size: tuple[int, int]
-    boxes: np.ndarray
-    labels: np.ndarray
-    ignore: np.ndarray
-
-
-class _DecodedExamples:
-    """Random access to decoded examples by position in an order; used from Grain's threads."""
+    The thread that decoded an image copies it into its batch, while it is in the core's cache.
+    """
 
     def __init__(
-        self, source: DetectionSource, order: Sequence[int], canvas: tuple[int, int], max_boxes: int
+        self,
+        source: DetectionSource,
+        order: Sequence[int],
+        rows: int,
+        canvas: tuple[int, int],
+        max_boxes: int,
     ) -> None:
-        self._source, self._order = source, order
+        """``rows`` of a batch are this process's."""
+        # Handing over one row at a time would cost a tenth of its decoding.
+        self.chunk = math.gcd(rows, 4)
+        self._source, self._order, self._rows = source, order, rows
         self._canvas, self._max_boxes = canvas, max_boxes
+        self._batches: dict[int, Batch] = {}
+        self._lock = threading.Lock()
 
     def __len__(self) -> int:
-        return len(self._order)
+        return len(self._order) // self.chunk
 
-    def __getitem__(self, position: int) -> _Decoded | int:
-        index = self._order[position]
-        if index < 0:
-            return index
+    def __getitem__(self, number: int) -> int:
+        """Fills a chunk of rows; returns the position after them."""
+        step, first = divmod(number * self.chunk, self._rows)
+        with self._lock:
+            if step not in self._batches:
+                self._batches[step] = _empty_batch(self._rows, self._canvas, self._max_boxes)
+            batch = self._batches[step]
+        for row in range(first, first + self.chunk):
+            index = self._order[step * self._rows + row]
+            if index >= 0:
+                self._fill(batch, row, index)
+        return step * self._rows + first + self.chunk
+
+    def take(self, step: int) -> Batch:
+        """Hands over a batch, all of whose rows are filled."""
+        with self._lock:
+            return self._batches.pop(step)
+
+    def _fill(self, batch: Batch, row: int, index: int) -> None:
         example = self._source[index]
-        needed = len(example["labels"])
-        if needed > self._max_boxes:
+        count = len(example["labels"])
+        if count > self._max_boxes:
             raise UserError(
-                f"{example['filename']} of {self._source.spec} has {needed} boxes, more than "
-                f"config.data.max_boxes = {self._max_boxes}: set it to {needed} or more"
+                f"{example['filename']} of {self._source.spec} has {count} boxes, more than "
+                f"config.data.max_boxes = {self._max_boxes}: set it to {count} or more"
             )
         try:
             image, original_size = decode_to_canvas(
@@ -120,9 +148,13 @@ class _DecodedExamples:
                 f"{example['filename']}, {self._source.describe(index)}, cannot be decoded "
                 f"({error}): the data set is damaged; prepare it again"
             ) from None
-        return _Decoded(
-            index, image, original_size, example["boxes"], example["labels"], example["ignore"]
-        )
+        height, width = image.shape[:2]
+        batch["image"][row, :height, :width] = image
+        batch["size"][row] = height, width
+        batch["original_size"][row] = original_size
+        for key in ("boxes", "labels", "ignore"):
+            batch[key][row, :count] = example[key]
+        batch["id"][row] = index
 
 
 def train_batches(
@@ -139,9 +171,9 @@ def train_batches(
 ) -> Iterator[Batch]:
     """Endless training batches, from global batch ``start_step`` on; see TrainingOrder.
 
-    Host memory: besides the batch being filled, at most max(rows of this process, 2·threads)
-    decoded images, none larger than the canvas, and what decoding ``threads`` images takes (three
-    bytes for each of their pixels; see decode_to_canvas for large ones).
+    Host memory: the batches that hold the next max(rows of this process, 8·threads) examples (two
+    where that is the rows), besides the one handed out; and what decoding ``threads`` images takes
+    (three bytes for each of their pixels; see decode_to_canvas for large ones).
 
     Args:
       source: the examples.
@@ -168,8 +200,7 @@ def train_batches(
     if not 0 <= seed < 2**32:
         raise UserError(f"config.seed is {seed}: choose one from 0 to 2**32 - 1")
     order = TrainingOrder(len(source), seed, batch_size, start_step, process_index, process_count)
-    return _batches(_DecodedExamples(source, order, canvas, max_boxes), rows, canvas, max_boxes,
-                    threads)  # fmt: skip
+    return _batches(_Rows(source, order, rows, canvas, max_boxes), rows, threads)
 
 
 def eval_batches(
@@ -189,8 +220,7 @@ def eval_batches(
     """
     rows = _rows(batch_size, process_index, process_count)
     order = EvaluationOrder(len(source), batch_size, process_index, process_count)
-    return _batches(_DecodedExamples(source, order, canvas, max_boxes), rows, canvas, max_boxes,
-                    threads)  # fmt: skip
+    return _batches(_Rows(source, order, rows, canvas, max_boxes), rows, threads)
 
 
 def to_device(batches: Iterable[Batch], put: Callable[[Batch], T], depth: int = 2) -> Iterator[T]:
@@ -231,14 +261,13 @@ def _rows(batch_size: int, process_index: int, process_count: int) -> int:
     return batch_size // process_count
 
 
-def _batches(
-    examples: _DecodedExamples, rows: int, canvas: tuple[int, int], max_boxes: int, threads: int
-) -> Iterator[Batch]:
+def _batches(filler: _Rows, rows: int, threads: int) -> Iterator[Batch]:
     cv2.setNumThreads(0)  # OpenCV's own threads would fight Grain's
     threads = threads or _cores()
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(rows, 2 * threads))
-    iterator = iter(grain.MapDataset.source(examples).to_iter_dataset(options))
-    return _filled(iterator, rows, canvas, max_boxes)
+    ahead = max(rows // filler.chunk, 2 * threads)
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
+    iterator = iter(grain.MapDataset.source(filler).to_iter_dataset(options))
+    return _filled(iterator, filler, rows)
 
 
 def _cores() -> int:
@@ -248,19 +277,15 @@ def _cores() -> int:
     return os.cpu_count() or 1
 
 
-def _filled(iterator: Any, rows: int, canvas: tuple[int, int], max_boxes: int) -> Iterator[Batch]:
-    """Copies examples into batches as they come."""
+def _filled(ends: Any, filler: _Rows, rows: int) -> Iterator[Batch]:
+    """Hands batches over as their last rows come; chunks come in order."""
     try:
-        for count, example in enumerate(iterator):
-            row = count % rows
-            if row == 0:
-                batch = _empty_batch(rows, canvas, max_boxes)
-            if isinstance(example, _Decoded):
-                _copy(batch, row, example)
-            if row == rows - 1:
-                yield batch
+        for end in ends:
+            step, more = divmod(end, rows)
+            if not more:
+                yield filler.take(step - 1)
     finally:
-        iterator.close()
+        ends.close()
 
 
 def _empty_batch(rows: int, canvas: tuple[int, int], max_boxes: int) -> Batch:
@@ -274,14 +299,3 @@ def _empty_batch(rows: int, canvas: tuple[int, int], max_boxes: int) -> Batch:
         "ignore": np.zeros((rows, max_boxes), bool),
         "id": np.full(rows, -1, np.int32),
     }
-
-
-def _copy(batch: Batch, row: int, example: _Decoded) -> None:
-    height, width = example.image.shape[:2]
-    batch["image"][row, :height, :width] = example.image
-    batch["size"][row] = height, width
-    batch["original_size"][row] = example.original_size
-    for key in ("boxes", "labels", "ignore"):
-        value = getattr(example, key)
-        batch[key][row, : len(value)] = value
-    batch["id"][row] = example.id

@@ -274,7 +274,7 @@ def test_decoding_runs_ahead_no_further_than_the_bound():
         source = Source(12)
         batches = train(source, batch_size, threads=threads)
         next(batches)
-        ahead = max(batch_size, 2 * threads)
+        ahead = max(batch_size, 2 * threads * 2)  # chunks of two rows here
         assert settle(lambda s=source, n=batch_size + ahead: len(s.reads) >= n)
         time.sleep(0.1)
         assert len(source.reads) == batch_size + ahead
