@@ -190,7 +190,8 @@ def train_batches(
       image uint8 [b, H, W, 3] RGB, zero outside the valid part; size int32 [b, 2], height and
       width of the valid part; original_size int32 [b, 2], before the reduction; boxes float32
       [b, M, 4]; labels int32 [b, M]; ignore bool [b, M]; id int32 [b], position in the source.
-      Call ``close()`` on the iterator to stop its threads.
+      The arrays are not to be written to: on CPU the device may be using them. Call ``close()`` on
+      the iterator to stop its threads.
 
     Raises:
       UserError: sizes that do not fit together, an image that cannot be decoded, or one with
@@ -291,7 +292,7 @@ def _filled(ends: Any, filler: _Rows, rows: int) -> Iterator[Batch]:
 def _empty_batch(rows: int, canvas: tuple[int, int], max_boxes: int) -> Batch:
     size = np.broadcast_to(np.array(canvas, np.int32), (rows, 2))
     return {
-        "image": np.zeros((rows, *canvas, 3), np.uint8),
+        "image": _aligned_zeros((rows, *canvas, 3)),
         "size": size.copy(),
         "original_size": size.copy(),
         "boxes": np.zeros((rows, max_boxes, 4), np.float32),
@@ -299,3 +300,11 @@ def _empty_batch(rows: int, canvas: tuple[int, int], max_boxes: int) -> Batch:
         "ignore": np.zeros((rows, max_boxes), bool),
         "id": np.full(rows, -1, np.int32),
     }
+
+
+def _aligned_zeros(shape: tuple[int, ...]) -> np.ndarray:
+    """uint8 zeros at a multiple of 64 bytes, which JAX uses on CPU without copying them."""
+    size = math.prod(shape)
+    memory = np.zeros(size + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + size].reshape(shape)
