@@ -2,7 +2,8 @@
 
 OpenCV decodes (it leaves Python's other threads free), Pillow reads headers. Grey and palette
 images become RGB, 16-bit samples keep their high byte, alpha is dropped (hidden pixels show the
-colour stored beneath), CMYK is converted without its colour profile.
+colour stored beneath), CMYK is converted without its colour profile. Of several pictures in a
+file the first one counts.
 """
 
 import contextlib
@@ -11,6 +12,7 @@ import re
 import struct
 import threading
 import warnings
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import cv2
@@ -31,7 +33,10 @@ _REDUCED = {
 # A marker in a JPEG stream: not a stuffed 0xFF, a restart marker or a fill byte.
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 # Start-of-frame markers, which carry the size: C0 to CF but for C4, C8 and CC.
-_JPEG_FRAMES = frozenset(bytes([m]) for m in range(0xC0, 0xD0) if m not in (0xC4, 0xC8, 0xCC))
+_JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_JPEG_SCAN = 0xDA
+# A progressive JPEG has some ten scans; libjpeg goes through the whole image for each.
+_MAX_SCANS = 100
 # Pillow warns of odd metadata, and from half of its limit on, without saying of which file.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -43,7 +48,8 @@ class ImageHeader(NamedTuple):
     Attributes:
       format: Pillow's name of it, such as JPEG, PNG or WEBP.
       size: (height, width) in pixels, as stored.
-      orientation: EXIF's, 1…8; 1 (as stored) where it is absent or nonsense.
+      orientation: EXIF's, 1…8; 1 (as stored) where it is absent or nonsense. Of TIFF always 1:
+        its decoders make the turn themselves, and ``size`` is after it.
     """
 
     format: str
@@ -66,7 +72,7 @@ def read_header(encoded: bytes) -> ImageHeader:
         orientation = 1
         with contextlib.suppress(Exception):  # Pillow fails on broken EXIF in many ways
             orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-        if orientation not in range(1, 9):
+        if orientation not in range(1, 9) or image.format == "TIFF":
             orientation = 1
         return ImageHeader(str(image.format), (image.height, image.width), int(orientation))
 
@@ -82,7 +88,8 @@ def decode_image(encoded: bytes, orientation: int = 1) -> np.ndarray:
       ValueError: the bytes are no image that can be decoded, or one of too many pixels.
     """
     (height, width), _ = _size(encoded)
-    return _turn(_decode(encoded, _FLAGS, height * width), orientation)
+    with _memory_for(height * width):
+        return _turn(_decode(encoded, _FLAGS), orientation)
 
 
 def decode_to_canvas(
@@ -92,8 +99,11 @@ def decode_to_canvas(
 
     A JPEG of at least twice the wanted size is decoded at a half, a quarter or an eighth (libjpeg
     then skips most of the work); the rest of the way is INTER_AREA. An edge that this factor does
-    not divide is then filled up, by less than a pixel of the canvas. Memory: three bytes for each
-    decoded pixel; of images above 16 megapixels, one is decoded at a time.
+    not divide is then filled up, by less than a pixel of the canvas.
+
+    Memory: three bytes for each pixel decoded, and up to six more for each pixel of a progressive
+    JPEG, reduced or not (CMYK: eight), which libjpeg holds whole. Of images above 16 megapixels
+    in this sense, one is decoded at a time: at most MAX_PIXELS × 9 bytes (11) for all of them.
 
     Args:
       encoded: the file.
@@ -114,10 +124,14 @@ def decode_to_canvas(
         scale = min(stored[0] // wanted[0], stored[1] // wanted[1])
         factor = max((f for f in _REDUCED if f <= scale), default=1)
     flags = _FLAGS if factor == 1 else _REDUCED[factor] | cv2.IMREAD_IGNORE_ORIENTATION
-    pixels = _decode(encoded, flags, stored[0] * stored[1] // factor**2)
-    if factor > 1:
-        cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, dst=pixels)
-    return _turn(_reduce(pixels, wanted), orientation), full
+    held = stored[0] * stored[1]
+    if factor > 1 and held > _LARGE and not _jpeg_is_held_whole(encoded):
+        held //= factor**2
+    with _memory_for(held):
+        pixels = _decode(encoded, flags)
+        if factor > 1:
+            cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, dst=pixels)
+        return _turn(_reduce(pixels, wanted), orientation), full
 
 
 def fit_to_canvas(image: np.ndarray, canvas: tuple[int, int]) -> np.ndarray:
@@ -131,21 +145,19 @@ def check_whole(encoded: bytes) -> None:
     Raises:
       ValueError: it cannot, or has too many pixels.
     """
-    with _opened(encoded) as image:
-        pixels, kind = image.height * image.width, image.format
-        if kind not in ("JPEG", "MPO"):
-            with _memory_for(pixels):
-                try:
-                    image.load()  # unlike OpenCV, Pillow is strict about the end of a file
-                except Exception as error:
-                    raise ValueError(f"it cannot be decoded whole: {error}") from None
-    if kind in ("JPEG", "MPO"):
-        if not _jpeg_ends(encoded):
-            raise ValueError("the file ends before the image does")
-        large = pixels > _LARGE
-        _decode(encoded, _REDUCED[8] if large else _FLAGS, pixels)
-    else:
-        _decode(encoded, _FLAGS, pixels)
+    with _opened(encoded) as image, _memory_for(image.height * image.width):
+        flags = _FLAGS
+        if image.format in ("JPEG", "MPO"):
+            _check_scans(encoded)
+            if image.height * image.width > _LARGE:
+                flags = _REDUCED[8]
+        else:
+            try:
+                image.load()  # unlike OpenCV, Pillow is strict about the end of a file
+            except Exception as error:
+                raise ValueError(f"it cannot be decoded whole: {error}") from None
+            image.close()
+        _decode(encoded, flags)
 
 
 def turn_boxes(boxes: np.ndarray, orientation: int) -> np.ndarray:
@@ -206,17 +218,12 @@ def _size(encoded: bytes) -> tuple[tuple[int, int], bool]:
     JPEGs are looked through here, marker by marker, which takes a fifth of Pillow's time; the
     loader does so for every image.
     """
-    position = 2
-    while encoded.startswith(b"\xff\xd8") and encoded[position : position + 1] == b"\xff":
-        marker = encoded[position + 1 : position + 2]
-        if marker in _JPEG_FRAMES:
-            if position + 9 > len(encoded):
-                break
+    for marker, position in _jpeg_segments(encoded):
+        if marker in _JPEG_FRAMES and position + 9 <= len(encoded):
             height, width = struct.unpack_from(">HH", encoded, position + 5)
-            if not height or not width:
-                break
-            return _bounded((height, width)), True
-        position += 2 + int.from_bytes(encoded[position + 2 : position + 4], "big")
+            if height and width:
+                return _bounded((height, width)), True
+            break
     with _opened(encoded) as image:  # what is odd in any way is left to Pillow
         return (image.height, image.width), image.format in ("JPEG", "MPO")
 
@@ -243,24 +250,73 @@ def _memory_for(pixels: int) -> contextlib.AbstractContextManager:
     return _large_images if pixels > _LARGE else contextlib.nullcontext()
 
 
-def _decode(encoded: bytes, flags: int, pixels: int) -> np.ndarray:
-    """OpenCV's decoding, of about ``pixels`` pixels."""
+def _decode(encoded: bytes, flags: int) -> np.ndarray:
+    """The pixels uint8 [h, w, 3], as OpenCV decodes them."""
+    if encoded[:2] in (b"II", b"MM"):
+        with _opened(encoded) as image:
+            if image.format == "TIFF" and image.mode in ("RGBA", "RGBa"):
+                return _straight_colours(image)
     try:
-        with _memory_for(pixels):
-            image = cv2.imdecode(np.frombuffer(encoded, np.uint8), flags)
+        pixels = cv2.imdecode(np.frombuffer(encoded, np.uint8), flags)
     except cv2.error as error:
         raise ValueError(str(error.err or error)) from None
-    if image is None:
+    if pixels is None:
         raise ValueError("no readable image")
-    return image
+    return pixels
 
 
-def _jpeg_ends(encoded: bytes) -> bool:
-    """Whether a JPEG goes on to its end marker (OpenCV fills up what is missing with grey)."""
-    position = 2
+def _straight_colours(image: Image.Image) -> np.ndarray:
+    """Of a TIFF with alpha, by Pillow, as OpenCV multiplies the colours of such by alpha."""
+    try:
+        image.load()
+        if image.mode == "RGBa":  # stored multiplied
+            image = image.convert("RGBA")
+        return np.ascontiguousarray(np.asarray(image)[..., :3])
+    except Exception as error:  # Pillow's readers fail in many ways
+        raise ValueError(f"it cannot be decoded: {error}") from None
+
+
+def _jpeg_segments(encoded: bytes) -> Iterator[tuple[int, int]]:
+    """Marker and position of each segment of a JPEG up to the data of its first scan.
+
+    Ends early at what is unusual, such as a marker without a segment.
+    """
+    position = 2 if encoded.startswith(b"\xff\xd8") else len(encoded)
+    while position + 4 <= len(encoded) and encoded[position] == 0xFF:
+        marker = encoded[position + 1]
+        if marker < 0xC0 or 0xD0 <= marker <= 0xD9 or marker == 0xFF:
+            return
+        yield marker, position
+        if marker == _JPEG_SCAN:
+            return
+        position += 2 + int.from_bytes(encoded[position + 2 : position + 4], "big")
+
+
+def _jpeg_is_held_whole(encoded: bytes) -> bool:
+    """Whether libjpeg has to keep the whole image's coefficients: several scans, or progressive."""
+    components = b""
+    for marker, position in _jpeg_segments(encoded):
+        if marker in _JPEG_FRAMES:
+            if marker not in (0xC0, 0xC1):
+                return True
+            components = encoded[position + 9 : position + 10]
+        elif marker == _JPEG_SCAN:
+            return encoded[position + 4 : position + 5] != components
+    return True
+
+
+def _check_scans(encoded: bytes) -> None:
+    """Refuses a JPEG that ends before its end marker (OpenCV fills up what is missing with grey).
+
+    Or one with so many scans that decoding it would take minutes.
+    """
+    position, scans = 2, 0
     while marker := _JPEG_MARKER.search(encoded, position):
         if marker[0] == b"\xff\xd9":
-            return True
+            return
+        scans += marker[0][1] == _JPEG_SCAN
+        if scans > _MAX_SCANS:
+            raise ValueError(f"it has more than {_MAX_SCANS} scans, a decompression bomb")
         length = int.from_bytes(encoded[marker.end() : marker.end() + 2], "big")
         position = marker.end() + length
-    return False
+    raise ValueError("the file ends before the image does")

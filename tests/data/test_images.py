@@ -1,5 +1,6 @@
 """Every kind of image, against Pillow; turns, reduction, and what must be refused."""
 
+import contextlib
 import io
 import resource
 import struct
@@ -47,6 +48,21 @@ def with_orientation(image, orientation, kind="JPEG", **options):
 
 RGB = Image.fromarray(smooth())
 TRANSPARENT = Image.fromarray(np.dstack([smooth(), smooth()[..., 0]]))
+CMYK = encoded(Image.fromarray(np.dstack([255 - smooth(), smooth()[..., 1]]), "CMYK"), "JPEG")
+
+
+def without_adobe(jpeg):
+    """Its Adobe segment, which says that the inks are stored inverted, left out."""
+    start = jpeg.index(b"\xff\xee")
+    return jpeg[:start] + jpeg[start + 2 + int.from_bytes(jpeg[start + 2 : start + 4], "big") :]
+
+
+def as_ycck(jpeg):
+    """Said to hold YCCK (the Adobe segment's transform is 2)."""
+    at = jpeg.index(b"Adobe") + 11
+    return jpeg[:at] + b"\x02" + jpeg[at + 1 :]
+
+
 KINDS = {
     "grey PNG": encoded(RGB.convert("L"), "PNG"),
     "palette PNG": encoded(RGB.convert("P"), "PNG"),
@@ -57,11 +73,17 @@ KINDS = {
     "JPEG": encoded(RGB, "JPEG", quality=95),
     "progressive JPEG": encoded(RGB, "JPEG", quality=95, progressive=True),
     "grey JPEG": encoded(RGB.convert("L"), "JPEG", quality=95),
-    "CMYK JPEG": encoded(RGB.convert("CMYK"), "JPEG", quality=95),
+    "CMYK JPEG": CMYK,
+    "CMYK JPEG without Adobe's segment": without_adobe(CMYK),
+    "YCCK JPEG": as_ycck(CMYK),
+    "two pictures in a JPEG": encoded(RGB, "MPO", save_all=True, append_images=[RGB.rotate(180)]),
     "WebP": encoded(RGB, "WEBP", quality=95),
     "WebP with alpha": encoded(TRANSPARENT, "WEBP", lossless=True, exact=True),
     "BMP": encoded(RGB, "BMP"),
     "TIFF": encoded(RGB, "TIFF", compression="tiff_lzw"),
+    "one-bit TIFF": encoded(RGB.convert("1"), "TIFF", compression="group4"),
+    "CMYK TIFF": encoded(RGB.convert("CMYK"), "TIFF"),
+    "TIFF with alpha": encoded(TRANSPARENT, "TIFF", compression="tiff_lzw"),
     "GIF": encoded(RGB.convert("P"), "GIF"),
 }
 
@@ -98,20 +120,38 @@ def test_one_pixel():
     check_whole(data)
 
 
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "JPEG"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_turns_are_exifs(orientation):
-    data = with_orientation(RGB, orientation, "PNG")
+def test_turns_are_exifs(orientation, kind):
+    data = with_orientation(RGB, orientation, kind, **{"lossless": True} if kind == "WEBP" else {})
     assert read_header(data).orientation == orientation
     upright = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
     found = decode_image(data, orientation)
     np.testing.assert_array_equal(found, upright)
     assert found.flags.c_contiguous
     assert read_header(data).displayed_size == upright.shape[:2]
-    np.testing.assert_array_equal(decode_image(data), RGB)  # only if asked for
-    reduced, full = decode_to_canvas(data, (30, 33), orientation)
+    stored = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    np.testing.assert_array_equal(decode_image(data), stored)  # only if asked for
+    reduced, full = decode_to_canvas(data, (50, 50), orientation)
     assert full == upright.shape[:2]
-    expected = fit_to_canvas(upright.copy(), (30, 33)).astype(int)
+    expected = fit_to_canvas(upright.copy(), (50, 50)).astype(int)
+    assert reduced.shape == expected.shape
     assert np.abs(reduced - expected).max() <= 1
+    quarter, _ = decode_to_canvas(data, (15, 15), orientation)  # a JPEG at a quarter
+    assert np.abs(quarter - fit_to_canvas(upright.copy(), (15, 15)).astype(int)).mean() < 6
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_tiffs_come_upright_once(orientation, mode):
+    data = with_orientation(RGB.convert(mode), orientation, "TIFF")
+    header = read_header(data)
+    upright = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
+    assert header.displayed_size == upright.shape[:2]
+    np.testing.assert_array_equal(decode_image(data, header.orientation), upright)
+    on_canvas, full = decode_to_canvas(data, (90, 90), header.orientation)
+    assert full == upright.shape[:2]
+    np.testing.assert_array_equal(on_canvas, upright)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -224,12 +264,45 @@ def test_bombs_and_nonsense_are_refused(read):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KiB
 
 
-@pytest.mark.parametrize("kind", [k for k in KINDS if k != "GIF"])
+@pytest.mark.parametrize("kind", [k for k in KINDS if k not in ("GIF", "two pictures in a JPEG")])
 @pytest.mark.parametrize("share", [0.3, 0.9])
 def test_a_file_that_ends_early_is_not_whole(kind, share):
     data = KINDS[kind]
     with pytest.raises(ValueError, match=r"\w"):
         check_whole(data[: int(share * len(data))])
+
+
+def test_a_size_cannot_be_hidden():
+    data = KINDS["JPEG"]
+    frame = data.index(b"\xff\xc0")
+    decoy = data[frame : frame + 5] + struct.pack(">HH", 2, 2) + data[frame + 9 :]
+    # The marker 01 has no length; taken for one, FF E0 would lead from it to the decoy.
+    hidden = (b"\xff\xd8\xff\x01" + data[2:]).ljust(4 + 0xFFE0, b"\0") + decoy
+    for read in (decode_image, lambda data: decode_to_canvas(data, (99, 99))):
+        with pytest.raises(ValueError, match="no readable image"):  # so Pillow says
+            read(hidden)
+
+
+def test_many_scans_are_refused():
+    data = KINDS["progressive JPEG"]
+    last = data.rindex(b"\xff\xda")
+    check_whole(data[:-2] + data[last:-2] * 20 + data[-2:])
+    with pytest.raises(ValueError, match="more than 100 scans"):
+        check_whole(data[:-2] + data[last:-2] * 100 + data[-2:])
+
+
+@pytest.mark.parametrize(
+    ("options", "held"),
+    [({}, False), ({"progressive": True}, True), ({"subsampling": 0, "quality": 5}, False)],
+)
+def test_large_progressive_jpegs_are_decoded_one_at_a_time(monkeypatch, options, held):
+    monkeypatch.setattr(images, "_LARGE", 3000)
+    counted = []
+    monkeypatch.setattr(
+        images, "_memory_for", lambda n: counted.append(n) or contextlib.nullcontext()
+    )
+    decode_to_canvas(encoded(RGB, "JPEG", **options), (8, 8))
+    assert counted == [60 * 80 if held else 60 * 80 // 64]
 
 
 def test_a_hundred_megapixels_take_little_memory():
