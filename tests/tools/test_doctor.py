@@ -37,7 +37,7 @@ RECIPE = (
 )  # fmt: skip
 
 
-class Handmade(tfds.core.GeneratorBasedBuilder):
+class MadeForDoctor(tfds.core.GeneratorBasedBuilder):
     """A set whose boxes are plain numbers, so that any can be stored."""
 
     VERSION = tfds.core.Version("1.0.0")
@@ -122,7 +122,7 @@ def fresh_flags():
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
-    write_dataset(lambda: Handmade(folder, pets()))
+    write_dataset(lambda: MadeForDoctor(folder, pets()))
     return folder
 
 
@@ -135,7 +135,7 @@ def examined(data_dir, tmp_path_factory):
         lines = []
         patch.setattr("builtins.print", lambda *a, **k: lines.append(" ".join(map(str, a))))
         doctor.main([
-            "doctor", "handmade/pets", f"--data_dir={data_dir}", *RECIPE, "--samples=3",
+            "doctor", "made_for_doctor/pets", f"--data_dir={data_dir}", *RECIPE, "--samples=3",
             f"--html={folder / 'new' / 'page.html'}", f"--json={folder / 'numbers.json'}",
         ])  # fmt: skip
     numbers = json.loads((folder / "numbers.json").read_text())
@@ -274,7 +274,7 @@ def test_the_page_is_whole_and_self_contained(examined):
 
 def test_a_spec_joins_parts_as_splits_and_images_may_be_sampled(data_dir, monkeypatch, capsys):
     monkeypatch.setattr(cli, "flags", fresh_flags())
-    spec = "handmade/pets:train[:1]+train[2:3],handmade/pets:held_out"
+    spec = "made_for_doctor/pets:train[:1]+train[2:3],made_for_doctor/pets:held_out"
     doctor.main(["doctor", spec, f"--data_dir={data_dir}", *RECIPE, "--images=2"])
     text = capsys.readouterr().out
     assert re.search(r"train\[:1\] +train\[2:3\] +held_out", text)
@@ -284,10 +284,10 @@ def test_a_spec_joins_parts_as_splits_and_images_may_be_sampled(data_dir, monkey
 
 def test_a_set_without_any_box_is_examined_too(tmp_path, monkeypatch, capsys):
     rows = {"train": [example(f"{n}.jpg", photo(n)) for n in range(3)]}
-    write_dataset(lambda: Handmade(tmp_path, rows))
+    write_dataset(lambda: MadeForDoctor(tmp_path, rows))
     monkeypatch.setattr(cli, "flags", fresh_flags())
     page = tmp_path / "page.html"
-    doctor.main(["doctor", "handmade/pets", f"--data_dir={tmp_path}", *RECIPE, "--samples=1",
+    doctor.main(["doctor", "made_for_doctor/pets", f"--data_dir={tmp_path}", *RECIPE, "--samples=1",
                  f"--html={page}", "--images=0"])  # fmt: skip
     text = capsys.readouterr().out
     assert "3 classes have no box at all: cat, dog, bird" in text
@@ -298,11 +298,14 @@ def test_a_set_without_any_box_is_examined_too(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["handmade/pest"], "there is no data set handmade/pest"),
-        (["handmade/pets:test"], "has no split 'test'"),
-        (["handmade/pets", "--config.image_sice=3"], r"did you mean config\.image_size"),
-        (["handmade/pets", "--html=/proc/no/page.html"], r"--html=/proc/no/page\.html cannot"),
-        (["handmade/pets", "--config.anchors.steps=(1,)"], "steps has 1 entries"),
+        (["made_for_doctor/pest"], "there is no data set made_for_doctor/pest"),
+        (["made_for_doctor/pets:test"], "has no split 'test'"),
+        (["made_for_doctor/pets", "--config.image_sice=3"], r"did you mean config\.image_size"),
+        (
+            ["made_for_doctor/pets", "--html=/proc/no/page.html"],
+            r"--html=/proc/no/page\.html cannot",
+        ),
+        (["made_for_doctor/pets", "--config.anchors.steps=(1,)"], "steps has 1 entries"),
     ],
 )
 def test_a_users_mistake_is_one_sentence(data_dir, monkeypatch, arguments, message):
