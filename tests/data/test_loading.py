@@ -4,11 +4,13 @@ import threading
 import time
 
 import cv2
+import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from scratchdet_jax.data import loading
 from scratchdet_jax.data.images import fit_to_canvas
 from scratchdet_jax.data.loading import (
     EvaluationOrder,
@@ -176,6 +178,44 @@ def test_batches_do_not_depend_on_the_number_of_threads():
     for a, b in zip(one, many, strict=True):
         for key in a:
             np.testing.assert_array_equal(a[key], b[key])
+
+
+def test_memory_is_used_again_without_a_trace_of_before(monkeypatch):
+    memories = {}
+
+    class Watched(loading._Loan):
+        def __init__(self, memory, free):
+            memories[id(memory)] = memory
+            super().__init__(memory, free)
+
+    monkeypatch.setattr(loading, "_Loan", Watched)
+    source = Source(13)
+    batches = train(source, 4)
+    for _ in range(30):
+        batch = next(batches)
+        assert batch["image"].ctypes.data % 64 == 0
+        for row in range(4):
+            check_row(source, batch, row)
+    assert len(memories) < 15  # as many as may be alive
+    batches.close()
+    for batch in eval_batches(source, batch_size=3, canvas=CANVAS, max_boxes=4, threads=1):
+        assert not batch["image"][batch["id"] < 0].any()
+
+
+def test_memory_in_use_is_left_alone():
+    batches = train(Source(13), 4)
+    used = []
+    for _ in range(8):
+        image = next(batches)["image"]
+        before = image.copy()
+        used += [(image[2:3, 1:][None], before[2:3, 1:][None]), (jax.device_put(image), before)]
+        del image
+    for _ in range(20):
+        next(batches)
+    batches.close()
+    del batches
+    for found, before in used:
+        np.testing.assert_array_equal(found, before)
 
 
 def test_a_small_set_repeats_within_a_batch():
