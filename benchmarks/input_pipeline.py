@@ -4,6 +4,7 @@ For the data set as it is, and for the same pictures at 640×480 (COCO's usual s
 number of threads: (a) bare decoding of the same JPEGs from memory, (b) the loader up to host
 batches, (c) the loader up to the device. Then what the usual way costs: a PyTorch DataLoader whose
 workers run SSD's augmentation in NumPy and OpenCV (if PyTorch is installed); here the device does.
+Where JAX runs on CPU, the device uses a batch where it lies: (c) then holds no transfer.
 
 The kinds take turns within a run and the median of the repeats counts. "A core" is a second of CPU
 time of all threads and worker processes, so what runs beside the benchmark matters little.
