@@ -186,7 +186,7 @@ def _introduce(
     print(
         f"{config.name}: {number_of_steps(config)} updates of {config.batch_size} images from "
         f"{source.spec} ({len(source)} images, {len(source.class_names)} classes)\n"
-        f"Root-ResNet-{config.model.depth} x {config.model.width:g}: {parameters:,} parameters, "
+        f"{backbone_name(config.model)} x {config.model.width:g}: {parameters:,} parameters, "
         f"{len(detector.anchors):,} anchors at {config.image_size} px\n"
         f"{mapping.mesh.size} x {device}, {config.parallel}; results in {workdir}"
     )
