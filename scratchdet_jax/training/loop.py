@@ -14,6 +14,7 @@ from scratchdet_jax.data.sources import open_split
 from scratchdet_jax.detector import Detector, build_detector
 from scratchdet_jax.errors import UserError, writable_folder
 from scratchdet_jax.evaluation.evaluator import Evaluator, summary_line
+from scratchdet_jax.models.ssd import backbone_name
 from scratchdet_jax.training.checkpoints import Checkpoints, Recipe
 from scratchdet_jax.training.init_from import init_from_run
 from scratchdet_jax.training.logging import MetricLogger
@@ -186,7 +187,7 @@ def _introduce(
     print(
         f"{config.name}: {number_of_steps(config)} updates of {config.batch_size} images from "
         f"{source.spec} ({len(source)} images, {len(source.class_names)} classes)\n"
-        f"{backbone_name(config.model)} x {config.model.width:g}: {parameters:,} parameters, "
+        f"{backbone_name(config.model)}: {parameters:,} parameters, "
         f"{len(detector.anchors):,} anchors at {config.image_size} px\n"
         f"{mapping.mesh.size} x {device}, {config.parallel}; results in {workdir}"
     )
