@@ -43,8 +43,8 @@ test-slow: setup
 	$(PYTEST) -m slow
 
 lint: setup
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+	$(BIN)/ruff check --no-cache .
+	$(BIN)/ruff format --no-cache --check .
 
 clean:
 	rm -rf .venv-* .pytest_cache .ruff_cache

@@ -8,11 +8,11 @@ import signal
 import cv2
 import numpy as np
 from PIL import Image
-from scratchdet_jax.data.images import decode_image
 
 from scratchdet_jax.data.builders.coco_folder import CocoSplit, prepare_coco_folder
 from scratchdet_jax.data.builders.defects import Kind
 from scratchdet_jax.data.builders.voc_folder import prepare_voc_folder
+from scratchdet_jax.data.images import decode_image
 from scratchdet_jax.data.records import open_source
 from scratchdet_jax.errors import UserError
 
