@@ -4,9 +4,12 @@ Override any field on the command line: ``--config.batch_size=256``,
 ``--config.optimizer.learning_rate=0.02``, ``--config.model.extra_strides="(2,2,1,1)"``.
 """
 
+from collections.abc import Iterable
+
 import ml_collections
 
 from scratchdet_jax import anchors
+from scratchdet_jax.errors import UserError
 
 
 def anchor_fields(name: str, **changes: tuple) -> dict[str, tuple]:
@@ -16,10 +19,43 @@ def anchor_fields(name: str, **changes: tuple) -> dict[str, tuple]:
     return fields
 
 
+def check_row(row: str, rows: Iterable[str], file: str) -> None:
+    """For recipes of several rows, FILE.py:ROW: UserError if there is no such row, naming them."""
+    known = tuple(rows)
+    if row not in known:
+        problem = f"has no row {row!r}" if row else "needs a row"
+        raise UserError(f"{file} {problem}: write {file}:ROW with ROW one of {', '.join(known)}")
+
+
+def use_coco(config: ml_collections.ConfigDict) -> None:
+    """Sets what every recipe on COCO shares: data, larger canvas, metric and its threshold."""
+    config.data.train = "coco/2017:train"
+    config.data.eval = "coco/2017:validation"
+    config.data.canvas = (640, 640)
+    config.data.max_boxes = 200
+    config.data.train_on_ignored = False  # crowd regions are no objects
+    config.eval.metric = "coco"
+    config.eval.every_steps = 25_000
+    config.eval.score_threshold = 0.02
+
+
+def with_defaults(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """A config with the fields it lacks at their defaults: runs of before a field was added.
+
+    A default is what the program did before it had the field.
+    """
+    complete = get_config()
+    with complete.unlocked(), complete.ignore_type():
+        complete.update(config)
+    return complete
+
+
 def get_config() -> ml_collections.ConfigDict:
     """ScratchDet-300 (Root-ResNet-34) as published; recipes override what differs."""
     config = ml_collections.ConfigDict()
     config.name = "common"  # the recipe's name; --workdir defaults to runs/<name>
+    config.init_from = ""  # a run (WORKDIR or WORKDIR@STEP) whose parameters, as far as they fit,
+    # a new run starts from; empty: random weights
     config.seed = 0  # initial weights, order of examples and every augmentation draw
     config.image_size = 300  # side S of the square network input, pixels
 
@@ -66,7 +102,13 @@ def get_config() -> ml_collections.ConfigDict:
     config.augment.flip_probability = 0.5  # left–right
 
     config.model = ml_collections.ConfigDict()
-    config.model.depth = 34  # layers of Root-ResNet: 18 | 34
+    config.model.backbone = "resnet"  # resnet | vgg16 (truncated, as SSD has it; the four fields
+    # depth, stem… and preactivation are ResNet's)
+    config.model.depth = 34  # layers of the ResNet: 18 | 34 | 50 | 101
+    config.model.stem = "root"  # first layers: root (3×3 convolutions, Root-ResNet) | conv7 (7×7)
+    config.model.stem_convs = 3  # 3×3 convolutions of the root block
+    config.model.stem_stride = 1  # of the first convolution: 1 | 2. With 2 the stages give three
+    # source maps (38, 19, 10 at S = 300) instead of two: take one extra block less
     config.model.width = 1.0  # multiplies every channel count but the head's outputs
     config.model.preactivation = False  # BN-ReLU-conv units instead of conv-BN-ReLU
     config.model.norm = "batch"  # BatchNorm in backbone and extra blocks: batch | none
@@ -74,8 +116,12 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.norm_span = 0  # images that share BatchNorm statistics; 0 = the whole batch
     config.model.norm_decay = 0.9  # of the running statistics
     config.model.norm_epsilon = 1e-5  # added to the variance
-    config.model.extra_channels = 128  # of the four residual blocks after the backbone
-    config.model.extra_strides = (2, 2, 2, 2)  # their strides: maps of 10, 5, 3, 2 at S = 300
+    config.model.extra_channels = 128  # of the residual blocks after the backbone; with vgg16 of
+    # the 1×1 convolutions of SSD's extra pairs, whose outputs have twice as many
+    config.model.extra_strides = (2, 2, 2, 2)  # their strides: maps of 10, 5, 3, 2 at S = 300;
+    # with vgg16 a stride of 1 is a 3×3 convolution without padding: SSD300 has (2, 2, 1, 1)
+    config.model.last_convolutions = False  # one more map by a 4×4 convolution, 2×2 → 1×1: SSD512
+    # with vgg16; with resnet a 3×3 convolution comes before it (the mmdetection release at 512)
     config.model.dtype = "float32"  # of the computation: float32 | bfloat16
 
     config.anchors = ml_collections.ConfigDict()  # one entry a source map, in percent of S:
@@ -105,6 +151,12 @@ def get_config() -> ml_collections.ConfigDict:
     config.eval.nms_iou = 0.45
     config.eval.candidates_per_class = 400  # that enter NMS
     config.eval.max_detections = 200  # per image, over all classes
+    config.eval.multiscale = ()  # input sizes of multi-scale testing; empty: image_size alone.
+    # An entry is SIZE[f][:small|:large]: f flips, small or large keeps such objects only; several
+    # may be joined by +, as in --config.eval.multiscale=300+300f+512:small+192:large
+    config.eval.multiscale_small = 128.0  # :small keeps boxes whose shorter side is below, and
+    config.eval.multiscale_large = 32.0  # :large whose longer side is above; original pixels
+    config.eval.multiscale_merge = "nms"  # how scales are merged, at nms_iou: nms | vote
 
     config.log_every = 10  # updates between lines in metrics.jsonl
     config.checkpoint_every = 1_000  # updates between checkpoints (one is written at the end too)

@@ -6,6 +6,7 @@ import ml_collections
 
 from scratchdet_jax.detector import augment_options, build_detector
 from scratchdet_jax.errors import UserError
+from scratchdet_jax.evaluation.multiscale import MERGE_METHODS, parse_scales
 from scratchdet_jax.training.optimizer import number_of_steps
 
 CHOICES = {
@@ -54,6 +55,7 @@ def validate(config: ml_collections.ConfigDict, device_count: int) -> None:
     if number_of_steps(config) < 1:
         raise UserError("the run has no step: raise config.train_images or config.num_steps")
     _check_batches(config, device_count)
+    _check_multiscale(config)
     # The parts check their own fields: augmentation, model, and anchors against source maps.
     augment_options(config)
     build_detector(config, class_names=("any",))
@@ -69,6 +71,15 @@ def get(config: ml_collections.ConfigDict, name: str) -> object:
 def _require(true: bool, name: str, what: str, config: ml_collections.ConfigDict) -> None:
     if not true:
         raise UserError(f"config.{name} is {get(config, name)!r}; it must be {what}")
+
+
+def _check_multiscale(config: ml_collections.ConfigDict) -> None:
+    parse_scales(config.eval.multiscale)
+    merge = config.eval.multiscale_merge
+    choices = f"one of {', '.join(MERGE_METHODS)}"
+    _require(merge in MERGE_METHODS, "eval.multiscale_merge", choices, config)
+    for name in ("eval.multiscale_small", "eval.multiscale_large"):
+        _require(get(config, name) > 0, name, "above 0", config)
 
 
 def _check_batches(config: ml_collections.ConfigDict, device_count: int) -> None:

@@ -1,5 +1,7 @@
 """A detector small enough to compile and train in the tests, and random batches for it."""
 
+import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
@@ -24,6 +26,25 @@ def tiny_config(**overrides) -> ml_collections.ConfigDict:
     config.log_every = 1
     config.update_from_flattened_dict(overrides)
     return config.lock()
+
+
+def random_variables(detector, image_size: int, rng: np.random.Generator) -> dict:
+    """Random ``params`` and ``batch_stats`` of a detector, without compiling its initialisation.
+
+    Activations keep their size, and the statistics of BatchNorm are not trivial.
+    """
+    images = jnp.zeros((1, image_size, image_size, 3))
+    shapes = jax.eval_shape(
+        lambda: detector.model.init({"params": jax.random.key(0)}, images, train=False)
+    )
+
+    def draw(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        if len(leaf.shape) > 1:
+            spread = (2 / np.prod(leaf.shape[:-1])) ** 0.5
+            return rng.normal(0, spread, leaf.shape).astype(np.float32)
+        return rng.uniform(0.5, 1.5, leaf.shape).astype(np.float32)
+
+    return {group: jax.tree.map(draw, shapes[group]) for group in ("params", "batch_stats")}
 
 
 def random_batch(config, seed: int, *, parts: int = 1) -> dict[str, np.ndarray]:

@@ -11,11 +11,16 @@ from tqdm import tqdm
 
 from scratchdet_jax.data.loading import eval_batches, to_device
 from scratchdet_jax.data.records import DetectionSource
-from scratchdet_jax.data.resample import resize
-from scratchdet_jax.detector import Detector, detect, normalize
+from scratchdet_jax.detector import Detector
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.evaluation import coco, voc
 from scratchdet_jax.evaluation.images import ImageDetections, ImageGroundTruth
+from scratchdet_jax.evaluation.multiscale import (
+    Scale,
+    make_scale_step,
+    merge_scales,
+    parse_scales,
+)
 from scratchdet_jax.nms import Detections
 from scratchdet_jax.training.parallel import DeviceMapping
 
@@ -35,7 +40,7 @@ class Evaluation(NamedTuple):
 
 
 class Evaluator:
-    """Evaluates variables of one detector on one split; compiles once."""
+    """Evaluates variables of one detector on one split; compiles once a scale."""
 
     def __init__(
         self,
@@ -57,13 +62,11 @@ class Evaluator:
                 "image ids"
             )
 
-        def step(variables: Any, batch: dict[str, jax.Array]) -> Detections:
-            images = jax.vmap(lambda image, size: resize(image, size, config.image_size))(
-                batch["image"], batch["size"]
-            )
-            return detect(detector, config, variables, normalize(images, config.normalize))
-
-        self._step = mapping.map_eval_step(step)
+        self._scales = parse_scales(config.eval.multiscale)
+        self._steps = [
+            mapping.map_eval_step(make_scale_step(config, detector, scale))
+            for scale in self._scales or (Scale(config.image_size),)
+        ]
 
     def evaluate(self, variables: Any) -> Evaluation:
         """Detections, ground truth and average precision of the whole split."""
@@ -105,12 +108,21 @@ class Evaluator:
         pending = None
         for host, device in tqdm(to_device(loader, put), total=total, desc="evaluating",
                                  unit="batch", leave=False):  # fmt: skip
-            running = (host, self._step(variables, device))
+            running = (host, [step(variables, device) for step in self._steps])
             if pending:
-                yield pending[0], jax.device_get(pending[1])
+                yield self._merged(*pending)
             pending = running
         if pending:
-            yield pending[0], jax.device_get(pending[1])
+            yield self._merged(*pending)
+
+    def _merged(
+        self, batch: dict[str, np.ndarray], running: list[Detections]
+    ) -> tuple[dict[str, np.ndarray], Detections]:
+        found = jax.device_get(running)
+        if not self._scales:
+            return batch, found[0]
+        settings = self._config.eval
+        return batch, merge_scales(found, self._scales, batch["original_size"], settings)
 
     def _score(
         self, detections: dict[str, ImageDetections], ground_truth: dict[str, ImageGroundTruth]

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import ml_collections
 
+from configs.common import with_defaults
 from scratchdet_jax.data.records import parse_spec
 from scratchdet_jax.data.sources import open_split
 from scratchdet_jax.detector import Detector, build_detector
@@ -33,7 +34,7 @@ def open_run(workdir: Path, checkpoint: str = "best") -> Run:
     step = checkpoints.find(checkpoint)
     recipe = checkpoints.recipe(step)
     checkpoints.close()
-    return Run(workdir, step, recipe)
+    return Run(workdir, step, recipe._replace(config=with_defaults(recipe.config)))
 
 
 def load_detector(run: Run, config: ml_collections.ConfigDict) -> tuple[Detector, Any]:

@@ -148,18 +148,24 @@ class Layers:
         *,
         name: str,
         stride: int = 1,
+        dilation: int = 1,
+        padding: int | None = None,
     ) -> jax.Array:
         """Convolves x [B, H, W, C] with `features` square kernels; to be called in a module.
 
-        Pads by (kernel − 1) / 2 on every side as PyTorch and Caffe do; "SAME" would pad an even
-        map with stride 2 on one side only and shift the features against the anchors.
+        Pads by dilation · (kernel − 1) / 2 on every side, or by `padding`, as PyTorch and Caffe
+        do; "SAME" would pad an even map with stride 2 on one side only and shift the features
+        against the anchors.
         Biased only in a network without norms: a norm that follows would undo the bias.
         """
+        if padding is None:
+            padding = dilation * (kernel - 1) // 2
         return nn.Conv(
             features,
             (kernel, kernel),
             strides=stride,
-            padding=(kernel - 1) // 2,
+            padding=padding,
+            kernel_dilation=dilation,
             use_bias=self.norm == "none",
             dtype=self.dtype,
             kernel_init=self.kernel_init,
@@ -175,13 +181,56 @@ class Layers:
         )(x, train)
 
 
-def max_pool_2x2(x: jax.Array) -> jax.Array:
+class L2Norm(nn.Module):
+    """Scales the channel vector of every cell to a learned length a channel (Liu et al. 2016 §3.1).
+
+    ParseNet's normalisation as SSD puts it on conv4_3, whose values are far larger than those of
+    the later source maps: x / ‖x‖₂ · scale, with scale 20 at first. The norm is float32.
+
+    Attributes:
+        dtype: type of the output.
+    """
+
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps x [B, H, W, C] to the same shape; a cell of zeros stays zero."""
+        scale = self.param("scale", nn.initializers.constant(20.0), x.shape[-1:], jnp.float32)
+        x = x.astype(jnp.float32)
+        # Added to the square (as SSD does): the root has no gradient at 0.
+        length = jnp.sqrt(jnp.square(x).sum(-1, keepdims=True) + 1e-10)
+        return (x / length * scale).astype(self.dtype)
+
+
+def max_pool_3x3(x: jax.Array, stride: int) -> jax.Array:
+    """Maximum over 3×3 windows, padded by 1: x [B, H, W, C] → [B, ⌈H/stride⌉, ⌈W/stride⌉, C].
+
+    Maxima of shifted views, first over rows, then over columns, for the reason of `max_pool_2x2`;
+    equal maxima share their gradient.
+    """
+    for axis in (1, 2):
+        size = x.shape[axis]
+        edges = [(0, 0)] * x.ndim
+        edges[axis] = (1, 1)
+        padded = jnp.pad(x, edges, constant_values=-jnp.inf)
+        shifted = [
+            jax.lax.slice_in_dim(padded, i, i + size, stride=stride, axis=axis) for i in range(3)
+        ]
+        x = jnp.maximum(jnp.maximum(shifted[0], shifted[1]), shifted[2])
+    return x
+
+
+def max_pool_2x2(x: jax.Array, ceil: bool = False) -> jax.Array:
     """Maximum over 2×2 windows, stride 2: x [B, H, W, C] → [B, ⌊H/2⌋, ⌊W/2⌋, C].
 
     A reshape and a maximum: the gradient of XLA's pooling is not deterministic on GPUs. Equal
     maxima share their gradient evenly (PyTorch gives it to the first). As in PyTorch, the last row
-    or column of an odd size is dropped.
+    or column of an odd size is dropped; with `ceil`, as in Caffe, it makes windows of its own.
     """
+    if ceil:
+        edges = ((0, 0), (0, x.shape[1] % 2), (0, x.shape[2] % 2), (0, 0))
+        x = jnp.pad(x, edges, constant_values=-jnp.inf)
     batch, height, width, channels = x.shape
     x = x[:, : height // 2 * 2, : width // 2 * 2]
     return x.reshape(batch, height // 2, 2, width // 2, 2, channels).max((2, 4))

@@ -8,10 +8,14 @@ import jax
 import jax.numpy as jnp
 
 from scratchdet_jax.errors import UserError
+from scratchdet_jax.models import vgg
 from scratchdet_jax.models.layers import XAVIER_UNIFORM, Layers
-from scratchdet_jax.models.resnet import BLOCKS_PER_STAGE, STAGE_CHANNELS, RootResNet
-
-STAGE_SOURCES = 2  # source maps that come from the stages; the extra blocks add one each
+from scratchdet_jax.models.resnet import (
+    BLOCKS_PER_STAGE,
+    STAGE_CHANNELS,
+    ResNet,
+    first_source_stage,
+)
 
 
 class PredictionLevel(nn.Module):
@@ -99,10 +103,9 @@ def build_model(
     """Builds the detector that `config.model` describes.
 
     Args:
-        model_config: depth, width, preactivation, norm, head_norm, norm_span, norm_decay,
-            norm_epsilon, extra_channels, extra_strides, dtype, as attributes.
+        model_config: the fields of `config.model` (configs/common.py), as attributes.
         num_classes: C, without the background.
-        anchors_per_cell: one a source map: two, and one for each extra block.
+        anchors_per_cell: one a source map: the backbone's, and one for each extra block.
         axis_name: mapped axis over which BatchNorm shares statistics in training.
 
     Returns:
@@ -120,19 +123,60 @@ def build_model(
         epsilon=model_config.norm_epsilon,
         dtype=jnp.dtype(model_config.dtype),
     )
-    trunk = RootResNet(
-        depth=model_config.depth,
-        stage_channels=tuple(scale_channels(c, model_config.width) for c in STAGE_CHANNELS),
-        extra_channels=scale_channels(model_config.extra_channels, model_config.width),
-        extra_strides=tuple(model_config.extra_strides),
-        preactivation=model_config.preactivation,
-        layers=layers,
+    trunk = (
+        _vgg16(model_config, layers)
+        if model_config.backbone == "vgg16"
+        else _resnet(model_config, layers)
     )
     head_layers = dataclasses.replace(
         layers, norm=model_config.head_norm, kernel_init=XAVIER_UNIFORM
     )
     head = Head(tuple(anchors_per_cell), num_classes + 1, head_layers)
     return SSD(trunk, head)
+
+
+def _resnet(config: Any, layers: Layers) -> ResNet:
+    return ResNet(
+        depth=config.depth,
+        stem=config.stem,
+        stem_convs=config.stem_convs,
+        stem_stride=config.stem_stride,
+        stage_channels=tuple(scale_channels(c, config.width) for c in STAGE_CHANNELS),
+        extra_channels=scale_channels(config.extra_channels, config.width),
+        extra_strides=tuple(config.extra_strides),
+        last_convolutions=config.last_convolutions,
+        preactivation=config.preactivation,
+        layers=layers,
+    )
+
+
+def _vgg16(config: Any, layers: Layers) -> vgg.VGG16:
+    return vgg.VGG16(
+        block_channels=tuple(scale_channels(c, config.width) for _, c in vgg.BLOCKS),
+        fc_channels=scale_channels(vgg.FC_CHANNELS, config.width),
+        extra_channels=scale_channels(config.extra_channels, config.width),
+        extra_strides=tuple(config.extra_strides),
+        last_convolutions=config.last_convolutions,
+        layers=layers,
+    )
+
+
+def backbone_name(config: Any) -> str:
+    """How `config.model`'s backbone is called, such as "Root-ResNet-34" or "VGG-16 x 0.5"."""
+    if config.backbone == "vgg16":
+        name = "VGG-16"
+    else:
+        name = f"{'Root-' if config.stem == 'root' else ''}ResNet-{config.depth}"
+        name += " (stem of stride 2)" if config.stem == "root" and config.stem_stride == 2 else ""
+        name += " (stem of stride 1)" if config.stem != "root" and config.stem_stride == 1 else ""
+    return name if config.width == 1 else f"{name} x {config.width:g}"
+
+
+def _backbone_sources(config: Any) -> int:
+    """Source maps that come from the backbone; the extra blocks add one each."""
+    if config.backbone == "vgg16":
+        return vgg.STAGE_SOURCES
+    return len(STAGE_CHANNELS) - first_source_stage(config.stem_stride) + 1
 
 
 def feature_sizes(model: SSD, image_size: int) -> tuple[tuple[int, int], ...]:
@@ -148,7 +192,13 @@ def feature_sizes(model: SSD, image_size: int) -> tuple[tuple[int, int], ...]:
         lambda x: model.init_with_output(jax.random.key(0), x, train=False, method="sources"),
         images,
     )
-    return tuple(x.shape[1:3] for x in maps)
+    sizes = tuple(x.shape[1:3] for x in maps)
+    if min(map(min, sizes)) < 1:
+        raise UserError(
+            f"config image size {image_size} is too small: the last source map of this network "
+            "would be empty; use a larger one, or other config.model.extra_strides."
+        )
+    return sizes
 
 
 def scale_channels(channels: int, width: float) -> int:
@@ -159,6 +209,9 @@ def scale_channels(channels: int, width: float) -> int:
 def _check(config: Any, num_classes: int, anchors_per_cell: tuple[int, ...]) -> None:
     """Raises UserError for the first field that cannot be built, naming it."""
     choices = {
+        "backbone": ("resnet", "vgg16"),
+        "stem": ("root", "conv7"),
+        "stem_stride": (1, 2),
         "depth": tuple(BLOCKS_PER_STAGE),
         "norm": ("batch", "none"),
         "head_norm": ("batch", "none"),
@@ -170,6 +223,11 @@ def _check(config: Any, num_classes: int, anchors_per_cell: tuple[int, ...]) -> 
             raise UserError(f"config.model.{field} is {getattr(config, field)!r}: use {wanted}.")
     strides = tuple(config.extra_strides)
     conditions = {
+        "stem_convs": (config.stem_convs >= 1, "at least 1 convolution"),
+        "preactivation": (
+            not (config.preactivation and config.backbone == "vgg16"),
+            "False: VGG-16 has no residual units",
+        ),
         "width": (config.width > 0, "a number above 0"),
         "extra_channels": (config.extra_channels > 0, "a number above 0"),
         "extra_strides": (all(s in (1, 2) for s in strides), "strides of 1 or 2"),
@@ -182,9 +240,10 @@ def _check(config: Any, num_classes: int, anchors_per_cell: tuple[int, ...]) -> 
             raise UserError(f"config.model.{field} is {getattr(config, field)!r}: use {wanted}.")
     if num_classes < 1:
         raise UserError(f"The data has {num_classes} classes: at least 1 is needed.")
-    if len(anchors_per_cell) != STAGE_SOURCES + len(strides):
+    from_backbone = _backbone_sources(config) + bool(config.last_convolutions)
+    if len(anchors_per_cell) != from_backbone + len(strides):
         raise UserError(
             f"The anchors have {len(anchors_per_cell)} levels but config.model.extra_strides "
-            f"{strides} gives {STAGE_SOURCES + len(strides)} source maps: use "
-            f"{max(len(anchors_per_cell) - STAGE_SOURCES, 0)} extra strides or other anchors."
+            f"{strides} gives {from_backbone + len(strides)} source maps: use "
+            f"{max(len(anchors_per_cell) - from_backbone, 0)} extra strides or other anchors."
         )

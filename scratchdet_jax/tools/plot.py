@@ -1,6 +1,9 @@
 """Curves of one or several runs in one picture, from the metrics.jsonl of their work folders.
 
 python -m scratchdet_jax.tools.plot RUN [RUN …] --output=curves.png
+
+The first row is the paper's figure: loss, L2 norm of the gradient, fluctuation of that norm.
+Curves are named by what differs in the runs' configs.
 """
 
 import argparse
@@ -18,11 +21,24 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
+from scratchdet_jax import cli
 from scratchdet_jax.errors import UserError
 
 # Curves with more points than this are drawn as a running mean with a min–max band.
-_POINTS_PER_CURVE = 150
+_POINTS_PER_CURVE = 60
+# Relative deviations are taken over this many records.
+_WINDOW = 20
+# A panel whose largest value is so many times its median gets a logarithmic axis.
+_LOGARITHMIC_FROM = 100
+# Fields of a config that leave a run's curves as they are.
+WITHOUT_EFFECT = (
+    "name", "parallel", "log_every", "checkpoint_every", "keep_checkpoints", "data.dir",
+    "data.threads", "eval.every_steps", "eval.batch_size",
+)  # fmt: skip
+# With more differing fields than this the folder says more than a list of them.
+_FIELDS_IN_A_NAME = 6
 
 
 class Run(NamedTuple):
@@ -32,11 +48,13 @@ class Run(NamedTuple):
         name: the curve's name.
         train: records of kind "train".
         eval: records of kind "eval".
+        diverged_at: the step at which the run was stopped because a figure was not finite.
     """
 
     name: str
     train: list[dict[str, Any]]
     eval: list[dict[str, Any]]
+    diverged_at: int | None = None
 
 
 def read_run(workdir: str | Path, name: str) -> Run:
@@ -55,7 +73,7 @@ def read_run(workdir: str | Path, name: str) -> Run:
         raise UserError(
             f"{str(path)!r} cannot be read ({error.strerror}): give the work folder of a run."
         ) from error
-    records: dict[str, dict[int, dict[str, Any]]] = {"train": {}, "eval": {}}
+    records: dict[str, dict[int, dict[str, Any]]] = {"train": {}, "eval": {}, "diverged": {}}
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -71,10 +89,10 @@ def read_run(workdir: str | Path, name: str) -> Run:
             ) from error
         if kind in records:
             records[kind][step] = record
-    train, evaluation = ([kept[s] for s in sorted(kept)] for kept in records.values())
-    if not train and not evaluation:
+    train, evaluation, diverged = ([kept[s] for s in sorted(kept)] for kept in records.values())
+    if not train and not evaluation and not diverged:
         raise UserError(f"{str(path)!r} has no record yet: nothing to plot.")
-    return Run(name, train, evaluation)
+    return Run(name, train, evaluation, diverged[-1]["step"] if diverged else None)
 
 
 def run_names(workdirs: Sequence[str | Path]) -> list[str]:
@@ -95,12 +113,90 @@ def run_names(workdirs: Sequence[str | Path]) -> list[str]:
     return names
 
 
+def read_config(workdir: str | Path) -> dict[str, object] | None:
+    """The config of a run by dotted name of field, from its newest checkpoint; None without one."""
+    if not (Path(workdir) / "checkpoints").is_dir():
+        return None
+    from scratchdet_jax.training.checkpoints import Checkpoints  # JAX and Orbax: slow
+
+    checkpoints = Checkpoints(workdir, read_only=True)
+    try:
+        step = checkpoints.latest_step
+        return None if step is None else cli.flatten(checkpoints.recipe(step).config)
+    finally:
+        checkpoints.close()
+
+
+def label_by_difference(
+    names: Sequence[str], configs: Sequence[dict[str, object] | None]
+) -> list[str]:
+    """Names curves by the fields, known to all configs, in which the runs differ.
+
+    Args:
+        names: what a run is called that has no config, or where nothing (or too much) differs.
+        configs: by dotted name of field; None where there is none.
+
+    Returns:
+        One label a run, such as "norm=none, learning_rate=0.005"; no two are equal.
+    """
+    known = [config for config in configs if config is not None]
+    differing = [
+        field
+        for field in (known[0] if known else ())
+        if field not in WITHOUT_EFFECT
+        and all(field in config for config in known)
+        and any(config[field] != known[0][field] for config in known)
+    ]
+    if not 0 < len(differing) <= _FIELDS_IN_A_NAME:
+        return list(names)
+    leaves = [field.rpartition(".")[2] for field in differing]
+    shown = [
+        leaf if leaves.count(leaf) == 1 else field
+        for leaf, field in zip(leaves, differing, strict=True)
+    ]
+    labels = []
+    for name, config in zip(names, configs, strict=True):
+        fields = zip(shown, differing, strict=True)
+        labels.append(name if config is None else ", ".join(
+            f"{leaf}={_text(config[field])}" for leaf, field in fields
+        ))  # fmt: skip
+    return [
+        label if labels.count(label) == 1 else f"{label} ({name})"
+        for label, name in zip(labels, names, strict=True)
+    ]
+
+
+def _text(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value) or "none"
+
+
 def series(records: Sequence[dict[str, Any]], field: str) -> tuple[np.ndarray, np.ndarray]:
     """(steps int [n], values float [n]) of the records that have the field; null is NaN."""
     rows = [(record["step"], record[field]) for record in records if field in record]
     steps = np.array([step for step, _ in rows], np.int64)
     values = np.array([math.nan if value is None else value for _, value in rows], np.float64)
     return steps, values
+
+
+def fluctuation(records: Sequence[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+    """(steps, mean |‖g_t‖₂ − ‖g_{t−1}‖₂|) as logged.
+
+    Of runs logged before that figure was, the change between successive records.
+    """
+    if any("gradient_fluctuation" in record for record in records):
+        return series(records, "gradient_fluctuation")
+    steps, norms = series(records, "gradient_norm")
+    return steps[1:], np.abs(np.diff(norms))
+
+
+def relative_deviation(values: np.ndarray, window: int) -> np.ndarray:
+    """Standard deviation over mean [n − window + 1] of each stretch; empty if there are fewer."""
+    if len(values) < window:
+        return np.zeros(0)
+    stretches = np.lib.stride_tricks.sliding_window_view(values, window)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        deviation = stretches.std(axis=-1) / stretches.mean(axis=-1)
+    return np.where(np.isfinite(deviation), deviation, np.nan)
 
 
 def running(values: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -119,45 +215,74 @@ def running(values: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarray, np
 
 
 def draw(runs: Sequence[Run], output: str | Path) -> None:
-    """Draws loss, its parts, AP, gradient norm, its fluctuation, and learning rate over the steps.
-
-    The fluctuation is |‖g_t‖ − ‖g_{t−1}‖| of the gradient norms of successive records, as in the
-    paper's figure of the BatchNorm ablation; the panel says how many steps apart those are.
+    """Draws the paper's three panels, and parts, evaluations, rate and throughput below them.
 
     Raises:
         UserError: the picture cannot be written.
     """
-    figure, panels = plt.subplots(2, 3, figsize=(15, 8), layout="constrained")
-    (loss, parts, average_precision), (norm, fluctuation, rate) = panels
-    colors = plt.get_cmap("tab10" if len(runs) <= 10 else "tab20").colors
-    apart: set[int] = set()
-    for i, run in enumerate(runs):
-        color = colors[i % len(colors)]
-        _curve(loss, *series(run.train, "loss"), color, run.name)
-        _curve(parts, *series(run.train, "loss_classification"), color, run.name)
-        _curve(parts, *series(run.train, "loss_localization"), color, None, "--")
-        steps, norms = series(run.train, "gradient_norm")
-        _curve(norm, steps, norms, color, run.name)
-        _curve(fluctuation, steps[1:], np.abs(np.diff(norms)), color, run.name)
-        apart.update(np.diff(steps).tolist())
-        rate.plot(*series(run.train, "learning_rate"), color=color, label=run.name)
-        average_precision.plot(
-            *series(run.eval, "mAP"), color=color, label=run.name, marker="o", markersize=3
-        )
-    between = "steps" if apart <= {1} else f"records ({min(apart)}+ steps)"
+    figure, panels = plt.subplots(3, 3, figsize=(16, 12), layout="constrained", sharex=True)
+    draw_paper_panels(panels[0], runs)
+    (parts, part_norms, deviation), (average_precision, rate, throughput) = panels[1:]
+    for run, color in zip(runs, _colors(runs), strict=True):
+        _curve(parts, *series(run.train, "loss_classification"), color)
+        _curve(parts, *series(run.train, "loss_localization"), color, style="--")
+        for part, style in (("backbone", "-"), ("extras", ":"), ("head", "--")):
+            _curve(part_norms, *series(run.train, f"gradient_norm_{part}"), color, style=style)
+        for field, style in (("loss", "-"), ("gradient_norm", "--")):
+            steps, values = series(run.train, field)
+            _curve(
+                deviation, steps[_WINDOW - 1 :], relative_deviation(values, _WINDOW), color,
+                style=style,
+            )  # fmt: skip
+        average_precision.plot(*series(run.eval, "mAP"), color=color, marker="o", markersize=3)
+        rate.plot(*series(run.train, "learning_rate"), color=color)
+        _curve(throughput, *series(run.train, "images_per_second"), color)
     titles = {
-        loss: "loss",
         parts: "loss: classification (solid), localization (dashed)",
+        part_norms: "gradient: backbone (solid), extras (dotted), head (dashed)",
+        deviation: f"deviation / mean, {_WINDOW} records: loss (solid), gradient (dashed)",
         average_precision: "mAP",
-        norm: "gradient L2 norm",
-        fluctuation: f"|change of gradient norm| between {between}",
         rate: "learning rate",
+        throughput: "images per second",
     }
     for panel, title in titles.items():
         _finish(panel, title)
-    figure.legend(
-        *loss.get_legend_handles_labels(), loc="outside lower center", ncols=min(len(runs), 4)
-    )
+    handles, names = panels[0, 0].get_legend_handles_labels()
+    longest = max(map(len, names))
+    columns = max(1, min(len(runs), 180 // (longest + 8)))
+    figure.legend(handles, names, loc="outside lower center", ncols=columns)
+    save(figure, output)
+
+
+def draw_paper_panels(panels: Sequence[Axes], runs: Sequence[Run]) -> None:
+    """The paper's figure on three axes: loss, L2 norm of the gradient, fluctuation of that norm.
+
+    A cross marks where a run diverged.
+    """
+    loss, norm, change = panels
+    for run, color in zip(runs, _colors(runs), strict=True):
+        name = run.name
+        if run.diverged_at is not None:
+            name += f" (diverged at step {run.diverged_at})"
+        for panel, (steps, values) in (
+            (loss, series(run.train, "loss")),
+            (norm, series(run.train, "gradient_norm")),
+            (change, fluctuation(run.train)),
+        ):
+            _curve(panel, steps, values, color, name)
+            if run.diverged_at is not None and len(values):
+                panel.plot(steps[-1], values[-1], "x", color=color, markersize=9, mew=2)
+    _finish(loss, "loss")
+    _finish(norm, "gradient L2 norm")
+    _finish(change, "fluctuation: mean |change of the gradient norm|")
+
+
+def save(figure: Figure, output: str | Path) -> None:
+    """Writes a picture and frees it.
+
+    Raises:
+        UserError: it cannot be written.
+    """
     try:
         Path(output).parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(output, dpi=110)
@@ -167,12 +292,17 @@ def draw(runs: Sequence[Run], output: str | Path) -> None:
         plt.close(figure)
 
 
+def _colors(runs: Sequence[Run]) -> list[tuple[float, ...]]:
+    colors = plt.get_cmap("tab10" if len(runs) <= 10 else "tab20").colors
+    return [colors[i % len(colors)] for i in range(len(runs))]
+
+
 def _curve(
     panel: Axes,
     steps: np.ndarray,
     values: np.ndarray,
     color: tuple[float, ...],
-    name: str | None,
+    name: str | None = None,
     style: str = "-",
 ) -> None:
     """One curve; a long one as a running mean with a min–max band."""
@@ -186,26 +316,34 @@ def _curve(
 
 
 def _finish(panel: Axes, title: str) -> None:
-    panel.set_title(title, fontsize=11)
+    panel.set_title(title, fontsize=10)
     panel.set_xlabel("step")
+    panel.tick_params(labelbottom=True)
     panel.grid(alpha=0.3)
-    if not any(np.isfinite(line.get_ydata()).any() for line in panel.lines):
+    values = np.concatenate([np.asarray(line.get_ydata(), float) for line in panel.lines])
+    values = values[np.isfinite(values)]
+    if not len(values):
         panel.text(0.5, 0.5, "no data", ha="center", va="center", transform=panel.transAxes)
+    elif values.max() > _LOGARITHMIC_FROM * np.median(values) > 0:
+        panel.set_yscale("log")
     else:
-        panel.set_ylim(bottom=0)
+        panel.set_ylim(0, max(panel.get_ylim()[1], 1.05 * values.max()) or 1)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the tool; returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m scratchdet_jax.tools.plot",
-        description="Draws the curves of runs from the metrics.jsonl of their work folders.",
+        description="Draws the curves of runs from the metrics.jsonl of their work folders: loss, "
+        "gradient norm and its fluctuation, then parts, AP, learning rate and throughput.",
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="work folder of a run")
     parser.add_argument("--output", required=True, help="picture to write, e.g. curves.png")
     options = parser.parse_args(arguments)
     try:
-        names = run_names(options.runs)
+        cli.quiet_libraries()
+        configs = [read_config(run) for run in options.runs]
+        names = label_by_difference(run_names(options.runs), configs)
         runs = [read_run(run, name) for run, name in zip(options.runs, names, strict=True)]
         draw(runs, options.output)
     except UserError as error:

@@ -7,13 +7,16 @@ import jax
 import ml_collections
 import numpy as np
 
+from configs.common import with_defaults
 from scratchdet_jax.data.loading import to_device, train_batches
 from scratchdet_jax.data.records import DetectionSource
 from scratchdet_jax.data.sources import open_split
 from scratchdet_jax.detector import Detector, build_detector
 from scratchdet_jax.errors import UserError, writable_folder
 from scratchdet_jax.evaluation.evaluator import Evaluator, summary_line
+from scratchdet_jax.models.ssd import backbone_name
 from scratchdet_jax.training.checkpoints import Checkpoints, Recipe
+from scratchdet_jax.training.init_from import init_from_run
 from scratchdet_jax.training.logging import MetricLogger
 from scratchdet_jax.training.optimizer import make_optimizer, number_of_steps
 from scratchdet_jax.training.parallel import DeviceMapping
@@ -71,6 +74,11 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: Path) -> Trai
     if start:
         state = checkpoints.restore(start, like=state)
         print(f"resumed from step {start} of {num_steps}")
+    elif config.init_from:
+        variables = init_from_run(
+            config.init_from, config, detector, jax.device_get(state.variables)
+        )
+        state = state.replace(**mapping.replicate(variables))
     if start >= num_steps:
         print("nothing is left to train")
 
@@ -155,8 +163,9 @@ def _check_resume(saved: Recipe, now: Recipe, workdir: Path) -> None:
             f"{workdir} holds a run on the classes {', '.join(saved.class_names)}, not "
             f"{', '.join(now.class_names)}: choose a new --workdir"
         )
+    configs = (with_defaults(saved.config), now.config)
     for name in FIXED_ON_RESUME:
-        before, after = (_plain(get(recipe.config, name)) for recipe in (saved, now))
+        before, after = (_plain(get(config, name)) for config in configs)
         if before != after:
             raise UserError(
                 f"{workdir} holds a run of another config.{name} ({before}, not {after}): choose "
@@ -178,7 +187,7 @@ def _introduce(
     print(
         f"{config.name}: {number_of_steps(config)} updates of {config.batch_size} images from "
         f"{source.spec} ({len(source)} images, {len(source.class_names)} classes)\n"
-        f"Root-ResNet-{config.model.depth} x {config.model.width:g}: {parameters:,} parameters, "
+        f"{backbone_name(config.model)}: {parameters:,} parameters, "
         f"{len(detector.anchors):,} anchors at {config.image_size} px\n"
         f"{mapping.mesh.size} x {device}, {config.parallel}; results in {workdir}"
     )

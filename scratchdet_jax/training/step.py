@@ -20,6 +20,7 @@ from scratchdet_jax.training.optimizer import make_schedule
 from scratchdet_jax.training.state import TrainState
 
 AXIS = "batch"
+PARTS = ("backbone", "extras", "head")
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
 
@@ -60,6 +61,46 @@ def example_keys(seed: int, step: jax.Array, positions: jax.Array) -> jax.Array:
     return jax.vmap(lambda position: jax.random.fold_in(key, position))(positions)
 
 
+def training_sums(
+    config: ml_collections.ConfigDict,
+    detector: Detector,
+    params: Any,
+    batch_stats: Any,
+    images: jax.Array,
+    targets: Targets,
+) -> tuple[MultiBoxSums, Any]:
+    """The sums of the loss over images [b, S, S, 3] in training mode, and the new BatchNorm state.
+
+    The loss is (classification + localization) / positives.
+    """
+    (logits, offsets), updated = detector.model.apply(
+        {"params": params, "batch_stats": batch_stats}, images, train=True, mutable=["batch_stats"]
+    )
+    sums = multibox_sums(
+        logits, offsets, targets.labels, targets.offsets, config.loss.negative_ratio
+    )
+    return sums, updated.get("batch_stats", {})
+
+
+def part_of(name: str) -> str:
+    """The part of the detector (one of PARTS) that a top-level name of its parameters is in."""
+    if name == "head":
+        return "head"
+    return "extras" if name.startswith("extra") else "backbone"
+
+
+def gradient_norms(gradients: dict[str, Any]) -> Metrics:
+    """L2 norms of a gradient tree: ``gradient_norm``, and ``gradient_norm_<part>`` of each part.
+
+    Each array is read once: the whole is put together from the parts' squares.
+    """
+    squares = dict.fromkeys(PARTS, jnp.zeros(()))
+    for name, tree in gradients.items():
+        squares[part_of(name)] += optax.tree.norm(tree, squared=True)
+    norms = {f"gradient_norm_{part}": jnp.sqrt(square) for part, square in squares.items()}
+    return {"gradient_norm": jnp.sqrt(sum(squares.values()))} | norms
+
+
 def make_train_step(
     config: ml_collections.ConfigDict, detector: Detector, optimizer: optax.GradientTransformation
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
@@ -75,16 +116,8 @@ def make_train_step(
         params: Any, batch_stats: Any, images: jax.Array, targets: Targets
     ) -> tuple[Any, Any, MultiBoxSums]:
         def loss(params: Any) -> tuple[jax.Array, tuple[Any, MultiBoxSums]]:
-            (logits, offsets), updated = detector.model.apply(
-                {"params": params, "batch_stats": batch_stats},
-                images,
-                train=True,
-                mutable=["batch_stats"],
-            )
-            sums = multibox_sums(
-                logits, offsets, targets.labels, targets.offsets, config.loss.negative_ratio
-            )
-            return sums.classification + sums.localization, (updated.get("batch_stats", {}), sums)
+            sums, updated = training_sums(config, detector, params, batch_stats, images, targets)
+            return sums.classification + sums.localization, (updated, sums)
 
         gradients, (batch_stats, sums) = jax.grad(loss, has_aux=True)(params)
         return gradients, batch_stats, sums
@@ -129,7 +162,7 @@ def make_train_step(
             "loss_localization": sums.localization / positives,
             "positives": sums.positives,
             "learning_rate": schedule(state.step),
-            "gradient_norm": optax.tree.norm(gradients),
+            **gradient_norms(gradients),
         }
         new_state = state.replace(
             step=state.step + 1,

@@ -11,7 +11,11 @@ def make_config():
     def make(**fields):
         config = ml_collections.ConfigDict(
             {
+                "backbone": "resnet",
                 "depth": 34,
+                "stem": "root",
+                "stem_convs": 3,
+                "stem_stride": 1,
                 "width": 1.0,
                 "preactivation": False,
                 "norm": "batch",
@@ -21,6 +25,7 @@ def make_config():
                 "norm_epsilon": 1e-5,
                 "extra_channels": 128,
                 "extra_strides": (2, 2, 2, 2),
+                "last_convolutions": False,
                 "dtype": "float32",
             }
         )

@@ -14,7 +14,7 @@ import pytest
 from flax import linen
 
 from scratchdet_jax.models import build_model
-from scratchdet_jax.models.layers import BatchNorm, Layers, max_pool_2x2
+from scratchdet_jax.models.layers import BatchNorm, Layers, max_pool_2x2, max_pool_3x3
 from scratchdet_jax.models.resnet import BasicBlock, PreactivationBlock, RootBlock
 from scratchdet_jax.models.ssd import PredictionLevel
 
@@ -226,19 +226,19 @@ def assert_same(flax_module, torch_module, shape, tolerance=BLOCK_TOLERANCE, see
 
 
 class Convolution(linen.Module):
-    """`Layers.convolve` and `max_pool_2x2` as modules, under the names of the PyTorch side."""
+    """`Layers.convolve` as a module, under the name of the PyTorch side."""
 
     kernel: int
     stride: int
+    dilation: int = 1
+    padding: int | None = None
 
     @linen.compact
     def __call__(self, x, train):
-        return Layers(norm="none").convolve(x, 4, self.kernel, stride=self.stride, name="conv")
-
-
-class Pool(linen.Module):
-    def __call__(self, x, train):
-        return max_pool_2x2(x)
+        return Layers(norm="none").convolve(
+            x, 4, self.kernel, stride=self.stride, dilation=self.dilation, padding=self.padding,
+            name="conv",
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize("size", [8, 9])
@@ -249,14 +249,38 @@ def test_convolution(kernel, stride, size):
     assert_same(Convolution(kernel, stride), module, (2, size, size, 3))
 
 
+@pytest.mark.parametrize("size", [8, 9])
+@pytest.mark.parametrize(
+    ("kernel", "stride", "dilation", "padding"), [(3, 1, 6, 6), (4, 1, 1, 1), (7, 2, 1, 3)]
+)
+def test_convolution_with_its_own_padding(kernel, stride, dilation, padding, size):
+    module = nn.Sequential()
+    module.add_module("conv", nn.Conv2d(3, 4, kernel, stride, padding, dilation))
+    # The padding of all but the even kernel is what the layer takes by itself.
+    given = padding if kernel == 4 else None
+    assert_same(Convolution(kernel, stride, dilation, given), module, (2, size, size, 3))
+
+
 @pytest.mark.parametrize("size", [(6, 8), (7, 9)])
-def test_max_pool(size):
-    x = np.random.default_rng(0).normal(size=(2, *size, 3)).astype(np.float32)
+@pytest.mark.parametrize(
+    ("pool", "torch_pool"),
+    [
+        (max_pool_2x2, nn.MaxPool2d(2, 2)),
+        (lambda x: max_pool_2x2(x, ceil=True), nn.MaxPool2d(2, 2, ceil_mode=True)),
+        (lambda x: max_pool_3x3(x, stride=1), nn.MaxPool2d(3, 1, 1)),
+        (lambda x: max_pool_3x3(x, stride=2), nn.MaxPool2d(3, 2, 1)),
+    ],
+    ids=["2x2", "2x2 ceil", "3x3/1", "3x3/2"],
+)
+def test_max_pool(size, pool, torch_pool):
+    rng = np.random.default_rng(0)
+    # All values differ: where some are equal the gradient is shared otherwise than in PyTorch.
+    x = rng.permutation(2 * 3 * np.prod(size)).reshape(2, *size, 3).astype(np.float32) - 100
     torch_x = to_nchw(x).requires_grad_()
-    want = nn.MaxPool2d(2, 2)(torch_x)
+    want = torch_pool(torch_x)
     want.square().sum().backward()
-    np.testing.assert_array_equal(max_pool_2x2(jnp.asarray(x)), want.detach().permute(0, 2, 3, 1))
-    gradient = jax.grad(lambda x: (max_pool_2x2(x) ** 2).sum())(jnp.asarray(x))
+    np.testing.assert_array_equal(pool(jnp.asarray(x)), want.detach().permute(0, 2, 3, 1))
+    gradient = jax.grad(lambda x: (pool(x) ** 2).sum())(jnp.asarray(x))
     np.testing.assert_array_equal(gradient, torch_x.grad.permute(0, 2, 3, 1))
 
 

@@ -92,14 +92,85 @@ def test_running_agrees_with_the_loop():
     assert len(mean) == 37
 
 
-def test_picture_of_two_runs(tmp_path, capsys):
+def test_fluctuation_is_the_logged_one_or_the_change_between_records():
+    logged = [train(1), train(5, gradient_fluctuation=0.5), train(10, gradient_fluctuation=0.2)]
+    steps, values = plot.fluctuation(logged)
+    assert (steps.tolist(), values.tolist()) == ([5, 10], [0.5, 0.2])
+    older = [train(s, gradient_norm=n) for s, n in ((5, 3.0), (10, 5.0), (15, 1.0))]
+    steps, values = plot.fluctuation(older)
+    assert (steps.tolist(), values.tolist()) == ([10, 15], [2, 4])
+    assert len(plot.fluctuation([])[0]) == 0
+
+
+def test_relative_deviation_agrees_with_the_loop():
+    values = np.random.default_rng(1).uniform(1, 3, 30)
+    values[7] = np.nan
+    measured = plot.relative_deviation(values, 5)
+    for i in range(26):
+        np.testing.assert_allclose(
+            measured[i], np.std(values[i : i + 5]) / np.mean(values[i : i + 5])
+        )
+    assert len(plot.relative_deviation(values[:4], 5)) == 0
+    assert np.isnan(plot.relative_deviation(np.zeros(5), 5)).all()
+
+
+BASE = {"name": "x", "model.norm": "batch", "optimizer.learning_rate": 0.05, "seed": 0}
+
+
+@pytest.mark.parametrize(
+    ("changes", "labels"),
+    [
+        ([{}, {"model.norm": "none"}], ["norm=batch", "norm=none"]),
+        (
+            [{"optimizer.learning_rate": 0.001}, {"seed": 3}],
+            ["learning_rate=0.001, seed=0", "learning_rate=0.05, seed=3"],
+        ),
+        ([{}, {"seed": 1}, {"seed": 1}], ["seed=0", "seed=1 (b)", "seed=1 (c)"]),
+        ([{"name": "other"}, {}], ["a", "b"]),  # nothing that matters differs
+        ([{}, None, {"seed": 2}], ["seed=0", "b", "seed=2"]),
+        (
+            [{}, {"model.new": 3, "seed": 1}],
+            ["seed=0", "seed=1"],
+        ),  # the older run has no such field
+        ([{"a.x": 1, "b.x": 1}, {"a.x": 2, "b.x": 2}], ["a.x=1, b.x=1", "a.x=2, b.x=2"]),
+        ([{f"f{i}": 0 for i in range(9)}, {f"f{i}": 1 for i in range(9)}], ["a", "b"]),
+        ([None, None], ["a", "b"]),
+        ([{}], ["a"]),
+    ],
+)
+def test_curves_are_named_by_what_differs(changes, labels):
+    configs = [None if change is None else BASE | change for change in changes]
+    assert plot.label_by_difference("abc"[: len(configs)], configs) == labels
+
+
+def test_the_config_comes_from_the_checkpoint(tmp_path):
+    from scratchdet_jax.training.checkpoints import Checkpoints, Recipe
+    from scratchdet_jax.training.state import TrainState
+    from tests.tiny import tiny_config
+
+    assert plot.read_config(tmp_path) is None
+    state = TrainState(step=np.int32(3), params={"w": np.ones(2)}, batch_stats={}, opt_state=())
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(3, state, Recipe(tiny_config(**{"model.norm": "none"}), ("a",)), None)
+    checkpoints.close()
+    config = plot.read_config(tmp_path)
+    assert (config["model.norm"], config["batch_size"]) == ("none", 16)
+
+
+def test_picture_of_runs_of_other_lengths_kinds_and_ends(tmp_path, capsys):
     rng = np.random.default_rng(0)
-    first = [train(s, 5 / s + 0.2 * rng.random()) for s in range(1, 400)]
+    first = [
+        train(s, 5 / s + 0.2 * rng.random(), gradient_norm_head=1.0 / s, images_per_second=50.0)
+        for s in range(1, 400)
+    ]
     write(tmp_path / "a", [*first, evaluation(200, 0.4), evaluation(399, 0.6)])
-    write(tmp_path / "b", [train(s, 3.0) for s in range(10, 100, 10)])
+    write(tmp_path / "b", [train(s, 3.0) for s in range(10, 100, 10)])  # no evaluation
+    wild = [train(s, 10.0**s, gradient_norm=10.0**s) for s in (1, 2, 3, 4)]
+    write(tmp_path / "c", [*wild, {"kind": "diverged", "step": 5, "quantity": "loss"}])
+    write(tmp_path / "d", [evaluation(5, None)])  # nothing but an undefined evaluation
+    write(tmp_path / "e", [{"kind": "diverged", "step": 1, "quantity": "loss"}])
     output = tmp_path / "new" / "curves.png"
-    runs = [str(tmp_path / "a"), str(tmp_path / "b")]
-    assert plot.main([*runs, f"--output={output}"]) == 0
+    assert plot.main([*(str(tmp_path / run) for run in "abcde"), f"--output={output}"]) == 0
     picture = cv2.imread(str(output))
     assert picture.shape[1] > 1000 and len(np.unique(picture.reshape(-1, 3), axis=0)) > 50
     assert str(output) in capsys.readouterr().out
@@ -108,19 +179,25 @@ def test_picture_of_two_runs(tmp_path, capsys):
 def test_what_is_drawn(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(plot.plt, "close", drawn.append)
-    first = plot.Run("a", [train(s, gradient_norm=n) for s, n in ((1, 3.0), (2, 5.0), (3, 1))], [])
-    second = plot.Run("b", [], [evaluation(5, 0.25)])
+    norms = ((1, 3.0), (2, 5.0), (3, 1))
+    first = plot.Run("a", [train(s, gradient_norm=n) for s, n in norms], [], diverged_at=4)
+    second = plot.Run("b", [train(9, images_per_second=7.0)], [evaluation(5, 0.25)])
     plot.draw([first, second], tmp_path / "a.png")
     panels = drawn[0].axes
     titles = [panel.get_title() for panel in panels]
-    norm = panels[titles.index("gradient L2 norm")]
-    fluctuation = panels[titles.index("|change of gradient norm| between steps")]
-    mean_ap = panels[titles.index("mAP")]
+    assert titles[:3] == [
+        "loss", "gradient L2 norm", "fluctuation: mean |change of the gradient norm|",
+    ]  # fmt: skip
+    _, norm, fluctuation = panels[:3]
+    mean_ap, throughput = (panels[titles.index(t)] for t in ("mAP", "images per second"))
     np.testing.assert_array_equal(norm.lines[0].get_ydata(), [3, 5, 1])
+    assert (norm.lines[1].get_marker(), norm.lines[1].get_xdata()[0]) == ("x", 3)
     np.testing.assert_array_equal(fluctuation.lines[0].get_xdata(), [2, 3])
     np.testing.assert_array_equal(fluctuation.lines[0].get_ydata(), [2, 4])
     np.testing.assert_array_equal(mean_ap.lines[1].get_ydata(), [0.25])
-    assert [line.get_label() for line in panels[0].lines] == ["a", "b"]
+    np.testing.assert_array_equal(throughput.lines[1].get_ydata(), [7])
+    names = panels[0].get_legend_handles_labels()[1]
+    assert names == ["a (diverged at step 4)", "b"]
 
 
 def test_entry_point_says_what_is_wrong(tmp_path, capsys):

@@ -1,0 +1,60 @@
+"""The paper's BatchNorm table: SSD300 with truncated VGG-16, VOC 07+12 → VOC07 test.
+
+--config=configs/bn_ablation.py:ROW; ROW says where BatchNorm is and the learning rate.
+"""
+
+from typing import NamedTuple
+
+import ml_collections
+
+from configs import common
+
+FILE = "configs/bn_ablation.py"
+IMAGENET_RUN = "runs/vgg16_imagenet"  # where tools/import_torch has put torchvision's weights
+
+
+class Row(NamedTuple):
+    """BatchNorm in the backbone (with the extra layers) and in the head; rate; published mAP."""
+
+    norm: str
+    head_norm: str
+    learning_rate: float
+    mean_average_precision: float
+
+
+ROWS = {
+    "none": Row("none", "none", 0.001, 67.6),
+    "head_0.001": Row("none", "batch", 0.001, 71.0),
+    "head_0.01": Row("none", "batch", 0.01, 75.6),
+    "backbone_0.001": Row("batch", "none", 0.001, 72.8),
+    "backbone_0.01": Row("batch", "none", 0.01, 77.8),
+    "backbone_0.05": Row("batch", "none", 0.05, 78.0),
+    "both_0.001": Row("batch", "batch", 0.001, 71.8),
+    "both_0.01": Row("batch", "batch", 0.01, 77.3),
+    "both_0.05": Row("batch", "batch", 0.05, 78.7),
+    "pretrained": Row("none", "none", 0.001, 77.2),
+}
+PUBLISHED = {name: row.mean_average_precision for name, row in ROWS.items()}
+
+
+def get_config(row: str = "") -> ml_collections.ConfigDict:
+    """SSD300: six maps of 38, 19, 10, 5, 3, 1 and 8,732 anchors; batch and length as voc300.
+
+    The pretrained row begins from torchvision's ImageNet weights, whose input is normalised to
+    their mean and deviation.
+    """
+    common.check_row(row, ROWS, FILE)
+    fields = ROWS[row]
+    config = common.get_config()
+    config.name = f"bn_ablation_{row}"
+    config.model.backbone = "vgg16"
+    config.model.extra_strides = (2, 2, 1, 1)
+    config.model.norm = fields.norm
+    config.model.head_norm = fields.head_norm
+    config.anchors.update(common.anchor_fields("voc300"))
+    config.optimizer.learning_rate = fields.learning_rate
+    if row == "pretrained":
+        config.init_from = IMAGENET_RUN
+        config.normalize.mean = (123.675, 116.28, 103.53)
+        config.normalize.std = (58.395, 57.12, 57.375)
+    return config

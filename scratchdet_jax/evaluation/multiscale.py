@@ -1,0 +1,241 @@
+"""Multi-scale testing ("300+"): detections of several input sizes and flips, merged.
+
+As is usual for SSD and RefineDet: the one network, fully convolutional, runs on each size with the
+anchors of that size, each scale makes its own detections, large inputs may keep the small objects
+only and small inputs the large ones, and what remains is merged class by class.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from scratchdet_jax.anchors import AnchorSpecification, make_anchors
+from scratchdet_jax.data.resample import resize
+from scratchdet_jax.detector import Detector, detect, normalize
+from scratchdet_jax.errors import UserError
+from scratchdet_jax.models import feature_sizes
+from scratchdet_jax.nms import Detections
+
+MERGE_METHODS = ("nms", "vote")
+_ENTRY = re.compile(r"(?P<size>[1-9]\d*)(?P<flip>f?)(:(?P<keep>small|large))?")
+_FAR = 1024  # pixels: a multiple of every network stride
+
+
+class Scale(NamedTuple):
+    """One pass of the network.
+
+    Attributes:
+      size: side of the square input, in pixels.
+      flip: whether the input is mirrored left–right (and the boxes back).
+      keep: "small" or "large" objects only, or "" for all.
+    """
+
+    size: int
+    flip: bool = False
+    keep: str = ""
+
+
+def parse_scales(entries: Sequence[int | str]) -> tuple[Scale, ...]:
+    """The scales that ``config.eval.multiscale`` names.
+
+    An entry is SIZE, then f for a flip, then :small or :large, such as 300, "300f" or "512f:small".
+    One text may hold several joined by +, which needs no quotes on a command line.
+
+    Raises:
+      UserError: an entry is none, or one comes twice.
+    """
+    scales = []
+    for entry in entries:
+        for text in str(entry).split("+"):
+            match = _ENTRY.fullmatch(text.strip())
+            if not match:
+                raise UserError(
+                    f"config.eval.multiscale has the entry {text!r}: write a size in pixels, then "
+                    "f to flip, then :small or :large, such as 300, 300f or 512f:small, joined by +"
+                )
+            scale = Scale(int(match["size"]), bool(match["flip"]), match["keep"] or "")
+            if scale in scales:
+                raise UserError(f"config.eval.multiscale has the entry {text!r} twice: remove one")
+            scales.append(scale)
+    return tuple(scales)
+
+
+def anchors_at(config: ml_collections.ConfigDict, detector: Detector, size: int) -> np.ndarray:
+    """The detector's anchors for an input of ``size`` pixels, float32 [A, 4].
+
+    Anchor sizes are percentages, so they follow the input. Of the steps, one that is its map's
+    stride in the network stays; another (SSD's 100 and 300) keeps the share of the image that its
+    cells span.
+
+    Raises:
+      UserError: the network or the anchors have no cell left at this size.
+    """
+    trained = config.image_size
+    if size == trained:
+        return detector.anchors
+    try:
+        maps = feature_sizes(detector.model, size)
+        here = feature_sizes(detector.model, trained)
+        far = feature_sizes(detector.model, trained + _FAR)
+        strides = [_FAR / (b[0] - a[0]) for a, b in zip(here, far, strict=True)]
+        steps = tuple(
+            step if step == stride else step * here[i][0] / maps[i][0] * size / trained
+            for i, (step, stride) in enumerate(zip(config.anchors.steps, strides, strict=False))
+        )
+        fields = config.anchors.to_dict() | {"steps": steps}
+        return make_anchors(AnchorSpecification(image_size=size, **fields), maps)
+    except UserError as error:
+        raise UserError(f"config.eval.multiscale: size {size} cannot be used: {error}") from None
+
+
+def make_scale_step(
+    config: ml_collections.ConfigDict, detector: Detector, scale: Scale
+) -> Callable[[Any, dict[str, jax.Array]], Detections]:
+    """A function ``(variables, batch) → Detections`` [B, K] of one scale, boxes of the true image.
+
+    The batch holds ``image`` uint8 [B, H, W, 3] and ``size`` int32 [B, 2].
+    """
+    detector = detector._replace(anchors=anchors_at(config, detector, scale.size))
+
+    def step(variables: Any, batch: dict[str, jax.Array]) -> Detections:
+        images = jax.vmap(lambda image, size: resize(image, size, scale.size))(
+            batch["image"], batch["size"]
+        )
+        images = normalize(images, config.normalize)
+        if not scale.flip:
+            return detect(detector, config, variables, images)
+        return mirror(detect(detector, config, variables, images[:, :, ::-1]))
+
+    return step
+
+
+def mirror(found: Detections) -> Detections:
+    """Detections with their boxes mirrored left–right; empty slots stay 0."""
+    ymin, xmin, ymax, xmax = jnp.moveaxis(found.boxes, -1, 0)
+    boxes = jnp.stack([ymin, 1 - xmax, ymax, 1 - xmin], axis=-1)
+    return found._replace(boxes=jnp.where(found.labels[..., None] > 0, boxes, 0))
+
+
+def merge_scales(
+    found: Sequence[Detections],
+    scales: Sequence[Scale],
+    original_sizes: np.ndarray,
+    settings: ml_collections.ConfigDict,
+) -> Detections:
+    """Merges the detections of all scales of a batch, on the host.
+
+    Args:
+      found: of each scale, NumPy arrays [B, K, …].
+      scales: the scales, in the same order.
+      original_sizes: [B, 2] height and width in pixels, in which objects are small or large.
+      settings: ``config.eval``.
+
+    Returns:
+      NumPy arrays [B, max_detections, …].
+    """
+    merged = []
+    for row, pixels in enumerate(original_sizes):
+        boxes = np.concatenate([one.boxes[row] for one in found])
+        scores = np.concatenate([one.scores[row] for one in found])
+        labels = np.concatenate([
+            np.where(kept_by_size(one.boxes[row], pixels, scale, settings), one.labels[row], 0)
+            for one, scale in zip(found, scales, strict=True)
+        ])  # fmt: skip
+        origin = np.repeat(np.arange(len(found)), [len(one.labels[row]) for one in found])
+        merged.append(
+            merge_image(
+                Detections(boxes, scores, labels),
+                origin,
+                iou_threshold=settings.nms_iou,
+                vote=settings.multiscale_merge == "vote",
+                max_detections=settings.max_detections,
+            )
+        )
+    return Detections(*(np.stack(values) for values in zip(*merged, strict=True)))
+
+
+def kept_by_size(
+    boxes: np.ndarray, pixels: np.ndarray, scale: Scale, settings: ml_collections.ConfigDict
+) -> np.ndarray:
+    """Which boxes [K, 4] a scale keeps, bool [K].
+
+    ":small" keeps a box whose shorter side is below ``multiscale_small`` pixels of the original
+    image, ":large" one whose longer side is above ``multiscale_large``.
+    """
+    sides = (boxes[:, 2:] - boxes[:, :2]) * pixels
+    if scale.keep == "small":
+        return sides.min(axis=1) < settings.multiscale_small
+    if scale.keep == "large":
+        return sides.max(axis=1) > settings.multiscale_large
+    return np.ones(len(boxes), bool)
+
+
+def merge_image(
+    found: Detections,
+    origin: np.ndarray,
+    *,
+    iou_threshold: float,
+    vote: bool,
+    max_detections: int,
+) -> Detections:
+    """Merges the detections of one image by greedy NMS or box voting per class; NumPy.
+
+    Best first, a detection absorbs the later ones of its class that overlap it by more than the
+    threshold. Detections of one scale have passed NMS among themselves, so only those of different
+    scales meet: a single scale comes out exactly as it went in. Box voting (Gidaris and Komodakis
+    2015) then moves the box to the mean of its own and the absorbed ones, weighted by score; the
+    score stays. Equal scores keep the order of the input.
+
+    Args:
+      found: [N], in any order; label 0 is an empty slot.
+      origin: int [N], the scale that each came from.
+      iou_threshold: for absorbing.
+      vote: box voting instead of plain NMS.
+      max_detections: K.
+
+    Returns:
+      K slots, best first, empty ones last.
+    """
+    used = np.flatnonzero(found.labels > 0)
+    used = used[np.argsort(-found.scores[used], kind="stable")]
+    boxes, scores, labels = (np.asarray(values)[used] for values in found)
+    origin, result, kept = origin[used], boxes.copy(), np.zeros(len(used), bool)
+    for label in np.unique(labels):
+        index = np.flatnonzero(labels == label)
+        meets = _overlaps(boxes[index]) > iou_threshold
+        meets &= origin[index][:, None] != origin[index]
+        free = np.ones(len(index), bool)
+        for i, position in enumerate(index):
+            if not free[i]:
+                continue
+            free[i], kept[position] = False, True
+            members = np.flatnonzero(meets[i] & free)
+            free[members] = False
+            if vote and members.size:
+                group = index[np.append(i, members)]
+                result[position] = np.average(
+                    boxes[group].astype(np.float64), axis=0, weights=scores[group]
+                )
+    best = np.flatnonzero(kept)[:max_detections]
+    spare = max_detections - len(best)
+    return Detections(
+        np.pad(result[best], ((0, spare), (0, 0))),
+        np.pad(scores[best], (0, spare)),
+        np.pad(labels[best], (0, spare)),
+    )
+
+
+def _overlaps(boxes: np.ndarray) -> np.ndarray:
+    """Intersection over union of every pair of boxes [N, 4], float64 [N, N]; 0 for empty boxes."""
+    boxes = boxes.astype(np.float64)
+    low = np.maximum(boxes[:, None, :2], boxes[:, :2])
+    high = np.minimum(boxes[:, None, 2:], boxes[:, 2:])
+    intersection = np.maximum(high - low, 0).prod(axis=-1)
+    area = np.maximum(boxes[:, 2:] - boxes[:, :2], 0).prod(axis=-1)
+    union = area[:, None] + area - intersection
+    return np.divide(intersection, union, out=np.zeros_like(union), where=union > 0)

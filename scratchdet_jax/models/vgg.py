@@ -1,0 +1,102 @@
+"""Truncated VGG-16 with SSD's extra layers (Simonyan & Zisserman 2015; Liu et al. 2016)."""
+
+import flax.linen as nn
+import jax
+
+from scratchdet_jax.models.layers import L2Norm, Layers, max_pool_2x2, max_pool_3x3
+
+BLOCKS = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))  # convolutions, channels
+FC_CHANNELS = 1024
+FC6_DILATION = 6
+STAGE_SOURCES = 2  # conv4_3 and fc7
+
+
+class ExtraLayers(nn.Module):
+    """SSD's pair of extra layers, each with norm and ReLU: a 1×1 convolution, then a spatial one.
+
+    The second is 3×3, padded by 1 where its stride is 2 and not at all where it is 1; for the last
+    map of SSD512 it is 4×4, padded by 1.
+    """
+
+    squeeze: int
+    channels: int
+    stride: int
+    layers: Layers
+    kernel: int = 3
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """Maps x [B, H, W, C] to `channels` at ⌈H/2⌉ (stride 2), H − 2, or H − 1 (4×4)."""
+        x = self.layers.convolve(x, self.squeeze, 1, name="conv1")
+        x = nn.relu(self.layers.normalize(x, train, name="norm1"))
+        padding = 1 if self.stride == 2 or self.kernel == 4 else 0
+        x = self.layers.convolve(
+            x, self.channels, self.kernel, stride=self.stride, padding=padding, name="conv2"
+        )
+        return nn.relu(self.layers.normalize(x, train, name="norm2"))
+
+
+class VGG16(nn.Module):
+    """Truncated VGG-16 with extra layers; gives the source maps of the head.
+
+    conv1_1 … conv5_3 with 2×2 pooling between the blocks, rounded up as in Caffe; 3×3 pooling of
+    stride 1 after the last; fc6 as a 3×3 convolution of dilation 6 and fc7 as 1×1. The sources are
+    conv4_3 (after ReLU; with `L2Norm` if the network has no norms), fc7 and each extra pair.
+
+    At 300×300 and extra strides (2, 2, 1, 1), SSD's: maps of 38, 19, 10, 5, 3, 1.
+
+    Attributes:
+        block_channels: of the five blocks.
+        fc_channels: of fc6 and fc7.
+        extra_channels: c; the first pair has (2c, 4c) channels, the others (c, 2c): SSD's c is 128.
+        extra_strides: one extra pair each.
+        last_convolutions: whether a pair with a 4×4 kernel gives one more map, as in SSD512.
+        layers: builds convolutions and norms.
+    """
+
+    block_channels: tuple[int, ...]
+    fc_channels: int
+    extra_channels: int
+    extra_strides: tuple[int, ...]
+    last_convolutions: bool
+    layers: Layers
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool) -> tuple[jax.Array, ...]:
+        """Maps images [B, H, W, 3] to source maps [B, h, w, c] in the compute type, finest first.
+
+        Parameters: conv1_1, conv1_1_norm …, conv4_3_l2, fc6, fc7 …, extra1/conv1, norm1 …
+        """
+        x, sources = images.astype(self.layers.dtype), []
+        for i, ((count, _), channels) in enumerate(
+            zip(BLOCKS, self.block_channels, strict=True), 1
+        ):
+            for j in range(1, count + 1):
+                x = self._convolve(x, channels, 3, train, f"conv{i}_{j}")
+            if i == 4:
+                sources.append(self._first_source(x))
+            x = max_pool_2x2(x, ceil=True) if i < len(BLOCKS) else max_pool_3x3(x, stride=1)
+        x = self._convolve(x, self.fc_channels, 3, train, "fc6", dilation=FC6_DILATION)
+        x = self._convolve(x, self.fc_channels, 1, train, "fc7")
+        sources.append(x)
+
+        c = self.extra_channels
+        for i, stride in enumerate(self.extra_strides, 1):
+            squeeze, channels = (2 * c, 4 * c) if i == 1 else (c, 2 * c)
+            x = ExtraLayers(squeeze, channels, stride, self.layers, name=f"extra{i}")(x, train)
+            sources.append(x)
+        if self.last_convolutions:
+            name = f"extra{len(self.extra_strides) + 1}"
+            sources.append(ExtraLayers(c, 2 * c, 1, self.layers, kernel=4, name=name)(x, train))
+        return tuple(sources)
+
+    def _convolve(
+        self, x: jax.Array, features: int, kernel: int, train: bool, name: str, dilation: int = 1
+    ) -> jax.Array:
+        x = self.layers.convolve(x, features, kernel, dilation=dilation, name=name)
+        return nn.relu(self.layers.normalize(x, train, name=f"{name}_norm"))
+
+    def _first_source(self, x: jax.Array) -> jax.Array:
+        if self.layers.norm != "none":
+            return x
+        return L2Norm(self.layers.dtype, name="conv4_3_l2")(x)

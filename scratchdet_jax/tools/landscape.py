@@ -1,0 +1,228 @@
+"""How smooth the loss is along its gradient, from the checkpoints of runs.
+
+python -m scratchdet_jax.tools.landscape RUN [RUN …] --checkpoint=latest --output=landscape.json
+
+The measurement behind the claim that BatchNorm smooths the loss surface (Santurkar et al. 2018,
+"How Does Batch Normalization Help Optimization?", section 3.1): from the parameters x of the
+checkpoint, steps of several sizes η along the gradient g of the batch that the run would see next,
+and at x − ηg the loss, the change of the gradient, and the effective β-smoothness
+‖g(x − ηg) − g(x)‖ / ‖ηg‖. Compare runs at the same step sizes.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from scratchdet_jax import cli
+from scratchdet_jax.data.loading import train_batches
+from scratchdet_jax.data.sources import open_split
+from scratchdet_jax.errors import UserError
+from scratchdet_jax.evaluation.run import Run, load_detector, open_run
+from scratchdet_jax.training.step import example_keys, prepare_inputs, training_sums
+
+STEP_SIZES = (0.0005, 0.002, 0.01, 0.05, 0.2)
+
+
+class Walk(NamedTuple):
+    """What a walk along the gradient met; arrays have one value a step size [n].
+
+    Attributes:
+      loss: at the start.
+      gradient_norm: ‖g‖₂ at the start.
+      losses: at x − ηg.
+      gradient_changes: ‖g(x − ηg) − g(x)‖₂ (Santurkar et al.'s gradient predictiveness).
+      smoothness: that over ‖ηg‖₂; the largest of them is the effective β-smoothness.
+    """
+
+    loss: float
+    gradient_norm: float
+    losses: np.ndarray
+    gradient_changes: np.ndarray
+    smoothness: np.ndarray
+
+
+def make_walk(
+    loss_and_gradient: Callable[[Any, Any], tuple[jax.Array, Any]],
+) -> Callable[[Any, Any, Sequence[float]], Walk]:
+    """A function (params, inputs, step_sizes) → Walk.
+
+    ``loss_and_gradient`` takes (params, inputs), and is compiled once for all walks. A loss that
+    overflows on the way is reported as it is (inf or NaN).
+    """
+
+    @jax.jit
+    def at(params: Any, inputs: Any, gradient: Any, size: jax.Array) -> tuple[jax.Array, Any, Any]:
+        moved = jax.tree.map(lambda x, g: x - size * g, params, gradient)
+        loss, new = loss_and_gradient(moved, inputs)
+        return loss, new, optax.tree.norm(jax.tree.map(jnp.subtract, new, gradient))
+
+    def walk(params: Any, inputs: Any, step_sizes: Sequence[float]) -> Walk:
+        nowhere = jax.tree.map(jnp.zeros_like, params)
+        loss, gradient, norm = at(params, inputs, nowhere, jnp.float32(0))
+        sizes = np.asarray(step_sizes, np.float64)
+        met = [at(params, inputs, gradient, jnp.float32(size)) for size in sizes]
+        losses = np.array([float(loss) for loss, _, _ in met])
+        changes = np.array([float(change) for _, _, change in met])
+        with np.errstate(divide="ignore", invalid="ignore"):
+            smoothness = changes / (sizes * float(norm))
+        return Walk(float(loss), float(norm), losses, changes, smoothness)
+
+    return walk
+
+
+def measure_run(
+    run: Run, step_sizes: Sequence[float], batches: int, data_dir: str | None = None
+) -> list[Walk]:
+    """Walks from a checkpoint, one for each of the next ``batches`` batches of its training.
+
+    A batch is what BatchNorm sees at once on one device: batch_size / accumulate_steps images,
+    augmented as the run would augment them; the loss is that of training, in training mode.
+    """
+    config = run.recipe.config.copy_and_resolve_references()
+    if data_dir:
+        config.data.dir = data_dir
+    source = open_split(config.data, "train")
+    if source.class_names != run.recipe.class_names:
+        raise UserError(
+            f"{run.workdir} was trained on the classes {', '.join(run.recipe.class_names)}, but "
+            f"{source.spec} has {', '.join(source.class_names)}"
+        )
+    detector, variables = load_detector(run, config)
+    parts = config.accumulate_steps
+    count = config.batch_size // parts
+
+    @jax.jit
+    def prepare(batch: Any, step: jax.Array) -> Any:
+        keys = example_keys(config.seed, step, jnp.arange(count))
+        return prepare_inputs(config, detector, batch, keys)
+
+    @jax.value_and_grad
+    def loss_and_gradient(params: Any, inputs: tuple[jax.Array, Any]) -> jax.Array:
+        images, targets = inputs
+        sums, _ = training_sums(config, detector, params, variables["batch_stats"], images, targets)
+        return (sums.classification + sums.localization) / jnp.maximum(sums.positives, 1.0)
+
+    walk = make_walk(loss_and_gradient)
+
+    def walks() -> Iterator[Walk]:
+        loader = train_batches(
+            source, batch_size=count, canvas=config.data.canvas, max_boxes=config.data.max_boxes,
+            seed=config.seed, start_step=run.step * parts, threads=config.data.threads,
+        )  # fmt: skip
+        try:
+            for i in range(batches):
+                group = [next(loader) for _ in range(parts)]  # an update's parts; the first counts
+                yield walk(variables["params"], prepare(group[0], run.step + i), step_sizes)
+        finally:
+            loader.close()
+
+    return list(walks())
+
+
+def summarize(run: Run, walks: Sequence[Walk], step_sizes: Sequence[float]) -> dict[str, Any]:
+    """Means over the batches, as numbers that JSON can hold (null where not finite)."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        changes = np.array([walk.losses - walk.loss for walk in walks])
+        relative = np.array([walk.gradient_changes / walk.gradient_norm for walk in walks])
+        along = np.array([[walk.loss, *walk.losses] for walk in walks])
+        ranges = along.max(1) - along.min(1)
+    smoothness = np.array([walk.smoothness for walk in walks])
+    return {
+        "run": str(run.workdir),
+        "step": run.step,
+        "batches": len(walks),
+        "loss": _number(np.mean([walk.loss for walk in walks])),
+        "gradient_norm": _number(np.mean([walk.gradient_norm for walk in walks])),
+        "loss_range": _number(np.mean(ranges)),
+        "beta_smoothness": _number(np.mean(smoothness.max(1))),
+        "steps": [
+            {
+                "step_size": size,
+                "loss_change": _number(changes[:, i].mean()),
+                "relative_gradient_change": _number(relative[:, i].mean()),
+                "gradient_change": _number(np.mean([w.gradient_changes[i] for w in walks])),
+                "smoothness": _number(smoothness[:, i].mean()),
+            }
+            for i, size in enumerate(step_sizes)
+        ],
+    }
+
+
+def _number(value: np.floating) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def text(summary: dict[str, Any]) -> str:
+    """A summary as a table."""
+
+    def show(value: float | None) -> str:
+        return "not finite" if value is None else f"{value:.4g}"
+
+    lines = [
+        f"{summary['run']} at step {summary['step']}, mean of {summary['batches']} batches: loss "
+        f"{show(summary['loss'])}, gradient norm {show(summary['gradient_norm'])}; along the "
+        f"gradient a loss range of {show(summary['loss_range'])}, effective β-smoothness "
+        f"{show(summary['beta_smoothness'])}",
+        f"{'step size':>12}{'loss change':>14}{'‖g′ − g‖':>14}{'‖g′ − g‖/‖g‖':>16}{'β':>14}",
+    ]
+    fields = ("loss_change", "gradient_change", "relative_gradient_change", "smoothness")
+    for step in summary["steps"]:
+        cells = [show(step[field]) for field in fields]
+        lines.append(
+            f"{step['step_size']:>12g}{cells[0]:>14}{cells[1]:>14}{cells[2]:>16}{cells[3]:>14}"
+        )
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the tool; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m scratchdet_jax.tools.landscape",
+        description="Measures loss and gradient along the gradient, from checkpoints.",
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="work folder of a run")
+    parser.add_argument("--checkpoint", default="latest", help="best, latest or a step")
+    parser.add_argument(
+        "--step_sizes", type=float, nargs="+", default=STEP_SIZES, help=f"default: {STEP_SIZES}"
+    )
+    parser.add_argument("--batches", type=int, default=4, help="to average over (default 4)")
+    parser.add_argument("--data_dir", help="where the data lie, if elsewhere than in training")
+    parser.add_argument("--output", help="also write the figures to this JSON file")
+    options = parser.parse_args(arguments)
+    cli.quiet_libraries()
+    try:
+        if min(options.step_sizes) <= 0 or options.batches < 1:
+            raise UserError("--step_sizes and --batches must be above 0")
+        summaries = []
+        for workdir in options.runs:
+            run = open_run(Path(workdir), options.checkpoint)
+            walks = measure_run(run, options.step_sizes, options.batches, options.data_dir)
+            summaries.append(summarize(run, walks, options.step_sizes))
+            print(text(summaries[-1]), flush=True)
+        if options.output:
+            _write(Path(options.output), summaries)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _write(path: Path, summaries: Sequence[dict[str, Any]]) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(summaries, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--output {path} cannot be written ({error.strerror})") from error
+    print(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

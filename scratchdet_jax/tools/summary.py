@@ -1,0 +1,218 @@
+"""What a recipe's network is made of: python -m scratchdet_jax.tools.summary --config=FILE.
+
+Layers, shapes, parameters and GFLOP, source maps and anchors. Nothing is computed, so any network
+is described at once; any field can be overridden, such as --config.model.depth=101.
+"""
+
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+from absl import flags
+from flax import linen as nn
+
+from scratchdet_jax import cli
+from scratchdet_jax.anchors import anchors_per_cell
+from scratchdet_jax.detector import Detector, build_detector
+from scratchdet_jax.errors import UserError
+from scratchdet_jax.models import backbone_name, feature_sizes
+from scratchdet_jax.training.step import PARTS, part_of
+
+flags.DEFINE_integer("classes", 20, "Classes of the data, without the background.")
+
+
+class Layer(NamedTuple):
+    """A block of the network, or a single layer outside of blocks.
+
+    Attributes:
+        name: its place in the parameter tree, such as "stage1/block2" or "conv4_3".
+        kernels: its convolutions in order, such as "3×3/2" (stride) or "3×3 d6" (dilation).
+        shapes: height, width and channels [h, w, c] of what its convolutions give; one for each
+            of the last ones that nothing follows, as class and box predictors.
+        parameters: of its convolutions and norms.
+        flop: of its convolutions for one image, forward; multiply and add counted apart.
+    """
+
+    name: str
+    kernels: tuple[str, ...]
+    shapes: tuple[tuple[int, int, int], ...]
+    parameters: int
+    flop: int
+
+    @property
+    def part(self) -> str:
+        """Backbone, extras or head."""
+        return part_of(self.name.partition("/")[0])
+
+
+class SourceMap(NamedTuple):
+    """A map the head looks at."""
+
+    height: int
+    width: int
+    anchors_per_cell: int
+
+    @property
+    def anchors(self) -> int:
+        """Anchors on the whole map."""
+        return self.height * self.width * self.anchors_per_cell
+
+
+class Summary(NamedTuple):
+    """A network in figures."""
+
+    title: str
+    layers: tuple[Layer, ...]
+    maps: tuple[SourceMap, ...]
+
+    def part(self, name: str) -> tuple[int, int]:
+        """Parameters and FLOP of a part."""
+        layers = [layer for layer in self.layers if layer.part == name]
+        return sum(x.parameters for x in layers), sum(x.flop for x in layers)
+
+
+class _Convolution(NamedTuple):
+    kernel: str
+    shape: tuple[int, int, int]
+    flop: int
+
+
+def summarize(config: ml_collections.ConfigDict, classes: int) -> Summary:
+    """Describes the network of a run's config for so many classes."""
+    names = tuple(f"class {i}" for i in range(1, classes + 1))
+    detector = build_detector(config, names)
+    sizes = feature_sizes(detector.model, config.image_size)
+    cells = anchors_per_cell(config.anchors.aspect_ratios)
+    maps = tuple(SourceMap(*size, a) for size, a in zip(sizes, cells, strict=True))
+    title = (
+        f"{config.name}: {backbone_name(config.model)} at {config.image_size} px, "
+        f"BatchNorm: {_norms(config.model)}, {classes} classes"
+    )
+    return Summary(title, _layers(detector, config.image_size), maps)
+
+
+def _norms(config: Any) -> str:
+    places = {"backbone and extras": config.norm, "head": config.head_norm}
+    return " and ".join(name for name, norm in places.items() if norm == "batch") or "none"
+
+
+def _layers(detector: Detector, image_size: int) -> tuple[Layer, ...]:
+    """The layers in the order in which they run, from a forward pass of shapes alone."""
+    found: dict[str, list[_Convolution]] = {}
+
+    def record(
+        call: Any, arguments: Any, options: Any, context: nn.module.InterceptorContext
+    ) -> Any:
+        outputs = call(*arguments, **options)
+        if isinstance(context.module, nn.Conv) and context.method_name == "__call__":
+            found.setdefault(_layer_of(context.module.scope.path), []).append(
+                _convolution(context.module, arguments[0], outputs)
+            )
+        return outputs
+
+    images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
+    with nn.intercept_methods(record):
+        variables = jax.eval_shape(
+            lambda x: detector.model.init({"params": jax.random.key(0)}, x, train=False), images
+        )
+    parameters: dict[str, int] = {}
+    for path, leaf in jax.tree.leaves_with_path(variables["params"]):
+        name = _layer_of([entry.key for entry in path[:-1]])
+        parameters[name] = parameters.get(name, 0) + leaf.size
+    names = [*found, *(name for name in parameters if name not in found)]
+    return tuple(_layer(name, found.get(name, []), parameters[name]) for name in names)
+
+
+def _layer_of(path: Sequence[str]) -> str:
+    """The layer that the module at ``path`` belongs to: its block, or itself with its norm."""
+    if len(path) > 1:
+        return "/".join(path[:-1])
+    return path[0].removesuffix("_norm").removesuffix("_l2")
+
+
+def _layer(name: str, convolutions: list[_Convolution], parameters: int) -> Layer:
+    return Layer(
+        name,
+        tuple(c.kernel for c in convolutions),
+        tuple(dict.fromkeys(c.shape for c in convolutions))
+        if part_of(name.partition("/")[0]) == "head"
+        else tuple(c.shape for c in convolutions[-1:]),
+        parameters,
+        sum(c.flop for c in convolutions),
+    )
+
+
+def _convolution(module: nn.Conv, inputs: jax.Array, outputs: jax.Array) -> _Convolution:
+    height, width = module.kernel_size
+    kernel = f"{height}×{width}"
+    stride, dilation = (max(_both(x)) for x in (module.strides, module.kernel_dilation))
+    kernel += f"/{stride}" * (stride > 1) + f" d{dilation}" * (dilation > 1)
+    shape = tuple(outputs.shape[1:])
+    flop = 2 * height * width * inputs.shape[-1] * shape[0] * shape[1] * shape[2]
+    return _Convolution(kernel, shape, flop)
+
+
+def _both(value: int | Sequence[int] | None) -> Sequence[int]:
+    return (value or 1,) * 2 if value is None or isinstance(value, int) else value
+
+
+def to_text(summary: Summary) -> str:
+    """The summary as aligned tables."""
+    layers = [
+        (
+            layer.name,
+            " ".join(layer.kernels) or "norm",
+            " + ".join("×".join(map(str, shape)) for shape in layer.shapes) or "–",
+            f"{layer.parameters:,}",
+            f"{layer.flop / 1e9:.3f}",
+        )
+        for layer in summary.layers
+    ]
+    parts = [(name, *summary.part(name)) for name in PARTS]
+    parts.append(("total", sum(p for _, p, _ in parts), sum(f for _, _, f in parts)))
+    part_rows = [(name, f"{count:,}", f"{flop / 1e9:.2f}") for name, count, flop in parts]
+    maps = [
+        (str(i), f"{m.height}×{m.width}", str(m.anchors_per_cell), f"{m.anchors:,}")
+        for i, m in enumerate(summary.maps, 1)
+    ]
+    anchors = sum(m.anchors for m in summary.maps)
+    return "\n\n".join(
+        (
+            summary.title,
+            _table(("layer", "convolutions", "output h×w×c", "parameters", "GFLOP"), layers, 3),
+            _table(("part", "parameters", "GFLOP"), part_rows, 1),
+            _table(("map", "size", "anchors a cell", "anchors"), maps, 1),
+            f"{anchors:,} anchors. GFLOP: convolutions of one image, forward, multiply and add "
+            "counted apart.",
+        )
+    )
+
+
+def _table(titles: Sequence[str], rows: Iterable[Sequence[str]], text_columns: int) -> str:
+    """Columns padded to their widest cell: the first ones to the left, figures to the right."""
+    rows = [titles, *rows]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(titles))]
+    lines = (
+        "  ".join(
+            cell.ljust(width) if i < text_columns else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Parses the command line and prints."""
+    config = cli.parse_config(argv)
+    classes = flags.FLAGS.classes
+    if classes < 1:
+        raise UserError(f"--classes is {classes}: at least 1 is needed")
+    print(to_text(summarize(config, classes)))
+
+
+if __name__ == "__main__":
+    cli.run(main, sys.argv)

@@ -1,0 +1,92 @@
+"""The summary's figures against hand computation and the network's own parameters."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from configs import bn_ablation, common, first_layers
+from scratchdet_jax.detector import build_detector
+from scratchdet_jax.tools import summary
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def layer(found, name):
+    return next(x for x in found.layers if x.name == name)
+
+
+def test_layers_of_the_default_network():
+    found = summary.summarize(common.get_config(), 20)
+    root = layer(found, "root")
+    assert root.kernels == ("3×3",) * 3
+    assert root.shapes == ((300, 300, 64),)
+    assert root.parameters == 9 * 3 * 64 + 2 * 9 * 64 * 64 + 6 * 64
+    assert root.flop == 2 * 9 * (3 * 64 + 2 * 64 * 64) * 300 * 300
+    block = layer(found, "stage2/block1")
+    assert sorted(block.kernels) == ["1×1/2", "3×3", "3×3/2"]
+    assert block.shapes == ((75, 75, 128),)
+    level = layer(found, "head/level2")
+    assert level.shapes == ((19, 19, 6 * 21), (19, 19, 6 * 4))
+    assert [(m.height, m.anchors) for m in found.maps] == [
+        (38, 5776), (19, 2166), (10, 600), (5, 150), (3, 36), (2, 16),
+    ]  # fmt: skip
+
+
+def test_the_authors_trunk():
+    # REFERENCE §2: 23.07 M parameters and 65.4 GFLOP in the trunk, strides of the mmdet release.
+    config = common.get_config()
+    config.model.extra_strides = (2, 2, 2, 1)
+    found = summary.summarize(config, 20)
+    (parameters, flop), (more, and_more) = found.part("backbone"), found.part("extras")
+    assert parameters + more == 23_074_112
+    assert round((flop + and_more) / 1e9, 1) == 65.4
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        bn_ablation.get_config("none"),
+        bn_ablation.get_config("both_0.05"),
+        first_layers.get_config("conv7_stride2"),
+    ],
+    ids=lambda c: c.name,
+)
+def test_every_parameter_is_counted_once(config):
+    model = build_detector(config, ("a", "b")).model
+    images = jax.ShapeDtypeStruct((1, 300, 300, 3), jnp.float32)
+    variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
+    total = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+    found = summary.summarize(config, 2)
+    assert sum(found.part(name)[0] for name in summary.PARTS) == total
+    assert sum(x.parameters for x in found.layers) == total
+
+
+def test_vgg_layers():
+    found = summary.summarize(bn_ablation.get_config("none"), 20)
+    fc6 = layer(found, "fc6")
+    assert fc6.kernels == ("3×3 d6",)
+    assert fc6.flop == 2 * 9 * 512 * 1024 * 19 * 19
+    assert layer(found, "conv4_3").parameters == 9 * 512 * 512 + 512 + 512  # with its L2-Norm
+    assert layer(found, "extra3").shapes == ((3, 3, 256),)
+
+
+def run(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "scratchdet_jax.tools.summary", *arguments],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+def test_command_line():
+    done = run("--config=configs/bn_ablation.py:none", "--config.model.width=0.5", "--classes=3")
+    assert done.returncode == 0, done.stderr
+    assert "VGG-16 x 0.5 at 300 px, BatchNorm: none, 3 classes" in done.stdout
+    assert "8,732 anchors" in done.stdout
+    for wrong in (("--classes=0",), ("--config.model.stem_stride=2",)):
+        done = run("--config=configs/voc300.py", *wrong)
+        assert done.returncode == 1
+        assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
