@@ -14,8 +14,9 @@ from pycocotools.cocoeval import COCOeval
 
 from scratchdet_jax.data import coco_classes
 from scratchdet_jax.data.builders.coco_folder import CocoSplit, prepare_coco_folder
+from scratchdet_jax.detector import Detector
 from scratchdet_jax.errors import UserError
-from scratchdet_jax.evaluation import coco, evaluator, run
+from scratchdet_jax.evaluation import coco, multiscale, run
 from scratchdet_jax.evaluation.images import ImageDetections, ImageGroundTruth
 from scratchdet_jax.nms import Detections
 from tests.data.tfds_sets import make, plain_features
@@ -347,8 +348,8 @@ def test_evaluation_tells_the_boxes_that_a_foreign_set_lost(tmp_path, monkeypatc
     make(tmp_path, "odd", plain_features(box=box, label=label), {"test": rows})
     config = tiny_config(**{"data.dir": str(tmp_path), "data.eval": "handmade/odd:test"})
     trained = run.Run(tmp_path, 7, types.SimpleNamespace(config=config, class_names=NAMES))
-    detector = types.SimpleNamespace(class_names=NAMES)
-    monkeypatch.setattr(evaluator, "detect", candidates)
+    detector = Detector(None, np.zeros((0, 4), np.float32), NAMES)
+    monkeypatch.setattr(multiscale, "detect", candidates)
     monkeypatch.setattr(run, "load_detector", lambda *_: (detector, {}))
     with pytest.warns(UserWarning, match="of its boxes left out"):
         run.evaluate_run(trained, config, tmp_path / "out")
@@ -367,8 +368,8 @@ def test_evaluations_result_file_holds_the_original_ids_and_scores_the_same(tmp_
         "data.max_boxes": 12, "eval.metric": "coco", "eval.batch_size": 8,
     })  # fmt: skip
     names = tuple(sorted(CATEGORIES, key=CATEGORIES.get))
-    detector = types.SimpleNamespace(class_names=names)
-    monkeypatch.setattr(evaluator, "detect", candidates)
+    detector = Detector(None, np.zeros((0, 4), np.float32), names)
+    monkeypatch.setattr(multiscale, "detect", candidates)
     monkeypatch.setattr(run, "load_detector", lambda *_: (detector, {}))
     trained = run.Run(tmp_path, 7, types.SimpleNamespace(config=config, class_names=names))
     results = run.evaluate_run(trained, config, tmp_path / "out").results

@@ -56,7 +56,8 @@ def test_steps_follow_the_network_or_the_size():
     np.testing.assert_allclose(first[:, 1], (np.arange(64) + 0.5) * 8, rtol=1e-4)
     np.testing.assert_allclose(sixth[:2, 1], [128, 384], rtol=1e-4)  # 150 of 300 → 256 of 512
     sides = (anchors[:2, 2:] - anchors[:2, :2]) * 512
-    np.testing.assert_allclose(sides[0], int(512 * 0.09), rtol=1e-4)
+    smallest = config.anchors.min_percent[0]
+    np.testing.assert_allclose(sides[0], int(512 * smallest / 100), rtol=1e-4)
 
 
 def test_a_size_too_small_for_the_anchors_is_named():

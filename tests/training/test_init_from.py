@@ -116,6 +116,7 @@ def test_a_missing_run_and_one_of_which_nothing_fits_are_named(source, tmp_path)
         init_from_run(str(source[0]), config, detector, alien)
 
 
+@pytest.mark.slow  # trains two runs
 def test_a_new_run_starts_from_another_and_a_resumed_one_does_not(
     source, tmp_path, monkeypatch, capsys
 ):
