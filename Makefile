@@ -1,7 +1,7 @@
 # make demo    sets up, trains on the embedded data set, evaluates, draws pictures
 # make test    sets up, runs all tests
 # make thesis  sets up, shows the paper's thesis on small detectors: table and figure in runs/thesis
-#              (under 3 h on 2 cores; QUICK=1: one seed, under 40 min); again to go on where it stopped
+#              (under 3 h on 2 cores; QUICK=1: one seed, under 40 min); again to go on
 # Another interpreter: make PYTHON=python3.12 test
 
 PYTHON ?= python3
@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses=4 --dist=loadfile
 
 DEMO_DIR ?= runs/shapes
-THESIS_DIR ?= runs/thesis$(if $(QUICK),_quick)
+THESIS_DIR ?= runs/thesis
 
 .PHONY: demo thesis test test-slow torch lint setup clean
 .DEFAULT_GOAL := help
