@@ -12,7 +12,7 @@ from scratchdet_jax import anchors
 from scratchdet_jax.errors import UserError
 
 
-def anchor_fields(name: str, **changes: tuple) -> dict[str, tuple]:
+def anchor_fields(name: str, **changes: tuple | bool) -> dict[str, tuple | bool]:
     """The fields of ``config.anchors`` for a published specification (see anchors.py)."""
     fields = anchors.SPECIFICATIONS[name]._replace(**changes)._asdict()
     fields.pop("image_size")
@@ -125,7 +125,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.dtype = "float32"  # of the computation: float32 | bfloat16
 
     config.anchors = ml_collections.ConfigDict()  # one entry a source map, in percent of S:
-    # min_percent, max_percent, aspect_ratios, and steps in pixels (empty: S / map size)
+    # min_percent, max_percent, aspect_ratios, and steps in pixels (empty: S / map size); rounded:
+    # corners in whole pixels, as the authors' mmdetection release has them
     config.anchors.update(anchor_fields("voc300", steps=(8, 16, 32, 64, 100, 150)))
 
     config.loss = ml_collections.ConfigDict()

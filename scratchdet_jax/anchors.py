@@ -22,6 +22,7 @@ class AnchorSpecification(NamedTuple):
       max_percent: the larger square anchor has the geometric mean of the min and max sizes.
       aspect_ratios: width over height beside 1; each ratio r also gives 1/r.
       steps: distance of neighbouring cells in pixels; () means image size over map size.
+      rounded: corners in whole pixels, as the authors' mmdetection release has them.
     """
 
     image_size: int
@@ -29,6 +30,7 @@ class AnchorSpecification(NamedTuple):
     max_percent: tuple[float, ...]
     aspect_ratios: tuple[tuple[float, ...], ...]
     steps: tuple[float, ...] = ()
+    rounded: bool = False
 
 
 _RATIOS_300 = ((2,), (2, 3), (2, 3), (2, 3), (2,), (2,))
@@ -103,6 +105,9 @@ def make_anchors(
         )
         centre = np.stack([centre_y, centre_x], axis=-1)[:, :, None]  # [h, w, 1, 2]
         corners = np.concatenate([centre - sides / 2, centre + sides / 2], axis=-1)
+        if specification.rounded:  # of the first and the last pixel inside, halves to even
+            past_last = np.array([0, 0, 1, 1])
+            corners = np.round(corners - past_last) + past_last
         levels.append(corners.reshape(-1, 4) / size)
     return np.concatenate(levels).astype(np.float32)
 

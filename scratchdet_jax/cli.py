@@ -93,7 +93,7 @@ def flatten(config: ml_collections.ConfigDict, prefix: str = "") -> dict[str, ob
 
 
 def _known_recipes() -> str:
-    files = Path("configs").glob("*.py")
+    files = Path("configs").rglob("*.py")
     return ", ".join(sorted(str(p) for p in files if p.stem not in ("__init__", "common")))
 
 

@@ -49,6 +49,10 @@ def recipes():
         "configs/coco300.py": root34,
         # 4096·4 + 1024·6 + 256·6 + 64·6 + 16·6 + 4·4 + 4
         "configs/coco512.py": ("Root-ResNet-34", (64, 32, 16, 8, 4, 2, 1), 24564),
+        "configs/mmdet_release/ssd300.py": ("Root-ResNet-34", (38, 19, 10, 5, 3, 3), 8764),
+        "configs/mmdet_release/ssd512.py": (
+            "Root-ResNet-34", (64, 32, 16, 8, 4, 2, 1), 24564,
+        ),
     }  # fmt: skip
 
 

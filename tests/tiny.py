@@ -44,7 +44,7 @@ def random_variables(detector, image_size: int, rng: np.random.Generator) -> dic
             return rng.normal(0, spread, leaf.shape).astype(np.float32)
         return rng.uniform(0.5, 1.5, leaf.shape).astype(np.float32)
 
-    return {group: jax.tree.map(draw, shapes[group]) for group in ("params", "batch_stats")}
+    return {g: jax.tree.map(draw, shapes.get(g, {})) for g in ("params", "batch_stats")}
 
 
 def random_batch(config, seed: int, *, parts: int = 1) -> dict[str, np.ndarray]:

@@ -13,6 +13,7 @@ from scratchdet_jax.errors import UserError
 from scratchdet_jax.training.state import TrainState
 
 BEST_METRIC = "mAP"
+IMPORTED = "imported.json"  # in a workdir whose weights tools/import_torch has put there
 
 
 class Recipe(NamedTuple):

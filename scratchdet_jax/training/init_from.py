@@ -1,5 +1,6 @@
 """Begins a new run with the parameters of another, as far as they fit (COCO → VOC)."""
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from flax import traverse_util
 from scratchdet_jax.anchors import anchors_per_cell
 from scratchdet_jax.detector import Detector
 from scratchdet_jax.errors import UserError
+from scratchdet_jax.training.checkpoints import IMPORTED
 
 # VOC's and COCO's words for the same thing; case, spaces, - and _ never matter.
 ALIASES = {
@@ -169,6 +171,7 @@ def init_from_run(text: str, config: Any, detector: Detector, variables: Any) ->
     except UserError as error:
         raise UserError(f"config.init_from {text!r}: {error}") from None
     source, source_variables = load_detector(run, run.recipe.config)
+    source_variables = _without_initial(workdir, source_variables)
     class_map = map_classes(detector.class_names, source.class_names)
     moved = transfer(
         variables,
@@ -186,6 +189,18 @@ def init_from_run(text: str, config: Any, detector: Detector, variables: Any) ->
     print(f"parameters from {workdir} step {run.step}:")
     print(describe(moved, class_map, detector.class_names, source.class_names))
     return moved.variables
+
+
+def _without_initial(workdir: Path, variables: Mapping[str, Any]) -> dict[str, Any]:
+    """The variables of a run less those that an import had no weights for."""
+    record = workdir / IMPORTED
+    if not record.exists():
+        return dict(variables)
+    initial = set(json.loads(record.read_text(encoding="utf-8"))["initial"])
+    flat = traverse_util.flatten_dict(dict(variables))
+    return traverse_util.unflatten_dict(
+        {name: value for name, value in flat.items() if _name(name) not in initial}
+    )
 
 
 def describe(

@@ -15,7 +15,7 @@ from scratchdet_jax.detector import Detector, build_detector
 from scratchdet_jax.errors import UserError, writable_folder
 from scratchdet_jax.evaluation.evaluator import Evaluator, summary_line
 from scratchdet_jax.models.ssd import backbone_name
-from scratchdet_jax.training.checkpoints import Checkpoints, Recipe
+from scratchdet_jax.training.checkpoints import IMPORTED, Checkpoints, Recipe
 from scratchdet_jax.training.init_from import init_from_run
 from scratchdet_jax.training.logging import MetricLogger
 from scratchdet_jax.training.optimizer import make_optimizer, number_of_steps
@@ -46,6 +46,11 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: Path) -> Trai
     """
     # Before anything is built: can this run at all?
     writable_folder(workdir, "--workdir")
+    if (workdir / IMPORTED).exists():
+        raise UserError(
+            f"{workdir} holds imported weights, which a run begins from, not goes on with: add "
+            f"--config.init_from={workdir} and choose another --workdir"
+        )
     mapping = DeviceMapping(config.parallel)
     validate(config, mapping.mesh.size)
     num_steps = number_of_steps(config)

@@ -1,0 +1,20 @@
+"""ScratchDet-512 on COCO as the authors' mmdetection release has it: its checkpoints fit this."""
+
+import ml_collections
+
+from configs import coco512, common
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Seven maps of 64, 32, 16, 8, 4, 2, 1, the last by a 3×3 and a 4×4 convolution.
+
+    Length and rate as configs/coco512.py, which differs in the last map, the anchors' rounding and
+    the mean colour.
+    """
+    config = coco512.get_config()
+    config.name = "mmdet_release_ssd512"
+    config.model.extra_strides = (2, 2, 2, 2)
+    config.model.last_convolutions = True
+    config.anchors.update(common.anchor_fields("coco512", rounded=True))
+    config.normalize.mean = (123.675, 116.28, 103.53)
+    return config

@@ -1,0 +1,263 @@
+"""Imported PyTorch weights give PyTorch's numbers; what does not fit is listed by name."""
+
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from absl import flags
+
+from scratchdet_jax import boxes, cli
+from scratchdet_jax.anchors import AnchorSpecification, sizes_in_pixels
+from scratchdet_jax.detector import build_detector
+from scratchdet_jax.errors import UserError
+from scratchdet_jax.evaluation.run import load_detector, open_run
+from scratchdet_jax.models.torch_weights import convert
+from scratchdet_jax.training import loop
+from scratchdet_jax.training.init_from import init_from_run
+
+torch = pytest.importorskip("torch")
+nn = torch.nn
+
+from scratchdet_jax.tools import import_torch  # noqa: E402
+from tests import release  # noqa: E402
+from tests.tiny import random_variables, tiny_config  # noqa: E402
+
+ROOT = Path(__file__).parents[2]
+
+
+def recipe(name):
+    return cli.load_recipe(str(ROOT / "configs" / name))
+
+
+def run_tool(monkeypatch, *arguments):
+    """The tool's ``main`` on a command line, with flags as in a fresh process."""
+    values = flags.FlagValues()
+    for name in ("checkpoint", "workdir"):
+        flags.DEFINE_string(name, None, "", flag_values=values)
+    monkeypatch.setattr(flags, "FLAGS", values)
+    monkeypatch.chdir(ROOT)
+    import_torch.main([sys.argv[0], *arguments])
+
+
+def outputs(workdir, images):
+    """Logits and offsets of an imported run, and its config."""
+    run = open_run(workdir)
+    detector, variables = load_detector(run, run.recipe.config)
+    apply = jax.jit(lambda v, x: detector.model.apply(v, x, train=False))
+    return apply(variables, jnp.asarray(images)), detector, run
+
+
+def compare(size, tmp_path, monkeypatch):
+    images = np.random.default_rng(0).normal(0, 50, (2, size, size, 3)).astype(np.float32)
+    channels_first = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
+    model = release.randomise(release.Release(size), channels_first, seed=size)
+    content = {"meta": {"epoch": 52}, "state_dict": model.state_dict()}
+    torch.save(content, tmp_path / "released.pth")
+    workdir = tmp_path / "run"
+    run_tool(
+        monkeypatch, f"--checkpoint={tmp_path / 'released.pth'}",
+        f"--config=configs/mmdet_release/ssd{size}.py", f"--workdir={workdir}",
+    )  # fmt: skip
+    with torch.no_grad():
+        logits, offsets = model(channels_first)
+    (our_logits, our_offsets), detector, run = outputs(workdir, images)
+    assert run.step == 0 and len(run.recipe.class_names) == 80
+    assert np.std(logits.numpy()) > 0.1 and np.std(offsets.numpy()) > 0.1
+    swapped = offsets.numpy()[..., [1, 0, 3, 2]]
+    print(f"{size}: logits differ by {np.abs(our_logits - logits.numpy()).max():.1e}, offsets by "
+          f"{np.abs(our_offsets - swapped).max():.1e}")  # fmt: skip
+    np.testing.assert_allclose(our_logits, logits, atol=1e-4)
+    np.testing.assert_allclose(our_offsets, swapped, atol=1e-4)
+
+    # The release's anchors and decoding give the same boxes.
+    config = run.recipe.config
+    spec = AnchorSpecification(image_size=size, **config.anchors.to_dict())
+    maps = (64, 32, 16, 8, 4, 2, 1) if size == 512 else (38, 19, 10, 5, 3, 3)
+    theirs = release.anchors_of(sizes_in_pixels(spec), maps, spec.steps, spec.aspect_ratios)
+    expected = np.array(release.decode(np.clip(offsets[0].numpy(), -3, 3), theirs))
+    ours = boxes.decode(jnp.clip(our_offsets[0], -3, 3), jnp.asarray(detector.anchors)) * size
+    first, last = np.asarray(ours)[:, [1, 0]], np.asarray(ours)[:, [3, 2]] - 1
+    np.testing.assert_allclose(np.concatenate([first, last], 1), expected, atol=0.02)
+
+
+def test_scratchdet_300_of_the_release_is_exact(tmp_path, monkeypatch, capsys):
+    compare(300, tmp_path, monkeypatch)
+    said = capsys.readouterr().out
+    assert "from backbone.layer8.0.bn2.running_var" in said
+    assert "mmdetection format: " in said and " 0 at their initial values" in said
+
+
+@pytest.mark.slow  # a full-size network at 512 px
+def test_scratchdet_512_of_the_release_is_exact(tmp_path, monkeypatch):
+    compare(512, tmp_path, monkeypatch)
+
+
+class TorchvisionResNet18(nn.Module):
+    """torchvision's names; the trunk's last map."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        ins = 64
+        for i, outs in enumerate((64, 128, 256, 512), 1):
+            blocks = release.Block(ins, outs, 1 if i == 1 else 2), release.Block(outs, outs, 1)
+            self.add_module(f"layer{i}", nn.Sequential(*blocks))
+            ins = outs
+        self.fc = nn.Linear(512, 1000)
+
+    def forward(self, x):
+        x = nn.functional.max_pool2d(torch.relu(self.bn1(self.conv1(x))), 3, 2, 1)
+        return self.layer4(self.layer3(self.layer2(self.layer1(x))))
+
+
+class TorchvisionVGG16(nn.Module):
+    """torchvision's names; `forward` is SSD's truncated network with decimated fc6 and fc7."""
+
+    plan = (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M")
+
+    def __init__(self):
+        super().__init__()
+        layers, ins = [], 3
+        for outs in self.plan:
+            if outs == "M":
+                layers.append(nn.MaxPool2d(2, 2, ceil_mode=True))
+            else:
+                layers += [nn.Conv2d(ins, outs, 3, padding=1), nn.ReLU()]
+                ins = outs
+        self.features = nn.Sequential(*layers)
+        self.classifier = nn.Sequential(
+            nn.Linear(512 * 49, 4096), nn.ReLU(), nn.Dropout(), nn.Linear(4096, 4096),
+            nn.ReLU(), nn.Dropout(), nn.Linear(4096, 10),
+        )  # fmt: skip
+
+    def forward(self, x):
+        x = nn.functional.max_pool2d(self.features[:-1](x), 3, 1, 1)
+        fc6, fc7 = self.classifier[0], self.classifier[3]
+        units = range(0, 4096, 4)
+        windows = fc6.weight.reshape(4096, 512, 7, 7)[units][:, :, [0, 3, 6]][..., [0, 3, 6]]
+        x = torch.relu(nn.functional.conv2d(x, windows, fc6.bias[units], padding=6, dilation=6))
+        x = nn.functional.conv2d(x, fc7.weight[units][:, units, None, None], fc7.bias[units])
+        return torch.relu(x)
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "source"),
+    [("bn_ablation.py:pretrained", TorchvisionVGG16, 1),
+     pytest.param("first_layers.py:conv7_stride2", TorchvisionResNet18, 2,
+                  marks=pytest.mark.slow)],
+)  # fmt: skip
+def test_an_imagenet_backbone_is_the_classifiers(name, model, source, tmp_path, capsys):
+    config = recipe(name)
+    config.image_size = 64
+    config.anchors.steps = ()
+    config.model.extra_strides = tuple(min(s + 1, 2) for s in config.model.extra_strides)
+    config.init_from = ""
+    torch.manual_seed(1)
+    images = np.random.default_rng(0).normal(0, 1, (2, 64, 64, 3)).astype(np.float32)
+    channels_first = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
+    model = release.randomise(model(), channels_first, seed=1)
+    state = {key: value.numpy() for key, value in model.state_dict().items()}
+    imported = import_torch.import_run(state, config, tmp_path / "imagenet")
+    assert {n.split("/")[0] for n in imported.initial if not n.startswith("extra")} <= {
+        "head", "conv4_3_l2",
+    }  # fmt: skip
+    with torch.no_grad():
+        expected = model(channels_first)
+
+    # A new run of other classes begins from it: the backbone is taken, everything else is its own.
+    detector = build_detector(config, ("a", "b"))
+    fresh = random_variables(detector, 64, np.random.default_rng(5))
+    begun = init_from_run(str(tmp_path / "imagenet"), config, detector, fresh)
+    sources = jax.jit(lambda v, x: detector.model.apply(v, x, train=False, method="sources"))
+    found = sources(begun, images)[source]
+    expected = expected.numpy().transpose(0, 2, 3, 1)
+    np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
+    for part in ("head", "extra1"):
+        jax.tree.map(np.testing.assert_array_equal, begun["params"][part], fresh["params"][part])
+    said = capsys.readouterr().out
+    assert "extra1" in said and "the source has none" in said
+    with pytest.raises(UserError, match=r"holds imported weights.*init_from"):
+        loop.train_and_evaluate(tiny_config(), tmp_path / "imagenet")
+
+
+def small_state():
+    """Names of a release's checkpoint with tiny arrays, for a model that has just these."""
+    initial = {
+        "params": {"root": {"conv1": {"kernel": np.zeros((3, 3, 3, 4))}}},
+        "batch_stats": {"root": {"norm1": {"mean": np.zeros(4)}}},
+    }
+    state = {
+        "module.backbone.conv1.weight": np.arange(108.0).reshape(4, 3, 3, 3),
+        "module.backbone.bn1.running_mean": np.ones(4),
+        "module.backbone.bn1.num_batches_tracked": np.array(7),
+    }
+    return state, initial
+
+
+def test_names_and_layout():
+    state, initial = small_state()
+    kernel = convert(state, initial).variables["params"]["root"]["conv1"]["kernel"]
+    weight = state["module.backbone.conv1.weight"]
+    for i, j, a, b in np.ndindex(3, 3, 3, 4):
+        assert kernel[i, j, a, b] == weight[b, a, i, j]
+
+
+def test_what_does_not_fit_is_listed():
+    state, initial = small_state()
+    state["module.backbone.conv1.weight"] = np.zeros((4, 3, 7, 7))
+    state["module.backbone.conv9.weight"] = np.zeros((1, 2))
+    del state["module.backbone.bn1.running_mean"]
+    with pytest.raises(UserError) as error:
+        convert(state, initial)
+    for words in (
+        "in 3 arrays", "missing     backbone.bn1.running_mean (for root/norm1/mean (4,))",
+        "shape       backbone.conv1.weight (4, 3, 7, 7) gives (7, 7, 3, 4), but root/conv1/kernel "
+        "is (3, 3, 3, 4)", "unexpected  backbone.conv9.weight (1, 2)",
+    ):  # fmt: skip
+        assert words in str(error.value)
+
+
+def test_other_networks_are_named():
+    with pytest.raises(UserError, match=r"neither .* begins with encoder\.weight"):
+        convert({"encoder.weight": np.zeros(3)}, {"params": {}})
+    batch_norm = {"features.0.weight": np.zeros((64, 3, 3, 3)), "features.1.weight": np.zeros(64)}
+    with pytest.raises(UserError, match="vgg16_bn"):
+        convert(batch_norm, {"params": {}})
+
+
+class Hostile:
+    def __reduce__(self):
+        return (print, ("executed",))
+
+
+@pytest.mark.parametrize("content", ["object", "text", "list", "cut"])
+def test_a_file_of_anything_else_is_refused(content, tmp_path, capsys):
+    path = tmp_path / "x.pth"
+    if content == "object":
+        torch.save({"state_dict": Hostile()}, path)
+    elif content == "text":
+        path.write_text("no checkpoint")
+    elif content == "list":
+        torch.save([torch.zeros(2)], path)
+    else:
+        torch.save({"a": torch.zeros(99)}, path)
+        path.write_bytes(path.read_bytes()[:300])
+    with pytest.raises(UserError, match=r"--checkpoint .*x\.pth"):
+        import_torch.read_state_dict(path)
+    assert "executed" not in capsys.readouterr().out
+
+
+def test_missing_things_are_named(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="there is no such file"):
+        import_torch.read_state_dict(tmp_path / "none.pth")
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(UserError, match=r"pip install -r requirements-torch\.txt"):
+        import_torch.read_state_dict(tmp_path / "none.pth")
+    with pytest.raises(UserError, match="predicts 6 classes"):
+        head = {"bbox_head.reg_convs.0.0.weight": np.zeros((16, 1, 3, 3)),
+                "bbox_head.cls_convs.0.0.weight": np.zeros((28, 1, 3, 3))}  # fmt: skip
+        import_torch.import_run(head, recipe("mmdet_release/ssd300.py"), tmp_path / "run")
