@@ -147,7 +147,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.eval = ml_collections.ConfigDict()
     config.eval.every_steps = 5_000  # updates between evaluations; 0 = only at the end
     config.eval.batch_size = 64  # over all devices and processes
-    config.eval.metric = "voc_11point"  # voc_11point | voc_area | coco: what "best" means
+    config.eval.metric = "voc_11point"  # voc_11point | voc_area | coco: what "best" means;
+    # none: detections alone, as for test images whose boxes are not published
     config.eval.score_threshold = 0.01  # detections below are dropped
     config.eval.nms_iou = 0.45
     config.eval.candidates_per_class = 400  # that enter NMS

@@ -11,7 +11,7 @@ from scratchdet_jax.training.optimizer import number_of_steps
 
 CHOICES = {
     "parallel": ("shard_map", "pmap"),
-    "eval.metric": ("voc_11point", "voc_area", "coco"),
+    "eval.metric": ("voc_11point", "voc_area", "coco", "none"),
 }
 POSITIVE = (
     "image_size", "batch_size", "accumulate_steps", "data.max_boxes", "optimizer.learning_rate",

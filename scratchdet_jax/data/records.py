@@ -139,7 +139,10 @@ class DetectionSource:
         Raises:
           UserError: a part is published without annotations, or no image has a box.
         """
-        advice = "it can be predicted on, but neither trained on nor scored: name another split"
+        advice = (
+            "it can be predicted on (eval.py --config.eval.metric=none), but neither trained on "
+            "nor scored: name another split"
+        )
         for part in self._parts:
             if part.unlabelled:
                 raise UserError(

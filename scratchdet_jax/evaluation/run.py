@@ -64,7 +64,8 @@ def evaluate_run(run: Run, config: ml_collections.ConfigDict, output: Path) -> E
     mapping = DeviceMapping(config.parallel)
     validate(config, mapping.mesh.size)
     source = open_split(config.data, "eval")
-    source.require_boxes("config.data.eval")
+    if config.eval.metric != "none":
+        source.require_boxes("config.data.eval")
     if source.class_names != run.recipe.class_names:
         raise UserError(
             f"{run.workdir} was trained on the classes {', '.join(run.recipe.class_names)}, but "
@@ -83,8 +84,11 @@ def evaluate_run(run: Run, config: ml_collections.ConfigDict, output: Path) -> E
 
     for name, ap in evaluation.results["AP"].items():
         print(f"{name:>20}  {'no ground truth' if ap is None else f'{ap:.4f}'}")
-    print(f"{run.workdir} step {run.step} on {source.spec} ({len(source)} images): "
-          f"{summary_line(evaluation.results)}")  # fmt: skip
+    scored = config.eval.metric != "none"
+    print(
+        f"{run.workdir} step {run.step} on {source.spec} ({len(source)} images): "
+        f"{summary_line(evaluation.results) if scored else 'not scored'}"
+    )
     if left_out := source.left_out_line():
         print(left_out)
     print(f"detections and results.json in {output}")

@@ -359,6 +359,29 @@ def test_evaluation_tells_the_boxes_that_a_foreign_set_lost(tmp_path, monkeypatc
     assert capsys.readouterr().out.count(words) == 1
 
 
+def test_images_without_boxes_are_detected_on_but_not_scored(tmp_path, monkeypatch, capsys):
+    picture = cv2.imencode(".png", np.full((20, 30, 3), 9, np.uint8))[1].tobytes()
+    box = tfds.features.Tensor(shape=(4,), dtype=np.float32)
+    label = tfds.features.ClassLabel(names=NAMES)
+    rows = [{"image": picture, "objects": []} for _ in range(3)]
+    make(tmp_path, "bare", plain_features(box=box, label=label), {"test": rows})
+    fields = {"data.dir": str(tmp_path), "data.eval": "handmade/bare:test"}
+    trained = run.Run(
+        tmp_path, 7, types.SimpleNamespace(config=tiny_config(**fields), class_names=NAMES)
+    )
+    detector = Detector(None, np.zeros((0, 4), np.float32), NAMES)
+    monkeypatch.setattr(multiscale, "detect", candidates)
+    monkeypatch.setattr(run, "load_detector", lambda *_: (detector, {}))
+    with pytest.raises(UserError, match=r"has a box; .*eval\.metric=none"):
+        run.evaluate_run(trained, tiny_config(**fields), tmp_path / "out")
+    config = tiny_config(**fields, **{"eval.metric": "none"})
+    evaluation = run.evaluate_run(trained, config, tmp_path / "out")
+    assert "(3 images): not scored" in capsys.readouterr().out
+    lines = (tmp_path / f"out/comp4_det_test_{NAMES[0]}.txt").read_text().splitlines()
+    kept = sum((found.labels == 1).sum() for found in evaluation.detections.values())
+    assert len(lines) == kept > 0
+
+
 def test_evaluations_result_file_holds_the_original_ids_and_scores_the_same(tmp_path, monkeypatch):
     coco_files(tmp_path)
     split = CocoSplit("validation", tmp_path / "a.json", tmp_path / "pictures")
