@@ -163,6 +163,7 @@ def small(recipe):
     config.batch_size = 2
     config.accumulate_steps = 1
     config.num_steps = 2
+    config.optimizer.reference_batch_size = 0  # the rate of 128 images, not a 64th of it
     config.data.canvas = (96, 96)
     config.data.max_boxes = 4
     config.augment.crop = False
