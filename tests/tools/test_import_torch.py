@@ -86,6 +86,7 @@ def compare(size, tmp_path, monkeypatch):
 def test_scratchdet_300_of_the_release_is_exact(tmp_path, monkeypatch, capsys):
     compare(300, tmp_path, monkeypatch)
     said = capsys.readouterr().out
+    print(said.splitlines()[-1])  # the differences
     assert "from backbone.layer8.0.bn2.running_var" in said
     assert "mmdetection format: " in said and " 0 at their initial values" in said
 
