@@ -7,7 +7,8 @@ import ml_collections
 
 from configs import shapes
 
-RATES = {"low": 0.001, "high": 0.05}  # the paper's own
+RATES = {"low": 0.001, "middle": 0.01, "high": 0.05}  # the paper's own
+COMPARED = ("low", "high")  # at which all four places of BatchNorm are trained
 SEEDS = (0, 1, 2)
 IMAGES = 12_000  # that each run trains on: three epochs
 IMAGE_SIZE = 96  # pixels; the shapes recipe's 128 would take twice as long
@@ -39,7 +40,7 @@ class Row(NamedTuple):
     Attributes:
       key: names its runs' folders.
       title: as the table calls it.
-      rate: "low" or "high".
+      rate: one of RATES.
       fields: what it changes in the shapes recipe, by dotted name.
       published: the paper's mAP on VOC07 test, as a text.
     """
@@ -65,18 +66,21 @@ class Ordering(NamedTuple):
 
 
 def rows() -> tuple[Row, ...]:
-    """All rows: BatchNorm in VGG-16 at both rates, then first layers of ResNet-18 with it."""
+    """All rows: BatchNorm in VGG-16 by rate, then first layers of ResNet-18 with it."""
     published = {
-        "none": ("67.6", "–"), "head": ("71.0", "75.6 (at 0.01)"), "backbone": ("72.8", "78.0"),
+        "none": ("67.6", "–"), "head": ("71.0", "–"), "backbone": ("72.8", "78.0"),
         "both": ("71.8", "78.7"),
     }  # fmt: skip
     names = {"none": "no BN", "head": "BN in the head", "backbone": "BN in the backbone",
              "both": "BN in both"}  # fmt: skip
     made = []
-    for rate, mean_ap in zip(RATES, zip(*published.values(), strict=True), strict=True):
+    for rate, mean_ap in zip(COMPARED, zip(*published.values(), strict=True), strict=True):
         for (key, (norm, head_norm)), figure in zip(NORMS.items(), mean_ap, strict=True):
             fields = {**VGG, "model.norm": norm, "model.head_norm": head_norm}
             made.append(Row(f"bn_{key}_{rate}", names[key], rate, fields, figure))
+    norm, head_norm = NORMS["head"]  # its best row in the paper
+    fields = {**VGG, "model.norm": norm, "model.head_norm": head_norm}
+    made.append(Row("bn_head_middle", names["head"], "middle", fields, "75.6"))
     titles = ("7×7, stride 2", "three 3×3, stride 2", "7×7, stride 1", "root block")
     for (key, (stem, stride)), title, figure in zip(
         STEMS.items(), titles, ("73.1", "75.4", "77.6", "78.5"), strict=True
@@ -90,11 +94,13 @@ def rows() -> tuple[Row, ...]:
 
 def orderings() -> tuple[Ordering, ...]:
     """The paper's claims that these rows can show."""
-    best = {name: tuple(f"bn_{name}_{rate}" for rate in RATES) for name in NORMS}
-    low, high = ({name: (f"bn_{name}_{rate}",) for name in NORMS} for rate in RATES)
+    best = {name: tuple(f"bn_{name}_{rate}" for rate in COMPARED) for name in NORMS}
+    low, high = ({name: (f"bn_{name}_{rate}",) for name in NORMS} for rate in COMPARED)
+    middle_head = ("bn_head_middle",)
+    best["head"] += middle_head
     root, root2 = ("stem_root_stride1",), ("stem_root_stride2",)
     conv, conv2 = ("stem_conv7_stride1",), ("stem_conv7_stride2",)
-    better = "each at its better rate"
+    better = "each at its best rate"
     return (
         Ordering(f"BN in both above no BN, {better}", best["both"], best["none"], "78.7 > 67.6"),
         Ordering(
@@ -117,7 +123,7 @@ def orderings() -> tuple[Ordering, ...]:
             "BN in the backbone: high rate above low",
             high["backbone"], low["backbone"], "78.0 > 72.8",
         ),
-        Ordering("BN in the head: high rate above low", high["head"], low["head"], "75.6 > 71.0"),
+        Ordering("BN in the head: middle rate above low", middle_head, low["head"], "75.6 > 71.0"),
         Ordering("no BN: low rate above high", low["none"], high["none"], "not trained"),
         Ordering("7×7: stride 1 above stride 2", conv, conv2, "77.6 > 73.1"),
         Ordering("three 3×3: stride 1 above stride 2", root, root2, "78.5 > 75.4"),

@@ -11,7 +11,7 @@ import jax
 from matplotlib.axes import Axes
 
 from scratchdet_jax.errors import UserError
-from scratchdet_jax.thesis.plan import RATES, Ordering, Row, orderings, rows, run_folder
+from scratchdet_jax.thesis.plan import COMPARED, RATES, Ordering, Row, orderings, rows, run_folder
 from scratchdet_jax.tools import plot
 
 # 97.5 % points of Student's t by degrees of freedom, from 1.
@@ -150,7 +150,7 @@ def _mean_and_deviation(values: Sequence[float]) -> str:
 def draw(outcomes: Outcomes, output: Path) -> None:
     """The paper's three panels at the low and the high rate (first seed), and AP of every row."""
     figure, panels = plot.plt.subplots(3, 3, figsize=(16, 12), layout="constrained")
-    for line, rate in zip(panels, RATES, strict=False):
+    for line, rate in zip(panels, COMPARED, strict=False):
         chosen = [row for row in rows() if row.rate == rate and row.key.startswith("bn_")]
         runs = [
             plot.read_run(run_folder(output, row, min(outcomes[row.key])), row.title)

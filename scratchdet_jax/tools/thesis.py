@@ -1,7 +1,7 @@
 """The paper's thesis at the size of a laptop: small detectors trained from scratch on shapes.
 
-python -m scratchdet_jax.tools.thesis --output=runs/thesis              # 36 runs, three seeds
-python -m scratchdet_jax.tools.thesis --output=runs/thesis --quick   # 12 runs, one seed
+python -m scratchdet_jax.tools.thesis --output=runs/thesis              # 39 runs, three seeds
+python -m scratchdet_jax.tools.thesis --output=runs/thesis --quick   # 13 runs, one seed
 
 BatchNorm nowhere, in the head, in the backbone, in both, each at a low and a high learning rate, in
 VGG-16; and in ResNet-18 the root block against a 7×7 convolution, with and without down-sampling.

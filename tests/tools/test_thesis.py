@@ -23,10 +23,11 @@ IMAGES = 160  # ten updates
 
 def test_rows_are_the_paper_s():
     rows = {row.key: row for row in plan.rows()}
-    assert len(rows) == 12
+    assert len(rows) == 13
     bn = [row for row in rows.values() if row.key.startswith("bn_")]
     seen = {(r.fields["model.norm"], r.fields["model.head_norm"], r.rate) for r in bn}
-    assert seen == set(itertools.product(("none", "batch"), ("none", "batch"), ("low", "high")))
+    both = set(itertools.product(("none", "batch"), ("none", "batch"), ("low", "high")))
+    assert seen == both | {("none", "batch", "middle")}
     stems = [row for row in rows.values() if row.key.startswith("stem_")]
     seen = {(row.fields["model.stem"], row.fields["model.stem_stride"]) for row in stems}
     assert seen == set(itertools.product(("root", "conv7"), (1, 2)))
@@ -169,8 +170,8 @@ def test_all_runs_are_trained_once_and_reported(tmp_path, trainer, capsys, monke
     monkeypatch.setattr(report, "draw", lambda *args: drawn.append(args))
     command = [f"--output={tmp_path / 'out'}", f"--images={IMAGES}", "--seeds", "0", "1"]
     assert thesis.main(command) == 0
-    assert len(trainer.trained) == len(set(trainer.trained)) == 24
-    assert len(drawn) == 24  # a stopped thesis has the report of what it had finished
+    assert len(trainer.trained) == len(set(trainer.trained)) == 26
+    assert len(drawn) == 26  # a stopped thesis has the report of what it had finished
     shown = capsys.readouterr().out
     text = (tmp_path / "out" / "table.md").read_text()
     assert text in shown
@@ -185,10 +186,10 @@ def test_all_runs_are_trained_once_and_reported(tmp_path, trainer, capsys, monke
 
     # Again: nothing is left to do. A lost run alone is trained again.
     assert thesis.main(command) == 0
-    assert len(trainer.trained) == 24
+    assert len(trainer.trained) == 26
     (tmp_path / "out" / "bn_both_low_seed1" / "metrics.jsonl").unlink()
     assert thesis.main(command) == 0
-    assert trainer.trained[24:] == ["bn_both_low_seed1"]
+    assert trainer.trained[26:] == ["bn_both_low_seed1"]
     draw(*drawn[-1])
     picture = cv2.imread(str(tmp_path / "out" / "figure.png"))
     assert picture.shape[1] > 1000 and len(np.unique(picture.reshape(-1, 3), axis=0)) > 50
