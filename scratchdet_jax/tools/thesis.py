@@ -21,6 +21,7 @@ from pathlib import Path
 import jax
 import ml_collections
 
+from configs import common
 from scratchdet_jax import cli
 from scratchdet_jax.errors import UserError, writable_folder
 from scratchdet_jax.thesis.plan import (
@@ -78,11 +79,13 @@ def _claim(workdir: Path, config: ml_collections.ConfigDict) -> None:
         whole.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
         whole.replace(path)
         return
-    saved = json.loads(path.read_text(encoding="utf-8"))
+    # A field that is younger than the run had its default's effect in it.
+    defaults = json.loads(json.dumps(cli.flatten(common.get_config())))
+    saved = defaults | json.loads(path.read_text(encoding="utf-8"))
     for name, value in fields.items():
-        if name not in saved or saved[name] != value:
+        if saved[name] != value:
             raise UserError(
-                f"{workdir} holds a run with config.{name} = {saved.get(name)}, not {value}: "
+                f"{workdir} holds a run with config.{name} = {saved[name]}, not {value}: "
                 "choose another --output, or delete it"
             )
 

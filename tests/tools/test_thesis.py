@@ -199,6 +199,11 @@ def test_another_thesis_in_the_same_folder_is_refused(tmp_path, trainer, capsys)
     row = plan.rows()[4]
     thesis.train_row(row, 0, IMAGES, tmp_path, "data")
     thesis.train_row(row, 0, IMAGES, tmp_path, "elsewhere")  # where the data lie is no matter
+    record = plan.run_folder(tmp_path, row, 0) / "run.json"
+    fields = json.loads(record.read_text())
+    del fields["anchors.rounded"]  # a run of before there was this field
+    record.write_text(json.dumps(fields))
+    thesis.train_row(row, 0, IMAGES, tmp_path, "data")
     with pytest.raises(UserError, match=r"holds a run with config.train_images = 160, not 320"):
         thesis.train_row(row, 0, 320, tmp_path, "data")
     assert len(trainer.trained) == 1
