@@ -46,20 +46,11 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: Path) -> Trai
     """
     # Before anything is built: can this run at all?
     writable_folder(workdir, "--workdir")
-    if (workdir / IMPORTED).exists():
-        raise UserError(
-            f"{workdir} holds imported weights, which a run begins from, not goes on with: add "
-            f"--config.init_from={workdir} and choose another --workdir"
-        )
+    _refuse_imported(workdir)
     mapping = DeviceMapping(config.parallel)
     validate(config, mapping.mesh.size)
     num_steps = number_of_steps(config)
-    source = open_split(config.data, "train")
-    source.require_boxes("config.data.train")
-    eval_source = open_split(config.data, "eval") if config.data.eval else None
-    if eval_source:
-        eval_source.require_boxes("config.data.eval")
-    _check_classes(source, eval_source)
+    source, eval_source = _open_data(config)
 
     # What is there already? A run of something else is refused before anything is built.
     checkpoints = Checkpoints(workdir, config.keep_checkpoints)
@@ -151,6 +142,27 @@ def _device_batches(
             loader.close()
 
     return to_device(stacked(), mapping.put_batch)
+
+
+def _refuse_imported(workdir: Path) -> None:
+    if (workdir / IMPORTED).exists():
+        raise UserError(
+            f"{workdir} holds imported weights, which a run begins from, not goes on with: add "
+            f"--config.init_from={workdir} and choose another --workdir"
+        )
+
+
+def _open_data(
+    config: ml_collections.ConfigDict,
+) -> tuple[DetectionSource, DetectionSource | None]:
+    """The training split and the one to evaluate on, if any: with boxes, of the same classes."""
+    source = open_split(config.data, "train")
+    source.require_boxes("config.data.train")
+    eval_source = open_split(config.data, "eval") if config.data.eval else None
+    if eval_source:
+        eval_source.require_boxes("config.data.eval")
+    _check_classes(source, eval_source)
+    return source, eval_source
 
 
 def _check_classes(train: DetectionSource, evaluation: DetectionSource | None) -> None:
