@@ -2,6 +2,8 @@
 # make test    sets up, runs all tests
 # make thesis  sets up, shows the paper's thesis on small detectors: table and figure in runs/thesis
 #              (under 3 h on 2 cores; QUICK=1: one seed, under 40 min); again to go on
+# make test-faults   kills training at random moments, 50 times, and compares the ends
+# make LOCK=1 setup  installs exactly what CI had (requirements-lock.txt; Python 3.11)
 # Another interpreter: make PYTHON=python3.12 test
 
 PYTHON ?= python3
@@ -13,7 +15,7 @@ PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses=4 --dist=loadfile
 DEMO_DIR ?= runs/shapes
 THESIS_DIR ?= runs/thesis
 
-.PHONY: demo thesis test test-slow torch lint setup clean
+.PHONY: demo thesis test test-slow test-faults torch lint setup clean
 .DEFAULT_GOAL := help
 
 help:
@@ -21,11 +23,12 @@ help:
 
 setup: $(VENV)/.installed
 
-$(VENV)/.installed: requirements.txt requirements-dev.txt
+$(VENV)/.installed: requirements.txt requirements-dev.txt $(if $(LOCK),requirements-lock.txt)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "error: $(PYTHON) is Python $(VERSION); 3.11 or newer is needed: make PYTHON=python3.12 …"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt \
+	  $(if $(LOCK),-c requirements-lock.txt)
 	touch $@
 
 # The layer-by-layer comparisons with PyTorch run where it is installed.
@@ -47,6 +50,9 @@ test: setup
 
 test-slow: setup
 	$(PYTEST) -m slow
+
+test-faults: setup
+	$(BIN)/python -m pytest -m faults -s tests/faults
 
 lint: setup
 	$(BIN)/ruff check --no-cache .

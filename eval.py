@@ -15,6 +15,7 @@ from scratchdet_jax.errors import UserError
 flags.DEFINE_string("workdir", None, "The run, as train.py's --workdir.")
 flags.DEFINE_string("checkpoint", "best", "best, latest or a step.")
 flags.DEFINE_string("output", None, "Where detections go; default: WORKDIR/eval.")
+cli.define_process_flags()
 
 
 def main(argv: Sequence[str]) -> None:
@@ -22,6 +23,9 @@ def main(argv: Sequence[str]) -> None:
     workdir = cli.flag_value(argv, "workdir")
     if not workdir:
         raise UserError("name the run to evaluate: --workdir=runs/RECIPE")
+    from scratchdet_jax import distributed
+
+    distributed.start(argv)
     from scratchdet_jax.evaluation.run import evaluate_run, open_run
 
     run = open_run(Path(workdir), cli.flag_value(argv, "checkpoint") or "best")

@@ -81,6 +81,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.train_on_ignored = True  # train on difficult (VOC) or crowd (COCO) boxes
     config.data.threads = 0  # decoding threads per process; 0 = the number of cores
 
+    config.data.on_error = "stop"  # at a training image that cannot be read or decoded: stop |
+    # substitute (the next one of the data set takes its place; counted and told at the end)
+
     config.normalize = ml_collections.ConfigDict()
     config.normalize.mean = (123.0, 117.0, 104.0)  # RGB, subtracted from pixels 0…255
     config.normalize.std = (1.0, 1.0, 1.0)  # RGB, divided by
@@ -162,5 +165,10 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.log_every = 10  # updates between lines in metrics.jsonl
     config.checkpoint_every = 1_000  # updates between checkpoints (one is written at the end too)
-    config.keep_checkpoints = 3  # the latest; the best by mAP is kept besides
+    config.keep_checkpoints = 3  # the latest; the best by mAP is kept besides. 2 or more: should
+    # the latest be damaged, the run goes on from the one before
+    config.stall_seconds = 1_800.0  # a run in which no step ends for so long tells where each of
+    # its threads stands, and ends with exit status 69; 0 = never
+    config.compilation_cache = ""  # a directory, such as "~/.cache/scratchdet_jax", that keeps
+    # compiled programs for the next start; empty: compile at every start
     return config

@@ -2,6 +2,7 @@
 
 import difflib
 import importlib.util
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from scratchdet_jax.errors import UserError
+from scratchdet_jax.training.preemption import Preempted
 
 
 def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> None:
@@ -22,9 +24,23 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+    except Preempted as left:
+        # All is saved and closed. Threads of libraries that are broken off in their start may crash
+        # while the interpreter is taken down; the scheduler must see this status and no other.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(left.code)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         sys.exit(130)
+
+
+def define_process_flags() -> None:
+    """Flags of a run of several processes; scratchdet_jax.distributed reads them."""
+    flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, for a run of several.")
+    flags.DEFINE_integer("num_processes", None, "How many processes are in the run.")
+    flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
+    flags.DEFINE_integer("join_seconds", None, "How long to wait for the others; default: 300.")
 
 
 def quiet_libraries() -> None:

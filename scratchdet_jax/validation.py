@@ -11,6 +11,7 @@ from scratchdet_jax.training.optimizer import number_of_steps
 
 CHOICES = {
     "parallel": ("shard_map", "pmap"),
+    "data.on_error": ("stop", "substitute"),
     "eval.metric": ("voc_11point", "voc_area", "coco", "none"),
 }
 POSITIVE = (
@@ -21,7 +22,7 @@ POSITIVE = (
 NOT_NEGATIVE = (
     "seed", "num_steps", "train_images", "data.threads", "optimizer.warmup_steps",
     "optimizer.reference_batch_size", "optimizer.weight_decay",
-    "eval.every_steps", "loss.negative_ratio",
+    "eval.every_steps", "loss.negative_ratio", "stall_seconds",
 )  # fmt: skip
 SHARES = (
     "optimizer.momentum", "optimizer.warmup_start", "loss.match_iou", "eval.score_threshold",

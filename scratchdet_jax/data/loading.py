@@ -14,10 +14,11 @@ from typing import Any, TypeVar
 
 import cv2
 import grain
+import ml_collections
 import numpy as np
 
 from scratchdet_jax.data.images import decode_to_canvas
-from scratchdet_jax.data.records import DetectionSource
+from scratchdet_jax.data.records import DetectionSource, Example
 from scratchdet_jax.errors import UserError
 
 Batch = dict[str, np.ndarray]
@@ -101,12 +102,14 @@ class _Rows:
         rows: int,
         canvas: tuple[int, int],
         max_boxes: int,
+        substituted: dict[int, str] | None = None,
     ) -> None:
-        """``rows`` of a batch are this process's."""
+        """``rows`` of a batch are this process's; ``substituted`` as in train_batches."""
         # Handing over one row at a time would cost a tenth of its decoding.
         self.chunk = math.gcd(rows, 4)
         self._source, self._order, self._rows = source, order, rows
         self._canvas, self._max_boxes = canvas, max_boxes
+        self._substituted = substituted
         self._batches: dict[int, Batch] = {}
         self._lock = threading.Lock()
         self._memory: list[np.ndarray] = []  # of batches that are no longer in use
@@ -136,22 +139,13 @@ class _Rows:
             return self._batches.pop(step)
 
     def _fill(self, batch: Batch, row: int, index: int) -> None:
-        example = self._source[index]
+        index, example, image, original_size = self._usable(index)
         count = len(example["labels"])
         if count > self._max_boxes:
             raise UserError(
                 f"{example['filename']} of {self._source.spec} has {count} boxes, more than "
                 f"config.data.max_boxes = {self._max_boxes}: set it to {count} or more"
             )
-        try:
-            image, original_size = decode_to_canvas(
-                example["image"], self._canvas, example["orientation"]
-            )
-        except ValueError as error:
-            raise UserError(
-                f"{example['filename']}, {self._source.describe(index)}, cannot be decoded "
-                f"({error}): the data set is damaged; prepare it again"
-            ) from None
         height, width = image.shape[:2]
         batch["image"][row, :height, :width] = image
         batch["image"][row, :height, width:] = 0
@@ -161,6 +155,37 @@ class _Rows:
         for key in ("boxes", "labels", "ignore"):
             batch[key][row, :count] = example[key]
         batch["id"][row] = index
+
+    def _usable(self, index: int) -> tuple[int, Example, np.ndarray, tuple[int, int]]:
+        """The example at ``index``, decoded; by policy the next one that can be, and its index.
+
+        Which one it is depends on the data set alone, so it is the same for any number of
+        processes and after a stop.
+        """
+        for step in range(len(self._source)):
+            taken = (index + step) % len(self._source)
+            try:
+                return taken, *self._decoded(taken)
+            except UserError as error:
+                if self._substituted is None:
+                    raise
+                with self._lock:
+                    if taken not in self._substituted:
+                        self._substituted[taken] = str(error)
+        raise UserError(f"not one image of {self._source.spec} can be read: prepare it again")
+
+    def _decoded(self, index: int) -> tuple[Example, np.ndarray, tuple[int, int]]:
+        example = self._source[index]
+        try:
+            return example, *decode_to_canvas(
+                example["image"], self._canvas, example["orientation"]
+            )
+        except ValueError as error:
+            raise UserError(
+                f"{example['filename']}, {self._source.describe(index)}, cannot be decoded "
+                f"({error}): the data set is damaged; prepare it again, or train without it by "
+                "--config.data.on_error=substitute"
+            ) from None
 
 
 def train_batches(
@@ -174,6 +199,7 @@ def train_batches(
     threads: int = 0,
     process_index: int = 0,
     process_count: int = 1,
+    substituted: dict[int, str] | None = None,
 ) -> Iterator[Batch]:
     """Endless training batches, from global batch ``start_step`` on; see TrainingOrder.
 
@@ -191,6 +217,8 @@ def train_batches(
       threads: that read and decode; 0 = one for every core.
       process_index: of this process.
       process_count: of all processes; divides batch_size.
+      substituted: None stops at an image that cannot be read or decoded; a dictionary gets its
+        position and the reason, and the next image of the source takes its place.
 
     Yields:
       image uint8 [b, H, W, 3] RGB, zero outside the valid part; size int32 [b, 2], height and
@@ -207,7 +235,26 @@ def train_batches(
     if not 0 <= seed < 2**32:
         raise UserError(f"config.seed is {seed}: choose one from 0 to 2**32 - 1")
     order = TrainingOrder(len(source), seed, batch_size, start_step, process_index, process_count)
-    return _batches(_Rows(source, order, rows, canvas, max_boxes), rows, threads)
+    filler = _Rows(source, order, rows, canvas, max_boxes, substituted)
+    return _batches(filler, rows, threads)
+
+
+def substitutes(config: ml_collections.ConfigDict) -> dict[int, str] | None:
+    """What ``train_batches`` takes as ``substituted`` by the policy ``config.data.on_error``."""
+    return {} if config.data.on_error == "substitute" else None
+
+
+def substituted_line(source: DetectionSource, substituted: dict[int, str]) -> str:
+    """A sentence on the images that others took the place of; "" if there is none."""
+    if not substituted:
+        return ""
+    places = sorted(substituted)
+    named = "; ".join(substituted[place] for place in places[:3])
+    more = f"; and {len(places) - 3} more" if len(places) > 3 else ""
+    return (
+        f"{len(places)} images of {source.spec} could not be read, and others took their place "
+        f"(config.data.on_error): {named}{more}"
+    )
 
 
 def eval_batches(

@@ -9,6 +9,7 @@ import ml_collections
 import numpy as np
 from tqdm import tqdm
 
+from scratchdet_jax import distributed
 from scratchdet_jax.data.loading import eval_batches, to_device
 from scratchdet_jax.data.records import DetectionSource
 from scratchdet_jax.detector import Detector
@@ -72,19 +73,21 @@ class Evaluator:
         """Detections, ground truth and average precision of the whole split."""
         detections: dict[str, ImageDetections] = {}
         ground_truth: dict[str, ImageGroundTruth] = {}
-        for batch, found in self._batches(variables):
-            for row in np.flatnonzero(batch["id"] >= 0):
-                image_id = self._ids[batch["id"][row]]
-                if image_id in detections:
-                    raise RuntimeError(f"image {image_id} of {self._source.spec} came twice")
-                original_size = batch["original_size"][row]
-                detections[image_id] = to_image_detections(found, row, original_size)
-                scale = np.tile(original_size.astype(np.float64), 2)
-                real = batch["labels"][row] > 0
-                ground_truth[image_id] = ImageGroundTruth(
-                    batch["boxes"][row][real] * scale, batch["labels"][row][real],
-                    batch["ignore"][row][real],
-                )  # fmt: skip
+        batch, found = distributed.gather(self._all_rows(variables))
+        for row in np.argsort(batch["id"], kind="stable"):
+            if batch["id"][row] < 0:
+                continue
+            image_id = self._ids[batch["id"][row]]
+            if image_id in detections:
+                raise RuntimeError(f"image {image_id} of {self._source.spec} came twice")
+            original_size = batch["original_size"][row]
+            detections[image_id] = to_image_detections(found, row, original_size)
+            scale = np.tile(original_size.astype(np.float64), 2)
+            real = batch["labels"][row] > 0
+            ground_truth[image_id] = ImageGroundTruth(
+                batch["boxes"][row][real] * scale, batch["labels"][row][real],
+                batch["ignore"][row][real],
+            )  # fmt: skip
         if len(detections) != len(self._source):
             raise RuntimeError(
                 f"{len(detections)} of the {len(self._source)} images of {self._source.spec} "
@@ -92,12 +95,21 @@ class Evaluator:
             )
         return Evaluation(self._score(detections, ground_truth), detections, ground_truth)
 
+    def _all_rows(self, variables: Any) -> tuple[dict[str, np.ndarray], Detections]:
+        """What this process read and found, [n, …]: its rows of all batches, without images."""
+        kept = ("id", "original_size", "boxes", "labels", "ignore")
+        parts = [
+            ({key: batch[key] for key in kept}, found) for batch, found in self._batches(variables)
+        ]
+        return jax.tree.map(lambda *rows: np.concatenate(rows), *parts)
+
     def _batches(self, variables: Any) -> Iterator[tuple[dict[str, np.ndarray], Detections]]:
         """Host batches with their detections; the next batch runs while one is unpacked."""
         settings = self._config
         loader = eval_batches(
             self._source, batch_size=settings.eval.batch_size, canvas=settings.data.canvas,
             max_boxes=settings.data.max_boxes, threads=settings.data.threads,
+            process_index=jax.process_index(), process_count=jax.process_count(),
         )  # fmt: skip
 
         def put(batch: dict[str, np.ndarray]) -> tuple[dict, dict]:
@@ -118,7 +130,7 @@ class Evaluator:
     def _merged(
         self, batch: dict[str, np.ndarray], running: list[Detections]
     ) -> tuple[dict[str, np.ndarray], Detections]:
-        found = jax.device_get(running)
+        found = self._mapping.local_rows(running)
         if not self._scales:
             return batch, found[0]
         settings = self._config.eval

@@ -9,6 +9,7 @@ import jax
 import ml_collections
 
 from configs.common import with_defaults
+from scratchdet_jax import distributed
 from scratchdet_jax.data.records import parse_spec
 from scratchdet_jax.data.sources import open_split
 from scratchdet_jax.detector import Detector, build_detector
@@ -75,6 +76,8 @@ def evaluate_run(run: Run, config: ml_collections.ConfigDict, output: Path) -> E
     evaluator = Evaluator(config, detector, mapping, source)
     evaluation = evaluator.evaluate(mapping.replicate(variables))
 
+    if not distributed.is_first():
+        return evaluation
     split = split_name(source.spec)
     voc.write_detections(output, evaluation.detections, detector.class_names, split)
     categories = source.category_ids or coco.submission_category_ids(detector.class_names)

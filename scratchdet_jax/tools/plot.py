@@ -35,7 +35,8 @@ _LOGARITHMIC_FROM = 100
 # Fields of a config that leave a run's curves as they are.
 WITHOUT_EFFECT = (
     "name", "parallel", "log_every", "checkpoint_every", "keep_checkpoints", "data.dir",
-    "data.threads", "eval.every_steps", "eval.batch_size",
+    "data.threads", "data.on_error", "eval.every_steps", "eval.batch_size", "stall_seconds",
+    "compilation_cache",
 )  # fmt: skip
 # With more differing fields than this the folder says more than a list of them.
 _FIELDS_IN_A_NAME = 6

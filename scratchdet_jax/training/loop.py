@@ -1,14 +1,21 @@
 """The whole of training, from a config to a trained detector."""
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import ml_collections
 import numpy as np
 
-from configs.common import with_defaults
-from scratchdet_jax.data.loading import to_device, train_batches
+from scratchdet_jax import distributed
+from scratchdet_jax.data.loading import (
+    substituted_line,
+    substitutes,
+    to_device,
+    train_batches,
+)
 from scratchdet_jax.data.records import DetectionSource
 from scratchdet_jax.data.sources import open_split
 from scratchdet_jax.detector import Detector, build_detector
@@ -17,54 +24,94 @@ from scratchdet_jax.evaluation.evaluator import Evaluator, summary_line
 from scratchdet_jax.models.ssd import backbone_name
 from scratchdet_jax.training.checkpoints import IMPORTED, Checkpoints, Recipe
 from scratchdet_jax.training.init_from import init_from_run
-from scratchdet_jax.training.logging import MetricLogger
+from scratchdet_jax.training.logging import Diverged, MetricLogger
 from scratchdet_jax.training.optimizer import make_optimizer, number_of_steps
 from scratchdet_jax.training.parallel import DeviceMapping
+from scratchdet_jax.training.preemption import Preempted, Preemption
+from scratchdet_jax.training.replay import save_replay
+from scratchdet_jax.training.resume import check_resume, locked
 from scratchdet_jax.training.state import TrainState, create_state
 from scratchdet_jax.training.step import AXIS, make_train_step
-from scratchdet_jax.validation import get, validate
+from scratchdet_jax.training.watchdog import Watchdog
+from scratchdet_jax.validation import validate
 
-# What a resumed run must have in common with its beginning.
-FIXED_ON_RESUME = (
-    "seed", "image_size", "batch_size", "accumulate_steps", "data.train", "normalize", "augment",
-    "model", "anchors", "loss",
-)  # fmt: skip
+RESUME = ("auto", "force")  # --resume: refuse another config, or go on with it
 
 
-def train_and_evaluate(config: ml_collections.ConfigDict, workdir: Path) -> TrainState:
+def train_and_evaluate(
+    config: ml_collections.ConfigDict, workdir: Path, resume: str = "auto"
+) -> TrainState:
     """Trains, evaluates and checkpoints; resumes if ``workdir`` holds a checkpoint.
 
     Args:
       config: a recipe's config (configs/common.py says what each field means).
       workdir: where checkpoints, metrics.jsonl and TensorBoard events go.
+      resume: one of RESUME.
 
     Returns:
       The final state.
 
     Raises:
-      UserError: a config, data set or file is wrong, or training diverged.
+      UserError: a config, data set or file is wrong, training diverged, or the last checkpoint
+        could not be written.
+      Preempted: SIGTERM came; what was done is saved.
     """
-    # Before anything is built: can this run at all?
     writable_folder(workdir, "--workdir")
     _refuse_imported(workdir)
+    use_compilation_cache(config.compilation_cache)
+    alone = locked(workdir) if jax.process_index() == 0 else contextlib.nullcontext()
+    with alone, Preemption() as preemption:
+        return _train(config, workdir, resume == "force", preemption)
+
+
+def use_compilation_cache(folder: str) -> None:
+    """Keeps compiled programs in ``folder`` (``config.compilation_cache``), unless it is empty."""
+    if folder:
+        path = writable_folder(Path(folder).expanduser(), "config.compilation_cache")
+        jax.config.update("jax_compilation_cache_dir", str(path))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+class _Run(NamedTuple):
+    """The parts of a run that its loop needs."""
+
+    config: ml_collections.ConfigDict
+    workdir: Path
+    source: DetectionSource
+    evaluator: Evaluator | None
+    recipe: Recipe
+    checkpoints: Checkpoints
+    logger: MetricLogger
+    watchdog: Watchdog
+    preemption: Preemption
+
+
+def _train(
+    config: ml_collections.ConfigDict, workdir: Path, force: bool, preemption: Preemption
+) -> TrainState:
+    # Before anything is built: can this run at all?
     mapping = DeviceMapping(config.parallel)
     validate(config, mapping.mesh.size)
     num_steps = number_of_steps(config)
-    source, eval_source = _open_data(config)
+    source, eval_source = distributed.together(lambda: _open_data(config), first_alone=True)
 
     # What is there already? A run of something else is refused before anything is built.
+    distributed.check_shared(workdir, "--workdir")
     checkpoints = Checkpoints(workdir, config.keep_checkpoints)
     recipe = Recipe(config, source.class_names)
-    start = checkpoints.latest_step or 0
+    start = checkpoints.newest_sound_step() or 0
     if start:
-        _check_resume(checkpoints.recipe(start), recipe, workdir)
+        saved = checkpoints.recipe(start)
+        distributed.together(lambda: check_resume(saved, recipe, workdir, force))
 
     # The model and its state; the step says which examples and random numbers come next.
     detector = build_detector(config, source.class_names, AXIS)
     evaluator = Evaluator(config, detector, mapping, eval_source) if eval_source else None
     optimizer = make_optimizer(config)
     state = mapping.replicate(
-        create_state(detector.model, optimizer, config.image_size, config.seed)
+        distributed.from_first(
+            create_state(detector.model, optimizer, config.image_size, config.seed)
+        )
     )
     _introduce(config, workdir, mapping, source, detector, state)
     if start:
@@ -78,37 +125,103 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: Path) -> Trai
     if start >= num_steps:
         print("nothing is left to train")
 
-    # The loop.
+    # The loop, after an evaluation that a stop has cut short.
     train_step = mapping.map_train_step(make_train_step(config, detector, optimizer))
+    owed = bool(start) and _evaluates(config, evaluator, start) and not checkpoints.is_scored(start)
     logger = MetricLogger(
         workdir, start_step=start, num_steps=num_steps, batch_size=config.batch_size,
-        log_every=config.log_every,
+        log_every=config.log_every, progress=checkpoints.progress(start) if start else None,
+        evaluated=not owed,
     )  # fmt: skip
-    batches = _device_batches(config, source, mapping, start)
+    watchdog = Watchdog(config.stall_seconds, workdir)
+    substituted = substitutes(config)
+    batches = _device_batches(config, source, mapping, start, substituted)
+    run = _Run(config, workdir, source, evaluator, recipe, checkpoints, logger, watchdog,
+               preemption)  # fmt: skip
     try:
-        for step in range(start + 1, num_steps + 1):
-            state, metrics = train_step(state, next(batches))
-            logger.log_step(step, metrics)
-            last = step == num_steps
-            evaluate = evaluator and (last or _due(step, config.eval.every_steps))
-            if evaluate or last or _due(step, config.checkpoint_every):
-                logger.flush()  # a checkpoint is only written of a step known to be finite
-                with logger.paused():
-                    score = None
-                    if evaluate:
-                        results = evaluator.evaluate(state.variables).results
-                        score = results["mAP"]
-                        logger.log_evaluation(step, results)
-                        print(f"\nstep {step}: {summary_line(results)}")
-                    checkpoints.save(step, state, recipe, score)
+        if owed:
+            _evaluate(run, start, state)
+        state = _steps(run, train_step, state, batches, start, num_steps)
     finally:
+        watchdog.close()
         batches.close()
         logger.close()
         checkpoints.close()
-        for data in filter(None, (source, eval_source)):
-            if left_out := data.left_out_line():
-                print(left_out)
+        told = [data.left_out_line() for data in (source, eval_source) if data]
+        for line in filter(None, [*told, substituted_line(source, substituted or {})]):
+            print(line)
+    if start < num_steps != checkpoints.latest_step:
+        raise UserError(
+            f"training is complete, but its last checkpoint could not be written to {workdir}: "
+            "make room on the disk and run the same command again, which repeats the steps since "
+            "the checkpoint before"
+        )
     return state
+
+
+def _steps(
+    run: _Run, train_step: Callable, state: TrainState, batches: Iterator[Any], start: int,
+    num_steps: int,
+) -> TrainState:  # fmt: skip
+    """Updates ``start + 1`` to ``num_steps``, each finished before the run is left."""
+    run.preemption.defer()
+    try:
+        for step in range(start + 1, num_steps + 1):
+            state, metrics = train_step(state, next(batches))
+            run.logger.log_step(step, metrics)
+            if step > start + 1:  # the end of the first was waited for in this log_step
+                run.watchdog.beat(step)
+            evaluate = _evaluates(run.config, run.evaluator, step)
+            leave = run.preemption.reached(step)
+            if leave or evaluate or step == num_steps or _due(step, run.config.checkpoint_every):
+                run.logger.flush()  # a checkpoint is only written of a step known to be finite
+                with run.logger.paused(), run.watchdog.paused():
+                    run.checkpoints.save(step, state, run.recipe, progress=run.logger.progress())
+                    if leave:
+                        raise _saved(run, step)
+                    if evaluate:
+                        _evaluate(run, step, state)
+    except Diverged as error:
+        raise _diverged(run, error, state) from None
+    return state
+
+
+def _evaluate(run: _Run, step: int, state: TrainState) -> None:
+    """Scores a state that is saved (or being saved), so that a SIGTERM may break it off."""
+    with run.preemption.interruptible():
+        results = run.evaluator.evaluate(state.variables).results
+    run.logger.log_evaluation(step, results)
+    print(f"\nstep {step}: {summary_line(results)}")
+    run.checkpoints.set_score(step, results["mAP"])
+
+
+def _saved(run: _Run, step: int) -> Preempted:
+    run.checkpoints.wait()
+    saved = run.checkpoints.latest_step
+    print(
+        f"\nstopped by SIGTERM after step {step}; saved up to step {saved}: the same command goes "
+        "on from there"
+    )
+    return Preempted()
+
+
+def _diverged(run: _Run, error: Diverged, state: TrainState) -> UserError:
+    """Saves the step for replay; the error that says so, with the ids of the batch."""
+    try:
+        path, ids = save_replay(
+            run.workdir, error.step, error.quantity, run.recipe, run.source, state
+        )
+    except (OSError, UserError) as failure:
+        return UserError(f"{error}; its batch could not be saved for replay ({failure})")
+    return UserError(
+        f"{error}. The batch ({', '.join(ids)}) and the state before the step are in {path}: "
+        f"python -m scratchdet_jax.tools.replay --workdir={run.workdir} tells what is not finite"
+    )
+
+
+def _evaluates(config: ml_collections.ConfigDict, evaluator: Evaluator | None, step: int) -> bool:
+    last = step == number_of_steps(config)
+    return evaluator is not None and (last or _due(step, config.eval.every_steps))
 
 
 def _due(step: int, every: int) -> bool:
@@ -116,8 +229,9 @@ def _due(step: int, every: int) -> bool:
 
 
 def _device_batches(
-    config: ml_collections.ConfigDict, source: DetectionSource, mapping: DeviceMapping, start: int
-) -> Iterator[dict[str, jax.Array]]:
+    config: ml_collections.ConfigDict, source: DetectionSource, mapping: DeviceMapping, start: int,
+    substituted: dict[int, str] | None,
+) -> Iterator[dict[str, jax.Array]]:  # fmt: skip
     """Batches [accumulate_steps, B, …] on the devices, from update ``start`` on.
 
     The loader delivers the parts of an update's batch one after the other, so part i holds the
@@ -128,7 +242,7 @@ def _device_batches(
         source, batch_size=config.batch_size // parts, canvas=config.data.canvas,
         max_boxes=config.data.max_boxes, seed=config.seed, start_step=start * parts,
         threads=config.data.threads, process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        process_count=jax.process_count(), substituted=substituted,
     )  # fmt: skip
 
     def stacked() -> Iterator[dict[str, np.ndarray]]:
@@ -155,7 +269,10 @@ def _refuse_imported(workdir: Path) -> None:
 def _open_data(
     config: ml_collections.ConfigDict,
 ) -> tuple[DetectionSource, DetectionSource | None]:
-    """The training split and the one to evaluate on, if any: with boxes, of the same classes."""
+    """The training split and the one to evaluate on, if any; both have boxes, of the same classes.
+
+    Data that can be made or prepared are, at first use.
+    """
     source = open_split(config.data, "train")
     source.require_boxes("config.data.train")
     eval_source = open_split(config.data, "eval") if config.data.eval else None
@@ -172,26 +289,6 @@ def _check_classes(train: DetectionSource, evaluation: DetectionSource | None) -
             f"config.data.eval {evaluation.spec} has {', '.join(evaluation.class_names)}: they "
             "must be the same, in the same order"
         )
-
-
-def _check_resume(saved: Recipe, now: Recipe, workdir: Path) -> None:
-    if saved.class_names != now.class_names:
-        raise UserError(
-            f"{workdir} holds a run on the classes {', '.join(saved.class_names)}, not "
-            f"{', '.join(now.class_names)}: choose a new --workdir"
-        )
-    configs = (with_defaults(saved.config), now.config)
-    for name in FIXED_ON_RESUME:
-        before, after = (_plain(get(config, name)) for config in configs)
-        if before != after:
-            raise UserError(
-                f"{workdir} holds a run of another config.{name} ({before}, not {after}): choose "
-                "a new --workdir, or give the same value again"
-            )
-
-
-def _plain(value: object) -> object:
-    return value.to_dict() if isinstance(value, ml_collections.ConfigDict) else value
 
 
 def _introduce(

@@ -23,7 +23,9 @@ class DeviceMapping:
     def __init__(self, kind: str, devices: Sequence[jax.Device] | None = None) -> None:
         """``kind`` is ``config.parallel``: "shard_map" or "pmap"; ``devices``: all by default."""
         self.kind = kind
-        self.mesh = Mesh(np.asarray(jax.devices() if devices is None else devices), (AXIS,))
+        if devices is None:  # a process's own together: it feeds consecutive rows of a batch
+            devices = sorted(jax.devices(), key=lambda d: (d.process_index, d.id))
+        self.mesh = Mesh(np.asarray(devices), (AXIS,))
 
     @property
     def replicated(self) -> NamedSharding:
@@ -31,8 +33,15 @@ class DeviceMapping:
         return NamedSharding(self.mesh, P())
 
     def replicate(self, tree: Any) -> Any:
-        """Puts a copy of every array on each device."""
-        return jax.device_put(tree, self.replicated)
+        """Puts a copy of every array on each device; all processes must hold the same values."""
+        if jax.process_count() == 1:
+            return jax.device_put(tree, self.replicated)
+        return jax.tree.map(
+            lambda x: jax.make_array_from_process_local_data(
+                self.replicated, np.asarray(x), np.shape(x)
+            ),
+            tree,
+        )
 
     def map_train_step(self, step: Callable) -> Callable:
         """Maps ``(state, batch) → (state, metrics)``; the state's buffers are reused (donated)."""
@@ -66,6 +75,17 @@ class DeviceMapping:
                 one_part, mesh=self.mesh, in_specs=specs, out_specs=P(AXIS), check_vma=False
             )
         )
+
+    def local_rows(self, tree: Any) -> Any:
+        """This process's rows [b, …] of a mapped evaluation's outputs, as NumPy arrays."""
+        if jax.process_count() == 1:
+            return jax.device_get(tree)
+
+        def rows(array: jax.Array) -> np.ndarray:
+            shards = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
+            return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])
+
+        return jax.tree.map(rows, tree)
 
     def put_batch(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
         """Sends host arrays [parts, B, …] to the devices, split along the axis of B examples."""

@@ -21,6 +21,7 @@ from scratchdet_jax.training.state import TrainState
 
 AXIS = "batch"
 PARTS = ("backbone", "extras", "head")
+FINITE = "finite_"  # metrics of this beginning tell whether all of an array are finite (0 or 1)
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
 
@@ -101,6 +102,38 @@ def gradient_norms(gradients: dict[str, Any]) -> Metrics:
     return {"gradient_norm": jnp.sqrt(sum(squares.values()))} | norms
 
 
+def all_finite(tree: Any) -> jax.Array:
+    """Whether no number of a tree is infinite or NaN; bool scalar.
+
+    0·x is 0 or NaN, so one sum tells; a flag for each array compiles much more slowly on CPU.
+    """
+    return jnp.isfinite(sum((jnp.sum(x * 0.0) for x in jax.tree.leaves(tree)), jnp.zeros(())))
+
+
+def update_unless_diverged(
+    state: TrainState, new_state: TrainState, metrics: Metrics
+) -> tuple[TrainState, Metrics]:
+    """``new_state`` if the update is finite, else ``state`` marked so that it stays as it is.
+
+    The host reads metrics a step late, when the next update is under way and the state's buffers
+    are reused. So the device decides: a state whose update is not finite keeps its arrays, and its
+    step turns negative (``~step``), which every later update leaves alone.
+
+    Returns:
+      The state, and the metrics with FINITE of ``statistics`` and ``parameters`` among them.
+    """
+    told = {
+        "statistics": all_finite(new_state.batch_stats),
+        "parameters": all_finite((new_state.params, new_state.opt_state)),
+    }
+    good = (state.step >= 0) & all_finite(metrics) & told["statistics"] & told["parameters"]
+    # A branch: a select on each array would repeat the whole decision in each of their loops.
+    kept = jax.lax.cond(good, lambda new, old: new, lambda new, old: old, new_state, state)
+    marked = jnp.where(state.step >= 0, ~state.step, state.step)
+    kept = kept.replace(step=jnp.where(good, new_state.step, marked))
+    return kept, metrics | {FINITE + name: ok.astype(jnp.int32) for name, ok in told.items()}
+
+
 def make_train_step(
     config: ml_collections.ConfigDict, detector: Detector, optimizer: optax.GradientTransformation
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
@@ -109,6 +142,8 @@ def make_train_step(
     Arrays of ``batch`` are [accumulate_steps, b, …]: the parts of the update's batch, one after
     the other. Sums of loss and gradient are taken over all parts and replicas and divided by the
     positives of the whole global batch at the end, so neither layout changes the result.
+
+    An update that is not finite is not made; see update_unless_diverged.
     """
     schedule = make_schedule(config)
 
@@ -170,6 +205,6 @@ def make_train_step(
             batch_stats=batch_stats,
             opt_state=opt_state,
         )
-        return new_state, metrics
+        return update_unless_diverged(state, new_state, metrics)
 
     return train_step

@@ -143,6 +143,8 @@ def test_a_new_run_starts_from_another_and_a_resumed_one_does_not(
     assert "taken     head/level1/box_conv/kernel" in capsys.readouterr().out
     with config.unlocked():
         config.init_from = "nowhere"
-    resumed = loop.train_and_evaluate(config, tmp_path / "run")
+    with pytest.raises(UserError, match=r"config\.init_from: was '.*', now 'nowhere'"):
+        loop.train_and_evaluate(config, tmp_path / "run")
+    resumed = loop.train_and_evaluate(config, tmp_path / "run", "force")
     jax.tree.map(np.testing.assert_array_equal, resumed.params, state.params)
     assert "resumed from step 1" in capsys.readouterr().out

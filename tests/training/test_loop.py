@@ -7,11 +7,13 @@ import jax
 import numpy as np
 import pytest
 
+from scratchdet_jax.data.sources import open_split
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.evaluation.run import evaluate_run, open_run, split_name
 from scratchdet_jax.tools import predict
 from scratchdet_jax.training import loop
 from scratchdet_jax.training.logging import MetricLogger
+from scratchdet_jax.training.replay import batch_of_step, load_replay
 from tests.tiny import tiny_config
 
 COLORS = {"blue": (255, 60, 60), "green": (60, 255, 60)}  # BGR
@@ -156,8 +158,19 @@ def test_a_run_that_diverges_stops_and_names_the_step(config, tmp_path):
     wild.optimizer.learning_rate = 1e12
     wild.optimizer.warmup_steps = 0
     wild.model.norm = wild.model.head_norm = "none"
-    with pytest.raises(UserError, match=r"training diverged: \w+ is (nan|inf) at step \d+"):
+    with pytest.raises(UserError, match=r"training diverged: \w+ is (nan|inf) at step \d+") as end:
         loop.train_and_evaluate(wild.lock(), tmp_path)
+
+    # The step is kept: its batch, by name, and the state before it, which is finite.
+    replay = load_replay(tmp_path)
+    assert f"at step {replay.step} " in str(end.value)
+    assert f"The batch ({', '.join(replay.image_ids)})" in str(end.value)
+    expected = batch_of_step(config, open_split(config.data, "train"), replay.step)
+    jax.tree.map(np.testing.assert_array_equal, replay.batch, expected)
+    assert int(replay.state.step) == replay.step - 1
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(replay.state))
+    with pytest.raises(UserError, match=rf"has no step 99; it has {replay.step}"):
+        load_replay(tmp_path, 99)
 
 
 @pytest.mark.parametrize(
@@ -168,7 +181,7 @@ def test_another_run_in_the_same_workdir_is_refused(config, finished, field, val
     workdir, _ = finished
     other = config.copy_and_resolve_references().unlock()
     other.update_from_flattened_dict({field: value})
-    with pytest.raises(UserError, match=rf"another config\.{field.partition('.')[0]}"):
+    with pytest.raises(UserError, match=rf"another config \(config\.{field}: was "):
         loop.train_and_evaluate(other.lock(), workdir)
 
 

@@ -1,0 +1,234 @@
+"""What the training step sends between devices: python benchmarks/collectives.py --config=FILE.
+
+Counts the bytes that one update all-reduces, once from the parameters and the BatchNorm layers of
+the model and once from the collectives in the compiled step, and stops if they differ. The step is
+compiled for ``--devices`` CPU devices from shapes alone: no weights are made and nothing is run.
+"""
+
+import math
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import ml_collections
+from absl import flags
+
+from scratchdet_jax import cli
+from scratchdet_jax.errors import UserError
+
+CLASSES = tuple(f"class {i}" for i in range(1, 21))
+FLOAT32 = 4  # bytes; gradients and statistics are float32 whatever config.model.dtype is
+LOSS_SUMS = 3  # classification, localization, positives
+KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute",
+         "collective-broadcast")  # fmt: skip
+_ITEMSIZE = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4,
+             "s64": 8, "u64": 8, "f64": 8}  # fmt: skip
+_ARRAY = re.compile(r"(\w+)\[([\d,]*)\]")
+_COLLECTIVE = re.compile(
+    rf"= (?P<result>\([^=]*?\)|\S+) (?P<kind>{'|'.join(KINDS)})(?P<start>-start)?\("
+)
+_COMMENT = re.compile(r"/\*.*?\*/")
+# Lists of devices, {} for all, an iota (4 groups of 2 are [4,2]<=[8]), or a mesh (JAX 0.12).
+_GROUPS = re.compile(
+    r"replica_groups=(\{\{.*?\}\}|\{\}|\[[\d,]+\]<=[^,\s]+|mesh\[[^\]]*\] \{[^}]*\})"
+)
+
+
+class Traffic(NamedTuple):
+    """What one update all-reduces, in bytes on each device.
+
+    Attributes:
+      gradients: of all parameters but the shared ones, and the sums of the loss.
+      shared: of biases whose gradient another one has too, and which XLA therefore sends once.
+      statistics: of BatchNorm over its span, forward and backward.
+      averages: of BatchNorm's running statistics over all devices, where the span is smaller.
+      norms: number of BatchNorm layers, over all accumulated parts.
+    """
+
+    gradients: int
+    shared: int
+    statistics: int
+    averages: int
+    norms: int
+
+    @property
+    def total(self) -> int:
+        """All bytes that are sent."""
+        return self.gradients + self.statistics + self.averages
+
+
+class Collective(NamedTuple):
+    """One collective operation of a compiled program; ``bytes`` of its result on one device."""
+
+    kind: str
+    bytes: int
+    groups: str
+
+
+def expected_traffic(
+    config: ml_collections.ConfigDict, variables: dict[str, Any], devices: int
+) -> Traffic:
+    """What the step must reduce, from the shapes of ``params`` and ``batch_stats``.
+
+    A BatchNorm of C channels whose span covers several devices reduces mean and mean square (2·C)
+    going forward, and their cotangents (2·C) coming back; one whose span is not the whole batch
+    averages its running mean and variance (2·C) over all devices besides.
+
+    Where a block adds its branches, both end in a bias that sees the same cotangent: the gradients
+    of the projection's bias and of the last bias beside it are one array.
+    """
+    import jax
+
+    parts = config.accumulate_steps
+    part = config.batch_size // parts
+    local, span = part // devices, config.model.norm_span or part
+    channels = [x.size for x in jax.tree.leaves(variables.get("batch_stats", {}))]
+    pair = parts * sum(channels) * FLOAT32  # leaves are means and variances: 2·C a layer
+    norms = parts * len(channels) // 2
+    leaves, _ = jax.tree.flatten_with_path(variables["params"])
+    parameters = sum(leaf.size for _, leaf in leaves)
+    shared = sum(
+        leaf.size
+        for path, leaf in leaves
+        if path[-1].key == "bias" and path[-2].key.startswith("projection")
+    )
+    across, whole = span > local and devices > 1, span == part
+    return Traffic(
+        gradients=(parameters - shared + LOSS_SUMS) * FLOAT32,
+        shared=shared * FLOAT32,
+        statistics=2 * pair if across else 0,
+        averages=0 if across and whole else pair,
+        norms=norms,
+    )
+
+
+def array_bytes(shapes: str) -> int:
+    """Bytes of all arrays in an HLO shape such as ``f32[2,64]{1,0}`` or a tuple of them."""
+    return sum(
+        math.prod(int(side) for side in sides.split(",") if side) * _ITEMSIZE[kind]
+        for kind, sides in _ARRAY.findall(shapes)
+    )
+
+
+def collectives(program: str) -> list[Collective]:
+    """The collectives in the text of a compiled HLO module."""
+    found = []
+    for line in program.splitlines():
+        line = _COMMENT.sub("", line)  # long tuples are numbered: /*index=5*/
+        match = _COLLECTIVE.search(line)
+        if match is None:
+            continue
+        size = array_bytes(match["result"])
+        # The start of an asynchronous collective other than all-reduce returns (input, output).
+        if match["start"] and match["kind"] != "all-reduce":
+            raise ValueError(f"asynchronous {match['kind']}: its bytes cannot be told apart")
+        groups = _GROUPS.search(line)
+        if "replica_groups=" in line and not groups:
+            raise ValueError(
+                f"replica groups in a notation that is not known: {line.strip()[:300]}"
+            )
+        found.append(Collective(match["kind"], size, groups[1] if groups else "{}"))
+    return found
+
+
+def compile_step(config: ml_collections.ConfigDict, devices: int) -> tuple[str, dict[str, Any]]:
+    """The compiled training step's HLO and the shapes of its variables."""
+    import jax
+    import numpy as np
+    from jax.sharding import NamedSharding
+    from jax.sharding import PartitionSpec as P
+
+    from scratchdet_jax.detector import build_detector
+    from scratchdet_jax.training.optimizer import make_optimizer
+    from scratchdet_jax.training.parallel import DeviceMapping
+    from scratchdet_jax.training.state import create_state
+    from scratchdet_jax.training.step import AXIS, make_train_step
+    from scratchdet_jax.validation import validate
+
+    mapping = DeviceMapping("shard_map", jax.devices()[:devices])
+    validate(config, devices)
+    detector = build_detector(config, CLASSES, AXIS)
+    optimizer = make_optimizer(config)
+    state = jax.eval_shape(
+        lambda: create_state(detector.model, optimizer, config.image_size, config.seed)
+    )
+
+    def laid_out(tree: Any, sharding: NamedSharding) -> Any:
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
+        )
+
+    parts = config.accumulate_steps
+    rows, slots = (parts, config.batch_size // parts), config.data.max_boxes
+    shapes = {
+        "image": ((*rows, *config.data.canvas, 3), np.uint8),
+        "size": ((*rows, 2), np.int32),
+        "boxes": ((*rows, slots, 4), np.float32),
+        "labels": ((*rows, slots), np.int32),
+        "ignore": ((*rows, slots), np.bool_),
+    }
+    batch = {name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}
+    step = mapping.map_train_step(make_train_step(config, detector, optimizer))
+    lowered = step.lower(
+        laid_out(state, mapping.replicated),
+        laid_out(batch, NamedSharding(mapping.mesh, P(None, AXIS))),
+    )
+    return lowered.compile().as_text(), state.variables
+
+
+def use_cpu_devices(count: int) -> None:
+    """Gives this process ``count`` CPU devices; before JAX is first imported."""
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={count}"
+
+
+def define_flags() -> None:
+    """The flags of this program; only where it is run, as others have some of the same names."""
+    flags.DEFINE_integer("devices", 8, "CPU devices to compile for.")
+    flags.DEFINE_string("json", None, "Also write the figures to this file.")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Parses the command line, compiles and counts."""
+    devices = int(cli.flag_value(argv, "devices") or flags.FLAGS["devices"].default)
+    if devices < 2:
+        raise UserError(f"--devices={devices}: between fewer than 2 devices nothing is reduced")
+    use_cpu_devices(devices)
+    config = cli.parse_config(argv)
+    from benchmarks import measure
+
+    program, variables = compile_step(config, devices)
+    found = collectives(program)
+    reduced = [c for c in found if c.kind == "all-reduce"]
+    counted, traffic = sum(c.bytes for c in reduced), expected_traffic(config, variables, devices)
+    measure.report(
+        f"bytes all-reduced per update, {config.name}, norm_span {config.model.norm_span}",
+        [
+            ("gradients and loss sums", traffic.gradients),
+            ("gradients not sent twice", traffic.shared),
+            ("BatchNorm statistics, forward and backward", traffic.statistics),
+            ("BatchNorm running averages", traffic.averages),
+            ("from the model, together", traffic.total),
+            ("in the compiled step, together", counted),
+            ("all-reduce operations as compiled", len(reduced)),
+            ("other collectives as compiled", len(found) - len(reduced)),
+            ("BatchNorm layers", traffic.norms),
+        ],
+        flags.FLAGS.json,
+    )
+    if counted != traffic.total or len(found) != len(reduced):
+        raise UserError(
+            f"the compiled step reduces {counted} bytes and has {len(found) - len(reduced)} other "
+            f"collectives, where the model asks for {traffic.total} bytes and none: the count of "
+            "benchmarks/collectives.py no longer fits scratchdet_jax/training/step.py"
+        )
+
+
+if __name__ == "__main__":
+    define_flags()
+    cli.run(main)

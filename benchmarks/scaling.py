@@ -1,0 +1,158 @@
+"""Weak scaling on paper: python benchmarks/scaling.py --collectives=FILE.
+
+FILE is what benchmarks/collectives.py wrote with --json. Prints, in Markdown, the time of the
+step's reductions on rings of given bandwidth and latency against the time of its arithmetic, and
+the number of chips from which on they take more than ``--matters`` of it. Nothing is measured
+here: bandwidths are makers' figures, latencies and the share of the peak are assumptions.
+"""
+
+import json
+import math
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from absl import flags
+
+from scratchdet_jax import cli
+from scratchdet_jax.errors import UserError
+
+CHIPS = (8, 64, 512, 4096)
+MOST_CHIPS = 2**20  # where the search for a threshold ends
+
+
+class Network(NamedTuple):
+    """A way to connect chips, and the chip assumed with it.
+
+    Attributes:
+      name: what it is called.
+      bandwidth: bytes/s that one chip sends in one direction.
+      latency: seconds a hop.
+      peak: bfloat16 FLOP/s of the chip.
+    """
+
+    name: str
+    bandwidth: float
+    latency: float
+    peak: float
+
+
+# H100: NVLink 900 GB/s and v5p: 1200 GB/s on six links, both counted in both directions.
+NETWORKS = (
+    Network("NVLink 4, H100", 450e9, 5e-6, 989e12),
+    Network("100 Gb/s a GPU, H100", 12.5e9, 5e-6, 989e12),
+    Network("ICI, one link of a TPU v5p", 100e9, 1e-6, 459e12),
+)
+
+
+class Reductions(NamedTuple):
+    """One update's reductions: bytes of gradients and statistics, operations of the latter."""
+
+    gradients: int
+    statistics: int
+    operations: int
+
+
+def read_reductions(path: str) -> Reductions:
+    """Reads the figures that benchmarks/collectives.py wrote; UserError if they do not fit."""
+    try:
+        record = json.loads(Path(path).read_text())
+        found = Reductions(
+            record["gradients and loss sums"],
+            record["BatchNorm statistics, forward and backward"],
+            record["all-reduce operations as compiled"] - 1,  # but that of the gradients
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"--collectives {path} is no file of benchmarks/collectives.py --json ({error!r})"
+        ) from None
+    if not found.statistics:
+        raise UserError(
+            f"--collectives {path} has no statistics across devices: measure with norm_span 0"
+        )
+    return found
+
+
+def ring_seconds(size: float, chips: int, network: Network, operations: int = 1) -> float:
+    """Seconds of ring all-reduces of ``size`` bytes in all, one after another.
+
+    Each sends 2 (n − 1) messages of 1/n of its bytes: 2 (n − 1) α + 2 (n − 1) / n · size / β.
+    """
+    hops = 2 * (chips - 1)
+    return operations * hops * network.latency + hops / chips * size / network.bandwidth
+
+
+def tree_seconds(size: float, chips: int, network: Network, operations: int = 1) -> float:
+    """Seconds of tree all-reduces, as libraries do small ones: 2 ⌈log₂ n⌉ (α + size / β)."""
+    hops = 2 * math.ceil(math.log2(chips)) if chips > 1 else 0
+    return hops * (operations * network.latency + size / network.bandwidth)
+
+
+def threshold(seconds: Callable[[int], float], limit: float) -> str:
+    """The least power of two of chips, from 2 on, whose ``seconds`` exceed ``limit``."""
+    chips = 2
+    while chips <= MOST_CHIPS:
+        if seconds(chips) > limit:
+            return f"{chips:,}"
+        chips *= 2
+    return "never"
+
+
+def rows(reductions: Reductions, images: int, gflop: float, share: float, matters: float) -> str:
+    """The Markdown tables: milliseconds by network and chips, and thresholds."""
+    size, operations = reductions.statistics, reductions.operations
+    times = [
+        "| network and chip | arithmetic, ms | chips | gradients, ring | statistics, ring "
+        "| statistics, tree |",
+        "|---|---|---|---|---|---|",
+    ]
+    limits = [
+        "| network and chip | gradients, ring | statistics, ring | statistics, tree |",
+        "|---|---|---|---|",
+    ]
+    for network in NETWORKS:
+        arithmetic = images * gflop * 1e9 / (share * network.peak)
+        columns = (
+            lambda n, net=network: ring_seconds(reductions.gradients, n, net),
+            lambda n, net=network: ring_seconds(size, n, net, operations),
+            lambda n, net=network: tree_seconds(size, n, net, operations),
+        )
+        for chips in CHIPS:
+            cells = " | ".join(f"{1e3 * seconds(chips):,.2f}" for seconds in columns)
+            times.append(f"| {network.name} | {1e3 * arithmetic:.1f} | {chips} | {cells} |")
+        found = " | ".join(threshold(seconds, matters * arithmetic) for seconds in columns)
+        limits.append(f"| {network.name} | {found} |")
+    return "\n".join([*times, "", *limits])
+
+
+def define_flags() -> None:
+    """The flags of this program; only where it is run, as others have some of the same names."""
+    flags.DEFINE_string("collectives", None, "JSON file of benchmarks/collectives.py.")
+    flags.DEFINE_integer("images", 16, "Images per chip and update: constant, as scaling is weak.")
+    flags.DEFINE_float("gflop", 197.0, "GFLOP per trained image (benchmarks/train_step.py).")
+    flags.DEFINE_float("share", 0.3, "Assumed share of the chip's peak that the step achieves.")
+    flags.DEFINE_float("matters", 0.1, "Share of the arithmetic's time that counts as much.")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Parses the command line and prints the tables."""
+    values = flags.FLAGS
+    try:
+        values(list(argv))
+    except flags.Error as error:
+        raise UserError(str(error)) from None
+    if not values.collectives:
+        raise UserError("name the counts to go by: --collectives=FILE (collectives.py --json)")
+    for name in ("images", "gflop", "share", "matters"):
+        if values[name].value <= 0:
+            raise UserError(f"--{name} must be above 0")
+    reductions = read_reductions(values.collectives)
+    print(rows(reductions, values.images, values.gflop, values.share, values.matters))
+
+
+if __name__ == "__main__":
+    define_flags()
+    cli.run(main)

@@ -1,0 +1,74 @@
+"""Time from the command to the first step, and from the command that resumes to its first step.
+
+python benchmarks/startup.py --config=configs/shapes.py [--config.FIELD=VALUE …]
+
+Each is measured without a compilation cache, with an empty one, and with a full one. A step counts
+as done when its line is in metrics.jsonl, which is a step later. The run is stopped by SIGTERM in
+between, which saves it. Data sets are prepared before the clock starts.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PREEMPTED = 75
+
+
+def first_step(command: Sequence[str], workdir: Path, log: Path, leave: bool) -> float:
+    """Seconds from the command to its first new line of training; then the run is stopped."""
+    metrics = workdir / "metrics.jsonl"
+    before = _lines(metrics)
+    start = time.perf_counter()
+    with log.open("ab") as file:
+        running = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=file)
+    while _lines(metrics) <= before:
+        if running.poll() is not None:
+            raise SystemExit(f"the run ended with status {running.returncode}:\n{log.read_text()}")
+        time.sleep(0.01)
+    seconds = time.perf_counter() - start
+    running.send_signal(signal.SIGTERM if leave else signal.SIGKILL)
+    status = running.wait()
+    if leave and status != PREEMPTED:
+        raise SystemExit(f"SIGTERM gave status {status}:\n{log.read_text()}")
+    return seconds
+
+
+def _lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def main() -> None:
+    """Measures and prints a table, and the figures as JSON."""
+    arguments = sys.argv[1:]
+    if not any(a.startswith("--config=") for a in arguments):
+        raise SystemExit(__doc__)
+    arguments += ["--config.log_every=1", "--config.data.eval="]
+    rows: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        base, log = Path(folder), Path(folder) / "log"
+        train = [sys.executable, str(ROOT / "train.py"), *arguments]
+        for kind in ("no cache", "empty cache", "full cache"):
+            workdir = base / kind.replace(" ", "_")
+            cache = "" if kind == "no cache" else str(base / "cache")
+            command = [*train, f"--workdir={workdir}", f"--config.compilation_cache={cache}"]
+            rows[f"first step, {kind}, s"] = first_step(command, workdir, log, leave=True)
+            rows[f"first step after resuming, {kind}, s"] = first_step(
+                command, workdir, log, leave=False
+            )
+        size = sum(p.stat().st_size for p in (base / "cache").rglob("*") if p.is_file())
+        rows["cache, MiB"] = size / 2**20
+    print(f"start-up, {' '.join(arguments)}, {os.cpu_count()} cores")
+    for name, value in rows.items():
+        print(f"  {name:<44} {value:.1f}")
+    print(json.dumps(rows))
+
+
+if __name__ == "__main__":
+    main()

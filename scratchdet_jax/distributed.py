@@ -1,0 +1,228 @@
+"""Several processes as one run: joining them, and what they must do together.
+
+`start` joins the processes before any device is touched; it does nothing for a single one. In all
+of them runs the same program on the same files; the first (index 0) alone prints, draws progress
+bars and writes logs and results.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from scratchdet_jax import cli
+from scratchdet_jax.errors import UserError
+
+T = TypeVar("T")
+
+VARIABLES = {
+    "coordinator": "JAX_COORDINATOR_ADDRESS",
+    "num_processes": "JAX_NUM_PROCESSES",
+    "process_id": "JAX_PROCESS_ID",
+}
+JOIN_SECONDS = 300
+HEARTBEAT_SECONDS = (
+    30  # a process that is silent for so long is taken for dead, and ends the others
+)
+
+
+class Settings(NamedTuple):
+    """Where the processes meet, how many they are, and which one this is (from 0)."""
+
+    coordinator: str
+    num_processes: int
+    process_id: int
+
+
+def explicit_settings(
+    given: Mapping[str, Any], environment: Mapping[str, str] = os.environ
+) -> Settings | None:
+    """The settings from flags or, where there is none, from the environment; None without any.
+
+    Args:
+      given: values of the flags coordinator, num_processes and process_id, or None.
+      environment: variables, among them those of ``VARIABLES``.
+
+    Raises:
+      UserError: some are missing, or they make no sense.
+    """
+    values = {
+        name: given.get(name) if given.get(name) is not None else environment.get(variable)
+        for name, variable in VARIABLES.items()
+    }
+    missing = [name for name, value in values.items() if value is None]
+    if len(missing) == len(values):
+        return None
+    if missing:
+        wanted = " and ".join(f"--{name} (or {VARIABLES[name]})" for name in missing)
+        raise UserError(f"this run of several processes is only half described: add {wanted}")
+    try:
+        number, index = int(values["num_processes"]), int(values["process_id"])
+    except ValueError:
+        raise UserError(
+            f"--num_processes {values['num_processes']} and --process_id {values['process_id']} "
+            "must be whole numbers"
+        ) from None
+    if not 0 <= index < number:
+        raise UserError(
+            f"--process_id is {index}, but it must be from 0 to {number - 1} for --num_processes "
+            f"{number}"
+        )
+    host, _, port = str(values["coordinator"]).rpartition(":")
+    if not host or not port.isdecimal():
+        raise UserError(
+            f"--coordinator {values['coordinator']!r} must be HOST:PORT, of process 0, such as "
+            "10.0.0.1:8476"
+        )
+    return Settings(str(values["coordinator"]), number, index)
+
+
+def cluster(environment: Mapping[str, str] = os.environ) -> str | None:
+    """Which launcher started several processes, as the environment tells; None for a single one.
+
+    How many there are and where they meet JAX then finds out by itself.
+    """
+
+    def above_one(name: str) -> bool:
+        return environment.get(name, "").isdecimal() and int(environment[name]) > 1
+
+    if above_one("SLURM_STEP_NUM_TASKS"):  # set by srun, not by sbatch or salloc alone
+        return "Slurm"
+    if above_one("OMPI_COMM_WORLD_SIZE"):
+        return "Open MPI"
+    if "," in environment.get("TPU_WORKER_HOSTNAMES", "") or _on_cloud_tpu():
+        return "TPU pod"
+    return None
+
+
+def _on_cloud_tpu() -> bool:
+    devices = [*Path("/dev").glob("accel*"), *Path("/dev").glob("vfio/[0-9]*")]
+    return bool(devices) and find_spec("libtpu") is not None
+
+
+def start(argv: Sequence[str]) -> None:
+    """Joins the processes of a run, by flags, environment or launcher; see docs/pods.md.
+
+    Must come before the first use of a device, so it reads ``argv`` before it is parsed.
+
+    Raises:
+      UserError: the settings are incomplete, or the others were not met in time.
+    """
+    settings = explicit_settings({name: cli.flag_value(argv, name) for name in VARIABLES})
+    seconds = int(cli.flag_value(argv, "join_seconds") or JOIN_SECONDS)
+    launcher = None if settings else cluster()
+    if not settings and not launcher:
+        return
+    known = {}
+    if settings:
+        known = {
+            "coordinator_address": settings.coordinator,
+            "num_processes": settings.num_processes,
+            "process_id": settings.process_id,
+        }
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    try:
+        jax.distributed.initialize(
+            **known, initialization_timeout=seconds, heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            shutdown_timeout_seconds=HEARTBEAT_SECONDS,
+        )  # fmt: skip
+    except (RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        where = f"at {settings.coordinator}" if settings else f"by {launcher}'s environment"
+        raise UserError(
+            f"the processes of this run did not find one another {where} within {seconds} seconds "
+            f"({reason}): check that all were started with the same address and number, and that "
+            "process 0 can be reached from the others"
+        ) from None
+    if jax.process_index() > 0:  # one voice: errors still go to stderr
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        os.environ["TQDM_DISABLE"] = "1"
+
+
+def is_first() -> bool:
+    """Whether this process prints, logs and writes for all."""
+    return jax.process_index() == 0
+
+
+def together(make: Callable[[], T], first_alone: bool = False) -> T:
+    """Runs ``make`` in every process; an error of one ends all.
+
+    Args:
+      make: what may raise UserError, without communication between processes.
+      first_alone: the first process runs it before the others (who may find what it has written).
+
+    Raises:
+      UserError: of this process, or the note that another one has failed.
+    """
+    if jax.process_count() == 1:
+        return make()
+    result, problem = None, None
+    for turn in (True, False) if first_alone else (None,):
+        if problem is None and turn in (None, is_first()):
+            try:
+                result = make()
+            except UserError as error:
+                problem = error
+        failed = np.flatnonzero(multihost_utils.process_allgather(np.int32(problem is not None)))
+        if len(failed):
+            raise problem or UserError(
+                f"process {failed[0]} could not go on (its own message says why), so all stop"
+            )
+    return result
+
+
+def check_shared(folder: Path, flag: str) -> None:
+    """UserError unless every process sees the same ``folder``."""
+    if jax.process_count() == 1:
+        return
+    token = folder / f".shared-{os.getpid() if is_first() else ''}"
+    name = together(lambda: _touch(token) if is_first() else "", first_alone=True)
+    name = _broadcast_text(name)
+
+    def look() -> None:
+        if not (folder / name).exists():
+            raise UserError(
+                f"{flag} {folder} of process {jax.process_index()} is not the folder that process "
+                "0 sees: name one on a file system that all hosts share"
+            )
+
+    try:
+        together(look)
+    finally:
+        if is_first():
+            token.unlink(missing_ok=True)
+
+
+def _touch(path: Path) -> str:
+    path.touch()
+    return path.name
+
+
+def _broadcast_text(text: str) -> str:
+    """The first process's text, in all (at most 255 bytes)."""
+    block = np.zeros(256, np.uint8)
+    block[: len(text.encode())] = np.frombuffer(text.encode(), np.uint8)
+    return bytes(np.asarray(multihost_utils.broadcast_one_to_all(block))).rstrip(b"\0").decode()
+
+
+def from_first(tree: Any) -> Any:
+    """The first process's arrays, in all, as NumPy arrays.
+
+    The same computation may round differently on another kind of processor.
+    """
+    if jax.process_count() == 1:
+        return tree
+    return jax.device_get(multihost_utils.broadcast_one_to_all(jax.device_get(tree)))
+
+
+def gather(tree: Any) -> Any:
+    """NumPy arrays [n, …] of every process, joined along the first axis in the processes' order."""
+    if jax.process_count() == 1:
+        return tree
+    return multihost_utils.process_allgather(tree, tiled=True)

@@ -1,0 +1,187 @@
+"""Runs the step again at which training diverged, and tells what is not finite, and where first.
+
+python -m scratchdet_jax.tools.replay --workdir=runs/voc300 [--step=1234]
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax.sharding import PartitionSpec as P
+
+from scratchdet_jax import cli
+from scratchdet_jax.detector import Detector, build_detector
+from scratchdet_jax.errors import UserError
+from scratchdet_jax.losses import multibox_sums
+from scratchdet_jax.training.parallel import DeviceMapping
+from scratchdet_jax.training.replay import Replay, load_replay
+from scratchdet_jax.training.step import AXIS, example_keys, prepare_inputs, training_sums
+
+SHOWN = 12  # lines of a group
+
+
+def bad(tree: Any) -> dict[str, tuple[int, int]]:
+    """Of every array that is not finite: how many of its numbers are not, and how many it has."""
+    found = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        array = np.asarray(leaf)
+        wrong = int(array.size - np.isfinite(array).sum())
+        if wrong:
+            found[jax.tree_util.keystr(path, simple=True, separator="/")] = (wrong, array.size)
+    return found
+
+
+def examine(replay: Replay, part: int = 0) -> dict[str, Any]:
+    """One part of the step's batch, quantity by quantity.
+
+    Returns:
+      "inputs": count of what is not finite in the augmented images and the targets;
+      "activations": (layer, count) in the order of the forward pass, every layer;
+      "classification", "localization": the loss's sums by image, [B];
+      "positives": likewise; "gradient_norms": by array; "gradients": ``bad`` of them;
+      "statistics": ``bad`` of BatchNorm's new statistics.
+    """
+    config = replay.recipe.config
+    detector = build_detector(config, replay.recipe.class_names, AXIS)
+    mapping = DeviceMapping("shard_map", jax.devices()[:1])  # the whole part on one device
+    batch = {key: value[part] for key, value in replay.batch.items()}
+    names: list[str] = []
+
+    def step(state: Any, batch: Any) -> dict[str, Any]:
+        count = batch["labels"].shape[0]
+        keys = example_keys(config.seed, state.step, part * count + jnp.arange(count))
+        images, targets = prepare_inputs(config, detector, batch, keys)
+        activations, outputs = _forward(detector, state, images, names)
+        by_image = jax.vmap(
+            lambda logits, offsets, labels, wanted: multibox_sums(
+                logits[None], offsets[None], labels[None], wanted[None], config.loss.negative_ratio
+            )
+        )(*outputs, targets.labels, targets.offsets)
+
+        def loss(params: Any) -> tuple[jax.Array, Any]:
+            sums, updated = training_sums(
+                config, detector, params, state.batch_stats, images, targets
+            )
+            return sums.classification + sums.localization, updated
+
+        gradients, statistics = jax.grad(loss, has_aux=True)(state.params)
+        inputs = {"images": _count(images), "target offsets": _count(targets.offsets)}
+        return {
+            "inputs": inputs, "activations": activations, "by_image": by_image,
+            "gradients": gradients, "statistics": statistics,
+        }  # fmt: skip
+
+    mapped = jax.jit(
+        jax.shard_map(step, mesh=mapping.mesh, in_specs=(P(), P()), out_specs=P(), check_vma=False)
+    )
+    found = jax.device_get(mapped(replay.state, batch))
+    norms = jax.tree_util.tree_leaves_with_path(found["gradients"])
+    return {
+        "inputs": {name: int(count) for name, count in found["inputs"].items()},
+        "activations": list(zip(names, map(int, found["activations"]), strict=True)),
+        "classification": found["by_image"].classification,
+        "localization": found["by_image"].localization,
+        "positives": found["by_image"].positives,
+        "gradient_norms": {
+            jax.tree_util.keystr(path, simple=True, separator="/"): float(
+                np.sqrt(np.sum(np.square(g.astype(np.float64))))
+            )
+            for path, g in norms
+        },
+        "gradients": bad(found["gradients"]),
+        "statistics": bad(found["statistics"]),
+    }
+
+
+def _forward(
+    detector: Detector, state: Any, images: jax.Array, names: list[str]
+) -> tuple[list[jax.Array], Any]:
+    """Counts of what is not finite in each layer's output, in order, and the model's outputs."""
+    counts: list[jax.Array] = []
+    names.clear()
+
+    def look(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        output = call(*args, **kwargs)
+        if context.method_name == "__call__":
+            names.append("/".join(context.module.path) or "the detector's output")
+            counts.append(sum(_count(leaf) for leaf in jax.tree.leaves(output)))
+        return output
+
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    with nn.intercept_methods(look):
+        outputs, _ = detector.model.apply(variables, images, train=True, mutable=["batch_stats"])
+    return counts, outputs
+
+
+def _count(array: jax.Array) -> jax.Array:
+    return jnp.sum(~jnp.isfinite(array))
+
+
+def describe(replay: Replay) -> str:
+    """The report, many lines."""
+    state = {
+        "parameters": replay.state.params,
+        "BatchNorm statistics": replay.state.batch_stats,
+        "optimiser": replay.state.opt_state,
+    }
+    lines = [f"step {replay.step}: {replay.quantity} was not finite", "before the step:"]
+    for name, tree in state.items():
+        lines += _group(name, bad(tree))
+        largest = max((float(np.max(np.abs(x))) for x in jax.tree.leaves(tree)), default=0.0)
+        lines.append(f"    largest number: {largest:.4g}")
+    parts, count = replay.batch["labels"].shape[:2]
+    for part in range(parts):
+        found = examine(replay, part)
+        ids = replay.image_ids[part * count : (part + 1) * count]
+        lines.append(f"the step on {count} images" + (f", part {part + 1}:" if part else ":"))
+        for name, wrong in found["inputs"].items():
+            lines.append(f"  {name}: {f'{wrong} not finite' if wrong else 'finite'}")
+        first = next((f"{n} ({c} not finite)" for n, c in found["activations"] if c), None)
+        lines.append(f"  first activation that is not finite: {first or 'none'}")
+        for name in ("classification", "localization"):
+            sums = found[name]
+            wrong = [i for i, value in zip(ids, sums, strict=True) if not np.isfinite(value)]
+            total = f"sum {np.sum(sums):.6g} over {np.sum(found['positives']):.0f} positives"
+            where = f"not finite for {', '.join(wrong)}" if wrong else "finite for every image"
+            lines.append(f"  loss, {name}: {total}; {where}")
+        norms = sorted(found["gradient_norms"].items(), key=lambda x: (np.isfinite(x[1]), -x[1]))
+        lines.append(f"  gradient norms by layer, the {min(SHOWN, len(norms))} largest:")
+        lines += [f"    {name}: {norm:.4g}" for name, norm in norms[:SHOWN]]
+        lines += _group("gradient", found["gradients"])
+        lines += _group("new BatchNorm statistics", found["statistics"])
+    return "\n".join(lines)
+
+
+def _group(name: str, found: dict[str, tuple[int, int]]) -> list[str]:
+    if not found:
+        return [f"  {name}: finite"]
+    lines = [f"    {where}: {wrong} of {size}" for where, (wrong, size) in found.items()]
+    more = [f"    and {len(lines) - SHOWN} more arrays"] if len(lines) > SHOWN else []
+    return [f"  {name}: not finite in {len(lines)} arrays", *lines[:SHOWN], *more]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parses the command line and reports; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m scratchdet_jax.tools.replay", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("--workdir", type=Path, required=True, help="the run that diverged")
+    parser.add_argument("--step", type=int, help="the step; by default the last that was saved")
+    options = parser.parse_args(arguments)
+    cli.quiet_libraries()
+    try:
+        print(describe(load_replay(options.workdir, options.step)))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

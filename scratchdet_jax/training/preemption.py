@@ -1,0 +1,89 @@
+"""SIGTERM, the notice before a machine is taken away: save at once, leave, go on elsewhere."""
+
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+PREEMPTED = 75  # exit status: EX_TEMPFAIL, "try again": the same command resumes
+
+
+class Preempted(SystemExit):
+    """The run was asked to end by SIGTERM and what it did is saved; exit status 75."""
+
+    def __init__(self) -> None:
+        super().__init__(PREEMPTED)
+
+
+class Preemption:
+    """Whether a SIGTERM came; a context manager that listens while it is open.
+
+    At its start and in ``interruptible`` parts, where there is nothing to save, a SIGTERM raises
+    Preempted there and then. Between ``defer`` and the end it is noted for ``reached``.
+
+    With several processes the notice may reach one of them, or each at another step. Then JAX's
+    coordination service listens in its place and finds a step that all processes come to.
+    """
+
+    def __init__(self) -> None:
+        self._noted, self._deferred = False, False
+        self._before: Any = None
+
+    def __enter__(self) -> "Preemption":
+        if _listens():
+            self._before = signal.signal(signal.SIGTERM, self._on_signal)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)
+
+    def defer(self) -> None:
+        """From now on SIGTERM is noted and the step under way is finished."""
+        self._deferred = True
+        if (
+            self._noted
+        ):  # it came, and what it raised was swallowed (in a callback of the collector)
+            raise Preempted
+
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """A part that a SIGTERM may break off, for all that went before it is saved."""
+        self._deferred = False
+        try:
+            if self._noted:
+                raise Preempted
+            yield
+        finally:
+            self._deferred = True
+
+    def reached(self, step: int) -> bool:
+        """Whether the run is to be saved and left after update ``step``; the same everywhere.
+
+        To be asked after every update, by all processes.
+        """
+        import jax  # not before it is needed: train.py listens while JAX is imported
+
+        if jax.process_count() > 1:
+            from jax.experimental import multihost_utils
+
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self._noted
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._noted = True
+        if not self._deferred:
+            print("\nstopped by SIGTERM", file=sys.stderr, flush=True)
+            raise Preempted
+        print("\nSIGTERM: the step under way is finished and saved", file=sys.stderr, flush=True)
+
+
+def _listens() -> bool:
+    """Whether this process handles SIGTERM itself: Python does so in its main thread only."""
+    if threading.current_thread() is not threading.main_thread():
+        return False
+    jax = sys.modules.get("jax")
+    return jax is None or jax.process_count() == 1

@@ -1,0 +1,76 @@
+"""Ends a run in which nothing moves any more: a stalled data source, a hung collective."""
+
+import contextlib
+import faulthandler
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+STALLED = 69  # exit status: EX_UNAVAILABLE; the same command resumes
+
+
+class Watchdog:
+    """A thread that ends the process if no step ends within ``seconds``.
+
+    The first step of a process, which compiles, is not watched, nor is what is ``paused``:
+    evaluations, and waiting for a checkpoint.
+    """
+
+    def __init__(
+        self, seconds: float, workdir: Path, end: Callable[[int], None] = os._exit
+    ) -> None:
+        """``seconds``: 0 for no watch. ``end`` is called with the exit status STALLED."""
+        self._seconds, self._report, self._end = seconds, workdir / "stalled.txt", end
+        self._last: float | None = None  # when a step ended; None: nothing is expected to end
+        self._step = 0
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        if seconds > 0:
+            self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+            self._thread.start()
+
+    def beat(self, step: int) -> None:
+        """Update ``step`` was started, which the end of the one before made possible."""
+        self._step, self._last = step, time.monotonic()
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """What runs inside may take as long as it likes."""
+        self._last = None
+        yield
+        self._last = time.monotonic()
+
+    def close(self) -> None:
+        """Stops watching."""
+        self._stop.set()
+        if self._thread:
+            self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(min(self._seconds / 10, 5.0)):
+            last = self._last
+            if last is not None and time.monotonic() - last > self._seconds:
+                self._tell()
+                self._end(STALLED)
+                return
+
+    def _tell(self) -> None:
+        sentence = (
+            f"no step has ended for {self._seconds:g} s (config.stall_seconds) after step "
+            f"{self._step}: the data source or the other processes do not answer"
+        )
+        print(f"\nerror: {sentence}; where every thread stands:", file=sys.stderr, flush=True)
+        for open_report in (
+            lambda: contextlib.nullcontext(sys.__stderr__),
+            lambda: self._report.open("w", encoding="utf-8"),
+        ):
+            with contextlib.suppress(OSError, ValueError), open_report() as file:
+                print(sentence, file=file, flush=True)
+                faulthandler.dump_traceback(file, all_threads=True)
+        print(
+            f"the same is in {self._report}; the same command resumes from the last checkpoint",
+            file=sys.stderr, flush=True,
+        )  # fmt: skip

@@ -1,0 +1,321 @@
+"""Kills runs at random moments, starts them again, and compares their ends with an undisturbed run.
+
+python tests/faults/campaign.py --kills=50 --processes=1 --output=faults.json
+
+A run is ``train.py`` with a tiny detector. Nobody helps it: it is started again with the same
+command until it ends with status 0. Its end must be that of the run without faults: all parameters,
+momentum and statistic, every line of metrics.jsonl but the speed, and the AP.
+"""
+
+import argparse
+import json
+import os
+import random
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[2]
+STEPS, CHECKPOINT_EVERY, EVALUATE_EVERY, BATCH = 120, 10, 30, 4
+MOMENTS = ("start-up", "step", "checkpoint", "evaluation")
+PATIENCE = 600.0  # seconds for one start of a run; more is a hang
+
+OVERRIDES = {
+    "image_size": 64, "data.canvas": "64,64", "data.max_boxes": 4, "model.width": 0.125,
+    "batch_size": BATCH, "num_steps": STEPS, "data.train": "train", "data.eval": "val",
+    "data.threads": 1, "eval.batch_size": 4,
+    "eval.every_steps": EVALUATE_EVERY, "eval.candidates_per_class": 20,
+    "eval.max_detections": 10, "augment.crop_trials": 5, "log_every": 3,
+    "checkpoint_every": CHECKPOINT_EVERY, "stall_seconds": 300,
+}  # fmt: skip
+
+
+class Kill(NamedTuple):
+    """One kill: when it was meant to come, and what it cost."""
+
+    moment: str
+    signal: str
+    status: int
+    step: int  # the last step of metrics.jsonl when the process was gone
+    repeated: int  # steps done again by the next start
+    lost_s: float  # from its start or the checkpoint it left, to the kill; plus nothing
+
+
+def command(workdir: Path, data: Path, cache: Path) -> list[str]:
+    """The command of a run; the same at every start."""
+    fields = OVERRIDES | {
+        "data.folder": data / "boxes", "data.dir": data / "prepared", "compilation_cache": cache,
+    }  # fmt: skip
+    flags = [f"--config.{name}={value}" for name, value in fields.items()]
+    recipe = f"--config={ROOT / 'configs/shapes.py'}"
+    return [sys.executable, str(ROOT / "train.py"), recipe, f"--workdir={workdir}", *flags]
+
+
+def make_data(folder: Path) -> None:
+    """A folder in VOC layout: coloured boxes on noise, 30 images to train on and 24 to score."""
+    import cv2
+
+    for part in ("JPEGImages", "Annotations", "ImageSets/Main"):
+        (folder / part).mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 30), ("val", 24)):
+        names = [f"{split}{i:03d}" for i in range(count)]
+        (folder / f"ImageSets/Main/{split}.txt").write_text("\n".join(names) + "\n")
+        for i, name in enumerate(names):
+            image = rng.integers(0, 90, (48, 64, 3), np.uint8)
+            y, x, label = int(rng.integers(1, 20)), int(rng.integers(1, 30)), "ab"[i % 2]
+            cv2.rectangle(
+                image, (x, y), (x + 24, y + 20), (255, 0, 0) if i % 2 else (0, 255, 0), -1
+            )
+            cv2.imwrite(str(folder / f"JPEGImages/{name}.png"), image)
+            (folder / f"Annotations/{name}.xml").write_text(
+                f"<annotation><filename>{name}.png</filename><size><width>64</width>"
+                f"<height>48</height><depth>3</depth></size><object><name>{label}</name><bndbox>"
+                f"<xmin>{x}</xmin><ymin>{y}</ymin><xmax>{x + 24}</xmax><ymax>{y + 20}</ymax>"
+                "</bndbox></object></annotation>"
+            )
+
+
+def start(arguments: Sequence[str], processes: int, log: Path) -> list[subprocess.Popen]:
+    """Starts a run of so many processes with one CPU device each."""
+    port = _free_port()
+    started = []
+    for index in range(processes):
+        environment = os.environ | {
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
+        }
+        if processes > 1:
+            environment |= {
+                "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+                "JAX_NUM_PROCESSES": str(processes),
+                "JAX_PROCESS_ID": str(index),
+            }
+        with log.open("ab") as file:
+            started.append(
+                subprocess.Popen(arguments, cwd=ROOT, env=environment, stdout=file, stderr=file)
+            )
+    return started
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def last_step(workdir: Path) -> int:
+    """The last update that metrics.jsonl tells of (log_every apart)."""
+    try:
+        lines = (workdir / "metrics.jsonl").read_bytes().splitlines()
+        return max((json.loads(x)["step"] for x in lines[-2:] if x.endswith(b"}")), default=0)
+    except (FileNotFoundError, ValueError):
+        return 0
+
+
+def newest_checkpoint(workdir: Path) -> int:
+    """The step that a start would resume from."""
+    names = [p.name for p in (workdir / "checkpoints").glob("*")]
+    return max((int(name) for name in names if name.isdecimal()), default=0)
+
+
+def wait_for(
+    moment: str, workdir: Path, running: list[subprocess.Popen], rng: random.Random
+) -> bool:
+    """Sleeps until a moment of the kind; False if the run ended before."""
+    begun, first = time.monotonic(), last_step(workdir)
+    delay = {
+        "start-up": rng.uniform(0.0, 8.0), "step": rng.uniform(0.0, 0.5),
+        "checkpoint": rng.uniform(0.0, 0.06), "evaluation": rng.uniform(0.0, 0.5),
+    }[moment]  # fmt: skip
+    beyond = first + rng.randrange(3, 2 * CHECKPOINT_EVERY)
+    while all(process.poll() is None for process in running):
+        if time.monotonic() - begun > PATIENCE:
+            raise SystemExit(f"{workdir} hangs: it waits for {moment} after step {first}")
+        step = last_step(workdir)
+        if moment == "start-up":
+            come = True
+        elif moment == "step":
+            come = step >= beyond
+        elif moment == "checkpoint":
+            come = step >= beyond and any((workdir / "checkpoints").glob("*.orbax-checkpoint-tmp*"))
+        else:
+            # The evaluation runs while its checkpoint is the newest and has no score yet.
+            newest = newest_checkpoint(workdir)
+            come = (
+                newest > 0 and newest % EVALUATE_EVERY == 0 and step >= newest
+                and not (workdir / f"checkpoints/{newest}/score.json").exists()
+            )  # fmt: skip
+        if come:
+            deadline = time.monotonic() + delay
+            while time.monotonic() < deadline:
+                if any(process.poll() is not None for process in running):
+                    return False
+                time.sleep(0.002)
+            return True
+        time.sleep(0.001 if moment == "checkpoint" else 0.005)
+    return False
+
+
+def finish(running: list[subprocess.Popen], seconds: float) -> list[int]:
+    """Exit statuses; whoever has not ended in time is killed."""
+    deadline = time.monotonic() + seconds
+    for process in running:
+        try:
+            process.wait(max(0.1, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+    return [process.wait() for process in running]
+
+
+def disturbed_run(
+    workdir: Path, arguments: list[str], processes: int, kills: int, rng: random.Random
+) -> list[Kill]:
+    """Runs to the end with up to ``kills`` kills on the way."""
+    done: list[Kill] = []
+    log = workdir.with_suffix(".log")
+    began = time.monotonic()
+    while True:
+        launched = time.monotonic()
+        resumed_from = newest_checkpoint(workdir)
+        running = start(arguments, processes, log)
+        if len(done) >= kills:
+            statuses = finish(running, PATIENCE)
+            if any(statuses):
+                raise SystemExit(f"{workdir}: statuses {statuses} without a kill; see {log}")
+            return done
+        moment = rng.choice(MOMENTS)
+        if not wait_for(moment, workdir, running, rng):
+            statuses = finish(running, PATIENCE)
+            if any(statuses):
+                raise SystemExit(f"{workdir}: statuses {statuses} without a kill; see {log}")
+            return done  # the run was faster
+        number = rng.choice((signal.SIGKILL, signal.SIGTERM))
+        # The whole job goes, as when a machine does, or one process of it.
+        hit = running if rng.random() < 0.5 else [rng.choice(running)]
+        for process in hit:
+            process.send_signal(number)
+        killed = time.monotonic()
+        # Peers of a process that is gone must end by themselves; the scheduler takes them then.
+        if number == signal.SIGKILL:
+            for process in running:
+                process.kill()
+        statuses = finish(running, 120)
+        reached, kept = last_step(workdir), newest_checkpoint(workdir)
+        # Work since the checkpoint that is kept is lost; a start that left none is lost whole.
+        useful = (kept - resumed_from) / max(reached - resumed_from, 1)
+        lost = (killed - launched) * (1 - min(max(useful, 0.0), 1.0))
+        done.append(Kill(moment, number.name, statuses[0], reached, max(0, reached - kept), lost))
+        print(
+            f"{workdir.name}: {number.name} in {moment}, statuses {statuses}, step {reached}, "
+            f"kept {kept}, {time.monotonic() - began:.0f} s", flush=True,
+        )  # fmt: skip
+
+
+def outcome(workdir: Path) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
+    """Every array of the last checkpoint, and the lines of metrics.jsonl without the speed."""
+    import jax
+    import orbax.checkpoint as ocp
+
+    with ocp.PyTreeCheckpointer() as reader:
+        tree = reader.restore(workdir.absolute() / f"checkpoints/{STEPS}/state")
+    arrays = {
+        jax.tree_util.keystr(path): np.asarray(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+    lines = [json.loads(x) for x in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return arrays, [{k: v for k, v in x.items() if k != "images_per_second"} for x in lines]
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two outcomes are identical to the bit."""
+    arrays = a[0].keys() == b[0].keys() and all(np.array_equal(a[0][k], b[0][k]) for k in a[0])
+    return bool(arrays) and a[1] == b[1]
+
+
+def campaign(
+    folder: Path, kills: int, processes: int, seed: int, per_run: int = 8
+) -> dict[str, Any]:
+    """At least ``kills`` kills over as many runs as that takes; a record of figures."""
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    rng = random.Random(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    data, cache = folder / "data", folder / "cache"
+    make_data(data / "boxes")
+
+    def undisturbed(name: str) -> tuple[Path, float]:
+        workdir, begun = folder / name, time.monotonic()
+        running = start(command(workdir, data, cache), processes, workdir.with_suffix(".log"))
+        if any(finish(running, 2 * PATIENCE)):
+            raise SystemExit(f"the run without faults failed; see {workdir.with_suffix('.log')}")
+        return workdir, time.monotonic() - begun
+
+    first, _ = undisturbed("first")  # prepares the data and fills the cache
+    workdir, seconds = undisturbed("whole")
+    expected = outcome(workdir)
+    if not same(outcome(first), expected):
+        raise SystemExit(
+            "two runs without faults, the second with cached programs, end differently"
+        )
+    print(f"without faults: {seconds:.1f} s, {len(expected[1])} lines", flush=True)
+    done: list[Kill] = []
+    runs, different = 0, []
+    while len(done) < kills:
+        runs += 1
+        workdir = folder / f"run{runs}"
+        arguments = command(workdir, data, cache)
+        done += disturbed_run(workdir, arguments, processes, per_run, rng)
+        if not same(outcome(workdir), expected):
+            different.append(workdir.name)
+        print(f"{workdir.name}: {'DIFFERENT' if different else 'identical'}, {len(done)} kills",
+              flush=True)  # fmt: skip
+    evaluations = [line for line in expected[1] if line["kind"] == "eval"]
+    return {
+        "processes": processes, "seed": seed, "runs": runs, "kills": len(done),
+        "runs_that_ended_differently": different,
+        "mAP": evaluations[-1]["mAP"], "whole_run_s": seconds,
+        "steps_repeated": sum(kill.repeated for kill in done),
+        "wall_lost_per_kill_s": statistics.mean(kill.lost_s for kill in done),
+        "by_moment": {
+            moment: {
+                name: sum(k.moment == moment and k.signal == name for k in done)
+                for name in ("SIGKILL", "SIGTERM")
+            } | {"steps_repeated": sum(k.repeated for k in done if k.moment == moment)}
+            for moment in MOMENTS
+        },
+        "statuses": {
+            name: sorted({k.status for k in done if k.signal == name})
+            for name in ("SIGKILL", "SIGTERM")
+        },
+        "list": [kill._asdict() for kill in done],
+    }  # fmt: skip
+
+
+def main() -> None:
+    """Runs a campaign from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--folder", type=Path, default=Path("runs/faults"))
+    parser.add_argument("--output", type=Path, default=None, help="where the JSON goes")
+    options = parser.parse_args()
+    record = campaign(options.folder, options.kills, options.processes, options.seed)
+    text = json.dumps(record, indent=2)
+    print(json.dumps({k: v for k, v in record.items() if k != "list"}, indent=2))
+    if options.output:
+        options.output.write_text(text + "\n")
+    if record["runs_that_ended_differently"]:
+        raise SystemExit("runs ended differently")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""Replaying a step: a state with a number that is not finite is traced to its layer."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from scratchdet_jax.detector import build_detector
+from scratchdet_jax.errors import UserError
+from scratchdet_jax.tools import replay as tool
+from scratchdet_jax.training.checkpoints import Recipe
+from scratchdet_jax.training.optimizer import make_optimizer
+from scratchdet_jax.training.replay import Replay, load_replay
+from scratchdet_jax.training.state import TrainState
+from tests.tiny import random_batch, random_variables, tiny_config
+
+
+def test_a_workdir_without_a_saved_step_is_refused(tmp_path, capsys):
+    with pytest.raises(UserError, match="holds no step"):
+        load_replay(tmp_path)
+    assert tool.main([f"--workdir={tmp_path}"]) == 1
+    assert "holds no step" in capsys.readouterr().err
+    (tmp_path / "replay").mkdir()
+    (tmp_path / "replay/step_3.npz").write_bytes(b"PK")
+    with pytest.raises(UserError, match=r"step_3\.npz cannot be read"):
+        load_replay(tmp_path)
+
+
+@pytest.mark.slow
+def test_the_first_layer_that_is_not_finite_is_named():
+    config = tiny_config(batch_size=4)
+    recipe = Recipe(config, ("a", "b", "c"))
+    detector = build_detector(config, recipe.class_names)
+    variables = random_variables(detector, 64, np.random.default_rng(0))
+    kernel = variables["params"].get("stage3")
+    assert kernel is not None, sorted(variables["params"])
+    spoiled = jax.tree.leaves(kernel)[0]
+    spoiled.flat[0] = np.inf
+    state = TrainState(
+        jnp.int32(4), variables["params"], variables["batch_stats"],
+        make_optimizer(config).init(variables["params"]),
+    )  # fmt: skip
+    batch = random_batch(config, 0)
+    ids = tuple(f"image{i}" for i in range(4))
+    report = tool.describe(Replay(5, "loss", recipe, ids, batch, state))
+    assert "  parameters: not finite in 1 arrays" in report
+    assert "  optimiser: finite" in report
+    assert "  images: finite" in report
+    assert "first activation that is not finite: stage3" in report
+    assert "loss, classification: sum nan" in report
+    assert "image0" in report
