@@ -10,6 +10,8 @@ PYTHON ?= python3
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 VENV ?= .venv-$(VERSION)
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check \
+  $(if $(LOCK),-c requirements-lock.txt)
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses=4 --dist=loadfile
 
 DEMO_DIR ?= runs/shapes
@@ -27,13 +29,12 @@ $(VENV)/.installed: requirements.txt requirements-dev.txt $(if $(LOCK),requireme
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "error: $(PYTHON) is Python $(VERSION); 3.11 or newer is needed: make PYTHON=python3.12 …"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt \
-	  $(if $(LOCK),-c requirements-lock.txt)
+	$(PIP) -r requirements-dev.txt
 	touch $@
 
 # The layer-by-layer comparisons with PyTorch run where it is installed.
 torch: setup
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-torch.txt
+	$(PIP) -r requirements-torch.txt
 
 demo: setup
 	$(BIN)/python train.py --config=configs/shapes.py --workdir=$(DEMO_DIR)

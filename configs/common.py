@@ -167,8 +167,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.checkpoint_every = 1_000  # updates between checkpoints (one is written at the end too)
     config.keep_checkpoints = 3  # the latest; the best by mAP is kept besides. 2 or more: should
     # the latest be damaged, the run goes on from the one before
-    config.stall_seconds = 1_800.0  # a run in which no step ends for so long tells where each of
-    # its threads stands, and ends with exit status 69; 0 = never
+    config.stall_seconds = 1_800.0  # a run in which no step or batch of an evaluation ends for so
+    # long (more than compiling takes) tells where each of its threads stands, and ends with exit
+    # status 69; 0 = never
     config.compilation_cache = ""  # a directory, such as "~/.cache/scratchdet_jax", that keeps
     # compiled programs for the next start; empty: compile at every start
     return config

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -101,7 +102,7 @@ def arguments(data, **overrides):
         "data.canvas": "(64,64)", "model.width": 0.125, "batch_size": 8, "eval.batch_size": 8,
         "num_steps": 3, "log_every": 1, "optimizer.learning_rate": 1e-4,
         "augment.interpolations": '("linear",)', "eval.max_detections": 20,
-        "data.threads": 1, "eval.score_threshold": 0.0,
+        "data.threads": 1, "eval.score_threshold": 0.0, "checkpoint_every": 2,
     }  # fmt: skip
     return [f"--config.{name}={value}" for name, value in (fields | overrides).items()]
 
@@ -151,6 +152,12 @@ def test_two_processes_train_and_score_as_one(data, tmp_path):
     assert results[0] == results[1]
     logged = records(tmp_path / "two", "eval")[0]["mAP"]
     assert results[0]["mAP"] == pytest.approx(logged, abs=1e-3)
+
+    # It also goes on with their training, from the checkpoint before the last.
+    shutil.rmtree(tmp_path / "two/checkpoints/3")
+    outputs = train(data, tmp_path / "two", 1, 1)
+    assert "resumed from step 2 of 3" in outputs[0][0]
+    same_run(tmp_path / "one", tmp_path / "two")
 
 
 @pytest.mark.slow  # six runs

@@ -1,7 +1,7 @@
 """Detects on every image of a split, once, and scores the detections."""
 
 import collections
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -69,11 +69,16 @@ class Evaluator:
             for scale in self._scales or (Scale(config.image_size),)
         ]
 
-    def evaluate(self, variables: Any) -> Evaluation:
-        """Detections, ground truth and average precision of the whole split."""
+    def evaluate(self, variables: Any, on_batch: Callable[[], None] = lambda: None) -> Evaluation:
+        """Detections, ground truth and average precision of the whole split.
+
+        Args:
+          variables: of the detector.
+          on_batch: is called at the end of every batch.
+        """
         detections: dict[str, ImageDetections] = {}
         ground_truth: dict[str, ImageGroundTruth] = {}
-        batch, found = distributed.gather(self._all_rows(variables))
+        batch, found = distributed.gather(self._all_rows(variables, on_batch))
         for row in np.argsort(batch["id"], kind="stable"):
             if batch["id"][row] < 0:
                 continue
@@ -95,12 +100,15 @@ class Evaluator:
             )
         return Evaluation(self._score(detections, ground_truth), detections, ground_truth)
 
-    def _all_rows(self, variables: Any) -> tuple[dict[str, np.ndarray], Detections]:
+    def _all_rows(
+        self, variables: Any, on_batch: Callable[[], None]
+    ) -> tuple[dict[str, np.ndarray], Detections]:
         """What this process read and found, [n, …]: its rows of all batches, without images."""
         kept = ("id", "original_size", "boxes", "labels", "ignore")
-        parts = [
-            ({key: batch[key] for key in kept}, found) for batch, found in self._batches(variables)
-        ]
+        parts = []
+        for batch, found in self._batches(variables):
+            parts.append(({key: batch[key] for key in kept}, found))
+            on_batch()
         return jax.tree.map(lambda *rows: np.concatenate(rows), *parts)
 
     def _batches(self, variables: Any) -> Iterator[tuple[dict[str, np.ndarray], Detections]]:

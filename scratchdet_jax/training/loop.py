@@ -169,8 +169,7 @@ def _steps(
         for step in range(start + 1, num_steps + 1):
             state, metrics = train_step(state, next(batches))
             run.logger.log_step(step, metrics)
-            if step > start + 1:  # the end of the first was waited for in this log_step
-                run.watchdog.beat(step)
+            run.watchdog.beat(step - 1)  # log_step waited for its end
             evaluate = _evaluates(run.config, run.evaluator, step)
             leave = run.preemption.reached(step)
             if leave or evaluate or step == num_steps or _due(step, run.config.checkpoint_every):
@@ -179,8 +178,8 @@ def _steps(
                     run.checkpoints.save(step, state, run.recipe, progress=run.logger.progress())
                     if leave:
                         raise _saved(run, step)
-                    if evaluate:
-                        _evaluate(run, step, state)
+                if evaluate:
+                    _evaluate(run, step, state)
     except Diverged as error:
         raise _diverged(run, error, state) from None
     return state
@@ -188,11 +187,12 @@ def _steps(
 
 def _evaluate(run: _Run, step: int, state: TrainState) -> None:
     """Scores a state that is saved (or being saved), so that a SIGTERM may break it off."""
-    with run.preemption.interruptible():
-        results = run.evaluator.evaluate(state.variables).results
+    with run.preemption.interruptible(), run.logger.paused():
+        results = run.evaluator.evaluate(state.variables, run.watchdog.beat).results
     run.logger.log_evaluation(step, results)
     print(f"\nstep {step}: {summary_line(results)}")
-    run.checkpoints.set_score(step, results["mAP"])
+    with run.watchdog.paused():
+        run.checkpoints.set_score(step, results["mAP"])
 
 
 def _saved(run: _Run, step: int) -> Preempted:

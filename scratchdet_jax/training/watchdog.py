@@ -13,18 +13,19 @@ STALLED = 69  # exit status: EX_UNAVAILABLE; the same command resumes
 
 
 class Watchdog:
-    """A thread that ends the process if no step ends within ``seconds``.
+    """A thread that ends the process if nothing ends within ``seconds``.
 
-    The first step of a process, which compiles, is not watched, nor is what is ``paused``:
-    evaluations, and waiting for a checkpoint.
+    What ends are steps and the batches of evaluations; the first of each compiles, which must not
+    take as long. Waiting for a checkpoint, while ``paused``, is not watched.
     """
 
     def __init__(
         self, seconds: float, workdir: Path, end: Callable[[int], None] = os._exit
     ) -> None:
-        """``seconds``: 0 for no watch. ``end`` is called with the exit status STALLED."""
+        """Watches from now on; ``seconds``: 0 for no watch. ``end`` is called with STALLED."""
         self._seconds, self._report, self._end = seconds, workdir / "stalled.txt", end
-        self._last: float | None = None  # when a step ended; None: nothing is expected to end
+        # When something ended last; None: nothing is expected to end.
+        self._last: float | None = time.monotonic()
         self._step = 0
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -32,9 +33,9 @@ class Watchdog:
             self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
             self._thread.start()
 
-    def beat(self, step: int) -> None:
-        """Update ``step`` was started, which the end of the one before made possible."""
-        self._step, self._last = step, time.monotonic()
+    def beat(self, step: int | None = None) -> None:
+        """Something has ended: update ``step``, or a batch of the evaluation after that."""
+        self._step, self._last = self._step if step is None else step, time.monotonic()
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -59,7 +60,7 @@ class Watchdog:
 
     def _tell(self) -> None:
         sentence = (
-            f"no step has ended for {self._seconds:g} s (config.stall_seconds) after step "
+            f"nothing has moved for {self._seconds:g} s (config.stall_seconds) after step "
             f"{self._step}: the data source or the other processes do not answer"
         )
         print(f"\nerror: {sentence}; where every thread stands:", file=sys.stderr, flush=True)

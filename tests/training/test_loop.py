@@ -1,6 +1,9 @@
 """The whole program on a small VOC folder: train, stop, resume, evaluate, draw."""
 
 import json
+import os
+import resource
+import signal
 
 import cv2
 import jax
@@ -13,6 +16,7 @@ from scratchdet_jax.evaluation.run import evaluate_run, open_run, split_name
 from scratchdet_jax.tools import predict
 from scratchdet_jax.training import loop
 from scratchdet_jax.training.logging import MetricLogger
+from scratchdet_jax.training.preemption import Preempted
 from scratchdet_jax.training.replay import batch_of_step, load_replay
 from tests.tiny import tiny_config
 
@@ -83,27 +87,72 @@ def lines(workdir) -> list[dict]:
 def test_a_stopped_and_resumed_run_ends_with_identical_parameters(
     config, finished, tmp_path, monkeypatch
 ):
-    log_step = MetricLogger.log_step
+    def stop():
+        raise KeyboardInterrupt
 
-    def stop_at_seven(self, step, metrics):
-        if step == 7:
-            raise KeyboardInterrupt
-        log_step(self, step, metrics)
-
-    monkeypatch.setattr(MetricLogger, "log_step", stop_at_seven)
-    with pytest.raises(KeyboardInterrupt):
-        loop.train_and_evaluate(config, tmp_path)
-    monkeypatch.setattr(MetricLogger, "log_step", log_step)
+    with monkeypatch.context() as patch:
+        at_step(patch, {7: stop})
+        with pytest.raises(KeyboardInterrupt):
+            loop.train_and_evaluate(config, tmp_path)
     resumed = jax.device_get(loop.train_and_evaluate(config, tmp_path))
+    assert_same_end(resumed, tmp_path, finished)
 
-    workdir, whole = finished
-    jax.tree.map(np.testing.assert_array_equal, resumed, whole)
+
+def assert_same_end(state, workdir, finished):
+    """State and figures of a run are to the bit those of the run that was never stopped."""
+    jax.tree.map(np.testing.assert_array_equal, state, finished[1])
 
     def figures(workdir):
         drop = "images_per_second"
         return [{k: v for k, v in line.items() if k != drop} for line in lines(workdir)]
 
-    assert figures(tmp_path) == figures(workdir)
+    assert figures(workdir) == figures(finished[0])
+
+
+def at_step(monkeypatch, actions):
+    """Has ``actions[step]()`` called when a step has been started."""
+    log_step = MetricLogger.log_step
+
+    def act(self, step, metrics):
+        actions.get(step, lambda: None)()
+        log_step(self, step, metrics)
+
+    monkeypatch.setattr(MetricLogger, "log_step", act)
+
+
+def test_sigterm_saves_the_step_under_way_and_nothing_is_lost(
+    config, finished, tmp_path, monkeypatch, capsys
+):
+    with monkeypatch.context() as patch:
+        at_step(patch, {6: lambda: os.kill(os.getpid(), signal.SIGTERM)})
+        with pytest.raises(Preempted) as left:
+            loop.train_and_evaluate(config, tmp_path)
+    assert left.value.code == 75
+    assert "stopped by SIGTERM after step 6; saved up to step 6" in capsys.readouterr().out
+    state = jax.device_get(loop.train_and_evaluate(config, tmp_path))
+    assert "resumed from step 6 of 9" in capsys.readouterr().out
+    assert_same_end(state, tmp_path, finished)
+
+
+def test_a_disk_that_fills_up_harms_no_checkpoint_and_ends_in_a_sentence(
+    config, finished, tmp_path, monkeypatch, capsys
+):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    small = (16_000, hard)  # as on a full disk no file of weights can be written
+    try:
+        at_step(monkeypatch, {5: lambda: resource.setrlimit(resource.RLIMIT_FSIZE, small)})
+        with pytest.raises(UserError, match="its last checkpoint could not be written .* make room"):
+            loop.train_and_evaluate(config, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    monkeypatch.undo()
+    told = capsys.readouterr().err
+    for step in (8, 9):
+        assert f"the checkpoint of step {step} could not be written" in told
+    assert "and training goes on" in told
+    state = jax.device_get(loop.train_and_evaluate(config, tmp_path))
+    assert "resumed from step 4 of 9" in capsys.readouterr().out
+    assert_same_end(state, tmp_path, finished)
 
 
 def test_metrics_are_written_for_each_step_and_evaluation(finished):

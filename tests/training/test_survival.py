@@ -275,19 +275,26 @@ def test_silence_is_reported_with_the_stacks_of_all_threads(tmp_path, capfd):
         statuses.append(status)
         ended.set()
 
-    watchdog = watchdogs.Watchdog(0.2, tmp_path, end)
-    time.sleep(0.5)
-    assert not statuses  # the first step, which compiles, is not watched
+    watchdog = watchdogs.Watchdog(0.4, tmp_path, end)
     watchdog.beat(7)
     with watchdog.paused():
-        time.sleep(0.5)
+        time.sleep(1.0)
     assert not statuses
+    watchdog.beat()  # a batch of an evaluation
     assert ended.wait(10)
     watchdog.close()
     assert statuses == [watchdogs.STALLED] == [69]
     report = (tmp_path / "stalled.txt").read_text()
-    assert "no step has ended for 0.2 s (config.stall_seconds) after step 7" in report
+    assert "nothing has moved for 0.4 s (config.stall_seconds) after step 7" in report
     assert "test_silence_is_reported" in report and "_watch" in report
+
+
+def test_the_first_step_is_watched_too(tmp_path, capfd):
+    ended = threading.Event()
+    watchdog = watchdogs.Watchdog(0.2, tmp_path, lambda status: ended.set())
+    assert ended.wait(10)
+    watchdog.close()
+    assert "after step 0: the data source or the other processes" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("harmed", ["params", "batch_stats", "metric"])
