@@ -13,7 +13,6 @@ import os
 import random
 import signal
 import socket
-import statistics
 import subprocess
 import sys
 import time
@@ -27,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 STEPS, CHECKPOINT_EVERY, EVALUATE_EVERY, BATCH = 120, 10, 30, 4
 MOMENTS = ("start-up", "step", "checkpoint", "evaluation")
 PATIENCE = 600.0  # seconds for one start of a run; more is a hang
+GRACE = 60.0  # seconds between SIGTERM and SIGKILL for whoever is left
 
 OVERRIDES = {
     "image_size": 64, "data.canvas": "64,64", "data.max_boxes": 4, "model.width": 0.125,
@@ -39,14 +39,13 @@ OVERRIDES = {
 
 
 class Kill(NamedTuple):
-    """One kill: when it was meant to come, and what it cost."""
+    """One kill: when it was meant to come, and how much is done again."""
 
     moment: str
     signal: str
-    status: int
-    step: int  # the last step of metrics.jsonl when the process was gone
+    statuses: list[int]  # of all processes, whichever of them were hit
+    step: int  # the last step of metrics.jsonl when the processes were gone
     repeated: int  # steps done again by the next start
-    lost_s: float  # from its start or the checkpoint it left, to the kill; plus nothing
 
 
 def command(workdir: Path, data: Path, cache: Path) -> list[str]:
@@ -184,8 +183,6 @@ def disturbed_run(
     log = workdir.with_suffix(".log")
     began = time.monotonic()
     while True:
-        launched = time.monotonic()
-        resumed_from = newest_checkpoint(workdir)
         running = start(arguments, processes, log)
         if len(done) >= kills:
             statuses = finish(running, PATIENCE)
@@ -203,17 +200,12 @@ def disturbed_run(
         hit = running if rng.random() < 0.5 else [rng.choice(running)]
         for process in hit:
             process.send_signal(number)
-        killed = time.monotonic()
-        # Peers of a process that is gone must end by themselves; the scheduler takes them then.
-        if number == signal.SIGKILL:
-            for process in running:
-                process.kill()
-        statuses = finish(running, 120)
+        # After SIGTERM there is time to leave. After a crash of one the scheduler takes the others,
+        # at once or when they have not found out by themselves.
+        patient = number == signal.SIGTERM or rng.random() < 0.5
+        statuses = finish(running, GRACE if patient else 0.0)
         reached, kept = last_step(workdir), newest_checkpoint(workdir)
-        # Work since the checkpoint that is kept is lost; a start that left none is lost whole.
-        useful = (kept - resumed_from) / max(reached - resumed_from, 1)
-        lost = (killed - launched) * (1 - min(max(useful, 0.0), 1.0))
-        done.append(Kill(moment, number.name, statuses[0], reached, max(0, reached - kept), lost))
+        done.append(Kill(moment, number.name, statuses, reached, max(0, reached - kept)))
         print(
             f"{workdir.name}: {number.name} in {moment}, statuses {statuses}, step {reached}, "
             f"kept {kept}, {time.monotonic() - began:.0f} s", flush=True,
@@ -242,9 +234,14 @@ def same(a: Any, b: Any) -> bool:
 
 
 def campaign(
-    folder: Path, kills: int, processes: int, seed: int, per_run: int = 8
-) -> dict[str, Any]:
-    """At least ``kills`` kills over as many runs as that takes; a record of figures."""
+    folder: Path, kills: int, processes: int, seed: int, per_run: int = 8,
+    output: Path | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """At least ``kills`` kills over as many runs as that takes.
+
+    Returns:
+      A record of figures, which is written to ``output`` after every run.
+    """
     os.environ["JAX_PLATFORMS"] = "cpu"
     rng = random.Random(seed)
     folder.mkdir(parents=True, exist_ok=True)
@@ -267,36 +264,44 @@ def campaign(
         )
     print(f"without faults: {seconds:.1f} s, {len(expected[1])} lines", flush=True)
     done: list[Kill] = []
-    runs, different = 0, []
+    runs, different, disturbed_s = 0, [], 0.0
     while len(done) < kills:
         runs += 1
-        workdir = folder / f"run{runs}"
+        workdir, begun = folder / f"run{runs}", time.monotonic()
         arguments = command(workdir, data, cache)
         done += disturbed_run(workdir, arguments, processes, per_run, rng)
+        disturbed_s += time.monotonic() - begun
         if not same(outcome(workdir), expected):
             different.append(workdir.name)
-        print(f"{workdir.name}: {'DIFFERENT' if different else 'identical'}, {len(done)} kills",
-              flush=True)  # fmt: skip
-    evaluations = [line for line in expected[1] if line["kind"] == "eval"]
-    return {
-        "processes": processes, "seed": seed, "runs": runs, "kills": len(done),
-        "runs_that_ended_differently": different,
-        "mAP": evaluations[-1]["mAP"], "whole_run_s": seconds,
-        "steps_repeated": sum(kill.repeated for kill in done),
-        "wall_lost_per_kill_s": statistics.mean(kill.lost_s for kill in done),
-        "by_moment": {
-            moment: {
-                name: sum(k.moment == moment and k.signal == name for k in done)
-                for name in ("SIGKILL", "SIGTERM")
-            } | {"steps_repeated": sum(k.repeated for k in done if k.moment == moment)}
-            for moment in MOMENTS
-        },
-        "statuses": {
-            name: sorted({k.status for k in done if k.signal == name})
-            for name in ("SIGKILL", "SIGTERM")
-        },
-        "list": [kill._asdict() for kill in done],
-    }  # fmt: skip
+        print(f"{workdir.name}: {'DIFFERENT' if workdir.name in different else 'identical'}, "
+              f"{len(done)} kills", flush=True)  # fmt: skip
+        record = {
+            "processes": processes, "seed": seed, "runs": runs, "kills": len(done),
+            "runs_that_ended_differently": different,
+            "mAP": [line["mAP"] for line in expected[1] if line["kind"] == "eval"][-1],
+            "whole_run_s": seconds,
+            "steps_repeated": sum(kill.repeated for kill in done),
+            "wall_lost_per_kill_s": (disturbed_s - runs * seconds) / len(done),
+            "by_moment": by_moment(done),
+            "list": [kill._asdict() for kill in done],
+        }  # fmt: skip
+        if output:
+            output.write_text(json.dumps(record, indent=2) + "\n")
+    return record
+
+
+def by_moment(kills: Sequence[Kill]) -> dict[str, dict[str, Any]]:
+    """Kills, their exit statuses and the steps repeated, for each moment that was aimed at."""
+    table = {}
+    for moment in MOMENTS:
+        aimed = [kill for kill in kills if kill.moment == moment]
+        row: dict[str, Any] = {"steps_repeated": sum(kill.repeated for kill in aimed)}
+        for name in ("SIGKILL", "SIGTERM"):
+            hit = [kill for kill in aimed if kill.signal == name]
+            row[name] = len(hit)
+            row[f"{name} statuses"] = sorted({code for kill in hit for code in kill.statuses})
+        table[moment] = row
+    return table
 
 
 def main() -> None:
@@ -308,11 +313,10 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/faults"))
     parser.add_argument("--output", type=Path, default=None, help="where the JSON goes")
     options = parser.parse_args()
-    record = campaign(options.folder, options.kills, options.processes, options.seed)
-    text = json.dumps(record, indent=2)
+    record = campaign(
+        options.folder, options.kills, options.processes, options.seed, output=options.output
+    )
     print(json.dumps({k: v for k, v in record.items() if k != "list"}, indent=2))
-    if options.output:
-        options.output.write_text(text + "\n")
     if record["runs_that_ended_differently"]:
         raise SystemExit("runs ended differently")
 
