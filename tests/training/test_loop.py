@@ -69,6 +69,7 @@ def config(folder, tmp_path_factory):
             "data.eval": "val",
             "data.threads": 2,
             "eval.every_steps": 4,
+            "compilation_cache": str(tmp_path_factory.mktemp("cache")),  # all runs are one program
         }
     )
 
