@@ -55,7 +55,8 @@ def run(processes: int, devices: int, arguments: Sequence[str], limit: float) ->
         address = f"127.0.0.1:{free.getsockname()[1]}"
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} "
+        f"--xla_force_host_platform_device_count={devices}",
     }
     with tempfile.TemporaryFile("w+") as output:
         started = []

@@ -47,12 +47,25 @@ class DeviceMapping:
         """Maps ``(state, batch) → (state, metrics)``; the state's buffers are reused (donated)."""
         if self.kind == "pmap":
             devices = list(self.mesh.devices)
-            return jax.pmap(step, AXIS, in_axes=(None, 1), out_axes=None, devices=devices,
-                            donate_argnums=0)  # fmt: skip
+            mapped = jax.pmap(step, AXIS, in_axes=(None, 1), out_axes=None, devices=devices,
+                              donate_argnums=0)  # fmt: skip
+            if jax.process_count() == 1:
+                return mapped
+
+            def with_global_state(state: Any, batch: Any) -> Any:
+                state, metrics = mapped(state, batch)
+                return jax.tree.map(self._joined, state), metrics
+
+            return with_global_state
         mapped = jax.shard_map(
             step, mesh=self.mesh, in_specs=(P(), P(None, AXIS)), out_specs=P(), check_vma=False
         )
         return jax.jit(mapped, donate_argnums=0)
+
+    def _joined(self, copies: jax.Array) -> jax.Array:
+        """One global array from the copies of a process, which is what pmap returns."""
+        shards = [shard.data for shard in copies.addressable_shards]
+        return jax.make_array_from_single_device_arrays(copies.shape, self.replicated, shards)
 
     def map_eval_step(self, step: Callable) -> Callable:
         """Maps ``(variables, batch) → outputs``; outputs keep the batch's leading axis [B, …].
