@@ -3,9 +3,11 @@
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -65,8 +67,8 @@ def test_launchers_are_told_by_their_variables(environment, launcher):
     assert distributed.cluster(environment) == launcher
 
 
-def launch(program, processes, devices, *arguments):
-    """Runs a program as several processes on this machine; their return codes and outputs."""
+def start(program, processes, devices, *arguments):
+    """Starts a program as several processes on this machine."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -78,7 +80,7 @@ def launch(program, processes, devices, *arguments):
         "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
         "JAX_NUM_PROCESSES": str(processes),
     }
-    running = [
+    return [
         subprocess.Popen(
             [sys.executable, program, *arguments], cwd=ROOT, text=True,
             env=environment | {"JAX_PROCESS_ID": str(index)},
@@ -86,6 +88,11 @@ def launch(program, processes, devices, *arguments):
         )
         for index in range(processes)
     ]  # fmt: skip
+
+
+def launch(program, processes, devices, *arguments):
+    """Runs a program as several processes; their return codes and outputs."""
+    running = start(program, processes, devices, *arguments)
     outputs = [process.communicate(timeout=400) for process in running]
     return [process.returncode for process in running], outputs
 
@@ -185,6 +192,29 @@ def test_an_error_of_one_process_ends_all(data, tmp_path):
     for _, stderr in outputs:
         assert "error: " in stderr and "Traceback" not in stderr
     assert "nosplit" in outputs[0][1]
+
+
+@pytest.mark.slow  # waits
+def test_a_collective_that_hangs_is_reported_with_where_it_stands(data, tmp_path):
+    waited, silent = start(
+        "train.py", 2, 1, "--config=configs/shapes.py", f"--workdir={tmp_path}",
+        *arguments(data, num_steps=10_000, stall_seconds=20.0),
+    )  # fmt: skip
+    try:
+        log = tmp_path / "metrics.jsonl"
+        while not (log.exists() and log.read_text().count("\n") > 5):
+            assert waited.poll() is None, waited.communicate()
+            time.sleep(0.1)
+        silent.send_signal(signal.SIGSTOP)  # alive, but it answers nobody
+        _, stderr = waited.communicate(timeout=120)
+    finally:
+        silent.kill()
+        waited.kill()
+        silent.communicate()
+    assert waited.returncode == 69, stderr
+    assert "nothing has moved for 20 s (config.stall_seconds) after step" in stderr
+    report = (tmp_path / "stalled.txt").read_text()
+    assert "loop.py" in report and "_steps" in report
 
 
 def test_flags_are_read_before_they_are_parsed():

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import ml_collections
+import numpy as np
 import orbax.checkpoint as ocp
 
 from scratchdet_jax.errors import UserError
@@ -268,8 +269,7 @@ class Checkpoints:
             pass  # of before there were checksums: it is read on trial
         try:
             self._about(step)
-            with ocp.PyTreeCheckpointer() as reader:
-                self._reading(step, lambda: reader.restore(self._item(step, "state")))
+            self._reading(step, lambda: read_arrays(self._item(step, "state")))
         except UserError as error:
             return str(error)
         return None
@@ -344,6 +344,14 @@ class Checkpoints:
                 f"the checkpoint of step {step} in {self.directory} cannot be read ({reason}): "
                 "name another with --checkpoint, or resume training, which takes the one before"
             ) from error
+
+
+def read_arrays(item: Path) -> Any:
+    """The arrays under ``checkpoints/STEP/state`` as NumPy arrays, whatever devices wrote them."""
+    with ocp.PyTreeCheckpointer() as reader:
+        tree = reader.metadata(item).item_metadata.tree
+        arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+        return reader.restore(item, args=ocp.args.PyTreeRestore(restore_args=arguments))
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

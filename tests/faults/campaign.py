@@ -23,6 +23,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
 STEPS, CHECKPOINT_EVERY, EVALUATE_EVERY, BATCH = 120, 10, 30, 4
 MOMENTS = ("start-up", "step", "checkpoint", "evaluation")
 PATIENCE = 600.0  # seconds for one start of a run; more is a hang
@@ -215,10 +217,10 @@ def disturbed_run(
 def outcome(workdir: Path) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
     """Every array of the last checkpoint, and the lines of metrics.jsonl without the speed."""
     import jax
-    import orbax.checkpoint as ocp
 
-    with ocp.PyTreeCheckpointer() as reader:
-        tree = reader.restore(workdir.absolute() / f"checkpoints/{STEPS}/state")
+    from scratchdet_jax.training.checkpoints import read_arrays
+
+    tree = read_arrays(workdir.absolute() / f"checkpoints/{STEPS}/state")
     arrays = {
         jax.tree_util.keystr(path): np.asarray(leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
