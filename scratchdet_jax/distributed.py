@@ -27,9 +27,7 @@ VARIABLES = {
     "process_id": "JAX_PROCESS_ID",
 }
 JOIN_SECONDS = 300
-HEARTBEAT_SECONDS = (
-    30  # a process that is silent for so long is taken for dead, and ends the others
-)
+HEARTBEAT_SECONDS = 30  # a process silent for so long is taken for dead, which ends the others
 
 
 class Settings(NamedTuple):
@@ -115,7 +113,9 @@ def start(argv: Sequence[str]) -> None:
       UserError: the settings are incomplete, or the others were not met in time.
     """
     settings = explicit_settings({name: cli.flag_value(argv, name) for name in VARIABLES})
-    seconds = int(cli.flag_value(argv, "join_seconds") or JOIN_SECONDS)
+    wait = cli.flag_value(argv, "join_seconds") or str(JOIN_SECONDS)
+    if not wait.isdecimal() or not int(wait):
+        raise UserError(f"--join_seconds is {wait}: it must be a whole number of seconds above 0")
     launcher = None if settings else cluster()
     if not settings and not launcher:
         return
@@ -129,14 +129,14 @@ def start(argv: Sequence[str]) -> None:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
         jax.distributed.initialize(
-            **known, initialization_timeout=seconds, heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            **known, initialization_timeout=int(wait), heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
             shutdown_timeout_seconds=HEARTBEAT_SECONDS,
         )  # fmt: skip
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         where = f"at {settings.coordinator}" if settings else f"by {launcher}'s environment"
         raise UserError(
-            f"the processes of this run did not find one another {where} within {seconds} seconds "
+            f"the processes of this run did not find one another {where} within {wait} seconds "
             f"({reason}): check that all were started with the same address and number, and that "
             "process 0 can be reached from the others"
         ) from None

@@ -51,6 +51,11 @@ def test_settings_that_make_no_sense_are_named(settings, message):
         distributed.explicit_settings(settings, {})
 
 
+def test_a_time_to_wait_that_is_none_is_named():
+    with pytest.raises(UserError, match="--join_seconds is soon: it must be a whole number"):
+        distributed.start(["train.py", "--join_seconds=soon"])
+
+
 @pytest.mark.parametrize(
     ("environment", "launcher"),
     [

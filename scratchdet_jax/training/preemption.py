@@ -44,9 +44,7 @@ class Preemption:
     def defer(self) -> None:
         """From now on SIGTERM is noted and the step under way is finished."""
         self._deferred = True
-        if (
-            self._noted
-        ):  # it came, and what it raised was swallowed (in a callback of the collector)
+        if self._noted:  # what it raised was swallowed, as in a callback of the collector
             raise Preempted
 
     @contextmanager
