@@ -6,7 +6,9 @@ bars and writes logs and results.
 """
 
 import os
+import socket
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -121,28 +123,57 @@ def start(argv: Sequence[str]) -> None:
         return
     known = {}
     if settings:
+        _check_port(settings)
         known = {
             "coordinator_address": settings.coordinator,
             "num_processes": settings.num_processes,
             "process_id": settings.process_id,
         }
+    where = f"at {settings.coordinator}" if settings else f"by {launcher}'s environment"
+    problem = (
+        f"the processes of this run did not find one another {where} within {wait} seconds: check "
+        "that all were started with the same address and number, and that process 0 can be reached "
+        "from the others"
+    )
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    # JAX itself would abort with the stack of its C++, later than this.
+    patience = threading.Timer(int(wait), _give_up, (problem,))
+    patience.daemon = True
+    patience.start()
     try:
         jax.distributed.initialize(
-            **known, initialization_timeout=int(wait), heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            **known, initialization_timeout=int(wait) + 60,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
             shutdown_timeout_seconds=HEARTBEAT_SECONDS,
         )  # fmt: skip
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
-        where = f"at {settings.coordinator}" if settings else f"by {launcher}'s environment"
-        raise UserError(
-            f"the processes of this run did not find one another {where} within {wait} seconds "
-            f"({reason}): check that all were started with the same address and number, and that "
-            "process 0 can be reached from the others"
-        ) from None
+        raise UserError(f"{problem} ({reason})") from None
+    finally:
+        patience.cancel()
     if jax.process_index() > 0:  # one voice: errors still go to stderr
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
         os.environ["TQDM_DISABLE"] = "1"
+
+
+def _check_port(settings: Settings) -> None:
+    """UserError if process 0 cannot listen; JAX itself would crash."""
+    if settings.process_id == 0:
+        port = int(settings.coordinator.rpartition(":")[2])
+        with socket.socket() as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                listener.bind(("", port))
+            except (OSError, OverflowError) as error:
+                raise UserError(
+                    f"process 0 cannot listen at --coordinator={settings.coordinator} ({error}): "
+                    "name another port"
+                ) from None
+
+
+def _give_up(problem: str) -> None:
+    print(f"error: {problem}", file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 def is_first() -> bool:

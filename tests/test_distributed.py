@@ -56,6 +56,27 @@ def test_a_time_to_wait_that_is_none_is_named():
         distributed.start(["train.py", "--join_seconds=soon"])
 
 
+def test_a_port_that_is_in_use_is_named():
+    with socket.socket() as other:
+        other.bind(("", 0))
+        other.listen()
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        flags = [f"--coordinator={address}", "--num_processes=2", "--process_id=0"]
+        with pytest.raises(UserError, match=f"cannot listen at --coordinator={address} .*in use"):
+            distributed.start(["train.py", *flags])
+
+
+def test_processes_that_are_not_met_are_waited_for_so_long_and_no_longer(tmp_path):
+    flags = ["--coordinator=127.0.0.1:1", "--num_processes=2", "--process_id=1"]
+    done = subprocess.run(
+        [sys.executable, "train.py", "--config=configs/shapes.py", f"--workdir={tmp_path}", *flags,
+         "--join_seconds=1"], cwd=ROOT, text=True, capture_output=True,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: the processes of this run did not find one another")
+    assert "within 1 seconds" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     ("environment", "launcher"),
     [
