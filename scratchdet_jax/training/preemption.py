@@ -35,6 +35,9 @@ class Preemption:
     def __enter__(self) -> "Preemption":
         if _listens():
             self._before = signal.signal(signal.SIGTERM, self._on_signal)
+            outer = getattr(self._before, "__self__", None)
+            if isinstance(outer, Preemption):  # what came while train.py itself listened counts
+                self._noted = outer._noted
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -263,6 +263,8 @@ def test_a_sigterm_that_is_swallowed_at_the_start_counts_before_the_first_step()
             time.sleep(5)
         except Preempted:
             pass  # as Python does with what is raised in a callback of the garbage collector
+        with Preemption() as inner, pytest.raises(Preempted):
+            inner.defer()
         with pytest.raises(Preempted):
             preemption.defer()
 
