@@ -171,7 +171,7 @@ def _steps(
             run.logger.log_step(step, metrics)
             run.watchdog.beat(step - 1)  # log_step waited for its end
             evaluate = _evaluates(run.config, run.evaluator, step)
-            leave = run.preemption.reached(step)
+            leave = run.preemption.reached()
             if leave or evaluate or step == num_steps or _due(step, run.config.checkpoint_every):
                 run.logger.flush()  # a checkpoint is only written of a step known to be finite
                 with run.logger.paused(), run.watchdog.paused():

@@ -1,5 +1,6 @@
 """SIGTERM, the notice before a machine is taken away: save at once, leave, go on elsewhere."""
 
+import os
 import signal
 import sys
 import threading
@@ -29,15 +30,17 @@ class Preemption:
     """
 
     def __init__(self) -> None:
-        self._noted, self._deferred = False, False
+        self._noted, self._deferred, self._updates = False, False, 0
         self._before: Any = None
 
     def __enter__(self) -> "Preemption":
+        outer = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
+        came = isinstance(outer, Preemption) and outer._noted  # but what it raised was swallowed
         if _listens():
             self._before = signal.signal(signal.SIGTERM, self._on_signal)
-            outer = getattr(self._before, "__self__", None)
-            if isinstance(outer, Preemption):  # what came while train.py itself listened counts
-                self._noted = outer._noted
+            self._noted = came
+        elif came:
+            os.kill(os.getpid(), signal.SIGTERM)  # to JAX, which listens by now
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -61,17 +64,20 @@ class Preemption:
         finally:
             self._deferred = True
 
-    def reached(self, step: int) -> bool:
-        """Whether the run is to be saved and left after update ``step``; the same everywhere.
+    def reached(self) -> bool:
+        """Whether the run is to be saved and left now; the same answer in all processes.
 
-        To be asked after every update, by all processes.
+        To be asked after every update, by all.
         """
         import jax  # not before it is needed: train.py listens while JAX is imported
 
         if jax.process_count() > 1:
             from jax.experimental import multihost_utils
 
-            return multihost_utils.reached_preemption_sync_point(step)
+            # JAX counts from 0, the start of the process: a notice of before the first update is
+            # for number 1, and that number has to come.
+            self._updates += 1
+            return multihost_utils.reached_preemption_sync_point(self._updates)
         return self._noted
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import multihost_utils
 
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.training import watchdog as watchdogs
@@ -244,9 +245,9 @@ def test_sigterm_is_noted_in_steps_and_breaks_off_what_is_saved():
     before = signal.getsignal(signal.SIGTERM)
     with Preemption() as preemption:
         preemption.defer()
-        assert not preemption.reached(1)
+        assert not preemption.reached()
         os.kill(os.getpid(), signal.SIGTERM)
-        assert preemption.reached(2)
+        assert preemption.reached()
         with pytest.raises(Preempted) as left, preemption.interruptible():
             raise AssertionError("the part is not begun")
         assert left.value.code == PREEMPTED == 75
@@ -267,6 +268,20 @@ def test_a_sigterm_that_is_swallowed_at_the_start_counts_before_the_first_step()
             inner.defer()
         with pytest.raises(Preempted):
             preemption.defer()
+
+
+def test_with_several_processes_jax_is_asked_by_a_count_that_begins_with_the_process(monkeypatch):
+    asked = []
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(
+        multihost_utils, "reached_preemption_sync_point",
+        lambda number: asked.append(number) or number == 2,
+    )  # fmt: skip
+    before = signal.getsignal(signal.SIGTERM)
+    with Preemption() as preemption:
+        assert signal.getsignal(signal.SIGTERM) == before  # JAX listens
+        assert [preemption.reached() for _ in range(3)] == [False, True, False]
+    assert asked == [1, 2, 3]
 
 
 def test_silence_is_reported_with_the_stacks_of_all_threads(tmp_path, capfd):
