@@ -3,11 +3,9 @@
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -93,8 +91,8 @@ def test_launchers_are_told_by_their_variables(environment, launcher):
     assert distributed.cluster(environment) == launcher
 
 
-def start(program, processes, devices, *arguments):
-    """Starts a program as several processes on this machine."""
+def start(programs, devices, *arguments):
+    """Starts as many processes of one run on this machine as there are programs."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -104,7 +102,7 @@ def start(program, processes, devices, *arguments):
         "--xla_backend_optimization_level=0",
         "JAX_PLATFORMS": "cpu",
         "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
-        "JAX_NUM_PROCESSES": str(processes),
+        "JAX_NUM_PROCESSES": str(len(programs)),
     }
     return [
         subprocess.Popen(
@@ -112,13 +110,13 @@ def start(program, processes, devices, *arguments):
             env=environment | {"JAX_PROCESS_ID": str(index)},
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )
-        for index in range(processes)
+        for index, program in enumerate(programs)
     ]  # fmt: skip
 
 
 def launch(program, processes, devices, *arguments):
     """Runs a program as several processes; their return codes and outputs."""
-    running = start(program, processes, devices, *arguments)
+    running = start([program] * processes, devices, *arguments)
     outputs = [process.communicate(timeout=400) for process in running]
     return [process.returncode for process in running], outputs
 
@@ -220,25 +218,45 @@ def test_an_error_of_one_process_ends_all(data, tmp_path):
     assert "nosplit" in outputs[0][1]
 
 
+FALLS_SILENT = """
+import os, runpy, sys, time
+sys.path.insert(0, os.getcwd())
+from scratchdet_jax import distributed
+
+join = distributed.start
+def start(argv):
+    join(argv)
+    from scratchdet_jax.training.logging import MetricLogger
+
+    log_step = MetricLogger.log_step
+    def silent(self, step, metrics):
+        time.sleep(3600 if step == 5 else 0)
+        log_step(self, step, metrics)
+
+    MetricLogger.log_step = silent
+
+distributed.start = start
+sys.argv = ["train.py", *sys.argv[1:], "--config.stall_seconds=0"]
+runpy.run_path("train.py", run_name="__main__")
+"""
+
+
 @pytest.mark.slow  # waits
 def test_a_collective_that_hangs_is_reported_with_where_it_stands(data, tmp_path):
-    waited, silent = start(
-        "train.py", 2, 1, "--config=configs/shapes.py", f"--workdir={tmp_path}",
-        *arguments(data, num_steps=10_000, stall_seconds=20.0),
+    (tmp_path / "silent.py").write_text(FALLS_SILENT)  # alive, but the others wait for it
+    waits, silent = start(
+        ["train.py", tmp_path / "silent.py"], 1, "--config=configs/shapes.py",
+        f"--workdir={tmp_path}",
+        *arguments(data, num_steps=10_000, checkpoint_every=1_000, stall_seconds=40.0),
     )  # fmt: skip
     try:
-        log = tmp_path / "metrics.jsonl"
-        while not (log.exists() and log.read_text().count("\n") > 5):
-            assert waited.poll() is None, waited.communicate()
-            time.sleep(0.1)
-        silent.send_signal(signal.SIGSTOP)  # alive, but it answers nobody
-        _, stderr = waited.communicate(timeout=120)
+        _, stderr = waits.communicate(timeout=400)
     finally:
         silent.kill()
-        waited.kill()
+        waits.kill()
         silent.communicate()
-    assert waited.returncode == 69, stderr
-    assert "nothing has moved for 20 s (config.stall_seconds) after step" in stderr
+    assert waits.returncode == 69, stderr
+    assert "nothing has moved for 40 s (config.stall_seconds) after step 5" in stderr
     report = (tmp_path / "stalled.txt").read_text()
     assert "loop.py" in report and "_steps" in report
 

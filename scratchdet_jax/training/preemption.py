@@ -93,4 +93,6 @@ def _listens() -> bool:
     if threading.current_thread() is not threading.main_thread():
         return False
     jax = sys.modules.get("jax")
-    return jax is None or jax.process_count() == 1
+    if jax is None or not jax.distributed.is_initialized():
+        return True  # asking for the number of processes would start JAX, too early to join others
+    return jax.process_count() == 1

@@ -272,6 +272,7 @@ def test_a_sigterm_that_is_swallowed_at_the_start_counts_before_the_first_step()
 
 def test_with_several_processes_jax_is_asked_by_a_count_that_begins_with_the_process(monkeypatch):
     asked = []
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(
         multihost_utils, "reached_preemption_sync_point",
