@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import resource
 import signal
 import subprocess
 import sys
@@ -133,33 +134,25 @@ def test_a_score_comes_later_and_says_whether_the_evaluation_is_complete(saved):
 
 
 def test_a_full_disk_costs_one_checkpoint_and_none_before_it(tmp_path, capsys):
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(disk)]
-    if subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("a small file system cannot be mounted here")
-    try:
-        checkpoints = Checkpoints(disk, keep=3)
-        checkpoints.save(10, state(10), RECIPE)
-        checkpoints.wait()
-        filling = disk / "filling"
-        filling.write_bytes(bytes(2_900_000 - sum(
-            p.stat().st_size for p in disk.rglob("*") if p.is_file())))  # fmt: skip
+    checkpoints = Checkpoints(tmp_path, keep=3)
+    checkpoints.save(10, state(10), RECIPE)
+    checkpoints.wait()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:  # as on a full disk no file of weights can be written
+        resource.setrlimit(resource.RLIMIT_FSIZE, (16_000, hard))
         checkpoints.save(20, state(20, 400), RECIPE)
         checkpoints.set_score(20, 0.5)  # of a checkpoint that is not there
-        told = capsys.readouterr().err
-        assert "the checkpoint of step 20 could not be written" in told
-        assert checkpoints.latest_step == 10
-        filling.unlink()
-        checkpoints.save(30, state(30), RECIPE)
-        checkpoints.wait()
-        assert checkpoints.latest_step == 30
-        restored = checkpoints.restore(10, state(0))
-        jax.tree.map(np.testing.assert_array_equal, restored, state(10))
-        assert not list((disk / "checkpoints").glob("*tmp*"))
-        checkpoints.close()
     finally:
-        subprocess.run(["umount", str(disk)], check=True)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "the checkpoint of step 20 could not be written" in capsys.readouterr().err
+    assert checkpoints.latest_step == 10
+    checkpoints.save(30, state(30), RECIPE)
+    checkpoints.wait()
+    assert checkpoints.latest_step == 30
+    restored = checkpoints.restore(10, state(0))
+    jax.tree.map(np.testing.assert_array_equal, restored, state(10))
+    assert not list((tmp_path / "checkpoints").glob("*tmp*"))
+    checkpoints.close()
 
 
 def test_lines_wait_for_room_on_the_disk_and_are_never_torn(tmp_path, monkeypatch, capsys):
