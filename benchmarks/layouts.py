@@ -118,11 +118,7 @@ def define_flags() -> None:
 
 def main(argv: Sequence[str]) -> None:
     """Parses the command line, runs all layouts and prints the table as they end."""
-    values = flags.FLAGS
-    try:
-        values(list(argv))
-    except flags.Error as error:
-        raise UserError(str(error)) from None
+    values = cli.parse_flags(argv)
     layouts = [parse_layout(text) for text in values.layouts]
     curves: dict[str, Curve] = {}
     print("| layout | loss, first and last | largest relative difference | mAP | difference |")

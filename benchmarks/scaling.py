@@ -139,11 +139,7 @@ def define_flags() -> None:
 
 def main(argv: Sequence[str]) -> None:
     """Parses the command line and prints the tables."""
-    values = flags.FLAGS
-    try:
-        values(list(argv))
-    except flags.Error as error:
-        raise UserError(str(error)) from None
+    values = cli.parse_flags(argv)
     if not values.collectives:
         raise UserError("name the counts to go by: --collectives=FILE (collectives.py --json)")
     for name in ("images", "gflop", "share", "matters"):

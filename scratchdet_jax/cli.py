@@ -78,7 +78,7 @@ def parse_config(
     for name in overrides:
         if name not in fields:
             raise UserError(_unknown_field(name, fields))
-    config = _parse_flags(argv, recipe)
+    config = _parse_with_config(argv, recipe)
     for name in overrides:
         _check_elements(name, fields[name], flatten(config)[name])
     return config
@@ -131,20 +131,25 @@ def _overridden(argv: Sequence[str]) -> list[str]:
     return [n.removeprefix("config.") for n in names if n.startswith("config.")]
 
 
-def _parse_flags(
+def _parse_with_config(
     argv: Sequence[str], recipe: ml_collections.ConfigDict
 ) -> ml_collections.ConfigDict:
-    values = flags.FLAGS
     holder = config_flags.DEFINE_config_dict(
-        "config", recipe, flag_values=values, sys_argv=list(argv)
+        "config", recipe, flag_values=flags.FLAGS, sys_argv=list(argv)
     )
+    parse_flags(argv)
+    return holder.value.lock()
+
+
+def parse_flags(argv: Sequence[str]) -> flags.FlagValues:
+    """Parses the flags that are defined; every mistake is a UserError."""
     try:
-        rest = values(list(argv))
+        rest = flags.FLAGS(list(argv))
     except flags.Error as error:
         raise UserError(" ".join(str(error).split())) from None
     if len(rest) > 1:
         raise UserError(f"unexpected argument {rest[1]!r}: options are written --name=value")
-    return holder.value.lock()
+    return flags.FLAGS
 
 
 def _unknown_field(name: str, fields: dict[str, object]) -> str:

@@ -35,8 +35,6 @@ from scratchdet_jax.training.step import AXIS, make_train_step
 from scratchdet_jax.training.watchdog import Watchdog
 from scratchdet_jax.validation import validate
 
-RESUME = ("auto", "force")  # --resume: refuse another config, or go on with it
-
 
 def train_and_evaluate(
     config: ml_collections.ConfigDict, workdir: Path, resume: str = "auto"
@@ -46,7 +44,7 @@ def train_and_evaluate(
     Args:
       config: a recipe's config (configs/common.py says what each field means).
       workdir: where checkpoints, metrics.jsonl and TensorBoard events go.
-      resume: one of RESUME.
+      resume: "auto" refuses a workdir of another config; "force" goes on with it.
 
     Returns:
       The final state.
