@@ -17,7 +17,7 @@ PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses=4 --dist=loadfile
 DEMO_DIR ?= runs/shapes
 THESIS_DIR ?= runs/thesis
 
-.PHONY: demo thesis test test-slow test-faults torch lint setup clean
+.PHONY: demo thesis test test-torch test-slow test-faults torch lint setup clean
 .DEFAULT_GOAL := help
 
 help:
@@ -32,7 +32,6 @@ $(VENV)/.installed: requirements.txt requirements-dev.txt $(if $(LOCK),requireme
 	$(PIP) -r requirements-dev.txt
 	touch $@
 
-# The layer-by-layer comparisons with PyTorch run where it is installed.
 torch: setup
 	$(PIP) -r requirements-torch.txt
 
@@ -48,6 +47,10 @@ thesis: setup
 
 test: setup
 	$(PYTEST)
+
+# The comparisons with PyTorch alone; `make test` skips them where it is not installed.
+test-torch: torch
+	$(PYTEST) $$(grep -rl 'importorskip("torch")' tests)
 
 test-slow: setup
 	$(PYTEST) -m slow

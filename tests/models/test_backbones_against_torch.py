@@ -15,10 +15,11 @@ from scratchdet_jax.models.resnet import (
     RootBlock,
 )
 from scratchdet_jax.models.vgg import VGG16
-from tests.models.test_against_torch import NETWORK_TOLERANCE, assert_same
 
 torch = pytest.importorskip("torch")
 nn, relu = torch.nn, torch.nn.functional.relu
+
+from tests.models.torch_comparison import NETWORK_TOLERANCE, assert_same  # noqa: E402
 
 
 class TorchBottleneck(nn.Module):
