@@ -18,9 +18,11 @@ from scratchdet_jax.training.preemption import Preemption
 flags.DEFINE_string("workdir", None, "Where the run lives; default: runs/<recipe>.")
 cli.define_process_flags()
 flags.DEFINE_enum(
-    "resume", "auto", ["auto", "force"],
+    "resume",
+    "auto",
+    ["auto", "force"],
     "force: resume even if the config differs in what changes the result.",
-)  # fmt: skip
+)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -24,10 +24,27 @@ from scratchdet_jax.errors import UserError
 CLASSES = tuple(f"class {i}" for i in range(1, 21))
 FLOAT32 = 4  # bytes; gradients and statistics are float32 whatever config.model.dtype is
 LOSS_SUMS = 3  # classification, localization, positives
-KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute",
-         "collective-broadcast")  # fmt: skip
-_ITEMSIZE = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4,
-             "s64": 8, "u64": 8, "f64": 8}  # fmt: skip
+KINDS = (
+    "all-reduce",
+    "all-gather",
+    "reduce-scatter",
+    "all-to-all",
+    "collective-permute",
+    "collective-broadcast",
+)
+_ITEMSIZE = {
+    "pred": 1,
+    "s8": 1,
+    "u8": 1,
+    "bf16": 2,
+    "f16": 2,
+    "s32": 4,
+    "u32": 4,
+    "f32": 4,
+    "s64": 8,
+    "u64": 8,
+    "f64": 8,
+}
 _ARRAY = re.compile(r"(\w+)\[([\d,]*)\]")
 _COLLECTIVE = re.compile(
     rf"= (?P<result>\([^=]*?\)|\S+) (?P<kind>{'|'.join(KINDS)})(?P<start>-start)?\("

@@ -85,9 +85,11 @@ def main(argv: Sequence[str]) -> None:
         ratios = sorted(b / a for a, b in zip(times[0], t, strict=True))
         rows += [
             (f"{kind} / without, median of rounds", statistics.median(ratios)),
-            (f"{kind} / without, quartiles", f"{_quartile(ratios, 1):.4f} to "
-                                             f"{_quartile(ratios, 3):.4f}"),
-        ]  # fmt: skip
+            (
+                f"{kind} / without, quartiles",
+                f"{_quartile(ratios, 1):.4f} to {_quartile(ratios, 3):.4f}",
+            ),
+        ]
     norms = jax.jit(gradient_norms)
     alone = measure.seconds(lambda: norms(states[0].params), repeats)
     flops = [measure.gflop(program) for program in compiled]

@@ -31,8 +31,11 @@ def main(argv: Sequence[str]) -> None:
     config = cli.parse_config(argv)
     detector = build_detector(config, CLASSES)
     side = config.image_size
-    variables = jax.jit(lambda: detector.model.init(
-        {"params": jax.random.key(0)}, jnp.zeros((1, side, side, 3)), train=False))()  # fmt: skip
+    variables = jax.jit(
+        lambda: detector.model.init(
+            {"params": jax.random.key(0)}, jnp.zeros((1, side, side, 3)), train=False
+        )
+    )()
     network = jax.jit(lambda v, x: detector.model.apply(v, x, train=False))
     whole = jax.jit(lambda v, x: detect(detector, config, v, x))
 

@@ -105,8 +105,12 @@ def _table(name: str, kinds: dict[tuple[str, int], Callable[[], Rate]]) -> list[
         for kind, found in rates.items()
     }
     rows: list[tuple[str, object]] = []
-    titles = {"decode": "(a) bare decoding", "host": "(b) loader, host", "device":
-              "(c) loader, device", "PyTorch": "DataLoader with SSD's augmentation"}  # fmt: skip
+    titles = {
+        "decode": "(a) bare decoding",
+        "host": "(b) loader, host",
+        "device": "(c) loader, device",
+        "PyTorch": "DataLoader with SSD's augmentation",
+    }
     for (kind, threads), rate in median.items():
         title = f"{name}, {threads} thread{'s' * (threads > 1)}: {titles[kind]}"
         rows += [(f"{title}, images/s", rate.wall), (f"{title}, images/s a core", rate.core)]
@@ -129,8 +133,9 @@ def _steady(batches: Iterator[Any], count: int) -> Rate:
     steps = -(-count // BATCH)
     for _ in range(steps):
         jax.block_until_ready(next(batches))
-    rate = Rate(steps * BATCH / (time.perf_counter() - wall),
-                steps * BATCH / (time.process_time() - cpu))  # fmt: skip
+    rate = Rate(
+        steps * BATCH / (time.perf_counter() - wall), steps * BATCH / (time.process_time() - cpu)
+    )
     batches.close()
     return rate
 
@@ -165,9 +170,14 @@ def _torch_pass(source: DetectionSource, workers: int, count: int) -> Rate:
     from torch.utils import data
 
     loader = data.DataLoader(
-        _Augmented(source, count), batch_size=BATCH, num_workers=workers, shuffle=True,
-        collate_fn=_collate, multiprocessing_context="spawn", worker_init_fn=_one_thread,
-    )  # fmt: skip
+        _Augmented(source, count),
+        batch_size=BATCH,
+        num_workers=workers,
+        shuffle=True,
+        collate_fn=_collate,
+        multiprocessing_context="spawn",
+        worker_init_fn=_one_thread,
+    )
     first: dict[int, float] = {}
     last: dict[int, float] = {}
     images, cpu, wall = 0, 0.0, 0.0
@@ -208,10 +218,13 @@ def _collate(samples: list[tuple]) -> dict[str, Any]:
 
     ids, images, boxes, labels = zip(*samples, strict=True)
     return {
-        "id": np.array(ids), "image": torch.from_numpy(np.stack(images)), "boxes": boxes,
-        "labels": labels, "worker": torch.utils.data.get_worker_info().id,
+        "id": np.array(ids),
+        "image": torch.from_numpy(np.stack(images)),
+        "boxes": boxes,
+        "labels": labels,
+        "worker": torch.utils.data.get_worker_info().id,
         "cpu": time.process_time(),
-    }  # fmt: skip
+    }
 
 
 def _one_thread(worker: int) -> None:

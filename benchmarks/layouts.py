@@ -27,9 +27,14 @@ from scratchdet_jax.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 FIELDS = {
-    "data.eval": "shapes:validation[:96]", "batch_size": 16, "eval.batch_size": 16,
-    "num_steps": 30, "log_every": 1, "eval.every_steps": 0, "data.threads": 1,
-}  # fmt: skip
+    "data.eval": "shapes:validation[:96]",
+    "batch_size": 16,
+    "eval.batch_size": 16,
+    "num_steps": 30,
+    "log_every": 1,
+    "eval.every_steps": 0,
+    "data.threads": 1,
+}
 
 
 class Curve(NamedTuple):
@@ -60,9 +65,15 @@ def run(processes: int, devices: int, arguments: Sequence[str], limit: float) ->
     with tempfile.TemporaryFile("w+") as output:
         started = []
         for index in range(processes):
-            place = [] if processes == 1 else [
-                f"--coordinator={address}", f"--num_processes={processes}", f"--process_id={index}",
-            ]  # fmt: skip
+            place = (
+                []
+                if processes == 1
+                else [
+                    f"--coordinator={address}",
+                    f"--num_processes={processes}",
+                    f"--process_id={index}",
+                ]
+            )
             command = [sys.executable, "train.py", *arguments, *place]
             started.append(
                 subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=output)
@@ -82,10 +93,12 @@ def run(processes: int, devices: int, arguments: Sequence[str], limit: float) ->
 def measure(processes: int, devices: int, parallel: str, values: flags.FlagValues) -> Curve:
     """Trains and scores in one layout, in a folder of its own."""
     fields = FIELDS | {
-        "parallel": parallel, "model.norm_span": values.norm_span,
-        "data.dir": Path(values.data_dir).resolve(), "optimizer.learning_rate": values.rate,
+        "parallel": parallel,
+        "model.norm_span": values.norm_span,
+        "data.dir": Path(values.data_dir).resolve(),
+        "optimizer.learning_rate": values.rate,
         "init_from": Path(values.init_from).resolve() if values.init_from else "",
-    }  # fmt: skip
+    }
     with tempfile.TemporaryDirectory() as folder:
         workdir = Path(folder) / "run"
         arguments = ["--config=configs/shapes.py", f"--workdir={workdir}"]

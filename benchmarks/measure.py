@@ -55,9 +55,11 @@ def device_memory_mib(compiled: jax.stages.Compiled) -> float:
     """MiB one call needs on each device: arguments, results and temporaries, by XLA's plan."""
     plan = compiled.memory_analysis()
     total = (
-        plan.argument_size_in_bytes + plan.output_size_in_bytes + plan.temp_size_in_bytes
+        plan.argument_size_in_bytes
+        + plan.output_size_in_bytes
+        + plan.temp_size_in_bytes
         - plan.alias_size_in_bytes
-    )  # fmt: skip
+    )
     return total / 2**20
 
 

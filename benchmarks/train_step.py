@@ -78,7 +78,7 @@ def main(argv: Sequence[str]) -> None:
 
 def _share(
     config, detector: Detector, example: dict, devices: int, repeats: int
-) -> tuple[float, float]:  # fmt: skip
+) -> tuple[float, float]:
     """Seconds on one device for its part of the batch: inputs, and the loss with its gradient."""
     local = config.batch_size // config.accumulate_steps // devices
     batch = jax.device_put({k: v[:local] for k, v in example.items()})

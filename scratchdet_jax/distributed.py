@@ -142,10 +142,11 @@ def start(argv: Sequence[str]) -> None:
     patience.start()
     try:
         jax.distributed.initialize(
-            **known, initialization_timeout=int(wait) + 60,
+            **known,
+            initialization_timeout=int(wait) + 60,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
             shutdown_timeout_seconds=HEARTBEAT_SECONDS,
-        )  # fmt: skip
+        )
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{problem} ({reason})") from None

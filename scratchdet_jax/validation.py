@@ -15,19 +15,38 @@ CHOICES = {
     "eval.metric": ("voc_11point", "voc_area", "coco", "none"),
 }
 POSITIVE = (
-    "image_size", "batch_size", "accumulate_steps", "data.max_boxes", "optimizer.learning_rate",
-    "optimizer.drop_factor", "eval.batch_size", "eval.candidates_per_class",
-    "eval.max_detections", "log_every", "checkpoint_every", "keep_checkpoints",
-)  # fmt: skip
+    "image_size",
+    "batch_size",
+    "accumulate_steps",
+    "data.max_boxes",
+    "optimizer.learning_rate",
+    "optimizer.drop_factor",
+    "eval.batch_size",
+    "eval.candidates_per_class",
+    "eval.max_detections",
+    "log_every",
+    "checkpoint_every",
+    "keep_checkpoints",
+)
 NOT_NEGATIVE = (
-    "seed", "num_steps", "train_images", "data.threads", "optimizer.warmup_steps",
-    "optimizer.reference_batch_size", "optimizer.weight_decay",
-    "eval.every_steps", "loss.negative_ratio", "stall_seconds",
-)  # fmt: skip
+    "seed",
+    "num_steps",
+    "train_images",
+    "data.threads",
+    "optimizer.warmup_steps",
+    "optimizer.reference_batch_size",
+    "optimizer.weight_decay",
+    "eval.every_steps",
+    "loss.negative_ratio",
+    "stall_seconds",
+)
 SHARES = (
-    "optimizer.momentum", "optimizer.warmup_start", "loss.match_iou", "eval.score_threshold",
+    "optimizer.momentum",
+    "optimizer.warmup_start",
+    "loss.match_iou",
+    "eval.score_threshold",
     "eval.nms_iou",
-)  # fmt: skip
+)
 
 
 def validate(config: ml_collections.ConfigDict, device_count: int) -> None:

@@ -161,10 +161,7 @@ def _draw_dashed(
 
 
 def _draw_label(
-    picture: np.ndarray,
-    corners: tuple[int, int, int, int],
-    text: str,
-    color: tuple[int, int, int],
+    picture: np.ndarray, corners: tuple[int, int, int, int], text: str, color: tuple[int, int, int]
 ) -> None:
     """A filled tag with the text above the box, or inside it where there is no room above."""
     height, width = picture.shape[:2]

@@ -1,12 +1,7 @@
 import numpy as np
 import pytest
 
-from scratchdet_jax.anchors import (
-    SPECIFICATIONS,
-    anchors_per_cell,
-    make_anchors,
-    sizes_in_pixels,
-)
+from scratchdet_jax.anchors import SPECIFICATIONS, anchors_per_cell, make_anchors, sizes_in_pixels
 from scratchdet_jax.errors import UserError
 
 VOC = SPECIFICATIONS["voc300"]

@@ -26,9 +26,13 @@ def parsed(monkeypatch):
 
 def test_overrides_are_applied_with_their_types(parsed):
     config = parsed(
-        "--config=configs/voc300.py", "--config.batch_size=256", "--config.model.width", "0.5",
-        "--config.model.extra_strides=(2,2,1,1)", "--config.augment.crop=false",
-    )  # fmt: skip
+        "--config=configs/voc300.py",
+        "--config.batch_size=256",
+        "--config.model.width",
+        "0.5",
+        "--config.model.extra_strides=(2,2,1,1)",
+        "--config.augment.crop=false",
+    )
     assert config.batch_size == 256
     assert config.model.width == 0.5
     assert config.model.extra_strides == (2, 2, 1, 1)
@@ -65,8 +69,11 @@ def test_a_missing_recipe_lists_the_recipes(parsed):
 def test_the_program_prints_one_sentence_and_no_traceback():
     done = subprocess.run(
         [sys.executable, "train.py", "--config=configs/shapes.py", "--config.modle.depth=18"],
-        cwd=ROOT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 1
     assert done.stderr.startswith("error: there is no field config.modle.depth")
     assert "Traceback" not in done.stderr

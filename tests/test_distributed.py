@@ -25,8 +25,10 @@ def given(coordinator, number, index):
 
 def test_settings_come_from_flags_then_from_the_environment():
     environment = {
-        "JAX_COORDINATOR_ADDRESS": "node7:1234", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "3",
-    }  # fmt: skip
+        "JAX_COORDINATOR_ADDRESS": "node7:1234",
+        "JAX_NUM_PROCESSES": "4",
+        "JAX_PROCESS_ID": "3",
+    }
     assert distributed.explicit_settings(NOTHING, {}) is None
     assert distributed.explicit_settings(NOTHING, environment) == ("node7:1234", 4, 3)
     found = distributed.explicit_settings(given(None, None, 1), environment)
@@ -67,9 +69,18 @@ def test_a_port_that_is_in_use_is_named():
 def test_processes_that_are_not_met_are_waited_for_so_long_and_no_longer(tmp_path):
     flags = ["--coordinator=127.0.0.1:1", "--num_processes=2", "--process_id=1"]
     done = subprocess.run(
-        [sys.executable, "train.py", "--config=configs/shapes.py", f"--workdir={tmp_path}", *flags,
-         "--join_seconds=1"], cwd=ROOT, text=True, capture_output=True,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "train.py",
+            "--config=configs/shapes.py",
+            f"--workdir={tmp_path}",
+            *flags,
+            "--join_seconds=1",
+        ],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+    )
     assert done.returncode == 1
     assert done.stderr.startswith("error: the processes of this run did not find one another")
     assert "within 1 seconds" in done.stderr and len(done.stderr.splitlines()) == 1
@@ -106,12 +117,15 @@ def start(programs, devices, *arguments):
     }
     return [
         subprocess.Popen(
-            [sys.executable, program, *arguments], cwd=ROOT, text=True,
+            [sys.executable, program, *arguments],
+            cwd=ROOT,
+            text=True,
             env=environment | {"JAX_PROCESS_ID": str(index)},
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
         )
         for index, program in enumerate(programs)
-    ]  # fmt: skip
+    ]
 
 
 def launch(program, processes, devices, *arguments):
@@ -134,21 +148,35 @@ def arguments(data, **overrides):
     At a recipe's rate a fresh detector makes any rounding tenfold in a step.
     """
     fields = {
-        "data.dir": data, "data.eval": "shapes:validation[:20]", "image_size": 64,
-        "data.canvas": "(64,64)", "model.width": 0.125, "batch_size": 8, "eval.batch_size": 8,
-        "num_steps": 3, "log_every": 1, "optimizer.learning_rate": 1e-5,
-        "augment.interpolations": '("linear",)', "eval.max_detections": 20,
-        "data.threads": 1, "eval.score_threshold": 0.0, "checkpoint_every": 2,
+        "data.dir": data,
+        "data.eval": "shapes:validation[:20]",
+        "image_size": 64,
+        "data.canvas": "(64,64)",
+        "model.width": 0.125,
+        "batch_size": 8,
+        "eval.batch_size": 8,
+        "num_steps": 3,
+        "log_every": 1,
+        "optimizer.learning_rate": 1e-5,
+        "augment.interpolations": '("linear",)',
+        "eval.max_detections": 20,
+        "data.threads": 1,
+        "eval.score_threshold": 0.0,
+        "checkpoint_every": 2,
         "compilation_cache": data / "cache",
-    }  # fmt: skip
+    }
     return [f"--config.{name}={value}" for name, value in (fields | overrides).items()]
 
 
 def train(data, workdir, processes, devices, **overrides):
     codes, outputs = launch(
-        "train.py", processes, devices, "--config=configs/shapes.py", f"--workdir={workdir}",
+        "train.py",
+        processes,
+        devices,
+        "--config=configs/shapes.py",
+        f"--workdir={workdir}",
         *arguments(data, **overrides),
-    )  # fmt: skip
+    )
     assert codes == [0] * processes, outputs
     return outputs
 
@@ -181,9 +209,12 @@ def test_two_processes_train_and_score_as_one(data, tmp_path):
     for processes in (1, 2):
         output = tmp_path / f"scored{processes}"
         codes, told = launch(
-            "eval.py", processes, 2 // processes, f"--workdir={tmp_path / 'two'}",
+            "eval.py",
+            processes,
+            2 // processes,
+            f"--workdir={tmp_path / 'two'}",
             f"--output={output}",
-        )  # fmt: skip
+        )
         assert codes == [0] * processes, told
         results.append(json.loads((output / "results.json").read_text()))
     assert results[0] == results[1]
@@ -209,9 +240,13 @@ def test_four_processes_train_and_score_as_one(data, tmp_path, parallel):
 
 def test_an_error_of_one_process_ends_all(data, tmp_path):
     codes, outputs = launch(
-        "train.py", 2, 1, "--config=configs/shapes.py", f"--workdir={tmp_path / 'run'}",
+        "train.py",
+        2,
+        1,
+        "--config=configs/shapes.py",
+        f"--workdir={tmp_path / 'run'}",
         *arguments(data, **{"data.eval": "shapes:nosplit"}),
-    )  # fmt: skip
+    )
     assert codes == [1, 1]
     for _, stderr in outputs:
         assert "error: " in stderr and "Traceback" not in stderr
@@ -245,10 +280,12 @@ runpy.run_path("train.py", run_name="__main__")
 def test_a_collective_that_hangs_is_reported_with_where_it_stands(data, tmp_path):
     (tmp_path / "silent.py").write_text(FALLS_SILENT)  # alive, but the others wait for it
     waits, silent = start(
-        ["train.py", tmp_path / "silent.py"], 1, "--config=configs/shapes.py",
+        ["train.py", tmp_path / "silent.py"],
+        1,
+        "--config=configs/shapes.py",
         f"--workdir={tmp_path}",
         *arguments(data, num_steps=10_000, checkpoint_every=1_000, stall_seconds=40.0),
-    )  # fmt: skip
+    )
     try:
         _, stderr = waits.communicate(timeout=400)
     finally:

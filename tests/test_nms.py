@@ -155,8 +155,7 @@ def test_negative_coordinates_are_clipped_not_dropped():
 
 def test_fewer_anchors_than_slots_leaves_empty_slots():
     found = select_detections(
-        jnp.asarray([[0, 0, 0.5, 0.5], [0.5, 0.5, 1, 1]]),
-        jnp.asarray([[0.2, 0.8], [0.5, 0.5]]),
+        jnp.asarray([[0, 0, 0.5, 0.5], [0.5, 0.5, 1, 1]]), jnp.asarray([[0.2, 0.8], [0.5, 0.5]])
     )
     assert found.boxes.shape == (200, 4)
     np.testing.assert_array_equal(found.labels[:3], [1, 1, 0])

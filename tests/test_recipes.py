@@ -40,20 +40,18 @@ def recipes():
         **{f"configs/bn_ablation.py:{row}": vgg for row in rows("bn_ablation")},
         "configs/first_layers.py:conv7_stride2": ("ResNet-18", ROOT_MAPS, 8744),
         "configs/first_layers.py:root_stride2": (
-            "Root-ResNet-18 (stem of stride 2)", ROOT_MAPS, 8744,
+            "Root-ResNet-18 (stem of stride 2)",
+            ROOT_MAPS,
+            8744,
         ),
-        "configs/first_layers.py:conv7_stride1": (
-            "ResNet-18 (stem of stride 1)", ROOT_MAPS, 8744,
-        ),
+        "configs/first_layers.py:conv7_stride1": ("ResNet-18 (stem of stride 1)", ROOT_MAPS, 8744),
         "configs/first_layers.py:root_stride1": ("Root-ResNet-18", ROOT_MAPS, 8744),
         "configs/coco300.py": root34,
         # 4096·4 + 1024·6 + 256·6 + 64·6 + 16·6 + 4·4 + 4
         "configs/coco512.py": ("Root-ResNet-34", (64, 32, 16, 8, 4, 2, 1), 24564),
         "configs/mmdet_release/ssd300.py": ("Root-ResNet-34", (38, 19, 10, 5, 3, 3), 8764),
-        "configs/mmdet_release/ssd512.py": (
-            "Root-ResNet-34", (64, 32, 16, 8, 4, 2, 1), 24564,
-        ),
-    }  # fmt: skip
+        "configs/mmdet_release/ssd512.py": ("Root-ResNet-34", (64, 32, 16, 8, 4, 2, 1), 24564),
+    }
 
 
 def rows(file):
@@ -104,9 +102,7 @@ def test_a_table_needs_a_row(file):
 
 def test_published_figures_are_the_papers():
     ablation = importlib.import_module("configs.bn_ablation").PUBLISHED
-    assert list(ablation.values()) == [
-        67.6, 71.0, 75.6, 72.8, 77.8, 78.0, 71.8, 77.3, 78.7, 77.2,
-    ]  # fmt: skip
+    assert list(ablation.values()) == [67.6, 71.0, 75.6, 72.8, 77.8, 78.0, 71.8, 77.3, 78.7, 77.2]
     first = importlib.import_module("configs.first_layers").PUBLISHED
     assert list(first.values()) == [73.1, 75.4, 77.6, 78.5]
     voc = importlib.import_module("configs.voc300").PUBLISHED

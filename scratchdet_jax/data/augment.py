@@ -205,11 +205,7 @@ def draw_crop(
 
 
 def draw_window(
-    key: jax.Array,
-    size: jax.Array,
-    boxes: jax.Array,
-    labels: jax.Array,
-    options: AugmentOptions,
+    key: jax.Array, size: jax.Array, boxes: jax.Array, labels: jax.Array, options: AugmentOptions
 ) -> resample.Window:
     """Draws the expansion and the crop of one image, as one window.
 

@@ -23,11 +23,7 @@ _FOR_TFDS = (
 )
 
 # Splits of TFDS's own sets whose annotations are not published.
-_UNLABELLED = {
-    "voc/2012": {"test"},
-    "coco/2014": {"test", "test2015"},
-    "coco/2017": {"test"},
-}
+_UNLABELLED = {"voc/2012": {"test"}, "coco/2014": {"test", "test2015"}, "coco/2017": {"test"}}
 
 
 # Forms of box features that are read; a plain tensor names none.
@@ -133,10 +129,15 @@ def open_split(name: str, split: str, data_dir: str) -> PreparedSplit:
     shards = builder.info.splits[split].file_instructions
     _check_shards(name, shards)
     return PreparedSplit(
-        f"{name}:{split}", next(iter(members & _UNLABELLED.get(name, set())), ""),
-        class_names, _category_ids(name, directory, class_names), keys,
-        builder.info.features, shards, source.data_source,
-    )  # fmt: skip
+        f"{name}:{split}",
+        next(iter(members & _UNLABELLED.get(name, set())), ""),
+        class_names,
+        _category_ids(name, directory, class_names),
+        keys,
+        builder.info.features,
+        shards,
+        source.data_source,
+    )
 
 
 def _open_builder(directory: epath.Path) -> Any:

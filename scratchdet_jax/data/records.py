@@ -270,10 +270,14 @@ def _example(part: PreparedSplit, position: int, fields: Any) -> Example:
             raise ValueError(f"image/orientation is {orientation}, not one of 1 to 8")
     filename = _filename(part, position, fields)
     return Example(
-        image=_values(fields, "image", "bytes_list")[0], orientation=orientation, boxes=boxes,
-        labels=labels, ignore=ignore, filename=filename,
+        image=_values(fields, "image", "bytes_list")[0],
+        orientation=orientation,
+        boxes=boxes,
+        labels=labels,
+        ignore=ignore,
+        filename=filename,
         image_id=_image_id(part, fields, filename),
-    )  # fmt: skip
+    )
 
 
 def _values(fields: Any, key: str, kind: str) -> Any:

@@ -174,10 +174,5 @@ def resize(image: jax.Array, size: jax.Array, image_size: int) -> jax.Array:
     zero = jnp.zeros((), jnp.int32)
     window = Window(zero, zero, size[0], size[1])
     return resample(
-        image.astype(jnp.float32),
-        size,
-        window,
-        KERNELS.index("linear"),
-        image_size,
-        jnp.zeros(3),
+        image.astype(jnp.float32), size, window, KERNELS.index("linear"), image_size, jnp.zeros(3)
     )

@@ -76,26 +76,29 @@ def percents(values: tuple[float, ...]) -> str:
 def _files(report: Report) -> Iterator[Finding]:
     if broken := report.undecodable.count:
         yield Finding(
-            "problem", 1 + broken / report.images,
+            "problem",
+            1 + broken / report.images,
             f"{plural(broken, 'image')} cannot be decoded: training stops at the first "
             f"({report.undecodable.examples[0]}).",
             "Replace or remove the files and prepare the data set again.",
-        )  # fmt: skip
+        )
     if many := report.too_many_boxes.count:
         yield Finding(
-            "problem", 1 + many / report.images,
+            "problem",
+            1 + many / report.images,
             f"{plural(many, 'image')} {_has(many)} more boxes than config.data.max_boxes = "
             f"{report.max_boxes}: training stops there.",
             f"Set --config.data.max_boxes={report.most_boxes}.",
-        )  # fmt: skip
+        )
     if report.prepared:
         total = sum(named.count for named in report.prepared.values())
         kinds = "; ".join(f"{named.count} × {kind}" for kind, named in report.prepared.items())
         yield Finding(
-            "note", total / max(report.images, 1),
+            "note",
+            total / max(report.images, 1),
             f"Preparing the data set found {plural(total, 'defect')}: {kinds}.",
             "The details are in report.json beside the prepared data.",
-        )  # fmt: skip
+        )
 
 
 def _leaks(report: Report) -> Iterator[Finding]:
@@ -105,20 +108,22 @@ def _leaks(report: Report) -> Iterator[Finding]:
         sizes = {split.name: split.images for split in report.splits}
         share = o.shared / max(min(sizes[o.first], sizes[o.second]), 1)
         yield Finding(
-            "problem", 1 + share,
+            "problem",
+            1 + share,
             f"{o.first} and {o.second} share {plural(o.shared, 'image')}, byte for byte "
             f"({percent(share)} of the smaller): an evaluation on one after training on the "
             "other measures memory.",
             "Take them out of one of the two.",
-        )  # fmt: skip
+        )
     across = sum(pair.across_splits for pair in report.near)
     if across:
         yield Finding(
-            "warning", across / report.images,
+            "warning",
+            across / report.images,
             f"{plural(across, 'pair')} of images in different splits {_look(across)} the same to "
             "a coarse comparison.",
             "Look at the pairs; photos of one scene belong in one split.",
-        )  # fmt: skip
+        )
 
 
 def _copies(report: Report) -> Iterator[Finding]:
@@ -126,18 +131,20 @@ def _copies(report: Report) -> Iterator[Finding]:
     near = sum(not pair.across_splits for pair in report.near)
     if within:
         yield Finding(
-            "warning", within / report.images,
+            "warning",
+            within / report.images,
             f"{plural(within, 'image')} {_is(within)} in a split more than once, under several "
             "names.",
             "Keep one of each, unless the weight is meant; compare their boxes.",
-        )  # fmt: skip
+        )
     if near:
         yield Finding(
-            "note", near / report.images,
+            "note",
+            near / report.images,
             f"{plural(near, 'pair')} of images within a split {_look(near)} the same to a coarse "
             "comparison.",
             "",
-        )  # fmt: skip
+        )
 
 
 def _boxes(report: Report) -> Iterator[Finding]:
@@ -147,28 +154,31 @@ def _boxes(report: Report) -> Iterator[Finding]:
         count = sum(named.count for named in wrong.values())
         kinds = ", ".join(f"{named.count} × {kind}" for kind, named in wrong.items())
         yield Finding(
-            "problem", count / total,
+            "problem",
+            count / total,
             f"{plural(count, 'stored box')} {_is(count)} degenerate or out of range: {kinds}.",
             "Boxes are clipped to the image, and left out where nothing remains; mend the "
             "annotations.",
-        )  # fmt: skip
+        )
     for kind, named in report.defects.items():
         if kind.startswith("the same box"):
             yield Finding(
-                "warning", named.count / total,
+                "warning",
+                named.count / total,
                 f"{plural(named.count, 'time')}, an image has {kind}.",
                 "Only one of the two gets the best anchors; remove the other.",
-            )  # fmt: skip
+            )
     ignored = sum(c.ignored for c in report.classes)
     if ignored:
         use = "trained on" if report.train_on_ignored else "not trained on"
         yield Finding(
-            "note", ignored / total,
+            "note",
+            ignored / total,
             f"{plural(ignored, 'box')} ({percent(ignored / total)}) {_is(ignored)} marked "
             f"difficult or crowd: {use} (config.data.train_on_ignored), and not scored by VOC's "
             "rules.",
             "",
-        )  # fmt: skip
+        )
 
 
 def _classes(report: Report) -> Iterator[Finding]:
@@ -176,11 +186,12 @@ def _classes(report: Report) -> Iterator[Finding]:
     absent = [c.name for c in report.classes if not c.boxes + c.ignored]
     if absent:
         yield Finding(
-            "problem", len(absent) / len(report.classes),
+            "problem",
+            len(absent) / len(report.classes),
             f"{plural(len(absent), 'class')} {_has(len(absent))} no box at all: "
             f"{', '.join(absent[:8])}{', …' if len(absent) > 8 else ''}.",
             "Remove them from the class list, or check their spelling in the annotations.",
-        )  # fmt: skip
+        )
     if len(counted) > 1:
         most = max(counted, key=lambda c: c.boxes + c.ignored)
         least = min(counted, key=lambda c: c.boxes + c.ignored)
@@ -188,29 +199,30 @@ def _classes(report: Report) -> Iterator[Finding]:
         if ratio >= _IMBALANCE:
             share = (most.boxes + most.ignored) / sum(c.boxes + c.ignored for c in counted)
             yield Finding(
-                "warning", min(ratio / 100, 1.0),
+                "warning",
+                min(ratio / 100, 1.0),
                 f"{most.name} has {ratio:.0f} times as many boxes as {least.name} "
                 f"({percent(share)} of all are {most.name}): the loss is mostly about it.",
                 f"More images with {least.name} help most; judge by each class's AP, not by the "
                 "mean alone.",
-            )  # fmt: skip
+            )
     few = [c for c in counted if c.boxes < _FEW_BOXES]
     if few:
         names = ", ".join(f"{c.name} {c.boxes}" for c in few[:6])
         yield Finding(
-            "warning", len(few) / len(report.classes),
+            "warning",
+            len(few) / len(report.classes),
             f"{plural(len(few), 'class')} {_has(len(few))} fewer than {_FEW_BOXES} boxes that "
             f"count ({names}{', …' if len(few) > 6 else ''}).",
             "Too few to learn from scratch; expect a low AP there.",
-        )  # fmt: skip
+        )
 
 
 def _anchors(report: Report) -> Iterator[Finding]:
     before = report.before
     missed = [
-        (1 - share, n) for n, share in enumerate(before.reached_by_class)
-        if 1 - share >= _UNREACHED
-    ]  # fmt: skip
+        (1 - share, n) for n, share in enumerate(before.reached_by_class) if 1 - share >= _UNREACHED
+    ]
     if missed:
         missed.sort(reverse=True)
         text = f"Boxes that reach no anchor at IoU {report.threshold:g}: "
@@ -219,31 +231,34 @@ def _anchors(report: Report) -> Iterator[Finding]:
             rest = (f"{report.class_names[n]} {percent(share)}" for share, n in missed[3:8])
             text += f"; also {', '.join(rest)}{', …' if len(missed) > 8 else ''}"
         yield Finding(
-            "warning", missed[0][0],
+            "warning",
+            missed[0][0],
             f"{text}. Of all {plural(report.unreached_count, 'box')} that reach none, "
             f"{percent(report.unreached_small)} are too small for any anchor and "
             f"{percent(report.unreached_thin)} too long in proportion; the others fall between "
             "the anchors' sizes or places. Each trains only its single best anchor.",
             best_alternative(report) or _other_anchors(report),
-        )  # fmt: skip
+        )
     if before.untrained > 0:
         count = round(before.untrained * before.count)
         yield Finding(
-            "warning", before.untrained,
+            "warning",
+            before.untrained,
             f"{plural(count, 'box')} {_is(count)} trained by no anchor at all.",
             "They lie in a crowd whose anchors are taken, or overlap none: more or smaller "
             "anchors are needed.",
-        )  # fmt: skip
+        )
     tiny = sum(c.tiny * (c.boxes + c.ignored) for c in report.classes if c.tiny > 0)
     share = tiny / max(sum(c.boxes + c.ignored for c in report.classes), 1)
     if share >= 0.01:
         cell = report.image_size / max(report.levels[0].map)
         yield Finding(
-            "warning", share,
+            "warning",
+            share,
             f"{percent(share)} of the boxes are smaller than one cell of the finest map "
             f"({cell:.0f} px): there is little left of such objects to see.",
             "Raise config.image_size, or cut the photos into tiles.",
-        )  # fmt: skip
+        )
 
 
 def _class_missed(report: Report, share: float, n: int) -> str:
@@ -289,19 +304,21 @@ def _augmentation(report: Report) -> Iterator[Finding]:
     lost = report.before.reached - report.after.reached
     if lost >= _LOSS:
         yield Finding(
-            "warning", lost,
+            "warning",
+            lost,
             f"After augmentation only {percent(report.after.reached)} of the boxes reach an anchor "
             f"({percent(report.before.reached)} before): expansion makes objects smaller.",
             "Lower config.augment.expand_max_ratio or expand_probability, or begin with smaller "
             "anchors.",
-        )  # fmt: skip
+        )
     if report.emptied >= 0.01:
         yield Finding(
-            "note", report.emptied,
+            "note",
+            report.emptied,
             f"Augmentation cuts every box away in {percent(report.emptied)} of the draws: such an "
             "image adds nothing to the loss of that step.",
             "",
-        )  # fmt: skip
+        )
 
 
 def _images(report: Report) -> Iterator[Finding]:
@@ -309,27 +326,30 @@ def _images(report: Report) -> Iterator[Finding]:
     if empty:
         share = empty / report.images
         yield Finding(
-            "warning" if share > 0.2 else "note", share,
+            "warning" if share > 0.2 else "note",
+            share,
             f"{plural(empty, 'image')} ({percent(share)}) {_has(empty)} no box. Hard negatives are "
             "counted per positive of the same image, so nothing is learnt from these but "
             "BatchNorm's statistics.",
             "Check that they are meant to be empty.",
-        )  # fmt: skip
+        )
     if report.sizes.turned:
         yield Finding(
-            "note", report.sizes.turned / report.images,
+            "note",
+            report.sizes.turned / report.images,
             f"{plural(report.sizes.turned, 'image')} {_is(report.sizes.turned)} turned by the "
             "EXIF tag; boxes refer to the image as displayed.",
             "",
-        )  # fmt: skip
+        )
     train = next((s for s in report.splits if s.name == "train"), report.splits[0])
     if train.images < _FEW_IMAGES:
         yield Finding(
-            "note", 0.0,
+            "note",
+            0.0,
             f"{train.name} has {plural(train.images, 'image')}; detectors trained from random "
             "initialisation are usually given thousands.",
             "Begin with a narrow model and mild cropping, as configs/voc_folder.py does.",
-        )  # fmt: skip
+        )
 
 
 def _has(count: int) -> str:

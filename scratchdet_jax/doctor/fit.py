@@ -148,10 +148,13 @@ def fit_anchors(levels: Levels, table: BoxTable, threshold: float, title: str = 
     """Fits the anchors to the boxes as they are annotated."""
     count = len(table.labels)
     fit = Fit(
-        table.boxes, table.labels, np.arange(count),
+        table.boxes,
+        table.labels,
+        np.arange(count),
         np.zeros((count, len(levels.ends)), np.float32),
-        np.zeros(count, np.int32), np.zeros(count, np.int32),
-    )  # fmt: skip
+        np.zeros(count, np.int32),
+        np.zeros(count, np.int32),
+    )
     for _, slots in _chunks(table, len(levels.anchors), title):
         found = _fit(
             jnp.asarray(levels.anchors), levels.ends, *_padded(table, slots)[:2], threshold

@@ -75,8 +75,12 @@ def make_report(
     unreached = np.flatnonzero(before.best.max(axis=1) < recipe.threshold)
     names = census.class_names
     return Report(
-        dataset=dataset, recipe=recipe.name, image_size=levels.image_size,
-        canvas=tuple(recipe.canvas), max_boxes=recipe.max_boxes, threshold=recipe.threshold,
+        dataset=dataset,
+        recipe=recipe.name,
+        image_size=levels.image_size,
+        canvas=tuple(recipe.canvas),
+        max_boxes=recipe.max_boxes,
+        threshold=recipe.threshold,
         train_on_ignored=recipe.train_on_ignored,
         class_names=names,
         splits=_split_counts(census, ignored),
@@ -112,7 +116,7 @@ def make_report(
         unreached_thin=_share(too_long(before.boxes[unreached], levels, recipe.threshold)),
         hopeless=_hopeless(before, levels, recipe.threshold, len(names)),
         what_if=alternatives,
-    )  # fmt: skip
+    )
 
 
 def place(census: Census, image: int) -> str:
@@ -174,9 +178,8 @@ def duplicate_groups(census: Census) -> list[Group]:
     under two names, twice in one split, or in two splits that merely overlap.
     """
     designed = {
-        frozenset((o.first, o.second)) for o in overlaps(_contents_by_split(census))
-        if o.by_design
-    }  # fmt: skip
+        frozenset((o.first, o.second)) for o in overlaps(_contents_by_split(census)) if o.by_design
+    }
     same = collections.defaultdict(list)
     for i, content in enumerate(census.content.tolist()):
         same[content].append(i)
@@ -247,11 +250,13 @@ def _split_counts(census: Census, ignored: np.ndarray) -> list[SplitCounts]:
         some = own & (counts > 0)
         found.append(
             SplitCounts(
-                name, int(own.sum()), *by_class,
+                name,
+                int(own.sum()),
+                *by_class,
                 without_boxes=int((own & (counts == 0)).sum()),
                 ignored_only=int((some & (ignored == counts)).sum()),
             )
-        )  # fmt: skip
+        )
     return found
 
 
@@ -266,11 +271,17 @@ def _class_counts(census: Census, on_distinct: np.ndarray, levels: Levels) -> li
         low, median, high = np.percentile(sizes, (5, 50, 95)) if len(sizes) else [float("nan")] * 3
         found.append(
             ClassCounts(
-                name, len(np.unique(image[own])), int((own & ~table.ignore).sum()),
-                int((own & table.ignore).sum()), float(median), float(low), float(high),
-                below_smallest=_share(sizes < levels.sizes[0][0]), tiny=_share(sizes < cell),
+                name,
+                len(np.unique(image[own])),
+                int((own & ~table.ignore).sum()),
+                int((own & table.ignore).sum()),
+                float(median),
+                float(low),
+                float(high),
+                below_smallest=_share(sizes < levels.sizes[0][0]),
+                tiny=_share(sizes < cell),
             )
-        )  # fmt: skip
+        )
     return found
 
 
@@ -355,11 +366,16 @@ def _box_examples(
         height, width = box_sides(fit.boxes[k : k + 1], image_size)[0].tolist()
         examples.append(
             BoxExample(
-                int(image[box]), box, place(census, image[box]),
-                census.class_names[fit.labels[k] - 1], height, width, float(best[k]),
+                int(image[box]),
+                box,
+                place(census, image[box]),
+                census.class_names[fit.labels[k] - 1],
+                height,
+                width,
+                float(best[k]),
                 int(fit.positives[k]),
             )
-        )  # fmt: skip
+        )
     return examples
 
 

@@ -147,9 +147,11 @@ def _sizes(report: Report) -> Iterator[str]:
         ),
         (
             _histogram(
-                report.aspect_histogram, "aspect ratios",
+                report.aspect_histogram,
+                "aspect ratios",
                 [(2.0**k, f"{2**k}" if k >= 0 else f"1/{2**-k}") for k in range(-3, 4)],
-                [(r, f"{r:.2g}") for r in _ratios(report)], log=True,
+                [(r, f"{r:.2g}") for r in _ratios(report)],
+                log=True,
             ),
             "Aspect: width over height in the square network input. Dashed: the anchors' ratios.",
         ),
@@ -157,7 +159,7 @@ def _sizes(report: Report) -> Iterator[str]:
             _histogram(report.count_histogram, "boxes per image", _count_ticks(report)),
             "Boxes per image.",
         ),
-    ]  # fmt: skip
+    ]
     figures = "".join(f"<figure>{s}<figcaption>{_e(c)}</figcaption></figure>" for s, c in charts)
     yield f'<div class="charts">{figures}</div>'
     yield (
@@ -166,16 +168,29 @@ def _sizes(report: Report) -> Iterator[str]:
         f"({plural(report.draws, 'draw')} of each image); shares of all boxes.</p>"
     )
     smallest, cell = report.levels[0].sizes[0], side / max(report.levels[0].map)
-    rows = [["class", "images", "boxes", "5 %", "median", "95 %", f"below {smallest} px",
-             f"below {cell:.0f} px"]]  # fmt: skip
+    rows = [
+        [
+            "class",
+            "images",
+            "boxes",
+            "5 %",
+            "median",
+            "95 %",
+            f"below {smallest} px",
+            f"below {cell:.0f} px",
+        ]
+    ]
     rows += [
         [
-            _e(c.name), f"{c.images:,}", f"{c.boxes + c.ignored:,}",
+            _e(c.name),
+            f"{c.images:,}",
+            f"{c.boxes + c.ignored:,}",
             *map(whole, (c.size_low, c.size_median, c.size_high)),
-            percent(c.below_smallest), percent(c.tiny),
+            percent(c.below_smallest),
+            percent(c.tiny),
         ]
         for c in report.classes
-    ]  # fmt: skip
+    ]
     yield "<h3>Sizes by class, px</h3>" + _table(rows)
     yield (
         f'<p class="soft">{smallest} px is the smallest anchor, {cell:.0f} px one cell of the '
@@ -227,10 +242,9 @@ def _images(report: Report) -> Iterator[str]:
         most = sizes.common[0][2]
         rows = [["width × height", "images", ""]]
         rows += [
-            [f"{w}×{h}", f"{n:,}",
-             f'<td class="meter"><i style="--share:{n / most:.4f}"></i></td>']
+            [f"{w}×{h}", f"{n:,}", f'<td class="meter"><i style="--share:{n / most:.4f}"></i></td>']
             for h, w, n in sizes.common
-        ]  # fmt: skip
+        ]
         yield _table(rows)
     yield _named("Images without boxes", report.without_boxes)
     yield _named("Images with difficult or crowd boxes only", report.ignored_only)
@@ -296,16 +310,43 @@ def _anchors(report: Report) -> Iterator[str]:
         "each level alone and over all. “Best there” is the share whose best anchor lies on that "
         f"level. After augmentation: {plural(report.draws, 'draw')} of each image.</p>"
     )
-    rows = [["level", "map", "sizes, px", "anchors", "reached", "best there", "augmented: reached",
-             "best there"]]  # fmt: skip
+    rows = [
+        [
+            "level",
+            "map",
+            "sizes, px",
+            "anchors",
+            "reached",
+            "best there",
+            "augmented: reached",
+            "best there",
+        ]
+    ]
     for n, level in enumerate(report.levels):
-        rows.append([
-            str(n + 1), f"{level.map[0]}×{level.map[1]}", f"{level.sizes[0]}–{level.sizes[1]}",
-            f"{level.anchors:,}", _share(before.reached_by_level[n]), percent(before.home[n]),
-            _share(after.reached_by_level[n]), percent(after.home[n]),
-        ])  # fmt: skip
-    rows.append(["<strong>all</strong>", "", "", f"{sum(v.anchors for v in report.levels):,}",
-                 _share(before.reached), "", _share(after.reached), ""])  # fmt: skip
+        rows.append(
+            [
+                str(n + 1),
+                f"{level.map[0]}×{level.map[1]}",
+                f"{level.sizes[0]}–{level.sizes[1]}",
+                f"{level.anchors:,}",
+                _share(before.reached_by_level[n]),
+                percent(before.home[n]),
+                _share(after.reached_by_level[n]),
+                percent(after.home[n]),
+            ]
+        )
+    rows.append(
+        [
+            "<strong>all</strong>",
+            "",
+            "",
+            f"{sum(v.anchors for v in report.levels):,}",
+            _share(before.reached),
+            "",
+            _share(after.reached),
+            "",
+        ]
+    )
     for title, field in (("only by forced match", "forced"), ("by no anchor", "untrained")):
         cells = [percent(getattr(fit, field)) for fit in (before, after)]
         rows.append([title, "", "", "", cells[0], "", cells[1], ""])
@@ -314,9 +355,14 @@ def _anchors(report: Report) -> Iterator[str]:
     yield _table(rows)
     reach, side = report.reached_by_size, report.image_size
     chart = bars_svg(
-        reach.edges, reach.before, reach.after, "share of boxes that reach an anchor, by size",
-        _size_ticks(side), _size_marks(report), log=True,
-    )  # fmt: skip
+        reach.edges,
+        reach.before,
+        reach.after,
+        "share of boxes that reach an anchor, by size",
+        _size_ticks(side),
+        _size_marks(report),
+        log=True,
+    )
     yield (
         f'<h3>By size</h3><figure class="chart">{chart}<figcaption>Of the boxes of each size, the '
         "share that reaches an anchor: bars as annotated, line after augmentation. Dashed: the "
@@ -331,10 +377,14 @@ def _anchors(report: Report) -> Iterator[str]:
     if report.what_if:
         rows = [["first level at", "min_percent", "reached", "augmented"]]
         rows += [
-            [f"{w.min_percent[0]:g} %", ", ".join(f"{p:g}" for p in w.min_percent),
-             _share(w.reached), _share(w.reached_augmented)]
+            [
+                f"{w.min_percent[0]:g} %",
+                ", ".join(f"{p:g}" for p in w.min_percent),
+                _share(w.reached),
+                _share(w.reached_augmented),
+            ]
             for w in report.what_if
-        ]  # fmt: skip
+        ]
         yield "<h3>If the anchors began at another size</h3>" + _table(rows)
         yield (
             '<p class="soft">Laid out by SSD’s rule: the other levels rise evenly from twice the '
@@ -347,13 +397,20 @@ def _unreached(report: Report, gallery: Gallery) -> Iterator[str]:
         yield f"<p>Every box reaches IoU {report.threshold:g} with some anchor.</p>"
         return
     yield f"<p>{plural(report.unreached_count, 'box')}, before augmentation; the worst:</p>"
-    rows = [["image", "class", "width × height, px", "width / height", "best IoU",
-             "anchors trained"]]  # fmt: skip
+    rows = [
+        ["image", "class", "width × height, px", "width / height", "best IoU", "anchors trained"]
+    ]
     rows += [
-        [f'<td class="text">{_e(b.file)}</td>', _e(b.class_name), f"{b.width:.1f}×{b.height:.1f}",
-         f"{b.width / max(b.height, 1e-9):.2f}", f"{b.best_iou:.2f}", str(b.anchors)]
+        [
+            f'<td class="text">{_e(b.file)}</td>',
+            _e(b.class_name),
+            f"{b.width:.1f}×{b.height:.1f}",
+            f"{b.width / max(b.height, 1e-9):.2f}",
+            f"{b.best_iou:.2f}",
+            str(b.anchors),
+        ]
         for b in report.unreached
-    ]  # fmt: skip
+    ]
     yield _table(rows)
     yield _gallery(gallery.unreached)
 

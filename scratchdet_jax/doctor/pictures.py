@@ -113,9 +113,12 @@ def training_samples(
         if not config.data.train_on_ignored:
             labels = np.where(ignore, 0, labels)
         drawn = draw_detections(
-            np.clip(np.round(image), 0, 255).astype(np.uint8), boxes * size, labels, None,
+            np.clip(np.round(image), 0, 255).astype(np.uint8),
+            boxes * size,
+            labels,
+            None,
             source.class_names,
-        )  # fmt: skip
+        )
         pictures.append(to_picture(drawn, example["filename"]))
     return pictures
 

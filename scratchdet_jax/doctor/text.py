@@ -78,12 +78,15 @@ def _sizes(report: Report) -> Iterator[str]:
     rows = [["", "images", "boxes", "5 %", "median", "95 %", f"<{smallest} px", f"<{cell:.0f} px"]]
     rows += [
         [
-            c.name, f"{c.images:,}", f"{c.boxes + c.ignored:,}",
+            c.name,
+            f"{c.images:,}",
+            f"{c.boxes + c.ignored:,}",
             *map(whole, (c.size_low, c.size_median, c.size_high)),
-            percent(c.below_smallest), percent(c.tiny),
+            percent(c.below_smallest),
+            percent(c.tiny),
         ]
         for c in report.classes
-    ]  # fmt: skip
+    ]
     yield from table(rows)
     yield f"  (<{smallest} px: below the smallest anchor; <{cell:.0f} px: below one cell of it)"
     sizes, aspects = report.size_histogram, report.aspect_histogram
@@ -182,11 +185,17 @@ def _anchors(report: Report) -> Iterator[str]:
     before, after = report.before, report.after
     rows = [["level", "map", "sizes, px", "reached", "best there", "augmented", "best there"]]
     for n, level in enumerate(report.levels):
-        rows.append([
-            str(n + 1), f"{level.map[0]}×{level.map[1]}", f"{level.sizes[0]}–{level.sizes[1]}",
-            percent(before.reached_by_level[n]), percent(before.home[n]),
-            percent(after.reached_by_level[n]), percent(after.home[n]),
-        ])  # fmt: skip
+        rows.append(
+            [
+                str(n + 1),
+                f"{level.map[0]}×{level.map[1]}",
+                f"{level.sizes[0]}–{level.sizes[1]}",
+                percent(before.reached_by_level[n]),
+                percent(before.home[n]),
+                percent(after.reached_by_level[n]),
+                percent(after.home[n]),
+            ]
+        )
     rows.append(["all", "", "", percent(before.reached), "", percent(after.reached), ""])
     for title, field in (("only by forced match", "forced"), ("by no anchor", "untrained")):
         cells = [percent(getattr(fit, field)) for fit in (before, after)]
@@ -223,8 +232,12 @@ def _findings(report: Report) -> Iterator[str]:
         text = f"{finding.text} {finding.advice}".strip()
         lead = f"  {n:>2}. {finding.severity.upper()}: "
         yield from textwrap.wrap(
-            text, _WIDTH, initial_indent=lead, subsequent_indent="      ",
-            break_on_hyphens=False, break_long_words=False,
-        )  # fmt: skip
+            text,
+            _WIDTH,
+            initial_indent=lead,
+            subsequent_indent="      ",
+            break_on_hyphens=False,
+            break_long_words=False,
+        )
     yield ""
     yield f"examined in {report.seconds:.0f} s"

@@ -16,12 +16,7 @@ from scratchdet_jax.detector import Detector
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.evaluation import coco, voc
 from scratchdet_jax.evaluation.images import ImageDetections, ImageGroundTruth
-from scratchdet_jax.evaluation.multiscale import (
-    Scale,
-    make_scale_step,
-    merge_scales,
-    parse_scales,
-)
+from scratchdet_jax.evaluation.multiscale import Scale, make_scale_step, merge_scales, parse_scales
 from scratchdet_jax.nms import Detections
 from scratchdet_jax.training.parallel import DeviceMapping
 
@@ -90,9 +85,10 @@ class Evaluator:
             scale = np.tile(original_size.astype(np.float64), 2)
             real = batch["labels"][row] > 0
             ground_truth[image_id] = ImageGroundTruth(
-                batch["boxes"][row][real] * scale, batch["labels"][row][real],
+                batch["boxes"][row][real] * scale,
+                batch["labels"][row][real],
                 batch["ignore"][row][real],
-            )  # fmt: skip
+            )
         if len(detections) != len(self._source):
             raise RuntimeError(
                 f"{len(detections)} of the {len(self._source)} images of {self._source.spec} "
@@ -115,10 +111,14 @@ class Evaluator:
         """Host batches with their detections; the next batch runs while one is unpacked."""
         settings = self._config
         loader = eval_batches(
-            self._source, batch_size=settings.eval.batch_size, canvas=settings.data.canvas,
-            max_boxes=settings.data.max_boxes, threads=settings.data.threads,
-            process_index=jax.process_index(), process_count=jax.process_count(),
-        )  # fmt: skip
+            self._source,
+            batch_size=settings.eval.batch_size,
+            canvas=settings.data.canvas,
+            max_boxes=settings.data.max_boxes,
+            threads=settings.data.threads,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
 
         def put(batch: dict[str, np.ndarray]) -> tuple[dict, dict]:
             sent = {key: batch[key][None] for key in ("image", "size")}
@@ -126,8 +126,9 @@ class Evaluator:
 
         total = -(-len(self._source) // settings.eval.batch_size)
         pending = None
-        for host, device in tqdm(to_device(loader, put), total=total, desc="evaluating",
-                                 unit="batch", leave=False):  # fmt: skip
+        for host, device in tqdm(
+            to_device(loader, put), total=total, desc="evaluating", unit="batch", leave=False
+        ):
             running = (host, [step(variables, device) for step in self._steps])
             if pending:
                 yield self._merged(*pending)
@@ -175,6 +176,9 @@ def summary_line(results: dict[str, Any]) -> str:
     """The headline figures in one line."""
     mean = results["mAP"]
     parts = ["mAP undefined: no ground truth" if mean is None else f"mAP {mean:.4f}"]
-    parts += [f"{name} {value:.4f}" for name, value in results.items()
-              if name != "mAP" and isinstance(value, float)]  # fmt: skip
+    parts += [
+        f"{name} {value:.4f}"
+        for name, value in results.items()
+        if name != "mAP" and isinstance(value, float)
+    ]
     return ", ".join(parts)

@@ -142,10 +142,12 @@ def merge_scales(
     for row, pixels in enumerate(original_sizes):
         boxes = np.concatenate([one.boxes[row] for one in found])
         scores = np.concatenate([one.scores[row] for one in found])
-        labels = np.concatenate([
-            np.where(kept_by_size(one.boxes[row], pixels, scale, settings), one.labels[row], 0)
-            for one, scale in zip(found, scales, strict=True)
-        ])  # fmt: skip
+        labels = np.concatenate(
+            [
+                np.where(kept_by_size(one.boxes[row], pixels, scale, settings), one.labels[row], 0)
+                for one, scale in zip(found, scales, strict=True)
+            ]
+        )
         origin = np.repeat(np.arange(len(found)), [len(one.labels[row]) for one in found])
         merged.append(
             merge_image(
@@ -176,12 +178,7 @@ def kept_by_size(
 
 
 def merge_image(
-    found: Detections,
-    origin: np.ndarray,
-    *,
-    iou_threshold: float,
-    vote: bool,
-    max_detections: int,
+    found: Detections, origin: np.ndarray, *, iou_threshold: float, vote: bool, max_detections: int
 ) -> Detections:
     """Merges the detections of one image by greedy NMS or box voting per class; NumPy.
 

@@ -24,9 +24,12 @@ from scratchdet_jax.models.vgg import BLOCKS
 Name = tuple[str, ...]
 
 _LEAVES = {
-    "kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean",
+    "kernel": "weight",
+    "scale": "weight",
+    "bias": "bias",
+    "mean": "running_mean",
     "var": "running_var",
-}  # fmt: skip
+}
 _CLASSIFIER = re.compile(r"fc\.|classifier\.6\.")  # of ImageNet's classes: not part of a backbone
 _XYWH_TO_YXHW = (1, 0, 3, 2)
 
@@ -58,9 +61,10 @@ def convert(state: Mapping[str, np.ndarray], initial: Mapping[str, Any]) -> Impo
       UserError: the format is neither of the two, or names or shapes differ; lists them.
     """
     state = {
-        name.removeprefix("module."): np.asarray(value) for name, value in state.items()
+        name.removeprefix("module."): np.asarray(value)
+        for name, value in state.items()
         if not name.endswith("num_batches_tracked")
-    }  # fmt: skip
+    }
     source, find = _format(state)
     ours = traverse_util.flatten_dict(dict(initial))
     last = _last_convolutions(ours)
@@ -84,9 +88,10 @@ def convert(state: Mapping[str, np.ndarray], initial: Mapping[str, Any]) -> Impo
         result[name] = np.ascontiguousarray(found, value.dtype)
         taken.append(("/".join(name[1:]), theirs, value.shape))
     problems += [
-        f"  unexpected  {name} {state[name].shape}" for name in state
+        f"  unexpected  {name} {state[name].shape}"
+        for name in state
         if name not in used and not (source == "torchvision" and _CLASSIFIER.match(name))
-    ]  # fmt: skip
+    ]
     if problems:
         raise UserError(
             f"the checkpoint ({source} format) and config.model do not agree in {len(problems)} "

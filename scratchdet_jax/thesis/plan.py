@@ -68,11 +68,17 @@ class Ordering(NamedTuple):
 def rows() -> tuple[Row, ...]:
     """All rows: BatchNorm in VGG-16 by rate, then first layers of ResNet-18 with it."""
     published = {
-        "none": ("67.6", "–"), "head": ("71.0", "–"), "backbone": ("72.8", "78.0"),
+        "none": ("67.6", "–"),
+        "head": ("71.0", "–"),
+        "backbone": ("72.8", "78.0"),
         "both": ("71.8", "78.7"),
-    }  # fmt: skip
-    names = {"none": "no BN", "head": "BN in the head", "backbone": "BN in the backbone",
-             "both": "BN in both"}  # fmt: skip
+    }
+    names = {
+        "none": "no BN",
+        "head": "BN in the head",
+        "backbone": "BN in the backbone",
+        "both": "BN in both",
+    }
     made = []
     for rate, mean_ap in zip(COMPARED, zip(*published.values(), strict=True), strict=True):
         for (key, (norm, head_norm)), figure in zip(NORMS.items(), mean_ap, strict=True):
@@ -105,23 +111,28 @@ def orderings() -> tuple[Ordering, ...]:
         Ordering(f"BN in both above no BN, {better}", best["both"], best["none"], "78.7 > 67.6"),
         Ordering(
             f"BN in the backbone above no BN, {better}",
-            best["backbone"], best["none"], "78.0 > 67.6",
+            best["backbone"],
+            best["none"],
+            "78.0 > 67.6",
         ),
         Ordering(
             f"BN in the head above no BN, {better}", best["head"], best["none"], "75.6 > 67.6"
         ),
         Ordering(
-            f"BN in both above BN in the head, {better}",
-            best["both"], best["head"], "78.7 > 75.6",
+            f"BN in both above BN in the head, {better}", best["both"], best["head"], "78.7 > 75.6"
         ),
         Ordering(
             f"BN in both above BN in the backbone, {better}",
-            best["both"], best["backbone"], "78.7 > 78.0",
+            best["both"],
+            best["backbone"],
+            "78.7 > 78.0",
         ),
         Ordering("BN in both: high rate above low", high["both"], low["both"], "78.7 > 71.8"),
         Ordering(
             "BN in the backbone: high rate above low",
-            high["backbone"], low["backbone"], "78.0 > 72.8",
+            high["backbone"],
+            low["backbone"],
+            "78.0 > 72.8",
         ),
         Ordering("BN in the head: middle rate above low", middle_head, low["head"], "75.6 > 71.0"),
         Ordering("no BN: low rate above high", low["none"], high["none"], "not trained"),
@@ -131,7 +142,7 @@ def orderings() -> tuple[Ordering, ...]:
         Ordering("stride 1: three 3×3 above 7×7", root, conv, "78.5 > 77.6"),
         Ordering("small objects, 7×7: stride 1 above 2", conv, conv2, "–", "ap_small"),
         Ordering("small objects, three 3×3: stride 1 above 2", root, root2, "–", "ap_small"),
-    )  # fmt: skip
+    )
 
 
 def run_config(row: Row, seed: int, images: int, data_dir: str) -> ml_collections.ConfigDict:

@@ -86,8 +86,9 @@ def judge(ordering: Ordering, outcomes: Outcomes) -> tuple[str, float, float | N
     def values(keys: tuple[str, ...]) -> list[float]:
         series = [
             [getattr(outcome, ordering.figure) for outcome in outcomes[key].values()]
-            for key in keys if outcomes.get(key)
-        ]  # fmt: skip
+            for key in keys
+            if outcomes.get(key)
+        ]
         return max(series, key=statistics.fmean) if len(series) == len(keys) else []
 
     above, below = values(ordering.above), values(ordering.below)
@@ -106,16 +107,21 @@ def table(outcomes: Outcomes, images: int) -> str:
         f"{images:,} images a run, seeds {', '.join(map(str, seeds))}; {len(jax.devices())} × "
         f"{device}, JAX {jax.__version__}. Mean ± standard deviation over the seeds; a diverged "
         "run counts as AP 0. Gradient figures: second half of the run.",
-        "", "### Where BatchNorm is (narrow VGG-16)", "", header,
-    ]  # fmt: skip
+        "",
+        "### Where BatchNorm is (narrow VGG-16)",
+        "",
+        header,
+    ]
     lines += [_line(row, outcomes) for row in rows() if row.key.startswith("bn_")]
     lines += ["", "### The first layers (narrow ResNet-18, BN in both)", "", header]
     lines += [_line(row, outcomes) for row in rows() if row.key.startswith("stem_")]
     lines += [
-        "", "### The paper's orderings", "",
+        "",
+        "### The paper's orderings",
+        "",
         "| claim | published | difference of AP here | noise (95 %) | verdict |",
         "|---|---|---|---|---|",
-    ]  # fmt: skip
+    ]
     for ordering in orderings():
         judged = judge(ordering, outcomes)
         verdict, difference, noise = judged or ("not yet run", None, None)
@@ -154,8 +160,9 @@ def draw(outcomes: Outcomes, output: Path) -> None:
         chosen = [row for row in rows() if row.rate == rate and row.key.startswith("bn_")]
         runs = [
             plot.read_run(run_folder(output, row, min(outcomes[row.key])), row.title)
-            for row in chosen if outcomes.get(row.key)
-        ]  # fmt: skip
+            for row in chosen
+            if outcomes.get(row.key)
+        ]
         if runs:
             plot.draw_paper_panels(line, runs)
             line[0].legend(fontsize=8)

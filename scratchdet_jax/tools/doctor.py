@@ -93,21 +93,26 @@ def examine(
     trained, kept = (table, np.arange(len(index))) if keep else without_ignored(table)
     before = fit_anchors(levels, trained, threshold)
     after, left = fit_augmented(
-        levels, table, threshold, augment_options(config),
-        seed=config.seed, draws=_DRAWS, keep_ignored=keep,
-    )  # fmt: skip
+        levels,
+        table,
+        threshold,
+        augment_options(config),
+        seed=config.seed,
+        draws=_DRAWS,
+        keep_ignored=keep,
+    )
     report = make_report(
         dataset,
-        Recipe(
-            config.name, tuple(config.data.canvas), config.data.max_boxes, threshold, keep
-        ),
-        levels, census, closer,
+        Recipe(config.name, tuple(config.data.canvas), config.data.max_boxes, threshold, keep),
+        levels,
+        census,
+        closer,
         before._replace(source=index[kept[before.source]]),
         after,
         left[:, np.diff(table.starts) > 0],
         what_if(config, trained.boxes, after.boxes[::_DRAWS], _FIRST_PERCENTS),
         opened.prepared,
-    )  # fmt: skip
+    )
     report.findings = find(report)
     return report, census
 
@@ -133,10 +138,11 @@ def _gallery(
         photo(
             example(b.image),
             f"{b.file}: {b.class_name} {b.width:.0f}×{b.height:.0f} px, IoU {b.best_iou:.2f}",
-            300, b.box - int(census.table.starts[b.image]),
+            300,
+            b.box - int(census.table.starts[b.image]),
         )
         for b in report.unreached[:_PAIRS_SHOWN]
-    ]  # fmt: skip
+    ]
     return Gallery(
         crowded=[picture for picture in crowded if picture],
         unreached=[picture for picture in unreached if picture],
@@ -158,13 +164,16 @@ def _write(path: Path, text: str, flag: str) -> None:
 
 def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, ml_collections.ConfigDict]:
     parser = argparse.ArgumentParser(
-        prog="python -m scratchdet_jax.tools.doctor", allow_abbrev=False, description=__doc__,
+        prog="python -m scratchdet_jax.tools.doctor",
+        allow_abbrev=False,
+        description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "dataset", metavar="DATASET",
+        "dataset",
+        metavar="DATASET",
         help="NAME[/CONFIG], with all its splits, or NAME[/CONFIG]:SPLIT[,…], as config.data.train",
-    )  # fmt: skip
+    )
     parser.add_argument("--data_dir", help="where prepared data sets lie (default: the recipe's)")
     parser.add_argument("--config", metavar="FILE", help="recipe (default: configs/voc300.py)")
     parser.add_argument("--html", metavar="FILE", help="write the report as a page with pictures")
@@ -173,9 +182,11 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, ml_collections.Conf
         "--samples", type=_whole, default=24, help="augmented samples on the page (default: 24)"
     )
     parser.add_argument(
-        "--images", type=_whole, default=20_000,
+        "--images",
+        type=_whole,
+        default=20_000,
         help="decode at most so many images, drawn at random (default: 20000)",
-    )  # fmt: skip
+    )
     options, rest = parser.parse_known_args(argv[1:])
     if options.config:
         rest = [f"--config={options.config}", *rest]

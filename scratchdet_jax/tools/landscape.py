@@ -114,9 +114,14 @@ def measure_run(
 
     def walks() -> Iterator[Walk]:
         loader = train_batches(
-            source, batch_size=count, canvas=config.data.canvas, max_boxes=config.data.max_boxes,
-            seed=config.seed, start_step=run.step * parts, threads=config.data.threads,
-        )  # fmt: skip
+            source,
+            batch_size=count,
+            canvas=config.data.canvas,
+            max_boxes=config.data.max_boxes,
+            seed=config.seed,
+            start_step=run.step * parts,
+            threads=config.data.threads,
+        )
         try:
             for i in range(batches):
                 group = [next(loader) for _ in range(parts)]  # an update's parts; the first counts

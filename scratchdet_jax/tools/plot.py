@@ -34,10 +34,19 @@ _WINDOW = 20
 _LOGARITHMIC_FROM = 100
 # Fields of a config that leave a run's curves as they are.
 WITHOUT_EFFECT = (
-    "name", "parallel", "log_every", "checkpoint_every", "keep_checkpoints", "data.dir",
-    "data.threads", "data.on_error", "eval.every_steps", "eval.batch_size", "stall_seconds",
+    "name",
+    "parallel",
+    "log_every",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "data.dir",
+    "data.threads",
+    "data.on_error",
+    "eval.every_steps",
+    "eval.batch_size",
+    "stall_seconds",
     "compilation_cache",
-)  # fmt: skip
+)
 # With more differing fields than this the folder says more than a list of them.
 _FIELDS_IN_A_NAME = 6
 
@@ -158,9 +167,11 @@ def label_by_difference(
     labels = []
     for name, config in zip(names, configs, strict=True):
         fields = zip(shown, differing, strict=True)
-        labels.append(name if config is None else ", ".join(
-            f"{leaf}={_text(config[field])}" for leaf, field in fields
-        ))  # fmt: skip
+        labels.append(
+            name
+            if config is None
+            else ", ".join(f"{leaf}={_text(config[field])}" for leaf, field in fields)
+        )
     return [
         label if labels.count(label) == 1 else f"{label} ({name})"
         for label, name in zip(labels, names, strict=True)
@@ -232,9 +243,12 @@ def draw(runs: Sequence[Run], output: str | Path) -> None:
         for field, style in (("loss", "-"), ("gradient_norm", "--")):
             steps, values = series(run.train, field)
             _curve(
-                deviation, steps[_WINDOW - 1 :], relative_deviation(values, _WINDOW), color,
+                deviation,
+                steps[_WINDOW - 1 :],
+                relative_deviation(values, _WINDOW),
+                color,
                 style=style,
-            )  # fmt: skip
+            )
         average_precision.plot(*series(run.eval, "mAP"), color=color, marker="o", markersize=3)
         rate.plot(*series(run.train, "learning_rate"), color=color)
         _curve(throughput, *series(run.train, "images_per_second"), color)

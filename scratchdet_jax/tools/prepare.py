@@ -45,32 +45,43 @@ def _parser() -> argparse.ArgumentParser:
     voc.add_argument("--folder", required=True, help="holds JPEGImages, Annotations, ImageSets")
     voc.add_argument("--name", help="of the data set (default: the folder's name)")
     voc.add_argument(
-        "--classes", metavar="A,B,…", type=_names,
+        "--classes",
+        metavar="A,B,…",
+        type=_names,
         help="class names in the order of their labels; others are left out (default: all found)",
-    )  # fmt: skip
+    )
     voc.add_argument(
-        "--splits", metavar="A,B,…", type=_names,
+        "--splits",
+        metavar="A,B,…",
+        type=_names,
         help="lists of ImageSets/Main to prepare (default: all that are plain lists of ids)",
-    )  # fmt: skip
+    )
     voc.set_defaults(run=_voc)
     coco = commands.add_parser(
-        "coco", help="COCO annotations and images, as coco_folder/NAME", epilog=_COCO_EXAMPLE,
+        "coco",
+        help="COCO annotations and images, as coco_folder/NAME",
+        epilog=_COCO_EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    )
     coco.add_argument(
-        "--split", metavar="NAME:FILE.json:FOLDER", type=_coco_split, action="append",
-        required=True, dest="splits",
+        "--split",
+        metavar="NAME:FILE.json:FOLDER",
+        type=_coco_split,
+        action="append",
+        required=True,
+        dest="splits",
         help="a split, its annotation file and the folder of its images; once for every split",
-    )  # fmt: skip
+    )
     coco.add_argument("--name", required=True, help="of the data set")
     coco.set_defaults(run=_coco)
     shapes = commands.add_parser("shapes", help="the embedded data set of procedural scenes")
     shapes.set_defaults(run=lambda arguments: prepare_shapes(arguments.data_dir))
     for command in (voc, coco):
         command.add_argument(
-            "--strict", action="store_true",
+            "--strict",
+            action="store_true",
             help="take any defect for an error: exit with status 1 and write no data set",
-        )  # fmt: skip
+        )
     for command in (voc, coco, shapes):
         command.add_argument(
             "--data_dir", default="data", help="where data sets are kept (default: %(default)s)"
@@ -94,9 +105,13 @@ def _coco_split(text: str) -> CocoSplit:
 def _voc(arguments: argparse.Namespace) -> None:
     name = arguments.name or dataset_name(arguments.folder)
     report = prepare_voc_folder(
-        arguments.folder, arguments.data_dir, name, arguments.classes, arguments.splits,
+        arguments.folder,
+        arguments.data_dir,
+        name,
+        arguments.classes,
+        arguments.splits,
         arguments.strict,
-    )  # fmt: skip
+    )
     print(f"use it as {report.name}:SPLIT, SPLIT being one of {', '.join(report.images)}")
 
 

@@ -73,9 +73,12 @@ def examine(replay: Replay, part: int = 0) -> dict[str, Any]:
         gradients, statistics = jax.grad(loss, has_aux=True)(state.params)
         inputs = {"images": _count(images), "target offsets": _count(targets.offsets)}
         return {
-            "inputs": inputs, "activations": activations, "by_image": by_image,
-            "gradients": gradients, "statistics": statistics,
-        }  # fmt: skip
+            "inputs": inputs,
+            "activations": activations,
+            "by_image": by_image,
+            "gradients": gradients,
+            "statistics": statistics,
+        }
 
     mapped = jax.jit(
         jax.shard_map(step, mesh=mapping.mesh, in_specs=(P(), P()), out_specs=P(), check_vma=False)

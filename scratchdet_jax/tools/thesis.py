@@ -24,15 +24,7 @@ import ml_collections
 from configs import common
 from scratchdet_jax import cli
 from scratchdet_jax.errors import UserError, writable_folder
-from scratchdet_jax.thesis.plan import (
-    IMAGES,
-    RATES,
-    SEEDS,
-    Row,
-    rows,
-    run_config,
-    run_folder,
-)
+from scratchdet_jax.thesis.plan import IMAGES, RATES, SEEDS, Row, rows, run_config, run_folder
 from scratchdet_jax.thesis.report import Outcome, Outcomes, read_outcome, write_report
 from scratchdet_jax.tools import plot
 from scratchdet_jax.training.loop import train_and_evaluate
@@ -69,9 +61,10 @@ def train_row(row: Row, seed: int, images: int, output: Path, data_dir: str) -> 
 def _claim(workdir: Path, config: ml_collections.ConfigDict) -> None:
     """Records what the folder is a run of, and refuses one that is of something else."""
     fields = {
-        name: value for name, value in cli.flatten(config).items()
+        name: value
+        for name, value in cli.flatten(config).items()
         if name not in plot.WITHOUT_EFFECT
-    }  # fmt: skip
+    }
     fields = json.loads(json.dumps(fields))  # tuples become lists
     path = writable_folder(workdir, "--output") / _RECORD
     if not path.exists():

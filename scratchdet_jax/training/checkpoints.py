@@ -163,8 +163,11 @@ class Checkpoints:
             try:
                 write_json(self.directory / str(step) / SCORE, {BEST_METRIC: score})
             except OSError as error:
-                print(f"\nwarning: the mAP of step {step} could not be noted in {self.directory} "
-                      f"({error.strerror})", file=sys.stderr)  # fmt: skip
+                print(
+                    f"\nwarning: the mAP of step {step} could not be noted in {self.directory} "
+                    f"({error.strerror})",
+                    file=sys.stderr,
+                )
 
     def is_scored(self, step: int) -> bool:
         """Whether the evaluation of a step is complete, even if its mAP is undefined."""

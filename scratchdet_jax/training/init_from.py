@@ -209,8 +209,9 @@ def describe(
     """The list of classes, and of arrays taken, remapped and left, with shapes; many lines."""
     pairs = [
         name if source[label - 1] == name else f"{name} from {source[label - 1]}"
-        for name, label in zip(target, class_map, strict=True) if label
-    ]  # fmt: skip
+        for name, label in zip(target, class_map, strict=True)
+        if label
+    ]
     missing = [name for name, label in zip(target, class_map, strict=True) if not label]
     lines = [f"  classes found ({len(pairs)} of {len(target)}): {', '.join(pairs) or 'none'}"]
     if missing:

@@ -37,9 +37,16 @@ class MetricLogger:
     """
 
     def __init__(
-        self, workdir: Path, *, start_step: int, num_steps: int, batch_size: int, log_every: int,
-        progress: Mapping[str, Any] | None = None, evaluated: bool = True,
-    ) -> None:  # fmt: skip
+        self,
+        workdir: Path,
+        *,
+        start_step: int,
+        num_steps: int,
+        batch_size: int,
+        log_every: int,
+        progress: Mapping[str, Any] | None = None,
+        evaluated: bool = True,
+    ) -> None:
         """Lines of steps after ``start_step`` (of a run that died) are removed.
 
         Args:
@@ -63,9 +70,12 @@ class MetricLogger:
             self._lines = JsonLines(self.path, [line for line in waiting if line not in written])
             self._events = Events(Path(workdir), purge_step=start_step + 1)
         self._bar = tqdm(
-            total=num_steps, initial=start_step, unit="step", dynamic_ncols=True,
+            total=num_steps,
+            initial=start_step,
+            unit="step",
+            dynamic_ncols=True,
             disable=jax.process_index() > 0,
-        )  # fmt: skip
+        )
         self._batch_size, self._log_every = batch_size, log_every
         self._pending: tuple[int, dict[str, jax.Array]] | None = None
         self._since, self._images = time.perf_counter(), 0
@@ -152,12 +162,13 @@ class MetricLogger:
             self._append("diverged", step, {"quantity": name, "value": str(value)})
             is_what = f"{name} is {value}" if name in values else f"{name} are not finite"
             raise Diverged(
-                step, name,
+                step,
+                name,
                 f"training diverged: {is_what} at step {step} (learning rate {rate:.3g}); the "
                 f"checkpoints before it are kept in {self.path.parent}; lower "
                 "config.optimizer.learning_rate or lengthen config.optimizer.warmup_steps, and "
                 "start in a new --workdir",
-            )  # fmt: skip
+            )
 
     def _append(self, kind: str, step: int, values: dict[str, object]) -> None:
         if self._lines:

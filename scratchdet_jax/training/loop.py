@@ -10,12 +10,7 @@ import ml_collections
 import numpy as np
 
 from scratchdet_jax import distributed
-from scratchdet_jax.data.loading import (
-    substituted_line,
-    substitutes,
-    to_device,
-    train_batches,
-)
+from scratchdet_jax.data.loading import substituted_line, substitutes, to_device, train_batches
 from scratchdet_jax.data.records import DetectionSource
 from scratchdet_jax.data.sources import open_split
 from scratchdet_jax.detector import Detector, build_detector
@@ -127,15 +122,20 @@ def _train(
     train_step = mapping.map_train_step(make_train_step(config, detector, optimizer))
     owed = bool(start) and _evaluates(config, evaluator, start) and not checkpoints.is_scored(start)
     logger = MetricLogger(
-        workdir, start_step=start, num_steps=num_steps, batch_size=config.batch_size,
-        log_every=config.log_every, progress=checkpoints.progress(start) if start else None,
+        workdir,
+        start_step=start,
+        num_steps=num_steps,
+        batch_size=config.batch_size,
+        log_every=config.log_every,
+        progress=checkpoints.progress(start) if start else None,
         evaluated=not owed,
-    )  # fmt: skip
+    )
     watchdog = Watchdog(config.stall_seconds, workdir)
     substituted = substitutes(config)
     batches = _device_batches(config, source, mapping, start, substituted)
-    run = _Run(config, workdir, source, evaluator, recipe, checkpoints, logger, watchdog,
-               preemption)  # fmt: skip
+    run = _Run(
+        config, workdir, source, evaluator, recipe, checkpoints, logger, watchdog, preemption
+    )
     try:
         if owed:
             _evaluate(run, start, state)
@@ -158,9 +158,13 @@ def _train(
 
 
 def _steps(
-    run: _Run, train_step: Callable, state: TrainState, batches: Iterator[Any], start: int,
+    run: _Run,
+    train_step: Callable,
+    state: TrainState,
+    batches: Iterator[Any],
+    start: int,
     num_steps: int,
-) -> TrainState:  # fmt: skip
+) -> TrainState:
     """Updates ``start + 1`` to ``num_steps``, each finished before the run is left."""
     run.preemption.defer()
     try:
@@ -227,9 +231,12 @@ def _due(step: int, every: int) -> bool:
 
 
 def _device_batches(
-    config: ml_collections.ConfigDict, source: DetectionSource, mapping: DeviceMapping, start: int,
+    config: ml_collections.ConfigDict,
+    source: DetectionSource,
+    mapping: DeviceMapping,
+    start: int,
     substituted: dict[int, str] | None,
-) -> Iterator[dict[str, jax.Array]]:  # fmt: skip
+) -> Iterator[dict[str, jax.Array]]:
     """Batches [accumulate_steps, B, …] on the devices, from update ``start`` on.
 
     The loader delivers the parts of an update's batch one after the other, so part i holds the
@@ -237,11 +244,17 @@ def _device_batches(
     """
     parts = config.accumulate_steps
     loader = train_batches(
-        source, batch_size=config.batch_size // parts, canvas=config.data.canvas,
-        max_boxes=config.data.max_boxes, seed=config.seed, start_step=start * parts,
-        threads=config.data.threads, process_index=jax.process_index(),
-        process_count=jax.process_count(), substituted=substituted,
-    )  # fmt: skip
+        source,
+        batch_size=config.batch_size // parts,
+        canvas=config.data.canvas,
+        max_boxes=config.data.max_boxes,
+        seed=config.seed,
+        start_step=start * parts,
+        threads=config.data.threads,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        substituted=substituted,
+    )
 
     def stacked() -> Iterator[dict[str, np.ndarray]]:
         try:
@@ -264,9 +277,7 @@ def _refuse_imported(workdir: Path) -> None:
         )
 
 
-def _open_data(
-    config: ml_collections.ConfigDict,
-) -> tuple[DetectionSource, DetectionSource | None]:
+def _open_data(config: ml_collections.ConfigDict) -> tuple[DetectionSource, DetectionSource | None]:
     """The training split and the one to evaluate on, if any; both have boxes, of the same classes.
 
     Data that can be made or prepared are, at first use.
@@ -290,9 +301,13 @@ def _check_classes(train: DetectionSource, evaluation: DetectionSource | None) -
 
 
 def _introduce(
-    config: ml_collections.ConfigDict, workdir: Path, mapping: DeviceMapping,
-    source: DetectionSource, detector: Detector, state: TrainState,
-) -> None:  # fmt: skip
+    config: ml_collections.ConfigDict,
+    workdir: Path,
+    mapping: DeviceMapping,
+    source: DetectionSource,
+    detector: Detector,
+    state: TrainState,
+) -> None:
     """Says in a few lines what is about to happen."""
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
     device = mapping.mesh.devices.flat[0].device_kind

@@ -47,8 +47,9 @@ class DeviceMapping:
         """Maps ``(state, batch) → (state, metrics)``; the state's buffers are reused (donated)."""
         if self.kind == "pmap":
             devices = list(self.mesh.devices)
-            mapped = jax.pmap(step, AXIS, in_axes=(None, 1), out_axes=None, devices=devices,
-                              donate_argnums=0)  # fmt: skip
+            mapped = jax.pmap(
+                step, AXIS, in_axes=(None, 1), out_axes=None, devices=devices, donate_argnums=0
+            )
             if jax.process_count() == 1:
                 return mapped
 

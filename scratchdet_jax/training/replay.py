@@ -49,10 +49,15 @@ def batch_of_step(
     """The global batch [accumulate_steps, B, …] of update ``step`` (from 1), read anew."""
     parts = config.accumulate_steps
     loader = train_batches(
-        source, batch_size=config.batch_size // parts, canvas=config.data.canvas,
-        max_boxes=config.data.max_boxes, seed=config.seed, start_step=(step - 1) * parts,
-        threads=config.data.threads, substituted=substitutes(config),
-    )  # fmt: skip
+        source,
+        batch_size=config.batch_size // parts,
+        canvas=config.data.canvas,
+        max_boxes=config.data.max_boxes,
+        seed=config.seed,
+        start_step=(step - 1) * parts,
+        threads=config.data.threads,
+        substituted=substitutes(config),
+    )
     try:
         group = list(itertools.islice(loader, parts))
     finally:
@@ -61,9 +66,13 @@ def batch_of_step(
 
 
 def save_replay(
-    workdir: Path, step: int, quantity: str, recipe: Recipe, source: DetectionSource,
+    workdir: Path,
+    step: int,
+    quantity: str,
+    recipe: Recipe,
+    source: DetectionSource,
     state: TrainState,
-) -> tuple[Path, list[str]]:  # fmt: skip
+) -> tuple[Path, list[str]]:
     """Writes ``workdir/replay/step_N.npz`` (NumPy arrays, no pickle).
 
     Args:

@@ -22,10 +22,20 @@ from scratchdet_jax.training.optimizer import number_of_steps
 # Fields that leave the parameters and the AP of a run as they are, so that they may change on the
 # way. data.max_boxes is one: random numbers do not depend on the number of slots.
 FREE = (
-    "name", "parallel", "data.dir", "data.threads", "data.max_boxes", "data.on_error",
-    "eval.every_steps", "eval.batch_size", "log_every", "checkpoint_every", "keep_checkpoints",
-    "stall_seconds", "compilation_cache",
-)  # fmt: skip
+    "name",
+    "parallel",
+    "data.dir",
+    "data.threads",
+    "data.max_boxes",
+    "data.on_error",
+    "eval.every_steps",
+    "eval.batch_size",
+    "log_every",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "stall_seconds",
+    "compilation_cache",
+)
 
 
 def differences(saved: ml_collections.ConfigDict, now: ml_collections.ConfigDict) -> list[str]:

@@ -44,9 +44,15 @@ def prepare_inputs(
 
     def one(key: jax.Array, example: Batch) -> tuple[jax.Array, Targets]:
         image, boxes, labels, ignore = augment(
-            key, example["image"], example["size"], example["boxes"], example["labels"],
-            example["ignore"], options, config.image_size,
-        )  # fmt: skip
+            key,
+            example["image"],
+            example["size"],
+            example["boxes"],
+            example["labels"],
+            example["ignore"],
+            options,
+            config.image_size,
+        )
         if not config.data.train_on_ignored:
             labels = jnp.where(ignore, 0, labels)
         return image, match(jnp.asarray(detector.anchors), boxes, labels, config.loss.match_iou)

@@ -73,5 +73,6 @@ class Watchdog:
                 faulthandler.dump_traceback(file, all_threads=True)
         print(
             f"the same is in {self._report}; the same command resumes from the last checkpoint",
-            file=sys.stderr, flush=True,
-        )  # fmt: skip
+            file=sys.stderr,
+            flush=True,
+        )

@@ -21,9 +21,14 @@ SECONDS = 20  # for one input
 
 # Kinds of defect by which an image is lost.
 LOSSES = {
-    Kind.NO_IMAGE, Kind.BROKEN_IMAGE, Kind.OUT_OF_FOLDER, Kind.NO_ANNOTATION,
-    Kind.BROKEN_ANNOTATION, Kind.BROKEN_ENTRY, Kind.CONFLICT,
-}  # fmt: skip
+    Kind.NO_IMAGE,
+    Kind.BROKEN_IMAGE,
+    Kind.OUT_OF_FOLDER,
+    Kind.NO_ANNOTATION,
+    Kind.BROKEN_ANNOTATION,
+    Kind.BROKEN_ENTRY,
+    Kind.CONFLICT,
+}
 
 
 def encoded(suffix=".jpg", seed=0, size=(24, 32), **options):
@@ -49,12 +54,19 @@ COCO = {
         for i, name in enumerate(IDS)
     ],
     "annotations": [
-        {"id": i, "image_id": 10 + i // 2, "category_id": 2 + i % 2, "bbox": [3, 2, 17, 16],
-         "area": 200.5, "iscrowd": 0, "segmentation": [[3, 2, 20, 2, 20, 18]]}
+        {
+            "id": i,
+            "image_id": 10 + i // 2,
+            "category_id": 2 + i % 2,
+            "bbox": [3, 2, 17, 16],
+            "area": 200.5,
+            "iscrowd": 0,
+            "segmentation": [[3, 2, 20, 2, 20, 18]],
+        }
         for i in range(8)
     ],
     "categories": [{"id": 2, "name": "cell"}, {"id": 3, "name": "Blutkörper"}],
-}  # fmt: skip
+}
 
 PICTURES = {name: encoded(seed=i) for i, name in enumerate(IDS)}
 

@@ -153,8 +153,11 @@ def test_bombs_take_little_memory(voc):
     arguments = ["voc", f"--folder={voc}", "--name=b", f"--data_dir={voc.parent / 'data'}"]
     result = subprocess.run(
         [sys.executable, "-c", program, *arguments],
-        cwd=ROOT, capture_output=True, text=True, timeout=SECONDS,
-    )  # fmt: skip
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+    )
     assert result.returncode == 0, result.stderr
     assert "train: 4 images (8 more left out)" in result.stdout
     grew = int(result.stderr.split("grew ")[1])

@@ -50,9 +50,28 @@ def test_mutated_xml(seed, voc):
 
 
 VALUES = (
-    None, True, -1, 0, 10**30, 1e308, float("nan"), float("inf"), -0.5, "", "12", "\0", "a\nb",
-    "../../x", "\ud800", [], [1], {}, {"id": 1}, [[]], "x" * 5000,
-)  # fmt: skip
+    None,
+    True,
+    -1,
+    0,
+    10**30,
+    1e308,
+    float("nan"),
+    float("inf"),
+    -0.5,
+    "",
+    "12",
+    "\0",
+    "a\nb",
+    "../../x",
+    "\ud800",
+    [],
+    [1],
+    {},
+    {"id": 1},
+    [[]],
+    "x" * 5000,
+)
 
 
 def places(tree, path=()):
@@ -162,11 +181,31 @@ def test_json(name, coco):
 
 
 PATHS = (
-    "../secret", "../../secret", "/etc/passwd", "~/secret", "..", ".", "./one", "one/", "//",
-    "a\0b", "C:\\secret", "..\\secret", "\\\\host\\share\\x", "%2e%2e/secret", "one.jpg",
-    "x" * 5000, "*", "../Set/JPEGImages/one", "\x1b[31mred", "\u202eeno", "file:///etc/passwd",
-    "CON", "$HOME", "-rf",
-)  # fmt: skip
+    "../secret",
+    "../../secret",
+    "/etc/passwd",
+    "~/secret",
+    "..",
+    ".",
+    "./one",
+    "one/",
+    "//",
+    "a\0b",
+    "C:\\secret",
+    "..\\secret",
+    "\\\\host\\share\\x",
+    "%2e%2e/secret",
+    "one.jpg",
+    "x" * 5000,
+    "*",
+    "../Set/JPEGImages/one",
+    "\x1b[31mred",
+    "\u202eeno",
+    "file:///etc/passwd",
+    "CON",
+    "$HOME",
+    "-rf",
+)
 
 
 @pytest.mark.parametrize("path", PATHS, ids=range(len(PATHS)))
@@ -183,9 +222,7 @@ def test_paths_in_lists(path, voc):
 def test_paths_in_json(path, coco):
     (coco.parent / "secret.jpg").write_bytes(PICTURES["one"])
     tree = copy.deepcopy(COCO)
-    tree["images"] += [
-        {"id": 99, "file_name": path}, {"id": 100, "file_name": f"{path}.jpg"},
-    ]  # fmt: skip
+    tree["images"] += [{"id": 99, "file_name": path}, {"id": 100, "file_name": f"{path}.jpg"}]
     report = check_coco(coco, write_json(coco, tree))
     found = open_source("coco_folder/mine:train", coco.parent / "data")
     known = {"one.jpg", "./one.jpg"}
@@ -215,11 +252,19 @@ def test_pipes_and_folders(place, voc):
 @pytest.mark.parametrize(
     "data",
     [
-        b"", b"\0" * 100, b"\xff\xfe", "\n".join(IDS).encode("utf-16")[:-1], b"\xef\xbb\xbf",
-        b"one 1\ntwo -1\n", b"one  two\n", PICTURES["one"], b"x" * 100_000, b"one\r\ntwo\r\n",
+        b"",
+        b"\0" * 100,
+        b"\xff\xfe",
+        "\n".join(IDS).encode("utf-16")[:-1],
+        b"\xef\xbb\xbf",
+        b"one 1\ntwo -1\n",
+        b"one  two\n",
+        PICTURES["one"],
+        b"x" * 100_000,
+        b"one\r\ntwo\r\n",
     ],
     ids=range(10),
-)  # fmt: skip
+)
 def test_lists(data, voc):
     (voc / "ImageSets" / "Main" / "val.txt").write_bytes(data)
     report = check_voc(voc)

@@ -32,15 +32,24 @@ def picture(suffix=".jpg", orientation=1):
 
 def box(image_id=1, bbox=(10, 5, 20, 20), category=3, number=1, **more):
     return {
-        "id": number, "image_id": image_id, "category_id": category, "bbox": bbox, "area": 99.9,
-        "iscrowd": 0, "segmentation": [[1, 2, 3, 4, 5, 6]], **more,
-    }  # fmt: skip
+        "id": number,
+        "image_id": image_id,
+        "category_id": category,
+        "bbox": bbox,
+        "area": 99.9,
+        "iscrowd": 0,
+        "segmentation": [[1, 2, 3, 4, 5, 6]],
+        **more,
+    }
 
 
 def entry(image_id=1, name=None, width=WIDTH, height=HEIGHT):
     return {
-        "id": image_id, "file_name": name or f"{image_id}.jpg", "width": width, "height": height,
-    }  # fmt: skip
+        "id": image_id,
+        "file_name": name or f"{image_id}.jpg",
+        "width": width,
+        "height": height,
+    }
 
 
 class Files:
@@ -136,135 +145,205 @@ def test_cocos_90_ids_become_80_labels(files):
 DEFECTS = {
     "negative width": (
         lambda f: f.notes([entry(), entry(2)], [box(bbox=[30, 5, -20, 20]), box(2, number=2)]),
-        Kind.SWAPPED, "annotations[0] (image 1): x 30, y 5, w -20", 1,
+        Kind.SWAPPED,
+        "annotations[0] (image 1): x 30, y 5, w -20",
+        1,
     ),
     "reaching out": (
         lambda f: f.notes([entry(), entry(2)], [box(bbox=[50, 5, 20, 20]), box(2, number=2)]),
-        Kind.CLIPPED, "w 20, h 20 of 60×40", 1,
+        Kind.CLIPPED,
+        "w 20, h 20 of 60×40",
+        1,
     ),
     "reaching out by a rounding error": (
         lambda f: f.notes([entry(), entry(2)], [box(bbox=[50.01, 5, 10, 20]), box(2, number=2)]),
-        None, "", 1,
+        None,
+        "",
+        1,
     ),
     "no width": (
         lambda f: f.notes([entry(), entry(2)], [box(bbox=[5, 5, 0, 20]), box(2, number=2)]),
-        Kind.NO_AREA, "w 0", 0,
+        Kind.NO_AREA,
+        "w 0",
+        0,
     ),
     "outside": (
         lambda f: f.notes([entry(), entry(2)], [box(bbox=[1e308, 5, 1e308, 2]), box(2, number=2)]),
-        Kind.OUTSIDE, "1e+308", 0,
+        Kind.OUTSIDE,
+        "1e+308",
+        0,
     ),
     "unknown category": (
         lambda f: f.notes([entry(), entry(2)], [box(category=4), box(2, number=2)]),
-        Kind.UNKNOWN_CLASS, "category 4", 0,
+        Kind.UNKNOWN_CLASS,
+        "category 4",
+        0,
     ),
     "unknown image": (
         lambda f: f.notes([entry(), entry(2)], [box(9), box(2, number=2)]),
-        Kind.UNKNOWN_IMAGE, "annotations[0]: image 9", 0,
+        Kind.UNKNOWN_IMAGE,
+        "annotations[0]: image 9",
+        0,
     ),
     "annotation of a list": (
         lambda f: f.notes([entry(), entry(2)], [box([1]), box(2, number=2)]),
-        Kind.UNKNOWN_IMAGE, "annotations[0]: image [1]", 0,
+        Kind.UNKNOWN_IMAGE,
+        "annotations[0]: image [1]",
+        0,
     ),
     "annotation that is none": (
         lambda f: f.notes([entry(), entry(2)], ["box", box(2, number=2)]),
-        Kind.UNREADABLE_BOX, "annotations[0] is not an object", 0,
+        Kind.UNREADABLE_BOX,
+        "annotations[0] is not an object",
+        0,
     ),
     "no annotation id": (
         lambda f: f.notes([entry(), entry(2)], [box(number=None), box(2, number=2)]),
-        Kind.ANNOTATION_ID, "its id is None, now 3", 1,
+        Kind.ANNOTATION_ID,
+        "its id is None, now 3",
+        1,
     ),
     "annotation id twice": (
         lambda f: f.notes([entry(), entry(2)], [box(number=2), box(2, number=2)]),
-        Kind.ANNOTATION_ID, "its id is 2, now 3", 1,
+        Kind.ANNOTATION_ID,
+        "its id is 2, now 3",
+        1,
     ),
     "area": (
         lambda f: f.notes([entry(), entry(2)], [box(area="big"), box(2, number=2)]),
-        Kind.AREA, "its area is 'big'", 1,
+        Kind.AREA,
+        "its area is 'big'",
+        1,
     ),
     "crowd": (
         lambda f: f.notes([entry(), entry(2)], [box(iscrowd=[1]), box(2, number=2)]),
-        Kind.FLAG, "iscrowd is [1]", 1,
+        Kind.FLAG,
+        "iscrowd is [1]",
+        1,
     ),
     "size": (
         lambda f: f.notes([entry(width=61), entry(2)], [box(), box(2, number=2)]),
-        Kind.SIZE, "it says 61×40 pixels, the image has 60×40", 1,
+        Kind.SIZE,
+        "it says 61×40 pixels, the image has 60×40",
+        1,
     ),
     "ending": (
         lambda f: f.notes([entry(name="1.JPG"), entry(2)], [box(), box(2, number=2)]),
-        Kind.RENAMED, "1.JPG: there is 1.jpg", 1,
+        Kind.RENAMED,
+        "1.JPG: there is 1.jpg",
+        1,
     ),
     "backslashes": (
         lambda f: f.image("sub/x.jpg").notes(
-            [entry(name="sub\\x.jpg"), entry(2)], [box(), box(2, number=2)]),
-        Kind.RENAMED, "there is sub/x.jpg", 1,
+            [entry(name="sub\\x.jpg"), entry(2)], [box(), box(2, number=2)]
+        ),
+        Kind.RENAMED,
+        "there is sub/x.jpg",
+        1,
     ),
     "missing": (
         lambda f: f.notes([entry(name="x/1.jpg"), entry(2)], [box(), box(2, number=2)]),
-        Kind.NO_IMAGE, "but there is 1.jpg without the folders before it", None,
+        Kind.NO_IMAGE,
+        "but there is 1.jpg without the folders before it",
+        None,
     ),
     "in another folder": (
         lambda f: f.image("below/3.jpg").notes(
-            [entry(name="3.jpg"), entry(2)], [box(), box(2, number=2)]),
-        Kind.NO_IMAGE, "train, but in its folder below", None,
+            [entry(name="3.jpg"), entry(2)], [box(), box(2, number=2)]
+        ),
+        Kind.NO_IMAGE,
+        "train, but in its folder below",
+        None,
     ),
     "broken": (
         lambda f: f.image("1.jpg", picture()[:-99]).notes(
-            [entry(), entry(2)], [box(), box(2, number=2)]),
-        Kind.BROKEN_IMAGE, "image 1, 1.jpg: ", None,
+            [entry(), entry(2)], [box(), box(2, number=2)]
+        ),
+        Kind.BROKEN_IMAGE,
+        "image 1, 1.jpg: ",
+        None,
     ),
     "path upwards": (
         lambda f: f.notes([entry(name="../1.jpg"), entry(2)], [box(), box(2, number=2)]),
-        Kind.OUT_OF_FOLDER, "image 1, ../1.jpg: it is not a path inside the folder", None,
+        Kind.OUT_OF_FOLDER,
+        "image 1, ../1.jpg: it is not a path inside the folder",
+        None,
     ),
     "path upwards and down again": (
         lambda f: f.notes([entry(name="../train/1.jpg"), entry(2)], [box(), box(2, number=2)]),
-        Kind.OUT_OF_FOLDER, "image 1", None,
+        Kind.OUT_OF_FOLDER,
+        "image 1",
+        None,
     ),
     "absolute path": (
         lambda f: f.notes(
-            [entry(name=str(f.path / "train/1.jpg")), entry(2)], [box(), box(2, number=2)]),
-        Kind.OUT_OF_FOLDER, "image 1", None,
+            [entry(name=str(f.path / "train/1.jpg")), entry(2)], [box(), box(2, number=2)]
+        ),
+        Kind.OUT_OF_FOLDER,
+        "image 1",
+        None,
     ),
     "Windows path": (
         lambda f: f.notes([entry(name="C:\\train\\1.jpg"), entry(2)], [box(), box(2, number=2)]),
-        Kind.OUT_OF_FOLDER, "image 1", None,
+        Kind.OUT_OF_FOLDER,
+        "image 1",
+        None,
     ),
     "no id": (
         lambda f: f.notes([{"file_name": "1.jpg"}, entry(2)], [box(2, number=2)]),
-        Kind.BROKEN_ENTRY, "images[0] has the id None", None,
+        Kind.BROKEN_ENTRY,
+        "images[0] has the id None",
+        None,
     ),
     "text id": (
         lambda f: f.notes([entry("one", "1.jpg"), entry(2)], [box(2, number=2)]),
-        Kind.BROKEN_ENTRY, "images[0] has the id 'one'; ids must be integers", None,
+        Kind.BROKEN_ENTRY,
+        "images[0] has the id 'one'; ids must be integers",
+        None,
     ),
     "huge id": (
         lambda f: f.notes([entry(2**63, "1.jpg"), entry(2)], [box(2, number=2)]),
-        Kind.BROKEN_ENTRY, "ids must be integers", None,
+        Kind.BROKEN_ENTRY,
+        "ids must be integers",
+        None,
     ),
     "no file name": (
         lambda f: f.notes([{"id": 1, "file_name": None}, entry(2)], [box(2, number=2)]),
-        Kind.BROKEN_ENTRY, "images[0] (id 1) has no file_name", None,
+        Kind.BROKEN_ENTRY,
+        "images[0] (id 1) has no file_name",
+        None,
     ),
     "twice": (
         lambda f: f.notes([entry(), entry(2), entry()], [box(), box(2, number=2)]),
-        Kind.LISTED_TWICE, "image 1 stands there 2 times", 1,
+        Kind.LISTED_TWICE,
+        "image 1 stands there 2 times",
+        1,
     ),
     "one id for two files": (
         lambda f: f.notes([entry(), entry(2), entry(1, "2.jpg")], [box(), box(2, number=2)]),
-        Kind.CONFLICT, "image 1: 1.jpg, 2.jpg", None,
+        Kind.CONFLICT,
+        "image 1: 1.jpg, 2.jpg",
+        None,
     ),
     "one file for two ids": (
         lambda f: f.notes([entry(), entry(2, "1.jpg")], [box(), box(2, number=2)]),
-        Kind.SHARED, "1.jpg: ids 1, 2", 1,
+        Kind.SHARED,
+        "1.jpg: ids 1, 2",
+        1,
     ),
-}  # fmt: skip
+}
 
 BOXES = {
-    "three numbers": [1, 2, 3], "nothing": None, "text": "1 2 3 4", "texts": ["1", "2", "3", "4"],
-    "not a number": [1, 2, float("nan"), 4], "infinite": [1, 2, float("inf"), 4],
-    "true": [True, 2, 3, 4], "huge": [1, 2, 10**400, 4], "nested": [[1, 2, 3, 4]],
-}  # fmt: skip
+    "three numbers": [1, 2, 3],
+    "nothing": None,
+    "text": "1 2 3 4",
+    "texts": ["1", "2", "3", "4"],
+    "not a number": [1, 2, float("nan"), 4],
+    "infinite": [1, 2, float("inf"), 4],
+    "true": [True, 2, 3, 4],
+    "huge": [1, 2, 10**400, 4],
+    "nested": [[1, 2, 3, 4]],
+}
 
 
 @pytest.mark.parametrize("name", DEFECTS)
@@ -405,7 +484,7 @@ JSONS = {
     "nested objects": (b'{"a":' * 200_000, "nested too deeply"),
     "bytes": (b"\xff\xfe\xff\xfe\x00", "cannot be read"),
     "long number": (b'{"images": [' + b"9" * 5000 + b"]}", "cannot be read"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", JSONS)
@@ -422,12 +501,18 @@ def test_what_is_no_annotation_file_is_one_sentence(name, files, tmp_path):
 @pytest.mark.parametrize(
     "categories",
     [
-        [], [{"id": 1}], [{"id": "1", "name": "a"}], [{"id": 1, "name": 5}], ["a"],
-        [{"id": 1, "name": " \n"}], [{"id": 1, "name": "\ud800"}],
+        [],
+        [{"id": 1}],
+        [{"id": "1", "name": "a"}],
+        [{"id": 1, "name": 5}],
+        ["a"],
+        [{"id": 1, "name": " \n"}],
+        [{"id": 1, "name": "\ud800"}],
         [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}],
-        [{"id": 1, "name": "a b"}, {"id": 2, "name": "a\nb"}], [{"id": True, "name": "a"}],
+        [{"id": 1, "name": "a b"}, {"id": 2, "name": "a\nb"}],
+        [{"id": True, "name": "a"}],
     ],
-)  # fmt: skip
+)
 def test_categories_that_cannot_be_labels_are_errors(categories, files):
     files.image("1.jpg").notes([entry()], [box()], categories)
     with pytest.raises(UserError, match=r"train\.json.*categor"):
@@ -444,10 +529,17 @@ def test_json_in_other_encodings(encoding, files, tmp_path):
 
 def test_file_names_in_other_spellings(files, tmp_path):
     files.image("1.jpg").notes(
-        [entry(1), entry(2, "e\u0301.jpg"), entry(3, "ü.jpg"), entry(4, "\ud83d.jpg"),
-         entry(5, "nul\0.jpg"), entry(6, "n" * 400 + ".jpg"), entry(7, "\x1b[31m\n.jpg")],
+        [
+            entry(1),
+            entry(2, "e\u0301.jpg"),
+            entry(3, "ü.jpg"),
+            entry(4, "\ud83d.jpg"),
+            entry(5, "nul\0.jpg"),
+            entry(6, "n" * 400 + ".jpg"),
+            entry(7, "\x1b[31m\n.jpg"),
+        ],
         [box()],
-    )  # fmt: skip
+    )
     files.image("é.jpg")
     with open(os.fsencode(tmp_path / "train") + b"/\xfc.jpg", "wb") as file:
         file.write(picture())

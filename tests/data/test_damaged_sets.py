@@ -192,9 +192,18 @@ def other_kind(fields):
 
 @pytest.mark.parametrize(
     "change",
-    [without("image"), without("objects/bbox"), without("objects/label"), second_label, huge_label,
-     no_image, other_kind, lambda fields: b"", lambda fields: b"no message"],
-)  # fmt: skip
+    [
+        without("image"),
+        without("objects/bbox"),
+        without("objects/label"),
+        second_label,
+        huge_label,
+        no_image,
+        other_kind,
+        lambda fields: b"",
+        lambda fields: b"no message",
+    ],
+)
 def test_a_record_of_something_else(change, data_dir):
     rewrite(shard(data_dir), lambda fields: None)
     source = open_source("handmade/noise:train", data_dir)

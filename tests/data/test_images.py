@@ -229,8 +229,13 @@ def test_large_jpegs_are_decoded_reduced(monkeypatch):
     decode = cv2.imdecode
     monkeypatch.setattr(cv2, "imdecode", lambda b, f: flags.append(f) or decode(b, f))
     data = encoded(Image.fromarray(smooth(400, 640)), "JPEG")
-    for canvas, flag in [((500, 500), images._FLAGS), ((320, 320), 17), ((160, 160), 33),
-                         ((79, 79), 65), ((201, 900), images._FLAGS)]:  # fmt: skip
+    for canvas, flag in [
+        ((500, 500), images._FLAGS),
+        ((320, 320), 17),
+        ((160, 160), 33),
+        ((79, 79), 65),
+        ((201, 900), images._FLAGS),
+    ]:
         decode_to_canvas(data, canvas)
         expected = flag if flag == images._FLAGS else flag | cv2.IMREAD_IGNORE_ORIENTATION
         assert flags[-1] == expected
@@ -246,13 +251,16 @@ def png_of(height, width):
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
-    )  # fmt: skip
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(bytes(1000)))
+        + chunk(b"IEND", b"")
+    )
 
 
-@pytest.mark.parametrize("read", [read_header, decode_image, check_whole,
-                                  lambda data: decode_to_canvas(data, (9, 9))])  # fmt: skip
+@pytest.mark.parametrize(
+    "read", [read_header, decode_image, check_whole, lambda data: decode_to_canvas(data, (9, 9))]
+)
 def test_bombs_and_nonsense_are_refused(read):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for size in ((50_000, 50_000), (13_400, 13_400), (2**31 - 1, 2**31 - 1)):
@@ -323,8 +331,11 @@ def test_a_hundred_megapixels_take_little_memory():
         RGB.save(small)
         result = subprocess.run(
             [sys.executable, "-c", program.format(large, small)],
-            capture_output=True, text=True, check=True, timeout=120,
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=120,
+        )
     shape, _, rest = result.stdout.partition(") (")
     assert shape == "(320, 500, 3"
     assert rest.startswith("8000, 12500) ")

@@ -73,9 +73,12 @@ def train(source, batch_size, **options):
 
 @settings(max_examples=60, deadline=None)
 @given(
-    count=st.integers(1, 50), rows=st.integers(1, 5), processes=st.sampled_from([1, 2, 4]),
-    start=st.integers(0, 30), seed=st.integers(0, 2**32 - 1),
-)  # fmt: skip
+    count=st.integers(1, 50),
+    rows=st.integers(1, 5),
+    processes=st.sampled_from([1, 2, 4]),
+    start=st.integers(0, 30),
+    seed=st.integers(0, 2**32 - 1),
+)
 def test_global_batches_do_not_depend_on_processes_or_start(count, rows, processes, start, seed):
     batch = rows * processes
     whole = TrainingOrder(count, seed, batch)
@@ -136,9 +139,14 @@ def test_training_batches_hold_the_examples(processes):
         assert joined["image"].shape == (4, *CANVAS, 3)
         dtypes = {key: value.dtype.name for key, value in joined.items()}
         assert dtypes == {
-            "image": "uint8", "size": "int32", "original_size": "int32", "boxes": "float32",
-            "labels": "int32", "ignore": "bool", "id": "int32",
-        }  # fmt: skip
+            "image": "uint8",
+            "size": "int32",
+            "original_size": "int32",
+            "boxes": "float32",
+            "labels": "int32",
+            "ignore": "bool",
+            "id": "int32",
+        }
         for row in range(4):
             check_row(source, joined, row)
 
@@ -229,12 +237,17 @@ def test_evaluation_batches_pad_with_black_examples(count, processes):
     per_process = [
         list(
             eval_batches(
-                source, batch_size=4, canvas=CANVAS, max_boxes=4, threads=2,
-                process_index=p, process_count=processes,
+                source,
+                batch_size=4,
+                canvas=CANVAS,
+                max_boxes=4,
+                threads=2,
+                process_index=p,
+                process_count=processes,
             )
         )
         for p in range(processes)
-    ]  # fmt: skip
+    ]
     assert {len(batches) for batches in per_process} == {-(-count // 4)}
     ids = []
     for batches in per_process:

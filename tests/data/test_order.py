@@ -40,14 +40,22 @@ def source(tmp_path_factory):
                 {"id": number, "file_name": f"{number}.jpg", "width": width, "height": height}
             )
             annotations += [
-                {"id": 9 * number + i, "image_id": number, "category_id": 5, "area": 12,
-                 "iscrowd": i % 2, "bbox": [i, 2, 3 + i, 4]}
+                {
+                    "id": 9 * number + i,
+                    "image_id": number,
+                    "category_id": 5,
+                    "area": 12,
+                    "iscrowd": i % 2,
+                    "bbox": [i, 2, 3 + i, 4],
+                }
                 for i in range(number % 3)
-            ]  # fmt: skip
+            ]
         file = folder / f"{name}.json"
         content = {
-            "images": images, "annotations": annotations, "categories": [{"id": 5, "name": "a"}],
-        }  # fmt: skip
+            "images": images,
+            "annotations": annotations,
+            "categories": [{"id": 5, "name": "a"}],
+        }
         file.write_text(json.dumps(content))
         splits.append(CocoSplit(name, file, folder / name))
     prepare_coco_folder(splits, folder, "made")
@@ -99,9 +107,12 @@ def uninterrupted(source, batch_size, seed):
 
 @settings(max_examples=25, deadline=None)
 @given(
-    rows=st.integers(1, 5), processes=st.integers(1, 4), start=st.integers(0, STEPS - 2),
-    threads=st.integers(1, 3), seed=st.integers(0, 1),
-)  # fmt: skip
+    rows=st.integers(1, 5),
+    processes=st.integers(1, 4),
+    start=st.integers(0, STEPS - 2),
+    threads=st.integers(1, 3),
+    seed=st.integers(0, 1),
+)
 def test_the_global_batches_do_not_depend_on_processes_start_or_threads(
     source, rows, processes, start, threads, seed
 ):
@@ -109,13 +120,19 @@ def test_the_global_batches_do_not_depend_on_processes_start_or_threads(
     parts = [
         take(
             train_batches(
-                source, batch_size=batch_size, seed=seed, start_step=start, threads=threads,
-                process_index=process, process_count=processes, **LOADER,
+                source,
+                batch_size=batch_size,
+                seed=seed,
+                start_step=start,
+                threads=threads,
+                process_index=process,
+                process_count=processes,
+                **LOADER,
             ),
             2,
         )
         for process in range(processes)
-    ]  # fmt: skip
+    ]
     expected = uninterrupted(source, batch_size, seed)[start : start + 2]
     for found, batch in zip(joined(parts), expected, strict=True):
         same(found, batch)
@@ -135,9 +152,15 @@ def test_a_run_stopped_and_resumed_sees_what_it_would_have_seen(source, stops, p
         parts = []
         for process in range(count):
             batches = train_batches(
-                source, batch_size=6, seed=0, start_step=step, threads=2,
-                process_index=process, process_count=count, **LOADER,
-            )  # fmt: skip
+                source,
+                batch_size=6,
+                seed=0,
+                start_step=step,
+                threads=2,
+                process_index=process,
+                process_count=count,
+                **LOADER,
+            )
             parts.append(take(to_device(batches, lambda batch: batch, depth), taken))
         seen += joined(parts)
         step += taken
@@ -159,9 +182,11 @@ def test_each_epoch_visits_each_image_once(source, batch_size, steps):
 @pytest.mark.parametrize("kind", ["shard_map", "pmap"])
 @settings(max_examples=12, deadline=None)
 @given(
-    devices=st.sampled_from([1, 2, 3, 8]), rows=st.integers(1, 3), processes=st.integers(1, 3),
+    devices=st.sampled_from([1, 2, 3, 8]),
+    rows=st.integers(1, 3),
+    processes=st.integers(1, 3),
     threads=st.integers(1, 3),
-)  # fmt: skip
+)
 def test_an_evaluation_covers_the_split_once(source, kind, devices, rows, processes, threads):
     mapping = DeviceMapping(kind, jax.devices()[:devices])  # of each process
     step = mapping.map_eval_step(lambda _, batch: (batch["id"], batch["size"]))
@@ -169,9 +194,13 @@ def test_an_evaluation_covers_the_split_once(source, kind, devices, rows, proces
     parts = []
     for process in range(processes):
         batches = eval_batches(
-            source, batch_size=batch_size, threads=threads, process_index=process,
-            process_count=processes, **LOADER,
-        )  # fmt: skip
+            source,
+            batch_size=batch_size,
+            threads=threads,
+            process_index=process,
+            process_count=processes,
+            **LOADER,
+        )
         sent = to_device(
             batches, lambda b: (b, mapping.put_batch({k: b[k][None] for k in ("id", "size")}))
         )

@@ -87,16 +87,23 @@ def test_ids_and_orientations(tmp_path):
 
 ANY_BOX = tfds.features.Tensor(shape=(4,), dtype=np.float32)
 ODD_BOXES = [  # two of them can be used
-    ((-0.5, 0.1, 0.5, 1.5), 0), ((0.2, 0.2, 0.2, 0.5), 0), ((0.5, 0.1, 0.4, 0.2), 1),
-    ((1.1, 0.1, 1.2, 0.2), 0), ((np.nan, 0, 1, 1), 0), (BOX, 1), (BOX, -1), (OTHER, -1),
-]  # fmt: skip
+    ((-0.5, 0.1, 0.5, 1.5), 0),
+    ((0.2, 0.2, 0.2, 0.5), 0),
+    ((0.5, 0.1, 0.4, 0.2), 1),
+    ((1.1, 0.1, 1.2, 0.2), 0),
+    ((np.nan, 0, 1, 1), 0),
+    (BOX, 1),
+    (BOX, -1),
+    (OTHER, -1),
+]
 
 
 def odd_example(*objects):
     return {
-        "image": PICTURE, "image/filename": "odd.jpg",
+        "image": PICTURE,
+        "image/filename": "odd.jpg",
         "objects": [{"bbox": np.float32(box), "label": label} for box, label in objects],
-    }  # fmt: skip
+    }
 
 
 @pytest.fixture(scope="module")
@@ -185,8 +192,9 @@ def test_unions_take_parts_from_their_own_directories(data_dir, tmp_path):
     assert source.spec == spec
     assert [len(open_source(s, data_dir)) for s in spec.split(",")] == [1, 2, 3]
     assert [source.image_id(i) for i in (0, 3)] == [
-        "2008_000004", open_source("handmade/2007:train", data_dir).image_id(0)
-    ]  # fmt: skip
+        "2008_000004",
+        open_source("handmade/2007:train", data_dir).image_id(0),
+    ]
     assert (
         source.describe(0)
         == f"record 0 of handmade/2007:train@{here} in {here}/handmade/2007/5.0.0"
@@ -203,8 +211,10 @@ def test_a_directory_may_begin_at_home(data_dir, monkeypatch):
 
 def test_parse_spec():
     assert parse_spec("voc/2007:train[:10%]+test, a:b@/x@y:z,c:d@gs://bucket/e") == [
-        ("voc/2007", "train[:10%]+test", ""), ("a", "b", "/x@y:z"), ("c", "d", "gs://bucket/e"),
-    ]  # fmt: skip
+        ("voc/2007", "train[:10%]+test", ""),
+        ("a", "b", "/x@y:z"),
+        ("c", "d", "gs://bucket/e"),
+    ]
 
 
 def coco_folder(data_dir, name, category_ids, names=("cat", "dog")):
@@ -278,29 +288,36 @@ def test_pickled_and_read_from_threads(data_dir):
         ("../2007:train", ["is not NAME[/CONFIG]:SPLIT"]),
         (
             "voc/2012:train",
-            ["`tfds build voc/2012 --file_format=array_record --data_dir=",
-             "prepare voc --folder=VOCdevkit/VOC2012 --name=voc2012 --data_dir=",
-             "use voc_folder/voc2012"],
+            [
+                "`tfds build voc/2012 --file_format=array_record --data_dir=",
+                "prepare voc --folder=VOCdevkit/VOC2012 --name=voc2012 --data_dir=",
+                "use voc_folder/voc2012",
+            ],
         ),
         ("voc_folder/cells:train", ["prepare voc --folder=FOLDER --name=cells", "handmade/2007"]),
         (
             "coco/2017:train",
-            ["`tfds build coco/2017 --file_format=array_record --data_dir=",
-             "pip install tensorflow ",
-             "prepare coco --split=train:annotations/instances_train2017.json:train2017 "
-             "--split=validation:annotations/instances_val2017.json:val2017 --name=coco2017 "
-             "--data_dir=", "use coco_folder/coco2017"],
+            [
+                "`tfds build coco/2017 --file_format=array_record --data_dir=",
+                "pip install tensorflow ",
+                "prepare coco --split=train:annotations/instances_train2017.json:train2017 "
+                "--split=validation:annotations/instances_val2017.json:val2017 --name=coco2017 "
+                "--data_dir=",
+                "use coco_folder/coco2017",
+            ],
         ),
         (
             "coco_folder/fish:train",
-            ["prepare coco --split=SPLIT:ANNOTATIONS.json:IMAGE_FOLDER --name=fish --data_dir=",
-             "one --split for each split"],
+            [
+                "prepare coco --split=SPLIT:ANNOTATIONS.json:IMAGE_FOLDER --name=fish --data_dir=",
+                "one --split for each split",
+            ],
         ),
         ("handmade/2007:train@", ["is not NAME[/CONFIG]:SPLIT or NAME[/CONFIG]:SPLIT@DIR"]),
         ("handmade/2007:@/x", ["is not NAME[/CONFIG]:SPLIT"]),
         ("handmade/2007:train@/a,b", ["'b' in the data set", "no name may hold one"]),
     ],
-)  # fmt: skip
+)
 def test_errors_say_what_to_do(spec, words, data_dir):
     with pytest.raises(UserError) as error:
         open_source(spec, data_dir)
@@ -309,10 +326,12 @@ def test_errors_say_what_to_do(spec, words, data_dir):
 
 
 def test_other_kinds_of_data_sets_are_refused(tmp_path):
-    features = tfds.features.FeaturesDict({
-        "image": tfds.features.Image(encoding_format="jpeg"),
-        "label": tfds.features.ClassLabel(num_classes=3),
-    })  # fmt: skip
+    features = tfds.features.FeaturesDict(
+        {
+            "image": tfds.features.Image(encoding_format="jpeg"),
+            "label": tfds.features.ClassLabel(num_classes=3),
+        }
+    )
     make(tmp_path, "mnist", features, {"train": [{"image": PICTURE, "label": 1}]})
     with pytest.raises(UserError, match="objects with bbox and label, and has image, label"):
         open_source("handmade/mnist:train", tmp_path)

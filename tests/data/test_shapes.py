@@ -77,9 +77,8 @@ def test_contours_fill_their_box(seed, name, size):
 def test_nothing_hides_more_than_seven_tenths(monkeypatch):
     painted = []
     monkeypatch.setattr(
-        shapes, "_paint_object",
-        lambda rng, image, patch, contours, label: painted.append(patch),
-    )  # fmt: skip
+        shapes, "_paint_object", lambda rng, image, patch, contours, label: painted.append(patch)
+    )
     some_difficult = False
     for seed in range(40):
         painted.clear()

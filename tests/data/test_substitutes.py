@@ -27,10 +27,14 @@ class Source:
             b"no picture" if index in self._broken else cv2.imencode(".png", picture)[1].tobytes()
         )
         return {
-            "image": data, "orientation": 1, "boxes": np.float32([[0, 0, 1, 1]]),
-            "labels": np.int32([index + 1]), "ignore": np.array([False]),
-            "filename": f"{index}.png", "image_id": str(index),
-        }  # fmt: skip
+            "image": data,
+            "orientation": 1,
+            "boxes": np.float32([[0, 0, 1, 1]]),
+            "labels": np.int32([index + 1]),
+            "ignore": np.array([False]),
+            "filename": f"{index}.png",
+            "image_id": str(index),
+        }
 
     def describe(self, index):
         return f"record {index} of {self.spec}"
@@ -38,9 +42,17 @@ class Source:
 
 def batches(count, substituted, start=0, process=0, processes=1, broken=BROKEN):
     loader = train_batches(
-        Source(broken), batch_size=4, canvas=(6, 6), max_boxes=2, seed=3, threads=2,
-        start_step=start, process_index=process, process_count=processes, substituted=substituted,
-    )  # fmt: skip
+        Source(broken),
+        batch_size=4,
+        canvas=(6, 6),
+        max_boxes=2,
+        seed=3,
+        threads=2,
+        start_step=start,
+        process_index=process,
+        process_count=processes,
+        substituted=substituted,
+    )
     try:
         return [next(loader) for _ in range(count)]
     finally:

@@ -33,8 +33,14 @@ def coco_image(number, height=400, width=500):
 
 
 def coco_box(number, image, category, bbox, crowd=0):
-    return {"id": number, "image_id": image, "category_id": category, "bbox": bbox,
-            "area": 7.25, "iscrowd": crowd}  # fmt: skip
+    return {
+        "id": number,
+        "image_id": image,
+        "category_id": category,
+        "bbox": bbox,
+        "area": 7.25,
+        "iscrowd": crowd,
+    }
 
 
 # A box over all of the image, one at the right and lower border, a crowd, and no box at all.
@@ -48,7 +54,7 @@ COCO = {
         [coco_box(17, 581929, 13, [10, 20, 30, 40], crowd=1)],
     ),
     "test2017": ([coco_image(1), coco_image(2)], None),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -57,10 +63,17 @@ def data_dir(tmp_path_factory):
     build_voc(path, tmp_path_factory.mktemp("voc2007"), "2007", VOC2007)
     build_voc(path, tmp_path_factory.mktemp("voc2012"), "2012", VOC2012)
     build_coco(path, tmp_path_factory.mktemp("coco"), "2017", COCO)
-    build_coco(path, tmp_path_factory.mktemp("coco2014"), "2014", {
-        "train2014": COCO["train2017"], "val2014": COCO["val2017"], "test2014": COCO["test2017"],
-        "test2015": ([coco_image(3)], None),
-    })  # fmt: skip
+    build_coco(
+        path,
+        tmp_path_factory.mktemp("coco2014"),
+        "2014",
+        {
+            "train2014": COCO["train2017"],
+            "val2014": COCO["val2017"],
+            "test2014": COCO["test2017"],
+            "test2015": ([coco_image(3)], None),
+        },
+    )
     return path
 
 
@@ -117,9 +130,12 @@ def test_coco(year, data_dir):
 
 @pytest.mark.parametrize(
     ("spec", "split"),
-    [("coco/2017:test", "test"), ("coco/2014:test2015[:1]", "test2015"),
-     ("coco/2017:train,coco/2017:validation+test", "test")],
-)  # fmt: skip
+    [
+        ("coco/2017:test", "test"),
+        ("coco/2014:test2015[:1]", "test2015"),
+        ("coco/2017:train,coco/2017:validation+test", "test"),
+    ],
+)
 def test_coco_without_annotations_can_only_be_predicted_on(spec, split, data_dir):
     source = open_source(spec, data_dir)
     assert source[len(source) - 1]["image"].startswith(PICTURE)

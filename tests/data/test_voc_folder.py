@@ -18,16 +18,7 @@ from scratchdet_jax.data.builders.voc_folder import dataset_name, prepare_voc_fo
 from scratchdet_jax.data.builders.voc_scan import VOC_CLASSES
 from scratchdet_jax.data.voc_xml import parse_annotation
 from scratchdet_jax.errors import UserError
-from tests.data.voc_layout import (
-    HEIGHT,
-    WIDTH,
-    Folder,
-    annotation,
-    examples,
-    jpeg,
-    obj,
-    with_exif,
-)
+from tests.data.voc_layout import HEIGHT, WIDTH, Folder, annotation, examples, jpeg, obj, with_exif
 
 
 @pytest.fixture
@@ -88,140 +79,239 @@ def test_a_sound_folder_comes_back_as_it_is(folder, prepare, tmp_path, capsys):
 DEFECTS = {
     "swapped x": (
         lambda f: f.both("x", obj(box=(30, 5, 10, 25))),
-        Kind.SWAPPED, "Annotations/x.xml", "object 1 (cell)", 1,
+        Kind.SWAPPED,
+        "Annotations/x.xml",
+        "object 1 (cell)",
+        1,
     ),
     "swapped y": (
         lambda f: f.both("x", obj(box=(10, 25, 30, 5))),
-        Kind.SWAPPED, "Annotations/x.xml", "y 25…5", 1,
+        Kind.SWAPPED,
+        "Annotations/x.xml",
+        "y 25…5",
+        1,
     ),
     "no area": (
         lambda f: f.both("x", obj(), obj(box=(10, 5, 10, 25))),
-        Kind.NO_AREA, "Annotations/x.xml", "object 2 (cell): x 10…10", 1,
+        Kind.NO_AREA,
+        "Annotations/x.xml",
+        "object 2 (cell): x 10…10",
+        1,
     ),
     "outside": (
         lambda f: f.both("x", obj(box=(60, 5, 70, 25))),
-        Kind.OUTSIDE, "Annotations/x.xml", "60…70", 0,
+        Kind.OUTSIDE,
+        "Annotations/x.xml",
+        "60…70",
+        0,
     ),
     "outside, negative": (
         lambda f: f.both("x", obj(box=(-9, 5, 0, 25))),
-        Kind.OUTSIDE, "Annotations/x.xml", "-9…0", 0,
+        Kind.OUTSIDE,
+        "Annotations/x.xml",
+        "-9…0",
+        0,
     ),
     "clipped": (
         lambda f: f.both("x", obj(box=(-3, 5, 61, 25))),
-        Kind.CLIPPED, "Annotations/x.xml", "-3…61", 1,
+        Kind.CLIPPED,
+        "Annotations/x.xml",
+        "-3…61",
+        1,
     ),
     "not a number": (
         lambda f: f.both("x", obj(box=("ten", 5, 30, 25)), obj()),
-        Kind.UNREADABLE_BOX, "Annotations/x.xml", "its xmin is 'ten', not a number", 1,
+        Kind.UNREADABLE_BOX,
+        "Annotations/x.xml",
+        "its xmin is 'ten', not a number",
+        1,
     ),
     "not finite": (
         lambda f: f.both("x", obj(box=(1, 5, "nan", 25))),
-        Kind.UNREADABLE_BOX, "Annotations/x.xml", "its xmax is 'nan'", 0,
+        Kind.UNREADABLE_BOX,
+        "Annotations/x.xml",
+        "its xmax is 'nan'",
+        0,
     ),
     "no box": (
         lambda f: f.both("x", "<object><name>cell</name></object>"),
-        Kind.UNREADABLE_BOX, "Annotations/x.xml", "it has no ymin", 0,
+        Kind.UNREADABLE_BOX,
+        "Annotations/x.xml",
+        "it has no ymin",
+        0,
     ),
     "no name": (
         lambda f: f.both("x", obj(name=" ")),
-        Kind.UNREADABLE_BOX, "Annotations/x.xml", "it has no name", 0,
+        Kind.UNREADABLE_BOX,
+        "Annotations/x.xml",
+        "it has no name",
+        0,
     ),
     "flag": (
         lambda f: f.both("x", obj(difficult="maybe")),
-        Kind.FLAG, "Annotations/x.xml", "difficult is 'maybe'", 1,
+        Kind.FLAG,
+        "Annotations/x.xml",
+        "difficult is 'maybe'",
+        1,
     ),
     "size": (
         lambda f: f.image("x").note("x", annotation(obj(), width=600)),
-        Kind.SIZE, "Annotations/x.xml", "it says 600×40 pixels, the image has 60×40", 1,
+        Kind.SIZE,
+        "Annotations/x.xml",
+        "it says 600×40 pixels, the image has 60×40",
+        1,
     ),
     "no image": (
         lambda f: f.note("x", annotation(obj())),
-        Kind.NO_IMAGE, "ImageSets/Main/train.txt", "x has no image", None,
+        Kind.NO_IMAGE,
+        "ImageSets/Main/train.txt",
+        "x has no image",
+        None,
     ),
     "id listed with its ending": (
         lambda f: f.both("x").split("train", "sound", "x", "x.jpg"),
-        Kind.NO_IMAGE, "ImageSets/Main/train.txt", "without the file's ending", 1,
+        Kind.NO_IMAGE,
+        "ImageSets/Main/train.txt",
+        "without the file's ending",
+        1,
     ),
     "cut short": (
         lambda f: f.image("x", jpeg()[:-200]).note("x", annotation(obj())),
-        Kind.BROKEN_IMAGE, "JPEGImages/x.jpg", "", None,
+        Kind.BROKEN_IMAGE,
+        "JPEGImages/x.jpg",
+        "",
+        None,
     ),
     "no picture": (
         lambda f: f.image("x", b"<html>not found</html>").note("x", annotation(obj())),
-        Kind.BROKEN_IMAGE, "JPEGImages/x.jpg", "", None,
+        Kind.BROKEN_IMAGE,
+        "JPEGImages/x.jpg",
+        "",
+        None,
     ),
     "two images": (
         lambda f: f.both("x").image("x", suffix=".png"),
-        Kind.TWO_FILES, "JPEGImages/x.png", "x.jpg is used", 1,
+        Kind.TWO_FILES,
+        "JPEGImages/x.png",
+        "x.jpg is used",
+        1,
     ),
     "no annotation": (
         lambda f: f.image("x"),
-        Kind.NO_ANNOTATION, "JPEGImages/x.jpg", "there is no Annotations/x.xml", None,
+        Kind.NO_ANNOTATION,
+        "JPEGImages/x.jpg",
+        "there is no Annotations/x.xml",
+        None,
     ),
     "malformed annotation": (
         lambda f: f.image("x").note("x", annotation(obj())[:-3]),
-        Kind.BROKEN_ANNOTATION, "Annotations/x.xml", "not well-formed", None,
+        Kind.BROKEN_ANNOTATION,
+        "Annotations/x.xml",
+        "not well-formed",
+        None,
     ),
     "other annotation": (
         lambda f: f.image("x").note("x", "<html></html>"),
-        Kind.BROKEN_ANNOTATION, "Annotations/x.xml", "<html>", None,
+        Kind.BROKEN_ANNOTATION,
+        "Annotations/x.xml",
+        "<html>",
+        None,
     ),
     "entities": (
         lambda f: f.image("x").note("x", f"<!DOCTYPE a []>{annotation(obj())}"),
-        Kind.BROKEN_ANNOTATION, "Annotations/x.xml", "document type", None,
+        Kind.BROKEN_ANNOTATION,
+        "Annotations/x.xml",
+        "document type",
+        None,
     ),
     "listed twice": (
         lambda f: f.both("x").split("train", "x", "sound", "x"),
-        Kind.LISTED_TWICE, "ImageSets/Main/train.txt", "x stands there 2 times", 1,
+        Kind.LISTED_TWICE,
+        "ImageSets/Main/train.txt",
+        "x stands there 2 times",
+        1,
     ),
     "empty split": (
         lambda f: f.both("x").split("val"),
-        Kind.EMPTY_SPLIT, "ImageSets/Main (val)", "none of its 0 images", 1,
+        Kind.EMPTY_SPLIT,
+        "ImageSets/Main (val)",
+        "none of its 0 images",
+        1,
     ),
     "path out of the folder": (
         lambda f: f.both("x").split("train", "sound", "x", "../../secret"),
-        Kind.OUT_OF_FOLDER, "ImageSets/Main/train.txt", "../../secret is not an id but a path", 1,
+        Kind.OUT_OF_FOLDER,
+        "ImageSets/Main/train.txt",
+        "../../secret is not an id but a path",
+        1,
     ),
     "image linked from outside": (
         lambda f: f.note("x", annotation(obj())).link("JPEGImages/x.jpg", jpeg()),
-        Kind.OUT_OF_FOLDER, "JPEGImages/x.jpg", "link to something outside", None,
+        Kind.OUT_OF_FOLDER,
+        "JPEGImages/x.jpg",
+        "link to something outside",
+        None,
     ),
     "annotation linked from outside": (
         lambda f: f.image("x").link("Annotations/x.xml", annotation(obj()).encode()),
-        Kind.OUT_OF_FOLDER, "Annotations/x.xml", "link to something outside", None,
+        Kind.OUT_OF_FOLDER,
+        "Annotations/x.xml",
+        "link to something outside",
+        None,
     ),
     "link to itself": (
         lambda f: (
             f.note("x", annotation(obj())),
             (f.path / "JPEGImages" / "x.jpg").symlink_to("x.jpg"),
         ),
-        Kind.BROKEN_IMAGE, "JPEGImages/x.jpg", "", None,
+        Kind.BROKEN_IMAGE,
+        "JPEGImages/x.jpg",
+        "",
+        None,
     ),
     "a folder for an image": (
         lambda f: (f.note("x", annotation(obj())), (f.path / "JPEGImages" / "x.jpg").mkdir()),
-        Kind.BROKEN_IMAGE, "JPEGImages/x.jpg", "not a file", None,
+        Kind.BROKEN_IMAGE,
+        "JPEGImages/x.jpg",
+        "not a file",
+        None,
     ),
     "a pipe for an image": (
         lambda f: (f.note("x", annotation(obj())), os.mkfifo(f.path / "JPEGImages" / "x.jpg")),
-        Kind.BROKEN_IMAGE, "JPEGImages/x.jpg", "not a file", None,
+        Kind.BROKEN_IMAGE,
+        "JPEGImages/x.jpg",
+        "not a file",
+        None,
     ),
     "an absurdly large annotation": (
         lambda f: f.image("x").note("x", annotation(obj()) + " " * MAX_XML_BYTES),
-        Kind.BROKEN_ANNOTATION, "Annotations/x.xml", "at most 16 MiB are read", None,
+        Kind.BROKEN_ANNOTATION,
+        "Annotations/x.xml",
+        "at most 16 MiB are read",
+        None,
     ),
     "an absurdly large image": (
         lambda f: (f.both("x"), os.truncate(f.path / "JPEGImages" / "x.jpg", MAX_IMAGE_BYTES + 1)),
-        Kind.BROKEN_IMAGE, "JPEGImages/x.jpg", "at most 512 MiB are read", None,
+        Kind.BROKEN_IMAGE,
+        "JPEGImages/x.jpg",
+        "at most 512 MiB are read",
+        None,
     ),
     "deeply nested annotation": (
         lambda f: f.image("x").note("x", "<annotation>" + "<a>" * 100_000),
-        Kind.BROKEN_ANNOTATION, "Annotations/x.xml", "nested more than 64 deep", None,
+        Kind.BROKEN_ANNOTATION,
+        "Annotations/x.xml",
+        "nested more than 64 deep",
+        None,
     ),
     "unknown encoding": (
         lambda f: f.image("x").note("x", '<?xml version="1.0" encoding="rot13"?><annotation/>'),
-        Kind.BROKEN_ANNOTATION, "Annotations/x.xml", "not well-formed", None,
+        Kind.BROKEN_ANNOTATION,
+        "Annotations/x.xml",
+        "not well-formed",
+        None,
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", DEFECTS)
@@ -290,9 +380,9 @@ def test_fit_box_is_the_part_inside_the_image(numbers):
 
 def test_boxes_refer_to_the_image_as_displayed(folder, prepare, tmp_path):
     turned = with_exif(jpeg(), 6)  # stored 60×40, shown 40×60
-    folder.image("shown", turned).note("shown", annotation(
-        obj(box=(10, 6, 36, 24)), width=HEIGHT, height=WIDTH
-    ))  # fmt: skip
+    folder.image("shown", turned).note(
+        "shown", annotation(obj(box=(10, 6, 36, 24)), width=HEIGHT, height=WIDTH)
+    )
     folder.image("stored", turned).note("stored", annotation(obj(box=(6, 4, 24, 30))))
     folder.image("unsaid", turned).note("unsaid", f"<annotation>{obj()}</annotation>")
     folder.image("mirrored", with_exif(jpeg(), 2)).note("mirrored", annotation(obj()))
@@ -313,9 +403,12 @@ def test_boxes_refer_to_the_image_as_displayed(folder, prepare, tmp_path):
     np.testing.assert_allclose(boxes["mirrored"], [5 / 40, 10 / 60, 25 / 40, 30 / 60], rtol=1e-6)
 
 
-BOMB = "<!DOCTYPE a [" + '<!ENTITY a "aaaaaaaaaa">' + "".join(
-    f'<!ENTITY {chr(98 + i)} "{f"&{chr(97 + i)};" * 10}">' for i in range(12)
-) + "]>"  # fmt: skip
+BOMB = (
+    "<!DOCTYPE a ["
+    + '<!ENTITY a "aaaaaaaaaa">'
+    + "".join(f'<!ENTITY {chr(98 + i)} "{f"&{chr(97 + i)};" * 10}">' for i in range(12))
+    + "]>"
+)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
@@ -439,8 +532,10 @@ def test_file_names_in_any_encoding(folder, prepare, tmp_path):
     assert report.images == {"train": 2, "val": 1}
     found = examples(tmp_path, "train+val")
     assert {i: e["filename"] for i, e in found.items()} == {
-        "Zelle_ä": "Zelle_ä.JPG", "café": "café.webp", "細胞 1": "細胞 1.bmp",
-    }  # fmt: skip
+        "Zelle_ä": "Zelle_ä.JPG",
+        "café": "café.webp",
+        "細胞 1": "細胞 1.bmp",
+    }
 
 
 def test_the_root_may_be_a_link_and_its_parts_may_not_lead_out(folder, prepare, tmp_path):

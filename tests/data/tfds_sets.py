@@ -48,19 +48,23 @@ def make(data_dir, name, features, splits, version="5.0.0"):
 def voc_features(names=("cat", "dog")):
     """Features of voc, with other classes."""
     label = tfds.features.ClassLabel(names=names)
-    return tfds.features.FeaturesDict({
-        "image": tfds.features.Image(),
-        "image/filename": tfds.features.Text(),
-        "objects": tfds.features.Sequence({
-            "label": label,
-            "bbox": tfds.features.BBoxFeature(),
-            "pose": tfds.features.ClassLabel(names=("frontal", "unspecified")),
-            "is_truncated": np.bool_,
-            "is_difficult": np.bool_,
-        }),
-        "labels": tfds.features.Sequence(label),
-        "labels_no_difficult": tfds.features.Sequence(label),
-    })  # fmt: skip
+    return tfds.features.FeaturesDict(
+        {
+            "image": tfds.features.Image(),
+            "image/filename": tfds.features.Text(),
+            "objects": tfds.features.Sequence(
+                {
+                    "label": label,
+                    "bbox": tfds.features.BBoxFeature(),
+                    "pose": tfds.features.ClassLabel(names=("frontal", "unspecified")),
+                    "is_truncated": np.bool_,
+                    "is_difficult": np.bool_,
+                }
+            ),
+            "labels": tfds.features.Sequence(label),
+            "labels_no_difficult": tfds.features.Sequence(label),
+        }
+    )
 
 
 def voc_example(filename, *objects):
@@ -69,13 +73,18 @@ def voc_example(filename, *objects):
         "image": PICTURE + filename.encode(),
         "image/filename": filename,
         "objects": [
-            {"label": n, "bbox": tfds.features.BBox(*box), "pose": "unspecified",
-             "is_truncated": False, "is_difficult": difficult}
+            {
+                "label": n,
+                "bbox": tfds.features.BBox(*box),
+                "pose": "unspecified",
+                "is_truncated": False,
+                "is_difficult": difficult,
+            }
             for n, box, difficult in objects
         ],
         "labels": [n for n, _, _ in objects],
         "labels_no_difficult": [n for n, _, difficult in objects if not difficult],
-    }  # fmt: skip
+    }
 
 
 TRAIN = [
@@ -88,14 +97,18 @@ VALIDATION = [voc_example("2008_000004.jpg", ("dog", BOX, True))]
 
 def plain_features(box=None, label=None, **more):
     """The least that a detection data set has, and more."""
-    return tfds.features.FeaturesDict({
-        "image": tfds.features.Image(encoding_format="jpeg"),
-        "objects": tfds.features.Sequence({
-            "bbox": box or tfds.features.BBoxFeature(),
-            "label": label or tfds.features.ClassLabel(names=["a", "b"]),
-        }),
-        **more,
-    })  # fmt: skip
+    return tfds.features.FeaturesDict(
+        {
+            "image": tfds.features.Image(encoding_format="jpeg"),
+            "objects": tfds.features.Sequence(
+                {
+                    "bbox": box or tfds.features.BBoxFeature(),
+                    "label": label or tfds.features.ClassLabel(names=["a", "b"]),
+                }
+            ),
+            **more,
+        }
+    )
 
 
 # TFDS's own code, but for its checksums of downloads, whose search needs more packages.
@@ -146,10 +159,16 @@ def build_voc(data_dir, folder, year, lists):
             _fill(tree, fields)
             for label, box, difficult in objects:
                 corners = dict(zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True))
-                _fill(ElementTree.SubElement(tree, "object"), {
-                    "name": label, "pose": "Unspecified", "truncated": 0,
-                    "difficult": int(difficult), "bndbox": corners,
-                })  # fmt: skip
+                _fill(
+                    ElementTree.SubElement(tree, "object"),
+                    {
+                        "name": label,
+                        "pose": "Unspecified",
+                        "truncated": 0,
+                        "difficult": int(difficult),
+                        "bndbox": corners,
+                    },
+                )
             ElementTree.ElementTree(tree).write(root / "Annotations" / f"{image}.xml")
     _build(Voc, year, data_dir, folder)
 

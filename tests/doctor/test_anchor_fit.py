@@ -34,10 +34,12 @@ def make_table(counts):
     side = rng.uniform(0.02, 0.5, (count, 2))
     boxes = np.concatenate([corner, np.minimum(corner + side, 1)], axis=1).astype(np.float32)
     return BoxTable(
-        boxes, rng.integers(1, 4, count).astype(np.int32), rng.random(count) < 0.3,
+        boxes,
+        rng.integers(1, 4, count).astype(np.int32),
+        rng.random(count) < 0.3,
         np.concatenate([[0], np.cumsum(counts)]),
         rng.integers(20, 65, (len(counts), 2)).astype(np.int32),
-    )  # fmt: skip
+    )
 
 
 def slow_iou(a, b):
@@ -129,9 +131,13 @@ def test_augmented_boxes_are_those_of_training(config, levels, keep_ignored):
 def test_shares_of_a_summary(levels):
     best = np.array([[0.6, 0.2], [0.4, 0.3], [0.1, 0.7], [0.5, 0.5]], np.float32)
     fit = fit_module.Fit(
-        np.zeros((4, 4), np.float32), np.array([1, 1, 2, 2]), np.arange(4), best,
-        np.array([3, 1, 2, 0]), np.array([2, 0, 2, 0]),
-    )  # fmt: skip
+        np.zeros((4, 4), np.float32),
+        np.array([1, 1, 2, 2]),
+        np.arange(4),
+        best,
+        np.array([3, 1, 2, 0]),
+        np.array([2, 0, 2, 0]),
+    )
     summary = summarize(fit, 0.5, 3)
     assert summary.reached == 0.75
     assert summary.reached_by_level == [0.5, 0.5]
@@ -145,9 +151,12 @@ def test_shares_of_a_summary(levels):
 
 def test_no_box_at_all_is_no_error(config, levels):
     empty = BoxTable(
-        np.zeros((0, 4), np.float32), np.zeros(0, np.int32), np.zeros(0, bool),
-        np.zeros(4, np.int64), np.full((3, 2), 64, np.int32),
-    )  # fmt: skip
+        np.zeros((0, 4), np.float32),
+        np.zeros(0, np.int32),
+        np.zeros(0, bool),
+        np.zeros(4, np.int64),
+        np.full((3, 2), 64, np.int32),
+    )
     options = augment_options(config)
     fit, left = fit_augmented(levels, empty, 0.5, options, seed=0, draws=2)
     assert left.tolist() == [[0, 0, 0]] * 2

@@ -69,9 +69,8 @@ def test_all_near_pairs_are_found_and_no_others(seed, count, rows):
     hashes = base[rng.integers(0, 4, count)] ^ np.bitwise_xor.reduce(flips, axis=1)
     levels = rng.integers(0, 3, count) * 5
     signatures = [
-        Signature(h, np.full((16, 16, 3), n, np.uint8))
-        for h, n in zip(hashes, levels, strict=True)
-    ]  # fmt: skip
+        Signature(h, np.full((16, 16, 3), n, np.uint8)) for h, n in zip(hashes, levels, strict=True)
+    ]
     expected = set()
     for i in range(count):
         for j in range(i + 1, count):

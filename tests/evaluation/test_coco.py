@@ -244,10 +244,7 @@ def test_results_round_trip(tmp_path):
             "category id 12",
         ),
         ('[{"image_id": 1, "category_id": 11, "bbox": [1, 2, 3], "score": 1}]', "malformed"),
-        (
-            '[{"image_id": 1, "category_id": 11, "bbox": [1, 2, 3, 4], "score": NaN}]',
-            "not finite",
-        ),
+        ('[{"image_id": 1, "category_id": 11, "bbox": [1, 2, 3, 4], "score": NaN}]', "not finite"),
         ('[{"image_id": 1.5, "category_id": 11, "bbox": [1, 2, 3, 4], "score": 1}]', "1.5"),
     ],
 )
@@ -319,10 +316,16 @@ def coco_files(folder):
             x, y = max(round(x, 2), 0), max(round(y, 2), 0)
             box = [x, y, round((xmax - xmin) * width, 2), round((ymax - ymin) * height, 2)]
             if category != 12 and x + box[2] <= width and y + box[3] <= height:
-                annotations.append({
-                    "id": 10 + 7 * len(annotations), "image_id": number, "category_id": category,
-                    "bbox": box, "area": box[2] * box[3], "iscrowd": int(rng.random() < 0.2),
-                })  # fmt: skip
+                annotations.append(
+                    {
+                        "id": 10 + 7 * len(annotations),
+                        "image_id": number,
+                        "category_id": category,
+                        "bbox": box,
+                        "area": box[2] * box[3],
+                        "iscrowd": int(rng.random() < 0.2),
+                    }
+                )
     categories = [{"id": i, "name": name} for name, i in CATEGORIES.items()]
     content = {"images": images, "annotations": annotations, "categories": categories}
     (folder / "a.json").write_text(json.dumps(content))
@@ -386,10 +389,15 @@ def test_evaluations_result_file_holds_the_original_ids_and_scores_the_same(tmp_
     coco_files(tmp_path)
     split = CocoSplit("validation", tmp_path / "a.json", tmp_path / "pictures")
     prepare_coco_folder([split], tmp_path / "data", "gaps")
-    config = tiny_config(**{
-        "data.dir": str(tmp_path / "data"), "data.eval": "coco_folder/gaps:validation",
-        "data.max_boxes": 12, "eval.metric": "coco", "eval.batch_size": 8,
-    })  # fmt: skip
+    config = tiny_config(
+        **{
+            "data.dir": str(tmp_path / "data"),
+            "data.eval": "coco_folder/gaps:validation",
+            "data.max_boxes": 12,
+            "eval.metric": "coco",
+            "eval.batch_size": 8,
+        }
+    )
     names = tuple(sorted(CATEGORIES, key=CATEGORIES.get))
     detector = Detector(None, np.zeros((0, 4), np.float32), names)
     monkeypatch.setattr(multiscale, "detect", candidates)

@@ -31,13 +31,24 @@ PATIENCE = 600.0  # seconds for one start of a run; more is a hang
 GRACE = 60.0  # seconds between SIGTERM and SIGKILL for whoever is left
 
 OVERRIDES = {
-    "image_size": 64, "data.canvas": "64,64", "data.max_boxes": 4, "model.width": 0.125,
-    "batch_size": BATCH, "num_steps": STEPS, "data.train": "train", "data.eval": "val",
-    "data.threads": 1, "eval.batch_size": 4,
-    "eval.every_steps": EVALUATE_EVERY, "eval.candidates_per_class": 20,
-    "eval.max_detections": 10, "augment.crop_trials": 5, "log_every": 3,
-    "checkpoint_every": CHECKPOINT_EVERY, "stall_seconds": 300,
-}  # fmt: skip
+    "image_size": 64,
+    "data.canvas": "64,64",
+    "data.max_boxes": 4,
+    "model.width": 0.125,
+    "batch_size": BATCH,
+    "num_steps": STEPS,
+    "data.train": "train",
+    "data.eval": "val",
+    "data.threads": 1,
+    "eval.batch_size": 4,
+    "eval.every_steps": EVALUATE_EVERY,
+    "eval.candidates_per_class": 20,
+    "eval.max_detections": 10,
+    "augment.crop_trials": 5,
+    "log_every": 3,
+    "checkpoint_every": CHECKPOINT_EVERY,
+    "stall_seconds": 300,
+}
 
 
 class Kill(NamedTuple):
@@ -53,8 +64,10 @@ class Kill(NamedTuple):
 def command(workdir: Path, data: Path, cache: Path) -> list[str]:
     """The command of a run; the same at every start."""
     fields = OVERRIDES | {
-        "data.folder": data / "boxes", "data.dir": data / "prepared", "compilation_cache": cache,
-    }  # fmt: skip
+        "data.folder": data / "boxes",
+        "data.dir": data / "prepared",
+        "compilation_cache": cache,
+    }
     flags = [f"--config.{name}={value}" for name, value in fields.items()]
     recipe = f"--config={ROOT / 'configs/shapes.py'}"
     return [sys.executable, str(ROOT / "train.py"), recipe, f"--workdir={workdir}", *flags]
@@ -134,9 +147,11 @@ def wait_for(
     """Sleeps until a moment of the kind; False if the run ended before."""
     begun, first = time.monotonic(), last_step(workdir)
     delay = {
-        "start-up": rng.uniform(0.0, 8.0), "step": rng.uniform(0.0, 0.5),
-        "checkpoint": rng.uniform(0.0, 0.06), "evaluation": rng.uniform(0.0, 0.5),
-    }[moment]  # fmt: skip
+        "start-up": rng.uniform(0.0, 8.0),
+        "step": rng.uniform(0.0, 0.5),
+        "checkpoint": rng.uniform(0.0, 0.06),
+        "evaluation": rng.uniform(0.0, 0.5),
+    }[moment]
     beyond = first + rng.randrange(3, 2 * CHECKPOINT_EVERY)
     while all(process.poll() is None for process in running):
         if time.monotonic() - begun > PATIENCE:
@@ -152,9 +167,11 @@ def wait_for(
             # The evaluation runs while its checkpoint is the newest and has no score yet.
             newest = newest_checkpoint(workdir)
             come = (
-                newest > 0 and newest % EVALUATE_EVERY == 0 and step >= newest
+                newest > 0
+                and newest % EVALUATE_EVERY == 0
+                and step >= newest
                 and not (workdir / f"checkpoints/{newest}/score.json").exists()
-            )  # fmt: skip
+            )
         if come:
             deadline = time.monotonic() + delay
             while time.monotonic() < deadline:
@@ -210,8 +227,9 @@ def disturbed_run(
         done.append(Kill(moment, number.name, statuses, reached, max(0, reached - kept)))
         print(
             f"{workdir.name}: {number.name} in {moment}, statuses {statuses}, step {reached}, "
-            f"kept {kept}, {time.monotonic() - began:.0f} s", flush=True,
-        )  # fmt: skip
+            f"kept {kept}, {time.monotonic() - began:.0f} s",
+            flush=True,
+        )
 
 
 def outcome(workdir: Path) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
@@ -236,9 +254,13 @@ def same(a: Any, b: Any) -> bool:
 
 
 def campaign(
-    folder: Path, kills: int, processes: int, seed: int, per_run: int = 8,
+    folder: Path,
+    kills: int,
+    processes: int,
+    seed: int,
+    per_run: int = 8,
     output: Path | None = None,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """At least ``kills`` kills over as many runs as that takes.
 
     Returns:
@@ -275,10 +297,16 @@ def campaign(
         disturbed_s += time.monotonic() - begun
         if not same(outcome(workdir), expected):
             different.append(workdir.name)
-        print(f"{workdir.name}: {'DIFFERENT' if workdir.name in different else 'identical'}, "
-              f"{len(done)} kills", flush=True)  # fmt: skip
+        print(
+            f"{workdir.name}: {'DIFFERENT' if workdir.name in different else 'identical'}, "
+            f"{len(done)} kills",
+            flush=True,
+        )
         record = {
-            "processes": processes, "seed": seed, "runs": runs, "kills": len(done),
+            "processes": processes,
+            "seed": seed,
+            "runs": runs,
+            "kills": len(done),
             "runs_that_ended_differently": different,
             "mAP": [line["mAP"] for line in expected[1] if line["kind"] == "eval"][-1],
             "whole_run_s": seconds,
@@ -286,7 +314,7 @@ def campaign(
             "wall_lost_per_kill_s": (disturbed_s - runs * seconds) / len(done),
             "by_moment": by_moment(done),
             "list": [kill._asdict() for kill in done],
-        }  # fmt: skip
+        }
         if output:
             output.write_text(json.dumps(record, indent=2) + "\n")
     return record

@@ -149,9 +149,14 @@ class Convolution(linen.Module):
     @linen.compact
     def __call__(self, x, train):
         return Layers(norm="none").convolve(
-            x, 4, self.kernel, stride=self.stride, dilation=self.dilation, padding=self.padding,
+            x,
+            4,
+            self.kernel,
+            stride=self.stride,
+            dilation=self.dilation,
+            padding=self.padding,
             name="conv",
-        )  # fmt: skip
+        )
 
 
 @pytest.mark.parametrize("size", [8, 9])

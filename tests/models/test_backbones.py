@@ -117,9 +117,13 @@ def test_every_combination_builds(make_config):
         (18, 50), ("root", "conv7"), (1, 2), (False, True)
     ):
         config = make_config(
-            depth=depth, stem=stem, stem_stride=stride, preactivation=preactivation, width=0.25,
+            depth=depth,
+            stem=stem,
+            stem_stride=stride,
+            preactivation=preactivation,
+            width=0.25,
             extra_strides=(2,) * (5 - stride),
-        )  # fmt: skip
+        )
         model = build_model(config, 3, ANCHORS)
         assert feature_sizes(model, 300) == tuple((n, n) for n in (38, 19, 10, 5, 3, 2))
 

@@ -51,8 +51,13 @@ def test_source_channels_and_strides(make_config):
         images,
     )
     assert [m.shape[1:] for m in maps] == [
-        (40, 40, 256), (20, 20, 512), (10, 10, 128), (5, 5, 128), (3, 3, 128), (2, 2, 128),
-    ]  # fmt: skip
+        (40, 40, 256),
+        (20, 20, 512),
+        (10, 10, 128),
+        (5, 5, 128),
+        (3, 3, 128),
+        (2, 2, 128),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -31,10 +31,15 @@ CAT, DOG, BIRD = 0, 1, 2
 HOSTILE = "<script>x&.jpg"
 LARGE, SMALL = (0.1, 0.1, 0.6, 0.5), (0.5, 0.5, 0.51, 0.52)
 RECIPE = (
-    "--config=configs/shapes.py", "--config.image_size=64", "--config.data.canvas=(64,64)",
-    "--config.model.width=0.125", "--config.data.max_boxes=10", "--config.batch_size=4",
-    "--config.augment.crop=true", "--config.augment.crop_trials=5",
-)  # fmt: skip
+    "--config=configs/shapes.py",
+    "--config.image_size=64",
+    "--config.data.canvas=(64,64)",
+    "--config.model.width=0.125",
+    "--config.data.max_boxes=10",
+    "--config.batch_size=4",
+    "--config.augment.crop=true",
+    "--config.augment.crop_trials=5",
+)
 
 
 class MadeForDoctor(tfds.core.GeneratorBasedBuilder):
@@ -56,13 +61,15 @@ class MadeForDoctor(tfds.core.GeneratorBasedBuilder):
         }
         return tfds.core.DatasetInfo(
             builder=self,
-            features=tfds.features.FeaturesDict({
-                "image": tfds.features.Image(),
-                "image/filename": tfds.features.Text(),
-                "image/orientation": np.int32,
-                "objects": tfds.features.Sequence(objects),
-            }),
-        )  # fmt: skip
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(),
+                    "image/filename": tfds.features.Text(),
+                    "image/orientation": np.int32,
+                    "objects": tfds.features.Sequence(objects),
+                }
+            ),
+        )
 
     def _split_generators(self, dl_manager):
         return {name: list(enumerate(rows)) for name, rows in self.splits.items()}
@@ -98,14 +105,20 @@ def pets():
         example("empty.png", photo(2, kind=".png")),
         example("hard.jpg", photo(3), (DOG, LARGE, True)),
         example(
-            "boxes.jpg", photo(4), (CAT, LARGE), (CAT, LARGE), (DOG, LARGE),
-            (CAT, (0.5, 0.1, 0.5, 0.4)), (CAT, (0.6, 0.1, 0.3, 0.4)), (-1, (0.2, 0.2, 0.9, 0.9)),
+            "boxes.jpg",
+            photo(4),
+            (CAT, LARGE),
+            (CAT, LARGE),
+            (DOG, LARGE),
+            (CAT, (0.5, 0.1, 0.5, 0.4)),
+            (CAT, (0.6, 0.1, 0.3, 0.4)),
+            (-1, (0.2, 0.2, 0.9, 0.9)),
         ),
         example("broken.jpg", broken[: len(broken) // 2], (CAT, LARGE)),
         example("garbage.jpg", b"no image at all", (CAT, LARGE)),
         example("crowd.jpg", photo(6, 120, 90), *((CAT, row) for row in rows)),
         example("turned.jpg", photo(7, 40, 90), (DOG, LARGE), orientation=6),
-    ]  # fmt: skip
+    ]
     held_out = [
         example("copy.jpg", photo(1), (CAT, LARGE)),
         example("again.jpg", photo(6, 100, 75, quality=40), (CAT, LARGE)),
@@ -134,10 +147,17 @@ def examined(data_dir, tmp_path_factory):
         patch.setattr(cli, "flags", fresh_flags())
         lines = []
         patch.setattr("builtins.print", lambda *a, **k: lines.append(" ".join(map(str, a))))
-        doctor.main([
-            "doctor", "made_for_doctor/pets", f"--data_dir={data_dir}", *RECIPE, "--samples=3",
-            f"--html={folder / 'new' / 'page.html'}", f"--json={folder / 'numbers.json'}",
-        ])  # fmt: skip
+        doctor.main(
+            [
+                "doctor",
+                "made_for_doctor/pets",
+                f"--data_dir={data_dir}",
+                *RECIPE,
+                "--samples=3",
+                f"--html={folder / 'new' / 'page.html'}",
+                f"--json={folder / 'numbers.json'}",
+            ]
+        )
     numbers = json.loads((folder / "numbers.json").read_text())
     return numbers, (folder / "new" / "page.html").read_text(encoding="utf-8"), "\n".join(lines)
 
@@ -170,9 +190,13 @@ def test_defects_are_found_in_the_boxes_as_stored(examined):
     defects = examined[0]["defects"]
     counts = {kind: named["count"] for kind, named in defects.items()}
     assert counts == {
-        "reaches out of the image": 1, "no area": 1, "swapped corners": 1, "no class": 1,
-        "the same box twice": 1, "the same box twice, of two classes": 1,
-    }  # fmt: skip
+        "reaches out of the image": 1,
+        "no area": 1,
+        "swapped corners": 1,
+        "no class": 1,
+        "the same box twice": 1,
+        "the same box twice, of two classes": 1,
+    }
     assert defects["swapped corners"]["examples"][0].startswith("train/boxes.jpg, box 5")
 
 
@@ -180,8 +204,9 @@ def test_images_that_cannot_be_decoded_are_named(examined):
     broken = examined[0]["undecodable"]
     assert broken["count"] == 2
     assert {text.partition(":")[0] for text in broken["examples"]} == {
-        "train/broken.jpg", "train/garbage.jpg",
-    }  # fmt: skip
+        "train/broken.jpg",
+        "train/garbage.jpg",
+    }
 
 
 def test_duplicates_across_splits(examined):
@@ -287,8 +312,17 @@ def test_a_set_without_any_box_is_examined_too(tmp_path, monkeypatch, capsys):
     write_dataset(lambda: MadeForDoctor(tmp_path, rows))
     monkeypatch.setattr(cli, "flags", fresh_flags())
     page = tmp_path / "page.html"
-    doctor.main(["doctor", "made_for_doctor/pets", f"--data_dir={tmp_path}", *RECIPE, "--samples=1",
-                 f"--html={page}", "--images=0"])  # fmt: skip
+    doctor.main(
+        [
+            "doctor",
+            "made_for_doctor/pets",
+            f"--data_dir={tmp_path}",
+            *RECIPE,
+            "--samples=1",
+            f"--html={page}",
+            "--images=0",
+        ]
+    )
     text = capsys.readouterr().out
     assert "3 classes have no box at all: cat, dog, bird" in text
     assert "nan" not in text.lower()
@@ -317,20 +351,33 @@ def test_a_users_mistake_is_one_sentence(data_dir, monkeypatch, arguments, messa
 
 def test_box_defects_name_the_kind():
     nan = float("nan")
-    boxes = np.array([
-        [0.1, 0.1, 0.5, 0.5], [0.0, 0.0, 1.0, 1.0], [0.1, nan, 0.5, 0.5], [0.5, 0.1, 0.2, 0.5],
-        [0.2, 0.3, 0.2, 0.6], [1.1, 0.1, 1.5, 0.5], [-0.5, 0.1, 0.0, 0.5], [0.5, 0.5, 1.01, 0.6],
-        [0.3, 0.1, 1.00001, 0.2],
-    ], np.float32)  # fmt: skip
+    boxes = np.array(
+        [
+            [0.1, 0.1, 0.5, 0.5],
+            [0.0, 0.0, 1.0, 1.0],
+            [0.1, nan, 0.5, 0.5],
+            [0.5, 0.1, 0.2, 0.5],
+            [0.2, 0.3, 0.2, 0.6],
+            [1.1, 0.1, 1.5, 0.5],
+            [-0.5, 0.1, 0.0, 0.5],
+            [0.5, 0.5, 1.01, 0.6],
+            [0.3, 0.1, 1.00001, 0.2],
+        ],
+        np.float32,
+    )
     labels = np.array([1, 2, 1, 1, 1, 1, 1, 1, 0])
     found = [
         (kind, int(detail.split()[1].rstrip(":"))) for kind, detail in box_defects(boxes, labels)
     ]
     assert found == [
-        ("coordinates that are no numbers", 3), ("swapped corners", 4), ("no area", 5),
-        ("wholly outside the image", 6), ("wholly outside the image", 7),
-        ("reaches out of the image", 8), ("no class", 9),
-    ]  # fmt: skip
+        ("coordinates that are no numbers", 3),
+        ("swapped corners", 4),
+        ("no area", 5),
+        ("wholly outside the image", 6),
+        ("wholly outside the image", 7),
+        ("reaches out of the image", 8),
+        ("no class", 9),
+    ]
 
 
 def test_the_map_keeps_order_and_does_not_run_ahead():
@@ -405,5 +452,13 @@ def test_bars_are_as_high_as_their_shares():
 def test_percent_never_rounds_something_to_nothing_or_all():
     shares = [0.0, 0.0004, 0.004, 0.31, 0.096, 0.996, 0.99996, 1.0, float("nan")]
     assert [percent(s) for s in shares] == [
-        "0 %", "<0.1 %", "0.4 %", "31 %", "9.6 %", "99.6 %", ">99.9 %", "100 %", "–",
-    ]  # fmt: skip
+        "0 %",
+        "<0.1 %",
+        "0.4 %",
+        "31 %",
+        "9.6 %",
+        "99.6 %",
+        ">99.9 %",
+        "100 %",
+        "–",
+    ]

@@ -58,17 +58,21 @@ def compare(size, tmp_path, monkeypatch):
     torch.save(content, tmp_path / "released.pth")
     workdir = tmp_path / "run"
     run_tool(
-        monkeypatch, f"--checkpoint={tmp_path / 'released.pth'}",
-        f"--config=configs/mmdet_release/ssd{size}.py", f"--workdir={workdir}",
-    )  # fmt: skip
+        monkeypatch,
+        f"--checkpoint={tmp_path / 'released.pth'}",
+        f"--config=configs/mmdet_release/ssd{size}.py",
+        f"--workdir={workdir}",
+    )
     with torch.no_grad():
         logits, offsets = model(channels_first)
     (our_logits, our_offsets), detector, run = outputs(workdir, images)
     assert run.step == 0 and len(run.recipe.class_names) == 80
     assert np.std(logits.numpy()) > 0.1 and np.std(offsets.numpy()) > 0.1
     swapped = offsets.numpy()[..., [1, 0, 3, 2]]
-    print(f"{size}: logits differ by {np.abs(our_logits - logits.numpy()).max():.1e}, offsets by "
-          f"{np.abs(our_offsets - swapped).max():.1e}")  # fmt: skip
+    print(
+        f"{size}: logits differ by {np.abs(our_logits - logits.numpy()).max():.1e}, offsets by "
+        f"{np.abs(our_offsets - swapped).max():.1e}"
+    )
     np.testing.assert_allclose(our_logits, logits, atol=1e-4)
     np.testing.assert_allclose(our_offsets, swapped, atol=1e-4)
 
@@ -131,9 +135,14 @@ class TorchvisionVGG16(nn.Module):
                 ins = outs
         self.features = nn.Sequential(*layers)
         self.classifier = nn.Sequential(
-            nn.Linear(512 * 49, 4096), nn.ReLU(), nn.Dropout(), nn.Linear(4096, 4096),
-            nn.ReLU(), nn.Dropout(), nn.Linear(4096, 10),
-        )  # fmt: skip
+            nn.Linear(512 * 49, 4096),
+            nn.ReLU(),
+            nn.Dropout(),
+            nn.Linear(4096, 4096),
+            nn.ReLU(),
+            nn.Dropout(),
+            nn.Linear(4096, 10),
+        )
 
     def forward(self, x):
         x = nn.functional.max_pool2d(self.features[:-1](x), 3, 1, 1)
@@ -147,10 +156,13 @@ class TorchvisionVGG16(nn.Module):
 
 @pytest.mark.parametrize(
     ("name", "model", "source"),
-    [("bn_ablation.py:pretrained", TorchvisionVGG16, 1),
-     pytest.param("first_layers.py:conv7_stride2", TorchvisionResNet18, 2,
-                  marks=pytest.mark.slow)],
-)  # fmt: skip
+    [
+        ("bn_ablation.py:pretrained", TorchvisionVGG16, 1),
+        pytest.param(
+            "first_layers.py:conv7_stride2", TorchvisionResNet18, 2, marks=pytest.mark.slow
+        ),
+    ],
+)
 def test_an_imagenet_backbone_is_the_classifiers(name, model, source, tmp_path, capsys):
     config = recipe(name)
     config.image_size = 64
@@ -164,8 +176,9 @@ def test_an_imagenet_backbone_is_the_classifiers(name, model, source, tmp_path, 
     state = {key: value.numpy() for key, value in model.state_dict().items()}
     imported = import_torch.import_run(state, config, tmp_path / "imagenet")
     assert {n.split("/")[0] for n in imported.initial if not n.startswith("extra")} <= {
-        "head", "conv4_3_l2",
-    }  # fmt: skip
+        "head",
+        "conv4_3_l2",
+    }
     with torch.no_grad():
         expected = model(channels_first)
 
@@ -215,10 +228,12 @@ def test_what_does_not_fit_is_listed():
     with pytest.raises(UserError) as error:
         convert(state, initial)
     for words in (
-        "in 3 arrays", "missing     backbone.bn1.running_mean (for root/norm1/mean (4,))",
+        "in 3 arrays",
+        "missing     backbone.bn1.running_mean (for root/norm1/mean (4,))",
         "shape       backbone.conv1.weight (4, 3, 7, 7) gives (7, 7, 3, 4), but root/conv1/kernel "
-        "is (3, 3, 3, 4)", "unexpected  backbone.conv9.weight (1, 2)",
-    ):  # fmt: skip
+        "is (3, 3, 3, 4)",
+        "unexpected  backbone.conv9.weight (1, 2)",
+    ):
         assert words in str(error.value)
 
 
@@ -259,6 +274,8 @@ def test_missing_things_are_named(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"pip install -r requirements-torch\.txt"):
         import_torch.read_state_dict(tmp_path / "none.pth")
     with pytest.raises(UserError, match="predicts 6 classes"):
-        head = {"bbox_head.reg_convs.0.0.weight": np.zeros((16, 1, 3, 3)),
-                "bbox_head.cls_convs.0.0.weight": np.zeros((28, 1, 3, 3))}  # fmt: skip
+        head = {
+            "bbox_head.reg_convs.0.0.weight": np.zeros((16, 1, 3, 3)),
+            "bbox_head.cls_convs.0.0.weight": np.zeros((28, 1, 3, 3)),
+        }
         import_torch.import_run(head, recipe("mmdet_release/ssd300.py"), tmp_path / "run")

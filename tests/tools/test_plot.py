@@ -186,8 +186,10 @@ def test_what_is_drawn(tmp_path, monkeypatch):
     panels = drawn[0].axes
     titles = [panel.get_title() for panel in panels]
     assert titles[:3] == [
-        "loss", "gradient L2 norm", "fluctuation: mean |change of the gradient norm|",
-    ]  # fmt: skip
+        "loss",
+        "gradient L2 norm",
+        "fluctuation: mean |change of the gradient norm|",
+    ]
     _, norm, fluctuation = panels[:3]
     mean_ap, throughput = (panels[titles.index(t)] for t in ("mAP", "images per second"))
     np.testing.assert_array_equal(norm.lines[0].get_ydata(), [3, 5, 1])

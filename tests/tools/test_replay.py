@@ -37,9 +37,11 @@ def test_the_first_layer_that_is_not_finite_is_named():
     spoiled = jax.tree.leaves(kernel)[0]
     spoiled.flat[0] = np.inf
     state = TrainState(
-        jnp.int32(4), variables["params"], variables["batch_stats"],
+        jnp.int32(4),
+        variables["params"],
+        variables["batch_stats"],
         make_optimizer(config).init(variables["params"]),
-    )  # fmt: skip
+    )
     batch = random_batch(config, 0)
     ids = tuple(f"image{i}" for i in range(4))
     report = tool.describe(Replay(5, "loss", recipe, ids, batch, state))

@@ -73,9 +73,7 @@ def test_voc_table_and_json(tmp_path, devkit, capsys):
 
 def test_voc_metric_is_chosen(tmp_path, devkit, capsys):
     folder = write_detections(
-        tmp_path / "found",
-        cat="000003 0.9 1 1 50 50\n000001 0.8 10 20 60 90\n",
-        dog=PERFECT["dog"],
+        tmp_path / "found", cat="000003 0.9 1 1 50 50\n000001 0.8 10 20 60 90\n", dog=PERFECT["dog"]
     )
     values = {}
     for metric in ("11point", "area"):
@@ -169,9 +167,7 @@ def test_voc_swapped_corners_are_put_in_order(tmp_path, devkit, capsys):
 ANNOTATIONS = {
     "images": [{"id": 7}, {"id": 8}],
     "categories": [{"id": 13, "name": "stop sign"}, {"id": 11, "name": "hydrant"}],
-    "annotations": [
-        {"image_id": 7, "category_id": 13, "bbox": [10, 10, 50, 50]},
-    ],
+    "annotations": [{"image_id": 7, "category_id": 13, "bbox": [10, 10, 50, 50]}],
 }
 
 

@@ -32,8 +32,13 @@ def test_layers_of_the_default_network():
     level = layer(found, "head/level2")
     assert level.shapes == ((19, 19, 6 * 21), (19, 19, 6 * 4))
     assert [(m.height, m.anchors) for m in found.maps] == [
-        (38, 5776), (19, 2166), (10, 600), (5, 150), (3, 36), (2, 16),
-    ]  # fmt: skip
+        (38, 5776),
+        (19, 2166),
+        (10, 600),
+        (5, 150),
+        (3, 36),
+        (2, 16),
+    ]
 
 
 def test_the_authors_trunk():
@@ -77,8 +82,11 @@ def test_vgg_layers():
 def run(*arguments):
     return subprocess.run(
         [sys.executable, "-m", "scratchdet_jax.tools.summary", *arguments],
-        cwd=ROOT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def test_command_line():

@@ -42,9 +42,17 @@ def test_a_run_is_the_shapes_recipe_but_for_what_its_row_says():
         config = cli.flatten(plan.run_config(row, 2, IMAGES, "there"))
         changed = {name for name in recipe if config[name] != recipe[name]}
         assert changed <= {
-            "name", "seed", "image_size", "train_images", "data.dir", "eval.metric", "log_every",
-            "keep_checkpoints", "optimizer.learning_rate", *row.fields,
-        }  # fmt: skip
+            "name",
+            "seed",
+            "image_size",
+            "train_images",
+            "data.dir",
+            "eval.metric",
+            "log_every",
+            "keep_checkpoints",
+            "optimizer.learning_rate",
+            *row.fields,
+        }
         assert config["seed"] == 2 and config["optimizer.learning_rate"] == plan.RATES[row.rate]
 
 
@@ -93,8 +101,10 @@ def test_verdicts(above, below, verdict):
 
 def test_one_seed_shows_no_noise():
     assert report.compare([0.5], [0.4, 0.3]) == (
-        "as published, but one seed shows no noise", pytest.approx(0.15), None,
-    )  # fmt: skip
+        "as published, but one seed shows no noise",
+        pytest.approx(0.15),
+        None,
+    )
     assert report.compare([0.1], [0.4])[0].startswith("not as published")
 
 

@@ -37,8 +37,10 @@ def saved(tmp_path):
 def test_the_latest_and_the_best_are_kept(saved):
     checkpoints = Checkpoints(saved, read_only=True)
     assert sorted(int(p.name) for p in checkpoints.directory.iterdir() if p.name.isdigit()) == [
-        20, 40, 50,
-    ]  # fmt: skip
+        20,
+        40,
+        50,
+    ]
     assert checkpoints.latest_step == 50
     assert checkpoints.best_step == 20
     assert [checkpoints.find(which) for which in ("best", "latest", "40")] == [20, 50, 40]

@@ -49,18 +49,25 @@ def test_norms_by_part_agree_with_the_loop(gradients):
 def test_a_part_without_parameters_has_norm_0():
     norms = gradient_norms({"head": {"kernel": jnp.array([3.0, 4.0])}, "root": {}})
     assert {name: float(value) for name, value in norms.items()} == {
-        "gradient_norm": 5, "gradient_norm_head": 5, "gradient_norm_extras": 0,
+        "gradient_norm": 5,
+        "gradient_norm_head": 5,
+        "gradient_norm_extras": 0,
         "gradient_norm_backbone": 0,
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize(
     ("name", "part"),
     [
-        ("root", "backbone"), ("stage4", "backbone"), ("source3_norm", "backbone"),
-        ("conv4_3", "backbone"), ("extra1", "extras"), ("extra5", "extras"), ("head", "head"),
+        ("root", "backbone"),
+        ("stage4", "backbone"),
+        ("source3_norm", "backbone"),
+        ("conv4_3", "backbone"),
+        ("extra1", "extras"),
+        ("extra5", "extras"),
+        ("head", "head"),
     ],
-)  # fmt: skip
+)
 def test_parts_by_name(name, part):
     assert part_of(name) == part
 
@@ -112,7 +119,10 @@ def test_a_diverged_run_says_so_in_its_record_and_a_resumed_one_forgets_it(tmp_p
     with pytest.raises(UserError, match="gradient_norm is inf at step 4"):
         log(tmp_path, [*NORMS[:3], np.inf])
     assert read(tmp_path)[-1] == {
-        "kind": "diverged", "step": 4, "quantity": "gradient_norm", "value": "inf",
-    }  # fmt: skip
+        "kind": "diverged",
+        "step": 4,
+        "quantity": "gradient_norm",
+        "value": "inf",
+    }
     log(tmp_path, NORMS[2:4], start=2)
     assert [line["kind"] for line in read(tmp_path)] == ["train"] * 4

@@ -41,9 +41,13 @@ def source(tmp_path_factory):
 def test_vocs_classes_are_all_found_among_cocos():
     found = [coco_classes.NAMES[i - 1] for i in map_classes(VOC_CLASSES, coco_classes.NAMES)]
     other = {
-        "aeroplane": "airplane", "diningtable": "dining table", "motorbike": "motorcycle",
-        "pottedplant": "potted plant", "sofa": "couch", "tvmonitor": "tv",
-    }  # fmt: skip
+        "aeroplane": "airplane",
+        "diningtable": "dining table",
+        "motorbike": "motorcycle",
+        "pottedplant": "potted plant",
+        "sofa": "couch",
+        "tvmonitor": "tv",
+    }
     assert found == [other.get(name, name) for name in VOC_CLASSES]
 
 

@@ -30,8 +30,9 @@ def test_each_step_is_written_when_the_next_one_is_under_way(tmp_path):
     log.flush()
     log.close()
     assert [(line["kind"], line["step"], line["loss"]) for line in lines(tmp_path)] == [
-        ("train", 1, 3.0), ("train", 2, 2.0),
-    ]  # fmt: skip
+        ("train", 1, 3.0),
+        ("train", 2, 2.0),
+    ]
     assert lines(tmp_path)[1]["images_per_second"] > 0
     assert list(tmp_path.glob("events.out.tfevents.*"))
 
@@ -60,5 +61,9 @@ def test_resuming_drops_the_lines_of_the_lost_steps(tmp_path):
     log.log_step(5, metrics(50))
     log.flush()
     assert [(line["step"], line["loss"]) for line in lines(tmp_path)] == [
-        (1, 1), (2, 2), (3, 3), (4, 4), (5, 50),
-    ]  # fmt: skip
+        (1, 1),
+        (2, 2),
+        (3, 3),
+        (4, 4),
+        (5, 50),
+    ]

@@ -164,10 +164,19 @@ def test_metrics_are_written_for_each_step_and_evaluation(finished):
     assert [line["step"] for line in written if line["kind"] == "eval"] == [4, 8, 9]
     train = next(line for line in written if line["kind"] == "train")
     assert set(train) == {
-        "kind", "step", "loss", "loss_classification", "loss_localization", "positives",
-        "learning_rate", "gradient_norm", "gradient_norm_backbone", "gradient_norm_extras",
-        "gradient_norm_head", "images_per_second",
-    }  # fmt: skip
+        "kind",
+        "step",
+        "loss",
+        "loss_classification",
+        "loss_localization",
+        "positives",
+        "learning_rate",
+        "gradient_norm",
+        "gradient_norm_backbone",
+        "gradient_norm_extras",
+        "gradient_norm_head",
+        "images_per_second",
+    }
     evaluation = next(line for line in written if line["kind"] == "eval")
     assert set(evaluation["AP"]) == set(COLORS)
     assert 0 <= evaluation["mAP"] <= 1

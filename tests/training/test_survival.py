@@ -79,8 +79,14 @@ def truncate_without_checksums(directory):
     truncate(directory)
 
 
-DAMAGES = (truncate, overwrite, remove_file, remove_recipe, spoil_checksums,
-           truncate_without_checksums)  # fmt: skip
+DAMAGES = (
+    truncate,
+    overwrite,
+    remove_file,
+    remove_recipe,
+    spoil_checksums,
+    truncate_without_checksums,
+)
 
 
 @pytest.mark.parametrize("harm", DAMAGES)
@@ -191,18 +197,31 @@ def test_every_field_that_changes_the_result_is_named_at_once(tmp_path):
     )
     with pytest.raises(UserError) as error:
         check_resume(RECIPE, RECIPE._replace(config=other), tmp_path, force=False)
-    for part in ("config.seed: was 0, now 5", "config.model.width: was 0.125, now 0.25",
-                 "config.num_steps: was 20, now 40", "config.optimizer.momentum: was 0.9, now 0.5",
-                 "--resume=force"):  # fmt: skip
+    for part in (
+        "config.seed: was 0, now 5",
+        "config.model.width: was 0.125, now 0.25",
+        "config.num_steps: was 20, now 40",
+        "config.optimizer.momentum: was 0.9, now 0.5",
+        "--resume=force",
+    ):
         assert part in str(error.value)
 
 
 def test_what_leaves_the_result_alone_may_change_and_force_prints_the_rest(tmp_path, capsys):
     free = tiny_config(
-        **{"log_every": 7, "data.threads": 3, "keep_checkpoints": 9, "checkpoint_every": 5,
-           "eval.every_steps": 2, "parallel": "pmap", "data.dir": "elsewhere",
-           "data.on_error": "substitute", "stall_seconds": 5.0, "train_images": 77}
-    )  # fmt: skip
+        **{
+            "log_every": 7,
+            "data.threads": 3,
+            "keep_checkpoints": 9,
+            "checkpoint_every": 5,
+            "eval.every_steps": 2,
+            "parallel": "pmap",
+            "data.dir": "elsewhere",
+            "data.on_error": "substitute",
+            "stall_seconds": 5.0,
+            "train_images": 77,
+        }
+    )
     assert differences(RECIPE.config, free) == []
     other = RECIPE._replace(config=tiny_config(seed=1))
     check_resume(RECIPE, other, tmp_path, force=True)
@@ -268,9 +287,10 @@ def test_with_several_processes_jax_is_asked_by_a_count_that_begins_with_the_pro
     monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(
-        multihost_utils, "reached_preemption_sync_point",
+        multihost_utils,
+        "reached_preemption_sync_point",
         lambda number: asked.append(number) or number == 2,
-    )  # fmt: skip
+    )
     before = signal.getsignal(signal.SIGTERM)
     with Preemption() as preemption:
         assert signal.getsignal(signal.SIGTERM) == before  # JAX listens

@@ -55,9 +55,11 @@ class Journal:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None,
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
         traceback: TracebackType | None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         if self._file:
             with contextlib.suppress(OSError):
                 self._file.close()
@@ -108,9 +110,10 @@ def check_images(paths: Sequence[Path], root: Path, journal: Journal) -> dict[Pa
         try:
             results = threads.map(lambda path: _check(path, root, journal), paths)
             for path, checked in zip(
-                paths, tqdm(results, "checking images", len(paths), unit="image", disable=None),
+                paths,
+                tqdm(results, "checking images", len(paths), unit="image", disable=None),
                 strict=True,
-            ):  # fmt: skip
+            ):
                 journal.add(path, checked)
                 found[path] = checked
         except BaseException:  # Ctrl-C, say, should not wait for the rest

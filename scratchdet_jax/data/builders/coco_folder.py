@@ -74,9 +74,14 @@ def prepare_coco_folder(
         identity = fingerprint(listings)
     source = ", ".join(str(split.annotations) for split in splits)
     return prepare(
-        CocoFolder, name, data_dir, source, identity,
-        lambda journal: scan(listings, source, journal), strict,
-    )  # fmt: skip
+        CocoFolder,
+        name,
+        data_dir,
+        source,
+        identity,
+        lambda journal: scan(listings, source, journal),
+        strict,
+    )
 
 
 def _check_splits(splits: Sequence[CocoSplit]) -> None:

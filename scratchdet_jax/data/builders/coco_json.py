@@ -15,9 +15,18 @@ from scratchdet_jax.errors import UserError
 _LISTS = ("images", "annotations", "categories")
 # Dropping the other fields while reading keeps the memory small: segmentations are most of a file.
 _FIELDS = {
-    *_LISTS, "id", "file_name", "width", "height", "name", "image_id", "category_id", "bbox",
-    "area", "iscrowd",
-}  # fmt: skip
+    *_LISTS,
+    "id",
+    "file_name",
+    "width",
+    "height",
+    "name",
+    "image_id",
+    "category_id",
+    "bbox",
+    "area",
+    "iscrowd",
+}
 _INT64 = 2**63
 
 

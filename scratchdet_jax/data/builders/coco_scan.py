@@ -121,10 +121,17 @@ def scan(listings: Mapping[str, Listing], source: str, journal: Journal) -> tupl
     if empty := [name for name, count in fields["boxes"].items() if not count]:
         notes.append(f"no box is of the class{'es' * (len(empty) > 1)} {', '.join(empty)}")
     report = Report(
-        name="", source="", directory="", fingerprint="", class_names=names,
-        category_ids=tuple(number for number, _ in categories), left_out=left_out, notes=notes,
-        defects=defects, **fields,
-    )  # fmt: skip
+        name="",
+        source="",
+        directory="",
+        fingerprint="",
+        class_names=names,
+        category_ids=tuple(number for number, _ in categories),
+        left_out=left_out,
+        notes=notes,
+        defects=defects,
+        **fields,
+    )
     refuse_empty(source, contents, report)
     return contents, report
 
@@ -197,18 +204,26 @@ def _scan_split(
 
 
 def _prepare_image(
-    image_id: int, image: Image, checked: Checked, entries: Sequence[tuple[int, dict[str, Any]]],
+    image_id: int,
+    image: Image,
+    checked: Checked,
+    entries: Sequence[tuple[int, dict[str, Any]]],
     reader: "_AnnotationReader",
-) -> PreparedImage:  # fmt: skip
+) -> PreparedImage:
     frame = annotated_frame(image.stated, checked.header)
     if frame.problem:
         kind = Kind.SIZE if frame.orientation == 1 else Kind.TURNED
         reader.note(kind, f"image {image_id}, {as_text(image.file_name)}: {frame.problem}")
     items = [reader.read(position, entry, frame) for position, entry in entries]
     return PreparedImage(
-        image.path, checked.stamp, as_text(image.file_name), image_id, checked.header.orientation,
-        checked.header.displayed_size, [item for item in items if item is not None],
-    )  # fmt: skip
+        image.path,
+        checked.stamp,
+        as_text(image.file_name),
+        image_id,
+        checked.header.orientation,
+        checked.header.displayed_size,
+        [item for item in items if item is not None],
+    )
 
 
 def _by_image(
@@ -235,9 +250,12 @@ class _AnnotationReader:
     """Reads the annotations of one file, noting what is wrong with them."""
 
     def __init__(
-        self, name: str, categories: Mapping[int, str], annotations: Sequence[Any],
+        self,
+        name: str,
+        categories: Mapping[int, str],
+        annotations: Sequence[Any],
         defects: list[Defect],
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._name, self._categories, self._defects = name, categories, defects
         ids = (integer(entry.get("id")) for entry in annotations if isinstance(entry, dict))
         self._next_id = max((i for i in ids if i is not None), default=0)
@@ -269,9 +287,12 @@ class _AnnotationReader:
         if box is None:
             return None
         return CocoItem(
-            category, turned(box, frame.orientation), self._area(entry, box, frame, where),
-            self._id(entry, where), self._flag(entry, where),
-        )  # fmt: skip
+            category,
+            turned(box, frame.orientation),
+            self._area(entry, box, frame, where),
+            self._id(entry, where),
+            self._flag(entry, where),
+        )
 
     def _area(self, entry: Mapping[str, Any], box: Box, frame: Frame, where: str) -> int:
         """In whole pixels, as TFDS stores it: rounding up would change COCO's size classes."""

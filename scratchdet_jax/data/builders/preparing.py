@@ -13,12 +13,7 @@ from tensorflow_datasets.core.utils import shard_utils
 from tqdm import tqdm
 
 from scratchdet_jax.data.builders.checks import Journal
-from scratchdet_jax.data.builders.files import (
-    as_user_errors,
-    printable,
-    read_inside,
-    stamp_inside,
-)
+from scratchdet_jax.data.builders.files import as_user_errors, printable, read_inside, stamp_inside
 from scratchdet_jax.data.builders.objects import PreparedImage
 from scratchdet_jax.data.builders.report import Report
 from scratchdet_jax.data.builders.writing import write_dataset

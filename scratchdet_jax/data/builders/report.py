@@ -82,14 +82,22 @@ class Report:
             f"{sum(self.boxes.values())} boxes ({self.ignored} {flag}) of "
             f"{len(self.class_names)} classes: {', '.join(b.replace(' ', _TIE) for b in boxes)}"
         )
-        wrapped = textwrap.wrap(text, 100, initial_indent="  ", subsequent_indent="    ",
-                                break_long_words=False, break_on_hyphens=False)  # fmt: skip
+        wrapped = textwrap.wrap(
+            text,
+            100,
+            initial_indent="  ",
+            subsequent_indent="    ",
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
         lines += [line.replace(_TIE, " ") for line in wrapped]
         sizes = ", ".join(f"{k} {w}×{h}" for k, (h, w) in self.image_sizes.items())
         lines.append(f"  image sizes (width×height): {sizes}")
         small, medium, large = self.box_sizes.values()
-        lines.append(f"  box sizes: {small} small (below 32² px), {medium} medium, {large} large "
-                     "(96² px and more)")  # fmt: skip
+        lines.append(
+            f"  box sizes: {small} small (below 32² px), {medium} medium, {large} large "
+            "(96² px and more)"
+        )
         lines += [f"  note: {printable(note)}" for note in self.notes]
         lines += self._defect_lines(", see report.json" if stored else "")
         return "\n".join(lines)

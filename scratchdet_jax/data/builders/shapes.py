@@ -260,8 +260,13 @@ def _paint_object(
     patch.paint(image, _texture(rng, patch.mask.shape, colour), patch.mask)
     if rng.random() < 0.35:
         raster = np.zeros(np.multiply(patch.mask.shape, _SUPERSAMPLING), np.uint8)
-        cv2.polylines(raster, _to_raster(contours, patch.origin), True, 255,
-                      thickness=int(rng.integers(6, 13)))  # fmt: skip
+        cv2.polylines(
+            raster,
+            _to_raster(contours, patch.origin),
+            True,
+            255,
+            thickness=int(rng.integers(6, 13)),
+        )
         stroke = np.minimum(_reduce(raster), patch.mask)
         patch.paint(image, _contrasting(rng, colour), stroke)
 
@@ -348,9 +353,16 @@ def _draw_clutter(rng: np.random.Generator, image: np.ndarray, count: int) -> No
         elif kind == 1:  # an arc, which a ring is not
             centre, axes = rng.integers(0, SIZE, 2), rng.integers(5, 30, 2)
             start, span = rng.uniform(0, 360), rng.uniform(60, 200)
-            cv2.ellipse(image, centre.tolist(), axes.tolist(), rng.uniform(0, 180), start,
-                        start + span, _clutter_colour(rng).tolist(),
-                        int(rng.integers(1, 5)))  # fmt: skip
+            cv2.ellipse(
+                image,
+                centre.tolist(),
+                axes.tolist(),
+                rng.uniform(0, 180),
+                start,
+                start + span,
+                _clutter_colour(rng).tolist(),
+                int(rng.integers(1, 5)),
+            )
         else:
             if kind == 2:  # a wobbly blob
                 outline = _regular(24) * _wobble(rng)[:, None]

@@ -79,6 +79,11 @@ def prepare_voc_folder(
         files = list_folder(Path(folder), splits)
         identity = fingerprint(files, class_names, splits)
     return prepare(
-        VocFolder, name, data_dir, str(files.root), identity,
-        lambda journal: scan(files, class_names, journal), strict,
-    )  # fmt: skip
+        VocFolder,
+        name,
+        data_dir,
+        str(files.root),
+        identity,
+        lambda journal: scan(files, class_names, journal),
+        strict,
+    )

@@ -36,10 +36,27 @@ from scratchdet_jax.data.voc_xml import VocAnnotation, parse_annotation
 from scratchdet_jax.errors import UserError
 
 VOC_CLASSES = (
-    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
-    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train",
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "diningtable",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "pottedplant",
+    "sheep",
+    "sofa",
+    "train",
     "tvmonitor",
-)  # fmt: skip
+)
 
 _LABELLED_LINE = re.compile(r"\S+\s+(-1|0|1)")  # of per-class lists such as car_train.txt
 
@@ -132,13 +149,22 @@ def scan(
         reason = f"none of its {len(listed[split])} images can be used"
         defects.append(Defect.of(Kind.EMPTY_SPLIT, f"ImageSets/Main ({split})", reason))
         del splits[split]
-    names = _resolve_classes({o.name for i in images.values() for o in i.objects}, class_names,
-                             notes)  # fmt: skip
+    names = _resolve_classes(
+        {o.name for i in images.values() for o in i.objects}, class_names, notes
+    )
     contents = Contents(splits, dict.fromkeys(splits, files.root))
     report = Report(
-        name="", source="", directory="", fingerprint="", class_names=names, category_ids=None,
-        left_out=left_out, notes=notes, defects=defects, **statistics(splits, names),
-    )  # fmt: skip
+        name="",
+        source="",
+        directory="",
+        fingerprint="",
+        class_names=names,
+        category_ids=None,
+        left_out=left_out,
+        notes=notes,
+        defects=defects,
+        **statistics(splits, names),
+    )
     refuse_empty(str(files.root), contents, report)
     return contents, report
 
@@ -261,9 +287,12 @@ def _resolve_classes(
 
 
 def _prepared(
-    files: Folder, image_id: str, annotation: VocAnnotation, checked: Checked,
+    files: Folder,
+    image_id: str,
+    annotation: VocAnnotation,
+    checked: Checked,
     class_names: Sequence[str] | None,
-) -> tuple[PreparedImage | None, list[Defect]]:  # fmt: skip
+) -> tuple[PreparedImage | None, list[Defect]]:
     """The image with its usable objects (None: it cannot be used), and its defects."""
     path = files.images[image_id]
     filename = as_text(path.name)
@@ -278,10 +307,14 @@ def _prepared(
     objects, problems = _usable_objects(annotation, frame.size, class_names)
     defects += [Defect.of(kind, file, text) for kind, text in problems]
     image = PreparedImage(
-        path, checked.stamp, filename, image_id, checked.header.orientation,
+        path,
+        checked.stamp,
+        filename,
+        image_id,
+        checked.header.orientation,
         checked.header.displayed_size,
         [item._replace(box=turned(item.box, frame.orientation)) for item in objects],
-    )  # fmt: skip
+    )
     return image, defects
 
 
