@@ -1,7 +1,7 @@
 """Cost of a checkpoint: python benchmarks/checkpoint.py --config=configs/voc300.py.
 
 Saves the whole state (parameters, momentum, statistics; random numbers) of the model several times.
-``save`` returns when the arrays are copied, and training goes on; the rest is written in the
+`save` returns when the arrays are copied, and training goes on; the rest is written in the
 background. Also times what a start does: comparing the sums of all files, and restoring.
 """
 

@@ -2,7 +2,7 @@
 
 Counts the bytes that one update all-reduces, once from the parameters and the BatchNorm layers of
 the model and once from the collectives in the compiled step, and stops if they differ. The step is
-compiled for ``--devices`` CPU devices from shapes alone: no weights are made and nothing is run.
+compiled for `--devices` CPU devices from shapes alone: no weights are made and nothing is run.
 """
 
 import math
@@ -60,11 +60,11 @@ class Traffic(NamedTuple):
     """What one update all-reduces, in bytes on each device.
 
     Attributes:
-      gradients: of all parameters but the shared ones, and the sums of the loss.
-      shared: of biases whose gradient another one has too, and which XLA therefore sends once.
-      statistics: of BatchNorm over its span, forward and backward.
-      averages: of BatchNorm's running statistics over all devices, where the span is smaller.
-      norms: number of BatchNorm layers, over all accumulated parts.
+        gradients: of all parameters but the shared ones, and the sums of the loss.
+        shared: of biases whose gradient another one has too, and which XLA therefore sends once.
+        statistics: of BatchNorm over its span, forward and backward.
+        averages: of BatchNorm's running statistics over all devices, where the span is smaller.
+        norms: number of BatchNorm layers, over all accumulated parts.
     """
 
     gradients: int
@@ -80,7 +80,7 @@ class Traffic(NamedTuple):
 
 
 class Collective(NamedTuple):
-    """One collective operation of a compiled program; ``bytes`` of its result on one device."""
+    """One collective operation of a compiled program; `bytes` of its result on one device."""
 
     kind: str
     bytes: int
@@ -90,7 +90,7 @@ class Collective(NamedTuple):
 def expected_traffic(
     config: ml_collections.ConfigDict, variables: dict[str, Any], devices: int
 ) -> Traffic:
-    """What the step must reduce, from the shapes of ``params`` and ``batch_stats``.
+    """What the step must reduce, from the shapes of `params` and `batch_stats`.
 
     A BatchNorm of C channels whose span covers several devices reduces mean and mean square (2·C)
     going forward, and their cotangents (2·C) coming back; one whose span is not the whole batch
@@ -125,7 +125,7 @@ def expected_traffic(
 
 
 def array_bytes(shapes: str) -> int:
-    """Bytes of all arrays in an HLO shape such as ``f32[2,64]{1,0}`` or a tuple of them."""
+    """Bytes of all arrays in an HLO shape such as `f32[2,64]{1,0}` or a tuple of them."""
     return sum(
         math.prod(int(side) for side in sides.split(",") if side) * _ITEMSIZE[kind]
         for kind, sides in _ARRAY.findall(shapes)
@@ -199,7 +199,7 @@ def compile_step(config: ml_collections.ConfigDict, devices: int) -> tuple[str, 
 
 
 def use_cpu_devices(count: int) -> None:
-    """Gives this process ``count`` CPU devices; before JAX is first imported."""
+    """Gives this process `count` CPU devices; before JAX is first imported."""
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={count}"
 

@@ -1,9 +1,9 @@
 """One run in several layouts: python benchmarks/layouts.py --data_dir=data --layouts=1x1,2x4.
 
-Trains the detector of ``make demo`` on ``shapes`` for 30 steps in float32 and scores it, as
+Trains the detector of `make demo` on `shapes` for 30 steps in float32 and scores it, as
 PROCESSESxDEVICES real processes of so many CPU devices each on this machine, and prints how far
-losses and AP are from those of the first layout. ``--init_from=runs/shapes`` begins with what
-``make demo`` has trained, so that there is an AP to compare; a fresh detector amplifies any
+losses and AP are from those of the first layout. `--init_from=runs/shapes` begins with what
+`make demo` has trained, so that there is an AP to compare; a fresh detector amplifies any
 rounding tenfold a step at a recipe's rate (docs/results.md).
 """
 

@@ -64,7 +64,7 @@ def device_memory_mib(compiled: jax.stages.Compiled) -> float:
 
 
 def synthetic_batch(config: ml_collections.ConfigDict, count: int) -> dict[str, np.ndarray]:
-    """``count`` canvases of noise with 1 to 8 boxes each, as the loader would deliver them."""
+    """`count` canvases of noise with 1 to 8 boxes each, as the loader would deliver them."""
     rng = np.random.default_rng(config.seed)
     height, width = config.data.canvas
     slots = config.data.max_boxes
@@ -82,7 +82,7 @@ def synthetic_batch(config: ml_collections.ConfigDict, count: int) -> dict[str, 
 
 
 def report(title: str, rows: Sequence[tuple[str, object]], path: str | None) -> None:
-    """Prints a table of figures and writes it as JSON where ``path`` is given."""
+    """Prints a table of figures and writes it as JSON where `path` is given."""
     device = jax.devices()[0]
     rows = [
         ("device", f"{len(jax.devices())} x {device.device_kind}"),

@@ -2,7 +2,7 @@
 
 FILE is what benchmarks/collectives.py wrote with --json. Prints, in Markdown, the time of the
 step's reductions on rings of given bandwidth and latency against the time of its arithmetic, and
-the number of chips from which on they take more than ``--matters`` of it. Nothing is measured
+the number of chips from which on they take more than `--matters` of it. Nothing is measured
 here: bandwidths are makers' figures, latencies and the share of the peak are assumptions.
 """
 
@@ -28,10 +28,10 @@ class Network(NamedTuple):
     """A way to connect chips, and the chip assumed with it.
 
     Attributes:
-      name: what it is called.
-      bandwidth: bytes/s that one chip sends in one direction.
-      latency: seconds a hop.
-      peak: bfloat16 FLOP/s of the chip.
+        name: what it is called.
+        bandwidth: bytes/s that one chip sends in one direction.
+        latency: seconds a hop.
+        peak: bfloat16 FLOP/s of the chip.
     """
 
     name: str
@@ -77,7 +77,7 @@ def read_reductions(path: str) -> Reductions:
 
 
 def ring_seconds(size: float, chips: int, network: Network, operations: int = 1) -> float:
-    """Seconds of ring all-reduces of ``size`` bytes in all, one after another.
+    """Seconds of ring all-reduces of `size` bytes in all, one after another.
 
     Each sends 2 (n − 1) messages of 1/n of its bytes: 2 (n − 1) α + 2 (n − 1) / n · size / β.
     """
@@ -92,7 +92,7 @@ def tree_seconds(size: float, chips: int, network: Network, operations: int = 1)
 
 
 def threshold(seconds: Callable[[int], float], limit: float) -> str:
-    """The least power of two of chips, from 2 on, whose ``seconds`` exceed ``limit``."""
+    """The least power of two of chips, from 2 on, whose `seconds` exceed `limit`."""
     chips = 2
     while chips <= MOST_CHIPS:
         if seconds(chips) > limit:

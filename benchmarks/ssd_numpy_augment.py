@@ -19,14 +19,14 @@ def augment(
     """One training sample.
 
     Args:
-      rng: of this sample.
-      image: uint8 [h, w, 3] RGB.
-      boxes: float32 [n, 4], (ymin, xmin, ymax, xmax) in [0, 1].
-      labels: int32 [n].
-      side: S of the network's input, pixels.
+        rng: of this sample.
+        image: uint8 [h, w, 3] RGB.
+        boxes: float32 [n, 4], (ymin, xmin, ymax, xmax) in [0, 1].
+        labels: int32 [n].
+        side: S of the network's input, pixels.
 
     Returns:
-      float32 [3, S, S] with the mean subtracted; the boxes and labels that are left.
+        float32 [3, S, S] with the mean subtracted; the boxes and labels that are left.
     """
     height, width = image.shape[:2]
     pixels = _photometric(rng, image.astype(np.float32))

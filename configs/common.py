@@ -1,7 +1,7 @@
 """Every default of a run, with its meaning. A recipe starts from here and overrides.
 
-Override any field on the command line: ``--config.batch_size=256``,
-``--config.optimizer.learning_rate=0.02``, ``--config.model.extra_strides="(2,2,1,1)"``.
+Override any field on the command line: `--config.batch_size=256`,
+`--config.optimizer.learning_rate=0.02`, `--config.model.extra_strides="(2,2,1,1)"`.
 """
 
 from collections.abc import Iterable
@@ -13,7 +13,7 @@ from scratchdet_jax.errors import UserError
 
 
 def anchor_fields(name: str, **changes: tuple | bool) -> dict[str, tuple | bool]:
-    """The fields of ``config.anchors`` for a published specification (see anchors.py)."""
+    """The fields of `config.anchors` for a published specification (see anchors.py)."""
     fields = anchors.SPECIFICATIONS[name]._replace(**changes)._asdict()
     fields.pop("image_size")
     return fields

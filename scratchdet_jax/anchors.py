@@ -17,12 +17,12 @@ class AnchorSpecification(NamedTuple):
     """What defines the anchors of a detector; one entry a level in every tuple.
 
     Attributes:
-      image_size: side of the square input, in pixels.
-      min_percent: size of the small square anchor, in percent of `image_size`.
-      max_percent: the larger square anchor has the geometric mean of the min and max sizes.
-      aspect_ratios: width over height beside 1; each ratio r also gives 1/r.
-      steps: distance of neighbouring cells in pixels; () means image size over map size.
-      rounded: corners in whole pixels, as the authors' mmdetection release has them.
+        image_size: side of the square input, in pixels.
+        min_percent: size of the small square anchor, in percent of `image_size`.
+        max_percent: the larger square anchor has the geometric mean of the min and max sizes.
+        aspect_ratios: width over height beside 1; each ratio r also gives 1/r.
+        steps: distance of neighbouring cells in pixels; () means image size over map size.
+        rounded: corners in whole pixels, as the authors' mmdetection release has them.
     """
 
     image_size: int
@@ -78,15 +78,15 @@ def make_anchors(
     height = r, and one with 1/r.
 
     Args:
-      specification: the sizes, ratios and steps.
-      feature_sizes: the size of each level's feature map in cells, a side or (height, width).
+        specification: the sizes, ratios and steps.
+        feature_sizes: the size of each level's feature map in cells, a side or (height, width).
 
     Returns:
-      [A, 4] float32 (ymin, xmin, ymax, xmax) over the image size, not clipped, in the order level,
-      row, column, anchor in the cell.
+        [A, 4] float32 (ymin, xmin, ymax, xmax) over the image size, not clipped, in the order
+        level, row, column, anchor in the cell.
 
     Raises:
-      UserError: if the levels of the specification and of the model disagree, or a size is unfit.
+        UserError: if the levels of the specification and of the model disagree, or a size is unfit.
     """
     maps = [(m, m) if isinstance(m, int) else tuple(m) for m in feature_sizes]
     _check(specification, len(maps))

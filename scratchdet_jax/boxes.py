@@ -22,10 +22,10 @@ def to_cyxhw(boxes: jax.Array) -> jax.Array:
     """Turns corners into centre form.
 
     Args:
-      boxes: [..., 4], (ymin, xmin, ymax, xmax).
+        boxes: [..., 4], (ymin, xmin, ymax, xmax).
 
     Returns:
-      [..., 4], (centre y, centre x, height, width).
+        [..., 4], (centre y, centre x, height, width).
     """
     low, high = boxes[..., :2], boxes[..., 2:]
     return jnp.concatenate([(low + high) / 2, high - low], axis=-1)
@@ -35,10 +35,10 @@ def from_cyxhw(boxes_cyxhw: jax.Array) -> jax.Array:
     """Turns centre form into corners; the inverse of `to_cyxhw`.
 
     Args:
-      boxes_cyxhw: [..., 4], (centre y, centre x, height, width).
+        boxes_cyxhw: [..., 4], (centre y, centre x, height, width).
 
     Returns:
-      [..., 4], (ymin, xmin, ymax, xmax).
+        [..., 4], (ymin, xmin, ymax, xmax).
     """
     centre, half = boxes_cyxhw[..., :2], boxes_cyxhw[..., 2:] / 2
     return jnp.concatenate([centre - half, centre + half], axis=-1)
@@ -55,11 +55,11 @@ def iou(a: jax.Array, b: jax.Array) -> jax.Array:
     """Intersection over union of every pair (SSD's JaccardOverlap, normalised boxes).
 
     Args:
-      a: boxes [N, 4].
-      b: boxes [M, 4].
+        a: boxes [N, 4].
+        b: boxes [M, 4].
 
     Returns:
-      [N, M] in [0, 1]. A pair with an empty, swapped or non-finite box has overlap 0, never NaN.
+        [N, M] in [0, 1]. A pair with an empty, swapped or non-finite box has overlap 0, never NaN.
     """
     a, b = a[:, None], b[None, :]
     # Corner by corner: four [N, M] terms that fuse, where [N, M, 2] would waste a TPU's lanes.
@@ -85,13 +85,13 @@ def encode(
     ln(gh / ah), ln(gw / aw)), each divided by its variance.
 
     Args:
-      boxes: [..., 4] boxes.
-      anchors: [..., 4], the anchor of each box.
-      variances: of (cy, cx, h, w).
+        boxes: [..., 4] boxes.
+        anchors: [..., 4], the anchor of each box.
+        variances: of (cy, cx, h, w).
 
     Returns:
-      Offsets [..., 4] in the order (cy, cx, h, w); finite for finite boxes, also empty or swapped
-      ones, whose sides count as tiny.
+        Offsets [..., 4] in the order (cy, cx, h, w); finite for finite boxes, also empty or swapped
+        ones, whose sides count as tiny.
     """
     box, anchor = to_cyxhw(boxes), to_cyxhw(anchors)
     box_sides = jnp.maximum(box[..., 2:], _MIN_SIDE)
@@ -107,12 +107,12 @@ def decode(
     """Turns offsets back into boxes; the inverse of `encode`.
 
     Args:
-      offsets: [..., 4] in the order (cy, cx, h, w).
-      anchors: [..., 4], the anchor of each offset.
-      variances: of (cy, cx, h, w).
+        offsets: [..., 4] in the order (cy, cx, h, w).
+        anchors: [..., 4], the anchor of each offset.
+        variances: of (cy, cx, h, w).
 
     Returns:
-      Boxes [..., 4], not clipped to the image; finite for finite offsets.
+        Boxes [..., 4], not clipped to the image; finite for finite offsets.
     """
     anchor = to_cyxhw(anchors)
     anchor_sides = jnp.maximum(anchor[..., 2:], _MIN_SIDE)

@@ -16,7 +16,7 @@ from scratchdet_jax.training.preemption import Preempted
 
 
 def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> None:
-    """Runs ``main(argv)``; a UserError becomes one sentence on stderr and exit status 1."""
+    """Runs `main(argv)`; a UserError becomes one sentence on stderr and exit status 1."""
     arguments = list(sys.argv if argv is None else argv)
     quiet_libraries()
     try:
@@ -54,16 +54,16 @@ def parse_config(
 ) -> ml_collections.ConfigDict:
     """Parses the command line; every mistake is a UserError.
 
-    The other flags are afterwards in ``absl.flags.FLAGS``. The recipe is loaded first and the
+    The other flags are afterwards in `absl.flags.FLAGS`. The recipe is loaded first and the
     overrides are checked against it, so that an unknown field is named with its near misses
     before anything is built.
 
     Args:
-      argv: the command line with the program's name.
-      recipe: what the overrides apply to; by default the recipe file that ``--config`` names.
+        argv: the command line with the program's name.
+        recipe: what the overrides apply to; by default the recipe file that `--config` names.
 
     Returns:
-      The config with its overrides, locked.
+        The config with its overrides, locked.
     """
     if {"--help", "-h"} & set(argv):
         print(f"{sys.modules['__main__'].__doc__}\n{flags.FLAGS.main_module_help()}")
@@ -85,7 +85,7 @@ def parse_config(
 
 
 def load_recipe(path: str) -> ml_collections.ConfigDict:
-    """``get_config()`` of a recipe file; ``FILE.py:ARGUMENT`` passes it a string."""
+    """`get_config()` of a recipe file; `FILE.py:ARGUMENT` passes it a string."""
     file, separator, argument = path.partition(":")
     spec = importlib.util.spec_from_file_location("recipe", file)
     if spec is None or spec.loader is None or not Path(file).is_file():
@@ -114,7 +114,7 @@ def _known_recipes() -> str:
 
 
 def _take_flag(argv: Sequence[str], name: str) -> tuple[str | None, list[str]]:
-    """The value of ``--name`` and the command line without it."""
+    """The value of `--name` and the command line without it."""
     value, rest, arguments = None, [], iter(argv)
     for argument in arguments:
         flag, separator, text = argument.partition("=")
@@ -178,5 +178,5 @@ def _check_elements(name: str, default: object, value: object) -> None:
 
 
 def flag_value(argv: Sequence[str], name: str) -> str | None:
-    """The value of ``--name`` before the flags are parsed (it decides which config is loaded)."""
+    """The value of `--name` before the flags are parsed (it decides which config is loaded)."""
     return _take_flag(argv, name)[0]

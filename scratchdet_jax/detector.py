@@ -19,10 +19,10 @@ class Detector(NamedTuple):
     """The parts that training and evaluation share.
 
     Attributes:
-      model: Flax module; ``model.apply(variables, images, train)`` gives class logits [B, A, C+1]
-        and box offsets [B, A, 4].
-      anchors: float32 [A, 4], (ymin, xmin, ymax, xmax) normalised, not clipped.
-      class_names: names of the labels 1…C.
+        model: Flax module; `model.apply(variables, images, train)` gives class logits [B, A, C+1]
+            and box offsets [B, A, 4].
+        anchors: float32 [A, 4], (ymin, xmin, ymax, xmax) normalised, not clipped.
+        class_names: names of the labels 1…C.
     """
 
     model: nn.Module
@@ -33,12 +33,12 @@ class Detector(NamedTuple):
 def build_detector(
     config: ml_collections.ConfigDict, class_names: tuple[str, ...], axis_name: str | None = None
 ) -> Detector:
-    """Builds the model of ``config.model`` and the anchors of ``config.anchors``.
+    """Builds the model of `config.model` and the anchors of `config.anchors`.
 
     Args:
-      config: a run's config.
-      class_names: names of the labels 1…C.
-      axis_name: the mapped axis over which BatchNorm shares its statistics in training.
+        config: a run's config.
+        class_names: names of the labels 1…C.
+        axis_name: the mapped axis over which BatchNorm shares its statistics in training.
     """
     cells = anchors_per_cell(config.anchors.aspect_ratios)
     model = build_model(config.model, len(class_names), cells, axis_name)
@@ -48,12 +48,12 @@ def build_detector(
 
 
 def augment_options(config: ml_collections.ConfigDict) -> AugmentOptions:
-    """``config.augment``; an expanded image is filled with the colour that is subtracted."""
+    """`config.augment`; an expanded image is filled with the colour that is subtracted."""
     return AugmentOptions(**config.augment.to_dict(), mean=config.normalize.mean)
 
 
 def normalize(images: jax.Array, settings: ml_collections.ConfigDict) -> jax.Array:
-    """Pixels 0…255, RGB, to the network's input: (pixel − mean) / std (``config.normalize``)."""
+    """Pixels 0…255, RGB, to the network's input: (pixel − mean) / std (`config.normalize`)."""
     return (images - jnp.asarray(settings.mean)) / jnp.asarray(settings.std)
 
 
@@ -66,13 +66,13 @@ def detect(
     """Detections in a batch of normalised images.
 
     Args:
-      detector: the detector.
-      config: a run's config; ``config.eval`` holds the thresholds.
-      variables: ``params`` and ``batch_stats``.
-      images: float32 [B, S, S, 3], normalised.
+        detector: the detector.
+        config: a run's config; `config.eval` holds the thresholds.
+        variables: `params` and `batch_stats`.
+        images: float32 [B, S, S, 3], normalised.
 
     Returns:
-      Detections with boxes [B, K, 4], scores [B, K], labels [B, K].
+        Detections with boxes [B, K, 4], scores [B, K], labels [B, K].
     """
     class_logits, box_offsets = detector.model.apply(variables, images, train=False)
     probabilities = jax.nn.softmax(class_logits, axis=-1)

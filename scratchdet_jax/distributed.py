@@ -46,11 +46,11 @@ def explicit_settings(
     """The settings from flags or, where there is none, from the environment; None without any.
 
     Args:
-      given: values of the flags coordinator, num_processes and process_id, or None.
-      environment: variables, among them those of ``VARIABLES``.
+        given: values of the flags coordinator, num_processes and process_id, or None.
+        environment: variables, among them those of `VARIABLES`.
 
     Raises:
-      UserError: some are missing, or they make no sense.
+        UserError: some are missing, or they make no sense.
     """
     values = {
         name: given.get(name) if given.get(name) is not None else environment.get(variable)
@@ -109,10 +109,10 @@ def _on_cloud_tpu() -> bool:
 def start(argv: Sequence[str]) -> None:
     """Joins the processes of a run, by flags, environment or launcher; see docs/pods.md.
 
-    Must come before the first use of a device, so it reads ``argv`` before it is parsed.
+    Must come before the first use of a device, so it reads `argv` before it is parsed.
 
     Raises:
-      UserError: the settings are incomplete, or the others were not met in time.
+        UserError: the settings are incomplete, or the others were not met in time.
     """
     settings = explicit_settings({name: cli.flag_value(argv, name) for name in VARIABLES})
     wait = cli.flag_value(argv, "join_seconds") or str(JOIN_SECONDS)
@@ -183,14 +183,14 @@ def is_first() -> bool:
 
 
 def together(make: Callable[[], T], first_alone: bool = False) -> T:
-    """Runs ``make`` in every process; an error of one ends all.
+    """Runs `make` in every process; an error of one ends all.
 
     Args:
-      make: what may raise UserError, without communication between processes.
-      first_alone: the first process runs it before the others (who may find what it has written).
+        make: what may raise UserError, without communication between processes.
+        first_alone: the first process runs it before the others (who may find what it has written).
 
     Raises:
-      UserError: of this process, or the note that another one has failed.
+        UserError: of this process, or the note that another one has failed.
     """
     if jax.process_count() == 1:
         return make()
@@ -210,7 +210,7 @@ def together(make: Callable[[], T], first_alone: bool = False) -> T:
 
 
 def check_shared(folder: Path, flag: str) -> None:
-    """UserError unless every process sees the same ``folder``."""
+    """UserError unless every process sees the same `folder`."""
     if jax.process_count() == 1:
         return
     token = folder / f".shared-{os.getpid() if is_first() else ''}"

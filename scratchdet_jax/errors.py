@@ -13,7 +13,7 @@ class UserError(Exception):
 
 
 def writable_folder(path: Path, flag: str) -> Path:
-    """Makes a folder if it is missing; a UserError names ``flag`` if nothing can be written."""
+    """Makes a folder if it is missing; a UserError names `flag` if nothing can be written."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):

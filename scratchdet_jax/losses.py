@@ -14,9 +14,9 @@ class MultiBoxSums(NamedTuple):
     """Sums over the images given; float32 scalars.
 
     Attributes:
-      classification: cross-entropy of the positives and the mined negatives.
-      localization: smooth L1 of the four offsets of the positives.
-      positives: number of matched anchors.
+        classification: cross-entropy of the positives and the mined negatives.
+        localization: smooth L1 of the four offsets of the positives.
+        positives: number of matched anchors.
     """
 
     classification: jax.Array
@@ -38,14 +38,14 @@ def multibox_sums(
     through that choice.
 
     Args:
-      class_logits: [B, A, C + 1], class 0 is background.
-      box_offsets: [B, A, 4] predicted.
-      target_labels: int32 [B, A], 0 = negative.
-      target_offsets: [B, A, 4]; read only where the label is not 0.
-      negative_ratio: mined negatives for each positive.
+        class_logits: [B, A, C + 1], class 0 is background.
+        box_offsets: [B, A, 4] predicted.
+        target_labels: int32 [B, A], 0 = negative.
+        target_offsets: [B, A, 4]; read only where the label is not 0.
+        negative_ratio: mined negatives for each positive.
 
     Returns:
-      The sums; with no positive in the batch all are 0, and so are their gradients.
+        The sums; with no positive in the batch all are 0, and so are their gradients.
     """
     positive = target_labels > 0
     cross_entropy = softmax_cross_entropy(class_logits.astype(jnp.float32), target_labels)
@@ -85,12 +85,12 @@ def hard_negative_mask(losses: jax.Array, negatives: jax.Array, count: jax.Array
     sort and 40 ms for `lax.top_k`.
 
     Args:
-      losses: float32 [A].
-      negatives: bool [A], the anchors to choose from.
-      count: int32 scalar, how many are wanted.
+        losses: float32 [A].
+        negatives: bool [A], the anchors to choose from.
+        count: int32 scalar, how many are wanted.
 
     Returns:
-      bool [A] with min(count, number of negatives) marks; of equal losses the lower index wins.
+        bool [A] with min(count, number of negatives) marks; of equal losses the lower index wins.
     """
     count = jnp.minimum(count, jnp.sum(negatives, dtype=jnp.int32))
     keys = jnp.where(negatives, _ordered_bits(losses), 0)

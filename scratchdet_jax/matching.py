@@ -16,9 +16,9 @@ class Targets(NamedTuple):
     """What each of A anchors is trained towards.
 
     Attributes:
-      labels: int32 [A], class of the matched ground truth; 0 = negative.
-      offsets: float32 [A, 4], the ground truth encoded against the anchor; 0 where negative.
-      matched: int32 [A], index of the ground truth; -1 = negative.
+        labels: int32 [A], class of the matched ground truth; 0 = negative.
+        offsets: float32 [A, 4], the ground truth encoded against the anchor; 0 where negative.
+        matched: int32 [A], index of the ground truth; -1 = negative.
     """
 
     labels: jax.Array
@@ -37,13 +37,13 @@ def match(
     the lower anchor wins, then the lower ground truth.
 
     Args:
-      anchors: [A, 4].
-      boxes: [M, 4] ground truth, padded.
-      labels: int32 [M], 1..C; 0 = padding, never matched.
-      threshold: least IoU of the second stage.
+        anchors: [A, 4].
+        boxes: [M, 4] ground truth, padded.
+        labels: int32 [M], 1..C; 0 = padding, never matched.
+        threshold: least IoU of the second stage.
 
     Returns:
-      The targets of the A anchors.
+        The targets of the A anchors.
     """
     overlaps = jnp.where(labels[:, None] > 0, box_ops.iou(boxes, anchors), 0)  # [M, A]
     best_overlap, best_box = _max_and_argmax(overlaps, axis=0)
@@ -72,10 +72,10 @@ def _bipartite(overlaps: jax.Array) -> jax.Array:
     are as many as ground truths compete in a chain (a few), not as many as there are.
 
     Args:
-      overlaps: [M, A] IoU, 0 for padding.
+        overlaps: [M, A] IoU, 0 for padding.
 
     Returns:
-      int32 [M], the anchor of each ground truth; -1 where it has none.
+        int32 [M], the anchor of each ground truth; -1 where it has none.
     """
     rows, columns = overlaps.shape
     row_index = jnp.arange(rows, dtype=jnp.int32)

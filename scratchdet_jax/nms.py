@@ -15,9 +15,9 @@ class Detections(NamedTuple):
     """The detections of one image, best first, in K slots.
 
     Attributes:
-      boxes: float32 [K, 4], clipped to the image; 0 in empty slots.
-      scores: float32 [K], descending; 0 in empty slots.
-      labels: int32 [K], 1..C; 0 marks an empty slot. The empty slots come last.
+        boxes: float32 [K, 4], clipped to the image; 0 in empty slots.
+        scores: float32 [K], descending; 0 in empty slots.
+        labels: int32 [K], 1..C; 0 marks an empty slot. The empty slots come last.
     """
 
     boxes: jax.Array
@@ -45,15 +45,15 @@ def select_detections(
     an image at C = 80, n = 400), so a whole batch can be mapped at once.
 
     Args:
-      boxes: [A, 4], decoded.
-      class_probabilities: [A, C + 1], class 0 is background.
-      score_threshold: least score of a candidate.
-      iou_threshold: a candidate that overlaps a better one by more is suppressed.
-      candidates_per_class: most candidates of a class that enter the suppression.
-      max_detections: K.
+        boxes: [A, 4], decoded.
+        class_probabilities: [A, C + 1], class 0 is background.
+        score_threshold: least score of a candidate.
+        iou_threshold: a candidate that overlaps a better one by more is suppressed.
+        candidates_per_class: most candidates of a class that enter the suppression.
+        max_detections: K.
 
     Returns:
-      K slots of detections.
+        K slots of detections.
     """
     boxes = box_ops.clip(jnp.asarray(boxes, jnp.float32))
     scores = jnp.asarray(class_probabilities, jnp.float32)[:, 1:].T  # [C, A]
@@ -86,12 +86,12 @@ def nms_mask(boxes: jax.Array, valid: jax.Array, iou_threshold: float) -> jax.Ar
     random crowds of 400 boxes.
 
     Args:
-      boxes: [N, 4] sorted by score, best first.
-      valid: bool [N]; the others are neither kept nor suppress anything.
-      iou_threshold: boxes that overlap by more suppress.
+        boxes: [N, 4] sorted by score, best first.
+        valid: bool [N]; the others are neither kept nor suppress anything.
+        iou_threshold: boxes that overlap by more suppress.
 
     Returns:
-      bool [N], the boxes kept.
+        bool [N], the boxes kept.
     """
     spare = -boxes.shape[0] % _WORD
     before = jnp.arange(boxes.shape[0])[:, None] > jnp.arange(boxes.shape[0] + spare)

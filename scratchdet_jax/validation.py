@@ -50,7 +50,7 @@ SHARES = (
 
 
 def validate(config: ml_collections.ConfigDict, device_count: int) -> None:
-    """Raises UserError, naming the field, if ``config`` cannot run on so many devices."""
+    """Raises UserError, naming the field, if `config` cannot run on so many devices."""
     for name, choices in CHOICES.items():
         _require(
             get(config, name) in choices, name, f"one of {', '.join(map(str, choices))}", config

@@ -107,7 +107,7 @@ class Release(nn.Module):
 
 
 def randomise(model, images, seed):
-    """Random weights; statistics of BatchNorm near those of ``images``, as after training."""
+    """Random weights; statistics of BatchNorm near those of `images`, as after training."""
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
         if isinstance(module, nn.Conv2d):

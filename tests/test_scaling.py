@@ -18,7 +18,7 @@ NETWORK = Network("test", bandwidth=100.0, latency=0.5, peak=1.0)
 
 
 def play_ring(values: list[list[float]], network: Network, item: float) -> float:
-    """Sums n lists of n chunks of ``item`` bytes in place around a ring; the seconds it takes."""
+    """Sums n lists of n chunks of `item` bytes in place around a ring; the seconds it takes."""
     n, clock = len(values), 0.0
     for turn in range(2 * (n - 1)):
         for chip, value in [(c, values[c][(c - turn) % n]) for c in range(n)]:

@@ -29,7 +29,7 @@ def tiny_config(**overrides) -> ml_collections.ConfigDict:
 
 
 def random_variables(detector, image_size: int, rng: np.random.Generator) -> dict:
-    """Random ``params`` and ``batch_stats`` of a detector, without compiling its initialisation.
+    """Random `params` and `batch_stats` of a detector, without compiling its initialisation.
 
     Activations keep their size, and the statistics of BatchNorm are not trivial.
     """

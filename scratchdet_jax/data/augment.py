@@ -29,8 +29,8 @@ from scratchdet_jax.errors import UserError
 class AugmentOptions:
     """What to draw from; the defaults are SSD's. Hashable, so that it can be a static argument.
 
-    Made from ``**config.augment.to_dict()`` and the mean colour. A probability of 0 (for the
-    sampler: ``crop=False``) switches a part off.
+    Made from `**config.augment.to_dict()` and the mean colour. A probability of 0 (for the
+    sampler: `crop=False`) switches a part off.
     """
 
     photometric_probability: float = 0.5
@@ -181,13 +181,13 @@ def draw_crop(
     any does; the whole image and the free sample are always found. One of those found is taken.
 
     Args:
-      key: typed key.
-      boxes: float32 [M, 4], normalised to the (expanded) image.
-      valid: bool [M], boxes that count.
-      options: of these the ``crop_…`` fields.
+        key: typed key.
+        boxes: float32 [M, 4], normalised to the (expanded) image.
+        valid: bool [M], boxes that count.
+        options: of these the `crop_…` fields.
 
     Returns:
-      float32 [4], the crop, normalised to the (expanded) image.
+        float32 [4], the crop, normalised to the (expanded) image.
     """
     key_samples, key_choice = jax.random.split(key)
     minima = jnp.asarray(options.crop_min_ious, jnp.float32)
@@ -210,15 +210,15 @@ def draw_window(
     """Draws the expansion and the crop of one image, as one window.
 
     Args:
-      key: typed key.
-      size: int32 [2], height and width of the image.
-      boxes: float32 [M, 4], normalised to the image.
-      labels: int32 [M], 0 = padding.
-      options: what to draw from.
+        key: typed key.
+        size: int32 [2], height and width of the image.
+        boxes: float32 [M, 4], normalised to the image.
+        labels: int32 [M], 0 = padding.
+        options: what to draw from.
 
     Returns:
-      The window in whole pixels of the image, at least 1 × 1; rounded as in SSD (ExpandImage and
-      CropImage of its data transformer), where every conversion to int truncates.
+        The window in whole pixels of the image, at least 1 × 1; rounded as in SSD (ExpandImage and
+        CropImage of its data transformer), where every conversion to int truncates.
     """
     key_expand, key_ratio, key_place, key_crop = jax.random.split(key, 4)
     size = jnp.maximum(size, 1)
@@ -250,16 +250,16 @@ def place_boxes(
     is left after clipping; so padding, degenerate and non-finite boxes do not.
 
     Args:
-      boxes: float32 [M, 4], normalised to the image.
-      labels: int32 [M], 0 = padding.
-      ignore: bool [M].
-      size: int32 [2], height and width of the image.
-      window: in pixels of the image.
-      flip: bool scalar.
+        boxes: float32 [M, 4], normalised to the image.
+        labels: int32 [M], 0 = padding.
+        ignore: bool [M].
+        size: int32 [2], height and width of the image.
+        window: in pixels of the image.
+        flip: bool scalar.
 
     Returns:
-      Boxes normalised to the window, labels, ignore: in the same slots; a lost box has label 0,
-      coordinates 0 and ignore False.
+        Boxes normalised to the window, labels, ignore: in the same slots; a lost box has label 0,
+        coordinates 0 and ignore False.
     """
     origin = jnp.stack([window.top, window.left] * 2)
     extent = jnp.stack([window.height, window.width] * 2)
@@ -284,21 +284,21 @@ def augment(
     options: AugmentOptions,
     image_size: int,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """SSD's augmentation of one image; every draw comes from ``key``.
+    """SSD's augmentation of one image; every draw comes from `key`.
 
     Args:
-      key: typed key (``jax.random.key``), one per image.
-      image: uint8 [H, W, 3], RGB, padded.
-      size: int32 [2], height and width of the valid part.
-      boxes: float32 [M, 4], normalised to the valid part.
-      labels: int32 [M], 1…C; 0 = padding.
-      ignore: bool [M], difficult or crowd; treated like the others here.
-      options: what to draw from; static.
-      image_size: side S of the result; static.
+        key: typed key (`jax.random.key`), one per image.
+        image: uint8 [H, W, 3], RGB, padded.
+        size: int32 [2], height and width of the valid part.
+        boxes: float32 [M, 4], normalised to the valid part.
+        labels: int32 [M], 1…C; 0 = padding.
+        ignore: bool [M], difficult or crowd; treated like the others here.
+        options: what to draw from; static.
+        image_size: side S of the result; static.
 
     Returns:
-      Image float32 [S, S, 3] in 0…255, boxes [M, 4] normalised to it, labels [M] (0 where the box
-      was lost), ignore [M].
+        Image float32 [S, S, 3] in 0…255, boxes [M, 4] normalised to it, labels [M] (0 where the box
+        was lost), ignore [M].
     """
     key_colours, key_window, key_kernel, key_flip = jax.random.split(key, 4)
     colours = draw_colours(key_colours, options)

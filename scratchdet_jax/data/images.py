@@ -46,10 +46,10 @@ class ImageHeader(NamedTuple):
     """What an image file says of itself.
 
     Attributes:
-      format: Pillow's name of it, such as JPEG, PNG or WEBP.
-      size: (height, width) in pixels, as stored.
-      orientation: EXIF's, 1…8; 1 (as stored) where it is absent or nonsense. Of TIFF always 1:
-        its decoders make the turn themselves, and ``size`` is after it.
+        format: Pillow's name of it, such as JPEG, PNG or WEBP.
+        size: (height, width) in pixels, as stored.
+        orientation: EXIF's, 1…8; 1 (as stored) where it is absent or nonsense. Of TIFF always 1:
+            its decoders make the turn themselves, and `size` is after it.
     """
 
     format: str
@@ -58,7 +58,7 @@ class ImageHeader(NamedTuple):
 
     @property
     def displayed_size(self) -> tuple[int, int]:
-        """(height, width) after the turn that ``orientation`` asks for."""
+        """(height, width) after the turn that `orientation` asks for."""
         return _turned_size(self.size, self.orientation)
 
 
@@ -66,7 +66,7 @@ def read_header(encoded: bytes) -> ImageHeader:
     """Format, size and orientation; no pixel is decoded.
 
     Raises:
-      ValueError: no image, or one of more than MAX_PIXELS pixels.
+        ValueError: no image, or one of more than MAX_PIXELS pixels.
     """
     with _opened(encoded) as image:
         orientation = 1
@@ -81,11 +81,11 @@ def decode_image(encoded: bytes, orientation: int = 1) -> np.ndarray:
     """An encoded image as uint8 [h, w, 3], RGB.
 
     Args:
-      encoded: the file.
-      orientation: the turn to make, 1…8 as in EXIF. The file's own tag is not looked at.
+        encoded: the file.
+        orientation: the turn to make, 1…8 as in EXIF. The file's own tag is not looked at.
 
     Raises:
-      ValueError: the bytes are no image that can be decoded, or one of too many pixels.
+        ValueError: the bytes are no image that can be decoded, or one of too many pixels.
     """
     (height, width), _ = _size(encoded)
     with _memory_for(height * width):
@@ -106,15 +106,15 @@ def decode_to_canvas(
     in this sense, one is decoded at a time: at most MAX_PIXELS × 9 bytes (11) for all of them.
 
     Args:
-      encoded: the file.
-      canvas: (H, W) in pixels.
-      orientation: as in decode_image; the canvas holds the turned image.
+        encoded: the file.
+        canvas: (H, W) in pixels.
+        orientation: as in decode_image; the canvas holds the turned image.
 
     Returns:
-      uint8 [h, w, 3] RGB with h ≤ H and w ≤ W, and (height, width) of the whole image as turned.
+        uint8 [h, w, 3] RGB with h ≤ H and w ≤ W, and (height, width) of the whole image as turned.
 
     Raises:
-      ValueError: as decode_image.
+        ValueError: as decode_image.
     """
     stored, is_jpeg = _size(encoded)
     full = _turned_size(stored, orientation)
@@ -143,7 +143,7 @@ def check_whole(encoded: bytes) -> None:
     """Makes sure that an image goes on to its end and can be decoded.
 
     Raises:
-      ValueError: it cannot, or has too many pixels.
+        ValueError: it cannot, or has too many pixels.
     """
     with _opened(encoded) as image, _memory_for(image.height * image.width):
         flags = _FLAGS
@@ -161,14 +161,14 @@ def check_whole(encoded: bytes) -> None:
 
 
 def turn_boxes(boxes: np.ndarray, orientation: int) -> np.ndarray:
-    """Boxes of the stored frame in the frame after the turn of ``orientation`` (EXIF 1…8).
+    """Boxes of the stored frame in the frame after the turn of `orientation` (EXIF 1…8).
 
     Args:
-      boxes: [n, 4], (ymin, xmin, ymax, xmax) normalised to [0, 1].
-      orientation: 1…8.
+        boxes: [n, 4], (ymin, xmin, ymax, xmax) normalised to [0, 1].
+        orientation: 1…8.
 
     Returns:
-      [n, 4], likewise, in the turned frame.
+        [n, 4], likewise, in the turned frame.
     """
     ymin, xmin, ymax, xmax = np.moveaxis(np.asarray(boxes), -1, 0)
     if orientation >= 5:

@@ -43,7 +43,7 @@ class TrainingOrder(Sequence[int]):
         process_index: int = 0,
         process_count: int = 1,
     ) -> None:
-        """``count`` examples; the stream begins with global batch ``start_step``."""
+        """`count` examples; the stream begins with global batch `start_step`."""
         self._permutation = functools.lru_cache(2)(functools.partial(_permutation, count, seed))
         self._count = count
         self._batch_size, self._start_step = batch_size, start_step
@@ -75,7 +75,7 @@ class EvaluationOrder(Sequence[int]):
     def __init__(
         self, count: int, batch_size: int, process_index: int = 0, process_count: int = 1
     ) -> None:
-        """``count`` examples in the split."""
+        """`count` examples in the split."""
         self._count, self._batch_size = count, batch_size
         self._rows = batch_size // process_count
         self._first_row = process_index * self._rows
@@ -104,7 +104,7 @@ class _Rows:
         max_boxes: int,
         substituted: dict[int, str] | None = None,
     ) -> None:
-        """``rows`` of a batch are this process's; ``substituted`` as in train_batches."""
+        """`rows` of a batch are this process's; `substituted` as in train_batches."""
         # Handing over one row at a time would cost a tenth of its decoding.
         self.chunk = math.gcd(rows, 4)
         self._source, self._order, self._rows = source, order, rows
@@ -157,7 +157,7 @@ class _Rows:
         batch["id"][row] = index
 
     def _usable(self, index: int) -> tuple[int, Example, np.ndarray, tuple[int, int]]:
-        """The example at ``index``, decoded; by policy the next one that can be, and its index.
+        """The example at `index`, decoded; by policy the next one that can be, and its index.
 
         Which one it is depends on the data set alone, so it is the same for any number of
         processes and after a stop.
@@ -201,35 +201,35 @@ def train_batches(
     process_count: int = 1,
     substituted: dict[int, str] | None = None,
 ) -> Iterator[Batch]:
-    """Endless training batches, from global batch ``start_step`` on; see TrainingOrder.
+    """Endless training batches, from global batch `start_step` on; see TrainingOrder.
 
     Host memory: the batches that hold the next max(rows of this process, 8·threads) examples (two
-    where that is the rows), besides the one handed out; and what decoding ``threads`` images takes
+    where that is the rows), besides the one handed out; and what decoding `threads` images takes
     (three bytes for each of their pixels; see decode_to_canvas for large ones).
 
     Args:
-      source: the examples.
-      batch_size: global; this process gets batch_size / process_count consecutive rows.
-      canvas: (H, W) in pixels; larger images are reduced to fit, smaller ones are left alone.
-      max_boxes: slots M for boxes.
-      seed: of the order of the examples, 0 … 2³² − 1.
-      start_step: global batches to pass over.
-      threads: that read and decode; 0 = one for every core.
-      process_index: of this process.
-      process_count: of all processes; divides batch_size.
-      substituted: None stops at an image that cannot be read or decoded; a dictionary gets its
-        position and the reason, and the next image of the source takes its place.
+        source: the examples.
+        batch_size: global; this process gets batch_size / process_count consecutive rows.
+        canvas: (H, W) in pixels; larger images are reduced to fit, smaller ones are left alone.
+        max_boxes: slots M for boxes.
+        seed: of the order of the examples, 0 … 2³² − 1.
+        start_step: global batches to pass over.
+        threads: that read and decode; 0 = one for every core.
+        process_index: of this process.
+        process_count: of all processes; divides batch_size.
+        substituted: None stops at an image that cannot be read or decoded; a dictionary gets its
+            position and the reason, and the next image of the source takes its place.
 
     Yields:
-      image uint8 [b, H, W, 3] RGB, zero outside the valid part; size int32 [b, 2], height and
-      width of the valid part; original_size int32 [b, 2], before the reduction; boxes float32
-      [b, M, 4]; labels int32 [b, M]; ignore bool [b, M]; id int32 [b], position in the source.
-      The arrays are not to be written to: on CPU the device may be using them. Call ``close()`` on
-      the iterator to stop its threads.
+        image uint8 [b, H, W, 3] RGB, zero outside the valid part; size int32 [b, 2], height and
+        width of the valid part; original_size int32 [b, 2], before the reduction; boxes float32
+        [b, M, 4]; labels int32 [b, M]; ignore bool [b, M]; id int32 [b], position in the source.
+        The arrays are not to be written to: on CPU the device may be using them. Call `close()` on
+        the iterator to stop its threads.
 
     Raises:
-      UserError: sizes that do not fit together, an image that cannot be decoded, or one with
-        more than ``max_boxes`` boxes.
+        UserError: sizes that do not fit together, an image that cannot be decoded, or one with
+            more than `max_boxes` boxes.
     """
     rows = _rows(batch_size, process_index, process_count)
     if not 0 <= seed < 2**32:
@@ -240,7 +240,7 @@ def train_batches(
 
 
 def substitutes(config: ml_collections.ConfigDict) -> dict[int, str] | None:
-    """What ``train_batches`` takes as ``substituted`` by the policy ``config.data.on_error``."""
+    """What `train_batches` takes as `substituted` by the policy `config.data.on_error`."""
     return {} if config.data.on_error == "substitute" else None
 
 
@@ -278,15 +278,15 @@ def eval_batches(
 
 
 def to_device(batches: Iterable[Batch], put: Callable[[Batch], T], depth: int = 2) -> Iterator[T]:
-    """Applies ``put`` (the transfer) ahead of use.
+    """Applies `put` (the transfer) ahead of use.
 
     Args:
-      batches: of the host; closed when this iterator ends or is closed.
-      put: starts the transfer of a batch and returns without waiting for it.
-      depth: batches on the device at a time, the one handed out last included.
+        batches: of the host; closed when this iterator ends or is closed.
+        put: starts the transfer of a batch and returns without waiting for it.
+        depth: batches on the device at a time, the one handed out last included.
 
     Yields:
-      The results of ``put``, in order.
+        The results of `put`, in order.
     """
     ahead: collections.deque[T] = collections.deque()
     try:
@@ -358,7 +358,7 @@ def _empty_batch(image: np.ndarray, max_boxes: int) -> Batch:
 
 
 def _borrow(free: list[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
-    """A uint8 array that is not zeroed, in memory taken from ``free`` or, if there is none, new.
+    """A uint8 array that is not zeroed, in memory taken from `free` or, if there is none, new.
 
     Fresh memory would cost a tenth of the time of decoding, as the system zeroes it page by page.
     Memory begins at a multiple of 64 bytes, which JAX uses on CPU without copying it.

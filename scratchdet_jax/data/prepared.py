@@ -36,14 +36,14 @@ class PreparedSplit(NamedTuple):
     Safe to read from several threads.
 
     Attributes:
-      name: NAME[/CONFIG]:SPLIT, in messages.
-      unlabelled: the name of a split in it that is published without annotations, or "".
-      class_names: in the order of the labels.
-      category_ids: the original COCO category id of each label, or None.
-      keys: the features of its records, by their flat names, such as objects/bbox.
-      features: TFDS's description of them.
-      shards: the files, and how many records of each belong to it.
-      records: array_record's data source.
+        name: NAME[/CONFIG]:SPLIT, in messages.
+        unlabelled: the name of a split in it that is published without annotations, or "".
+        class_names: in the order of the labels.
+        category_ids: the original COCO category id of each label, or None.
+        keys: the features of its records, by their flat names, such as objects/bbox.
+        features: TFDS's description of them.
+        shards: the files, and how many records of each belong to it.
+        records: array_record's data source.
     """
 
     name: str
@@ -63,7 +63,7 @@ class PreparedSplit(NamedTuple):
         """The fields of a record by flat name, as TensorFlow's Example holds them.
 
         Raises:
-          UserError: the file is damaged.
+            UserError: the file is damaged.
         """
         try:
             return tf_example_pb2.Example.FromString(self.records[index]).features.feature
@@ -74,7 +74,7 @@ class PreparedSplit(NamedTuple):
         """A record as TFDS decodes it, pictures left encoded.
 
         Raises:
-          UserError: the file is damaged.
+            UserError: the file is damaged.
         """
         # Any other picture (COCO's panoptic maps, say) stays encoded too.
         decoders = {
@@ -101,13 +101,13 @@ def open_split(name: str, split: str, data_dir: str) -> PreparedSplit:
     """Opens a split, and looks whether its files are whole.
 
     Args:
-      name: NAME[/CONFIG].
-      split: in TFDS's split language.
-      data_dir: where prepared data sets lie.
+        name: NAME[/CONFIG].
+        split: in TFDS's split language.
+        data_dir: where prepared data sets lie.
 
     Raises:
-      UserError: the data set is missing, damaged, unreadable, stored as TFRecord or not of
-        detection, or the split is unknown or empty.
+        UserError: the data set is missing, damaged, unreadable, stored as TFRecord or not of
+            detection, or the split is unknown or empty.
     """
     directory = _newest_version(name, data_dir)
     builder = _open_builder(directory)

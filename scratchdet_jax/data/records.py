@@ -20,14 +20,14 @@ class Example(TypedDict):
     """One labelled image as stored.
 
     Attributes:
-      image: the encoded file (JPEG, PNG, …), as it was prepared.
-      orientation: 1…8, the turn of EXIF that makes it the image that the boxes refer to; 1, no
-        turn, where the data set does not say.
-      boxes: float32 [n, 4], (ymin, xmin, ymax, xmax) in [0, 1], each of positive area.
-      labels: int32 [n], 1…C.
-      ignore: bool [n], difficult (VOC) or crowd (COCO).
-      filename: name of the image file.
-      image_id: the data set's own id, or the file name without its ending.
+        image: the encoded file (JPEG, PNG, …), as it was prepared.
+        orientation: 1…8, the turn of EXIF that makes it the image that the boxes refer to; 1, no
+            turn, where the data set does not say.
+        boxes: float32 [n, 4], (ymin, xmin, ymax, xmax) in [0, 1], each of positive area.
+        labels: int32 [n], 1…C.
+        ignore: bool [n], difficult (VOC) or crowd (COCO).
+        filename: name of the image file.
+        image_id: the data set's own id, or the file name without its ending.
     """
 
     image: bytes
@@ -61,15 +61,15 @@ class DetectionSource:
     Safe to read from several threads; pickled as its spec and opened again on unpickling.
 
     Attributes:
-      spec: what was asked for, ``NAME[/CONFIG]:SPLIT[@DIR][,…]``.
-      data_dir: where the prepared data sets lie, but for parts with a DIR of their own.
-      class_names: label i is ``class_names[i - 1]``.
-      category_ids: the original COCO category id of each label; None where the data set has none,
-        or where its parts have different ones.
+        spec: what was asked for, `NAME[/CONFIG]:SPLIT[@DIR][,…]`.
+        data_dir: where the prepared data sets lie, but for parts with a DIR of their own.
+        class_names: label i is `class_names[i - 1]`.
+        category_ids: the original COCO category id of each label; None where the data set has none,
+            or where its parts have different ones.
     """
 
     def __init__(self, spec: str, data_dir: str | Path) -> None:
-        """Opens ``spec``; see open_source."""
+        """Opens `spec`; see open_source."""
         self.spec, self.data_dir = spec, str(data_dir)
         self._parts = [_open_part(part, self.data_dir) for part in parse_spec(spec)]
         first = self._parts[0]
@@ -134,10 +134,10 @@ class DetectionSource:
         Reads no further than the first box.
 
         Args:
-          field: of the config that names the data, in the message.
+            field: of the config that names the data, in the message.
 
         Raises:
-          UserError: a part is published without annotations, or no image has a box.
+            UserError: a part is published without annotations, or no image has a box.
         """
         advice = (
             "it can be predicted on (eval.py --config.eval.metric=none), but neither trained on "
@@ -204,19 +204,19 @@ def open_source(spec: str, data_dir: str | Path) -> DetectionSource:
     """Opens data sets prepared with TFDS as ArrayRecord files.
 
     Args:
-      spec: ``NAME[/CONFIG]:SPLIT[@DIR]``, or several joined by commas; SPLIT in TFDS's split
-        language, DIR where that part lies if not in ``data_dir``: ``shapes:train``,
-        ``voc/2007:train+validation,voc/2012:train+validation@/disk/tfds``,
-        ``voc_folder/cells:train[:80%]``. ``shapes`` is made at first use. A comma always ends a
-        part, and the first @ begins its DIR, which may hold further @ and colons: TFDS's split
-        language has neither comma nor @, and a directory with a comma in its name can only be
-        given as ``data_dir`` (or by a link of another name).
-      data_dir: TFDS's data_dir.
+        spec: `NAME[/CONFIG]:SPLIT[@DIR]`, or several joined by commas; SPLIT in TFDS's split
+            language, DIR where that part lies if not in `data_dir`: `shapes:train`,
+            `voc/2007:train+validation,voc/2012:train+validation@/disk/tfds`,
+            `voc_folder/cells:train[:80%]`. `shapes` is made at first use. A comma always ends a
+            part, and the first @ begins its DIR, which may hold further @ and colons: TFDS's split
+            language has neither comma nor @, and a directory with a comma in its name can only be
+            given as `data_dir` (or by a link of another name).
+        data_dir: TFDS's data_dir.
 
     Raises:
-      UserError: a data set is missing or stored as TFRecord (the sentence names the command that
-        helps), damaged or unreadable, a split is unknown or empty, the features are not those of
-        detection, or the classes of joined data sets differ.
+        UserError: a data set is missing or stored as TFRecord (the sentence names the command that
+            helps), damaged or unreadable, a split is unknown or empty, the features are not those
+            of detection, or the classes of joined data sets differ.
     """
     return DetectionSource(spec, data_dir)
 
@@ -225,7 +225,7 @@ def parse_spec(spec: str) -> list[SpecPart]:
     """The parts of a spec, which open_source explains.
 
     Raises:
-      UserError: a part is not of the form NAME[/CONFIG]:SPLIT[@DIR].
+        UserError: a part is not of the form NAME[/CONFIG]:SPLIT[@DIR].
     """
     parts = []
     for text in spec.split(","):
@@ -254,7 +254,7 @@ def _example(part: PreparedSplit, position: int, fields: Any) -> Example:
     """A record as an example, boxes clipped, nothing left out yet.
 
     Raises:
-      ValueError, IndexError, KeyError, OverflowError: it lacks something or contradicts itself.
+        ValueError, IndexError, KeyError, OverflowError: it lacks something or contradicts itself.
     """
     labels = np.fromiter(_values(fields, "objects/label", "int64_list"), np.int32) + np.int32(1)
     boxes = np.fromiter(_values(fields, "objects/bbox", "float_list"), np.float32)

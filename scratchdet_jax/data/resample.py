@@ -1,8 +1,8 @@
 """Cut a window out of an image and resample it, as two matrix products.
 
-A separable resampling of an [H, W, 3] image to [S, S, 3] is ``rows @ image @ columns.T`` with one
+A separable resampling of an [H, W, 3] image to [S, S, 3] is `rows @ image @ columns.T` with one
 dense [S, H] and one [S, W] weight matrix, which is what a matrix unit is best at. The weights
-follow OpenCV's ``resize`` (modules/imgproc/src/resize.cpp): half-pixel centres, taps clamped to
+follow OpenCV's `resize` (modules/imgproc/src/resize.cpp): half-pixel centres, taps clamped to
 the border of the window, no antialiasing but for area. All positions are exact integer ratios.
 """
 
@@ -48,9 +48,9 @@ def _lanczos(distance: jax.Array) -> jax.Array:
 def _interpolation_taps(
     kernel: jax.Array | int, out_size: int, length: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """First source pixel int32 [S] and coefficients float32 [S, 8] at ``_TAPS`` around it.
+    """First source pixel int32 [S] and coefficients float32 [S, 8] at `_TAPS` around it.
 
-    ``area`` means here what OpenCV does under that name when it does not shrink: a linear
+    `area` means here what OpenCV does under that name when it does not shrink: a linear
     interpolation with the position measured from pixel edges.
     """
     cell = jnp.arange(out_size)
@@ -99,18 +99,18 @@ def axis_weights(
     """Weights that resample a window of one axis.
 
     Args:
-      kernel: index into ``KERNELS``, may be traced.
-      out_size: number S of output pixels.
-      start: first pixel of the window, may be negative.
-      length: pixels in the window (at least 1), may reach beyond the image.
-      valid: image pixels along the axis; everything past them gets weight 0.
-      canvas_size: pixels of the padded canvas along the axis.
-      shrinks: whether the window is at least S pixels long on **both** axes; only then OpenCV's
-        INTER_AREA averages, else it interpolates linearly.
+        kernel: index into `KERNELS`, may be traced.
+        out_size: number S of output pixels.
+        start: first pixel of the window, may be negative.
+        length: pixels in the window (at least 1), may reach beyond the image.
+        valid: image pixels along the axis; everything past them gets weight 0.
+        canvas_size: pixels of the padded canvas along the axis.
+        shrinks: whether the window is at least S pixels long on **both** axes; only then OpenCV's
+            INTER_AREA averages, else it interpolates linearly.
 
     Returns:
-      float32 [S, canvas_size]. Taps outside the window are clamped to its border; a row sums to 1
-      less the weight that falls outside the image.
+        float32 [S, canvas_size]. Taps outside the window are clamped to its border; a row sums to 1
+        less the weight that falls outside the image.
     """
     start, length = jnp.asarray(start), jnp.maximum(length, 1)
     base, coefficients = _interpolation_taps(kernel, out_size, length)
@@ -132,22 +132,22 @@ def resample(
     image_size: int,
     fill: jax.Array,
 ) -> jax.Array:
-    """Cuts a window out of an image set in an endless plane of colour ``fill``, and resizes it.
+    """Cuts a window out of an image set in an endless plane of colour `fill`, and resizes it.
 
     Equal to pasting the valid image on a canvas of that colour, cropping the window at whole
-    pixels and calling ``cv2.resize``: the colour is subtracted, so that outside the image there is
-    0, and added back at the end. Pixels of the padding (beyond ``size``) never count.
+    pixels and calling `cv2.resize`: the colour is subtracted, so that outside the image there is
+    0, and added back at the end. Pixels of the padding (beyond `size`) never count.
 
     Args:
-      image: float32 [H, W, 3] in 0…255.
-      size: int32 [2], height and width of the valid part.
-      window: what to cut.
-      kernel: index into ``KERNELS``.
-      image_size: side S of the result.
-      fill: float32 [3].
+        image: float32 [H, W, 3] in 0…255.
+        size: int32 [2], height and width of the valid part.
+        window: what to cut.
+        kernel: index into `KERNELS`.
+        image_size: side S of the result.
+        fill: float32 [3].
 
     Returns:
-      float32 [S, S, 3], clipped to 0…255 (cubic and Lanczos overshoot; OpenCV saturates).
+        float32 [S, S, 3], clipped to 0…255 (cubic and Lanczos overshoot; OpenCV saturates).
     """
     height, width = image.shape[:2]
     shrinks = (window.height >= image_size) & (window.width >= image_size)
@@ -164,12 +164,12 @@ def resize(image: jax.Array, size: jax.Array, image_size: int) -> jax.Array:
     """Resizes the valid part of a padded image bilinearly, as evaluation does.
 
     Args:
-      image: uint8 [H, W, 3], padded.
-      size: int32 [2], height and width of the valid part.
-      image_size: side S of the result.
+        image: uint8 [H, W, 3], padded.
+        size: int32 [2], height and width of the valid part.
+        image_size: side S of the result.
 
     Returns:
-      float32 [S, S, 3] in 0…255; what OpenCV's INTER_LINEAR gives before rounding.
+        float32 [S, S, 3] in 0…255; what OpenCV's INTER_LINEAR gives before rounding.
     """
     zero = jnp.zeros((), jnp.int32)
     window = Window(zero, zero, size[0], size[1])

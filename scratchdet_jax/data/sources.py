@@ -1,4 +1,4 @@
-"""From ``config.data`` to an opened data set, preparing a user's own folder at first use."""
+"""From `config.data` to an opened data set, preparing a user's own folder at first use."""
 
 from pathlib import Path
 
@@ -10,13 +10,13 @@ from scratchdet_jax.errors import UserError
 
 
 def open_split(settings: ml_collections.ConfigDict, field: str) -> DetectionSource:
-    """Opens ``config.data.train`` or ``config.data.eval`` (``field``).
+    """Opens `config.data.train` or `config.data.eval` (`field`).
 
-    With ``config.data.folder`` set, the field names a split of that folder, which is prepared
-    into ``config.data.dir`` at first use.
+    With `config.data.folder` set, the field names a split of that folder, which is prepared
+    into `config.data.dir` at first use.
 
     Raises:
-      UserError: nothing is named, or the data set or split does not exist.
+        UserError: nothing is named, or the data set or split does not exist.
     """
     spec = settings[field]
     if not spec:

@@ -12,11 +12,11 @@ class VocObject(NamedTuple):
     """One annotated object.
 
     Attributes:
-      name: its class.
-      box_pixels: (ymin, xmin, ymax, xmax) as written, or None where it cannot be read.
-      is_difficult: the flag; False where absent.
-      is_truncated: the flag; False where absent.
-      problem: why ``box_pixels`` is None, or which flag cannot be read; "" if all is well.
+        name: its class.
+        box_pixels: (ymin, xmin, ymax, xmax) as written, or None where it cannot be read.
+        is_difficult: the flag; False where absent.
+        is_truncated: the flag; False where absent.
+        problem: why `box_pixels` is None, or which flag cannot be read; "" if all is well.
     """
 
     name: str
@@ -37,9 +37,9 @@ def parse_annotation(data: bytes) -> VocAnnotation:
     """Reads one annotation.
 
     Raises:
-      ValueError: it is not well-formed XML, is no VOC annotation, is nested absurdly, or declares
-        a document type or entities (which VOC files never do, and which can make a small file
-        expand without end).
+        ValueError: it is not well-formed XML, is no VOC annotation, is nested absurdly, or declares
+            a document type or entities (which VOC files never do, and which can make a small file
+            expand without end).
     """
     root = _parse(data)
     if root.tag != "annotation":

@@ -31,9 +31,9 @@ class Defect(NamedTuple):
     """Something wrong with a box as it is stored.
 
     Attributes:
-      kind: in words.
-      image: index of the image in the census.
-      detail: which box, and its numbers.
+        kind: in words.
+        image: index of the image in the census.
+        detail: which box, and its numbers.
     """
 
     kind: str
@@ -47,18 +47,18 @@ class Census(NamedTuple):
     An image that is in several splits (trainval, say) occurs several times.
 
     Attributes:
-      class_names: label i is class_names[i − 1].
-      split_names: names of the splits.
-      split: int32 [N], index into split_names.
-      position: int32 [N], in the split.
-      content: int32 [N], the same number for the same bytes.
-      filenames: [N].
-      sizes: int32 [N, 2], height and width as displayed; 0 where the header cannot be read.
-      turned: bool [N], whether an EXIF turn is made.
-      distinct: bool [N], the one occurrence that stands for a file name with its bytes.
-      table: the usable boxes, as they are trained on; its sizes are the images' own.
-      defects: of the boxes as stored, of distinct images.
-      unreadable: [(image, reason)], headers that cannot be read, of distinct images.
+        class_names: label i is class_names[i − 1].
+        split_names: names of the splits.
+        split: int32 [N], index into split_names.
+        position: int32 [N], in the split.
+        content: int32 [N], the same number for the same bytes.
+        filenames: [N].
+        sizes: int32 [N, 2], height and width as displayed; 0 where the header cannot be read.
+        turned: bool [N], whether an EXIF turn is made.
+        distinct: bool [N], the one occurrence that stands for a file name with its bytes.
+        table: the usable boxes, as they are trained on; its sizes are the images' own.
+        defects: of the boxes as stored, of distinct images.
+        unreadable: [(image, reason)], headers that cannot be read, of distinct images.
     """
 
     class_names: tuple[str, ...]
@@ -79,9 +79,9 @@ class Closer(NamedTuple):
     """What decoding showed of some images.
 
     Attributes:
-      images: int64 [n], their indices in the census.
-      signatures: by image, of those that can be decoded.
-      broken: [(image, reason)], those that cannot be decoded whole.
+        images: int64 [n], their indices in the census.
+        signatures: by image, of those that can be decoded.
+        broken: [(image, reason)], those that cannot be decoded whole.
     """
 
     images: np.ndarray
@@ -198,8 +198,8 @@ def box_defects(boxes: np.ndarray, labels: np.ndarray) -> list[tuple[str, str]]:
     """What is wrong with the boxes of one image, as stored: (kind, detail).
 
     Args:
-      boxes: float [n, 4], (ymin, xmin, ymax, xmax), normalised, unchecked.
-      labels: int [n], 1…C; others are no class.
+        boxes: float [n, 4], (ymin, xmin, ymax, xmax), normalised, unchecked.
+        labels: int [n], 1…C; others are no class.
     """
     found = []
     for i, (box, label) in enumerate(zip(boxes, labels, strict=True)):
@@ -228,7 +228,7 @@ def box_defects(boxes: np.ndarray, labels: np.ndarray) -> list[tuple[str, str]]:
 
 
 def ordered_map(function: Callable[[T], R], items: Sequence[T], threads: int = 0) -> Iterator[R]:
-    """``map`` on threads, in order, a few items ahead of the consumer; 0 threads = one a core."""
+    """`map` on threads, in order, a few items ahead of the consumer; 0 threads = one a core."""
     if hasattr(os, "sched_getaffinity"):  # not on macOS
         threads = threads or len(os.sched_getaffinity(0))
     threads = threads or os.cpu_count() or 1
@@ -280,8 +280,8 @@ def _distinct(split_sizes: list[int], identities: list[tuple[str, int]]) -> np.n
     """Marks one occurrence of each image, that in the smallest split: train rather than trainval.
 
     Args:
-      split_sizes: [N], images in the split of each occurrence.
-      identities: [N], file name and content.
+        split_sizes: [N], images in the split of each occurrence.
+        identities: [N], file name and content.
     """
     chosen: dict[tuple[str, int], int] = {}
     for i in np.argsort(split_sizes, kind="stable").tolist():

@@ -23,16 +23,16 @@ def bars_svg(
     """Bars, and a line of steps over them.
 
     Args:
-      edges: [n + 1], rising.
-      bars: [n], shares from 0 to 1; NaN is left out.
-      line: [n], likewise, or None.
-      title: read out in place of the picture.
-      ticks: value and text of the labels under the axis.
-      marks: value and text of dashed vertical lines.
-      log: whether the axis is logarithmic.
+        edges: [n + 1], rising.
+        bars: [n], shares from 0 to 1; NaN is left out.
+        line: [n], likewise, or None.
+        title: read out in place of the picture.
+        ticks: value and text of the labels under the axis.
+        marks: value and text of dashed vertical lines.
+        log: whether the axis is logarithmic.
 
     Returns:
-      An <svg> element.
+        An <svg> element.
     """
     bars = [0.0 if math.isnan(share) else share for share in bars]
     line = [0.0 if math.isnan(share) else share for share in line or ()]

@@ -33,11 +33,11 @@ class Overlap(NamedTuple):
     """Images that two splits share, byte for byte.
 
     Attributes:
-      first: name of a split.
-      second: name of another.
-      shared: number of distinct images.
-      contained: "first" if all of the first lies in the second, "second", "both" or "".
-      by_design: a split that is made of others (trainval = train + val) contains them.
+        first: name of a split.
+        second: name of another.
+        shared: number of distinct images.
+        contained: "first" if all of the first lies in the second, "second", "both" or "".
+        by_design: a split that is made of others (trainval = train + val) contains them.
     """
 
     first: str

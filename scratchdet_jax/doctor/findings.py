@@ -21,10 +21,10 @@ class Finding(NamedTuple):
     """One finding.
 
     Attributes:
-      severity: one of SEVERITIES.
-      weight: about the share of images, boxes or classes concerned; ranks within a severity.
-      text: what was found, a sentence.
-      advice: what to do; may be empty.
+        severity: one of SEVERITIES.
+        weight: about the share of images, boxes or classes concerned; ranks within a severity.
+        text: what was found, a sentence.
+        advice: what to do; may be empty.
     """
 
     severity: str

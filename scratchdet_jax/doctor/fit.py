@@ -34,12 +34,12 @@ class Levels(NamedTuple):
     """The anchors of a recipe, level by level.
 
     Attributes:
-      anchors: float32 [A, 4], normalised, not clipped.
-      ends: for each level, the index after its last anchor.
-      sizes: (min, max) size in pixels of the network input.
-      maps: (height, width) of the feature map.
-      ratios: width over height beside 1, each with its inverse.
-      image_size: side S of the network input.
+        anchors: float32 [A, 4], normalised, not clipped.
+        ends: for each level, the index after its last anchor.
+        sizes: (min, max) size in pixels of the network input.
+        maps: (height, width) of the feature map.
+        ratios: width over height beside 1, each with its inverse.
+        image_size: side S of the network input.
     """
 
     anchors: np.ndarray
@@ -54,11 +54,11 @@ class BoxTable(NamedTuple):
     """The boxes of N images, one after the other.
 
     Attributes:
-      boxes: float32 [K, 4], normalised.
-      labels: int32 [K], 1…C.
-      ignore: bool [K], difficult or crowd.
-      starts: int64 [N + 1]; image i has the boxes starts[i] … starts[i + 1] − 1.
-      sizes: int32 [N, 2], height and width in pixels on the canvas.
+        boxes: float32 [K, 4], normalised.
+        labels: int32 [K], 1…C.
+        ignore: bool [K], difficult or crowd.
+        starts: int64 [N + 1]; image i has the boxes starts[i] … starts[i + 1] − 1.
+        sizes: int32 [N, 2], height and width in pixels on the canvas.
     """
 
     boxes: np.ndarray
@@ -72,13 +72,13 @@ class Fit(NamedTuple):
     """How the anchors meet K boxes.
 
     Attributes:
-      boxes: float32 [K, 4], as the anchors see them.
-      labels: int32 [K].
-      source: int64 [K], index in the table.
-      best: float32 [K, L], the best IoU with an anchor of each level.
-      positives: int32 [K], anchors trained towards the box (SSD's matching).
-      reaching: int32 [K], how many of those reach the IoU of the recipe; where this is 0 the
-        box is trained by the bipartite match alone.
+        boxes: float32 [K, 4], as the anchors see them.
+        labels: int32 [K].
+        source: int64 [K], index in the table.
+        best: float32 [K, L], the best IoU with an anchor of each level.
+        positives: int32 [K], anchors trained towards the box (SSD's matching).
+        reaching: int32 [K], how many of those reach the IoU of the recipe; where this is 0 the
+            box is trained by the bipartite match alone.
     """
 
     boxes: np.ndarray
@@ -93,16 +93,16 @@ class FitSummary(NamedTuple):
     """Shares of the boxes, in [0, 1]; NaN where there is no box.
 
     Attributes:
-      count: boxes.
-      reached: whose best IoU over all levels reaches the threshold.
-      reached_by_level: the same for each level's anchors alone, [L].
-      home: whose best anchor, over all levels, lies on the level, [L].
-      forced: trained by the bipartite match alone.
-      untrained: no anchor at all is trained towards them.
-      anchors_per_box: mean number of anchors trained towards a box.
-      count_by_class: boxes of each class, [C].
-      reached_by_class: over all levels, [C].
-      reached_by_class_and_level: [C][L].
+        count: boxes.
+        reached: whose best IoU over all levels reaches the threshold.
+        reached_by_level: the same for each level's anchors alone, [L].
+        home: whose best anchor, over all levels, lies on the level, [L].
+        forced: trained by the bipartite match alone.
+        untrained: no anchor at all is trained towards them.
+        anchors_per_box: mean number of anchors trained towards a box.
+        count_by_class: boxes of each class, [C].
+        reached_by_class: over all levels, [C].
+        reached_by_class_and_level: [C][L].
     """
 
     count: int
@@ -127,7 +127,7 @@ class WhatIf(NamedTuple):
 
 
 def make_levels(config: ml_collections.ConfigDict, **changes: tuple) -> Levels:
-    """The anchors of ``config``; ``changes`` replace fields of ``config.anchors``."""
+    """The anchors of `config`; `changes` replace fields of `config.anchors`."""
     specification = AnchorSpecification(
         image_size=config.image_size, **(config.anchors.to_dict() | changes)
     )
@@ -180,16 +180,16 @@ def fit_augmented(
     The draw d of image i is that of training for the seed, step d and position i.
 
     Args:
-      levels: the anchors.
-      table: the boxes; all of them guide the sampler, as in training.
-      threshold: IoU from which an anchor is positive.
-      options: of the augmentation.
-      seed: of the run.
-      draws: times that each image is augmented.
-      keep_ignored: whether ignored boxes are trained on, and so measured.
+        levels: the anchors.
+        table: the boxes; all of them guide the sampler, as in training.
+        threshold: IoU from which an anchor is positive.
+        options: of the augmentation.
+        seed: of the run.
+        draws: times that each image is augmented.
+        keep_ignored: whether ignored boxes are trained on, and so measured.
 
     Returns:
-      The fit of all boxes left in all draws, and int32 [draws, N]: boxes left in each image.
+        The fit of all boxes left in all draws, and int32 [draws, N]: boxes left in each image.
     """
     parts, left = [], np.zeros((draws, len(table.sizes)), np.int32)
     for draw in range(draws):
@@ -246,10 +246,10 @@ def what_if(
     level's max size. At p = 10 these are the published sizes for VOC.
 
     Args:
-      config: a run's config.
-      boxes: float32 [K, 4].
-      augmented: float32 [K', 4].
-      first_percents: the sizes p to try; those that do not fit the recipe are passed over.
+        config: a run's config.
+        boxes: float32 [K, 4].
+        augmented: float32 [K', 4].
+        first_percents: the sizes p to try; those that do not fit the recipe are passed over.
     """
     count, last = len(config.anchors.min_percent), config.anchors.max_percent[-1]
     outcomes = []

@@ -52,16 +52,16 @@ def make_report(
     """Measures all that has been read.
 
     Args:
-      dataset: as the user named it.
-      recipe: see there.
-      levels: the anchors.
-      census: of all records.
-      closer: of the images decoded.
-      before: the anchors' fit to boxes of the census's table (`source` is the index there).
-      after: the same after augmentation.
-      boxes_left: int [draws, images], boxes that augmentation left of images that had some.
-      alternatives: other anchor sizes.
-      prepared: what preparation left out or repaired, by kind.
+        dataset: as the user named it.
+        recipe: see there.
+        levels: the anchors.
+        census: of all records.
+        closer: of the images decoded.
+        before: the anchors' fit to boxes of the census's table (`source` is the index there).
+        after: the same after augmentation.
+        boxes_left: int [draws, images], boxes that augmentation left of images that had some.
+        alternatives: other anchor sizes.
+        prepared: what preparation left out or repaired, by kind.
     """
     distinct = np.flatnonzero(census.distinct)
     on_distinct = census.distinct[image_of_box(census.table)]

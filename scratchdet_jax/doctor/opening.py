@@ -18,9 +18,9 @@ class Opened(NamedTuple):
     """A data set that is open.
 
     Attributes:
-      splits: by the name that they have in the report.
-      training: what training would read: the whole spec, or the split "train" or the first.
-      prepared: what preparing found, by kind; empty where no report was kept.
+        splits: by the name that they have in the report.
+        training: what training would read: the whole spec, or the split "train" or the first.
+        prepared: what preparing found, by kind; empty where no report was kept.
     """
 
     splits: dict[str, DetectionSource]
@@ -29,12 +29,12 @@ class Opened(NamedTuple):
 
 
 def open_dataset(dataset: str, data_dir: str) -> Opened:
-    """Opens ``NAME[/CONFIG]``, all its splits, or a spec as in ``config.data.train``.
+    """Opens `NAME[/CONFIG]`, all its splits, or a spec as in `config.data.train`.
 
     The parts of a spec that are joined by + count as splits of their own.
 
     Raises:
-      UserError: the data set or a split does not exist; see open_source.
+        UserError: the data set or a split does not exist; see open_source.
     """
     if ":" not in dataset:
         if dataset == "shapes":

@@ -42,14 +42,14 @@ def photo(example: Example, caption: str, side: int, box: int | None = None) -> 
     """An image with its boxes in their classes' colours, ignored ones in grey.
 
     Args:
-      example: of a source.
-      caption: beneath.
-      side: of the square that it is reduced or enlarged to fit, in pixels.
-      box: if given, only this box is drawn, in its class's colour, and the picture is a part of
-        the image around it.
+        example: of a source.
+        caption: beneath.
+        side: of the square that it is reduced or enlarged to fit, in pixels.
+        box: if given, only this box is drawn, in its class's colour, and the picture is a part of
+            the image around it.
 
     Returns:
-      None if the image cannot be decoded.
+        None if the image cannot be decoded.
     """
     canvas = (4 * side, 4 * side) if box is not None else (2 * side, 2 * side)
     try:
@@ -90,12 +90,12 @@ def training_samples(
     draws are those of that step. Pixels are shown before the mean is subtracted.
 
     Args:
-      source: the training split.
-      config: a run's config.
-      count: of samples.
+        source: the training split.
+        config: a run's config.
+        count: of samples.
 
     Returns:
-      The samples with boxes and class names; images that cannot be decoded are left out.
+        The samples with boxes and class names; images that cannot be decoded are left out.
     """
     order = TrainingOrder(len(source), config.seed, config.batch_size)
     options, size = augment_options(config), config.image_size

@@ -29,7 +29,7 @@ class SplitCounts(NamedTuple):
 class ClassCounts(NamedTuple):
     """One class over all distinct images; sizes are sqrt(area) in pixels of the network input.
 
-    ``below_smallest`` and ``tiny`` are shares: of boxes smaller than the smallest anchor, and than
+    `below_smallest` and `tiny` are shares: of boxes smaller than the smallest anchor, and than
     one cell of the finest feature map.
     """
 
@@ -59,9 +59,9 @@ class Histogram(NamedTuple):
     """Counts between edges, [n + 1] and [n].
 
     Attributes:
-      edges: rising.
-      counts: as annotated; what lies outside is counted at the end next to it.
-      after: the same after augmentation, or None.
+        edges: rising.
+        counts: as annotated; what lies outside is counted at the end next to it.
+        after: the same after augmentation, or None.
     """
 
     edges: list[float]
@@ -73,9 +73,9 @@ class ReachBySize(NamedTuple):
     """Share of the boxes of each size that reach an anchor, NaN where there is none.
 
     Attributes:
-      edges: of sqrt(area) in pixels of the network input, [n + 1].
-      before: [n].
-      after: [n], after augmentation.
+        edges: of sqrt(area) in pixels of the network input, [n + 1].
+        before: [n].
+        after: [n], after augmentation.
     """
 
     edges: list[float]

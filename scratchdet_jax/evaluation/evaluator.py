@@ -25,9 +25,9 @@ class Evaluation(NamedTuple):
     """A scored split.
 
     Attributes:
-      results: "mAP" and "AP" by class; for COCO also its other figures.
-      detections: by image id, in pixels of the original image.
-      ground_truth: by image id, likewise.
+        results: "mAP" and "AP" by class; for COCO also its other figures.
+        detections: by image id, in pixels of the original image.
+        ground_truth: by image id, likewise.
     """
 
     results: dict[str, Any]
@@ -45,7 +45,7 @@ class Evaluator:
         mapping: DeviceMapping,
         source: DetectionSource,
     ) -> None:
-        """``config.eval`` says how; ``source`` is the split."""
+        """`config.eval` says how; `source` is the split."""
         self._config, self._detector, self._source = config, detector, source
         self._mapping = mapping
         self._ids = [source.image_id(i) for i in range(len(source))]
@@ -68,8 +68,8 @@ class Evaluator:
         """Detections, ground truth and average precision of the whole split.
 
         Args:
-          variables: of the detector.
-          on_batch: is called at the end of every batch.
+            variables: of the detector.
+            on_batch: is called at the end of every batch.
         """
         detections: dict[str, ImageDetections] = {}
         ground_truth: dict[str, ImageGroundTruth] = {}
@@ -158,12 +158,12 @@ class Evaluator:
 
 
 def to_image_detections(found: Detections, row: int, original_size: np.ndarray) -> ImageDetections:
-    """Row ``row`` of a batch's detections, empty slots removed, in pixels of the original image.
+    """Row `row` of a batch's detections, empty slots removed, in pixels of the original image.
 
     Args:
-      found: NumPy arrays, boxes [B, K, 4], scores and labels [B, K].
-      row: which image.
-      original_size: its height and width in pixels, [2].
+        found: NumPy arrays, boxes [B, K, 4], scores and labels [B, K].
+        row: which image.
+        original_size: its height and width in pixels, [2].
     """
     used = found.labels[row] > 0
     scale = np.tile(np.asarray(original_size, np.float64), 2)

@@ -30,9 +30,9 @@ class Scale(NamedTuple):
     """One pass of the network.
 
     Attributes:
-      size: side of the square input, in pixels.
-      flip: whether the input is mirrored left–right (and the boxes back).
-      keep: "small" or "large" objects only, or "" for all.
+        size: side of the square input, in pixels.
+        flip: whether the input is mirrored left–right (and the boxes back).
+        keep: "small" or "large" objects only, or "" for all.
     """
 
     size: int
@@ -41,13 +41,13 @@ class Scale(NamedTuple):
 
 
 def parse_scales(entries: Sequence[int | str]) -> tuple[Scale, ...]:
-    """The scales that ``config.eval.multiscale`` names.
+    """The scales that `config.eval.multiscale` names.
 
     An entry is SIZE, then f for a flip, then :small or :large, such as 300, "300f" or "512f:small".
     One text may hold several joined by +, which needs no quotes on a command line.
 
     Raises:
-      UserError: an entry is none, or one comes twice.
+        UserError: an entry is none, or one comes twice.
     """
     scales = []
     for entry in entries:
@@ -66,14 +66,14 @@ def parse_scales(entries: Sequence[int | str]) -> tuple[Scale, ...]:
 
 
 def anchors_at(config: ml_collections.ConfigDict, detector: Detector, size: int) -> np.ndarray:
-    """The detector's anchors for an input of ``size`` pixels, float32 [A, 4].
+    """The detector's anchors for an input of `size` pixels, float32 [A, 4].
 
     Anchor sizes are percentages, so they follow the input. Of the steps, one that is its map's
     stride in the network stays; another (SSD's 100 and 300) keeps the share of the image that its
     cells span.
 
     Raises:
-      UserError: the network or the anchors have no cell left at this size.
+        UserError: the network or the anchors have no cell left at this size.
     """
     trained = config.image_size
     if size == trained:
@@ -96,9 +96,9 @@ def anchors_at(config: ml_collections.ConfigDict, detector: Detector, size: int)
 def make_scale_step(
     config: ml_collections.ConfigDict, detector: Detector, scale: Scale
 ) -> Callable[[Any, dict[str, jax.Array]], Detections]:
-    """A function ``(variables, batch) → Detections`` [B, K] of one scale, boxes of the true image.
+    """A function `(variables, batch) → Detections` [B, K] of one scale, boxes of the true image.
 
-    The batch holds ``image`` uint8 [B, H, W, 3] and ``size`` int32 [B, 2].
+    The batch holds `image` uint8 [B, H, W, 3] and `size` int32 [B, 2].
     """
     detector = detector._replace(anchors=anchors_at(config, detector, scale.size))
 
@@ -130,13 +130,13 @@ def merge_scales(
     """Merges the detections of all scales of a batch, on the host.
 
     Args:
-      found: of each scale, NumPy arrays [B, K, …].
-      scales: the scales, in the same order.
-      original_sizes: [B, 2] height and width in pixels, in which objects are small or large.
-      settings: ``config.eval``.
+        found: of each scale, NumPy arrays [B, K, …].
+        scales: the scales, in the same order.
+        original_sizes: [B, 2] height and width in pixels, in which objects are small or large.
+        settings: `config.eval`.
 
     Returns:
-      NumPy arrays [B, max_detections, …].
+        NumPy arrays [B, max_detections, …].
     """
     merged = []
     for row, pixels in enumerate(original_sizes):
@@ -166,8 +166,8 @@ def kept_by_size(
 ) -> np.ndarray:
     """Which boxes [K, 4] a scale keeps, bool [K].
 
-    ":small" keeps a box whose shorter side is below ``multiscale_small`` pixels of the original
-    image, ":large" one whose longer side is above ``multiscale_large``.
+    ":small" keeps a box whose shorter side is below `multiscale_small` pixels of the original
+    image, ":large" one whose longer side is above `multiscale_large`.
     """
     sides = (boxes[:, 2:] - boxes[:, :2]) * pixels
     if scale.keep == "small":
@@ -189,14 +189,14 @@ def merge_image(
     score stays. Equal scores keep the order of the input.
 
     Args:
-      found: [N], in any order; label 0 is an empty slot.
-      origin: int [N], the scale that each came from.
-      iou_threshold: for absorbing.
-      vote: box voting instead of plain NMS.
-      max_detections: K.
+        found: [N], in any order; label 0 is an empty slot.
+        origin: int [N], the scale that each came from.
+        iou_threshold: for absorbing.
+        vote: box voting instead of plain NMS.
+        max_detections: K.
 
     Returns:
-      K slots, best first, empty ones last.
+        K slots, best first, empty ones last.
     """
     used = np.flatnonzero(found.labels > 0)
     used = used[np.argsort(-found.scores[used], kind="stable")]

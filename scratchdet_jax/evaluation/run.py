@@ -56,7 +56,7 @@ def load_detector(run: Run, config: ml_collections.ConfigDict) -> tuple[Detector
 
 
 def evaluate_run(run: Run, config: ml_collections.ConfigDict, output: Path) -> Evaluation:
-    """Scores a run on ``config.data.eval`` and writes figures and detections to ``output``.
+    """Scores a run on `config.data.eval` and writes figures and detections to `output`.
 
     Writes results.json, the VOC files comp4_det_<split>_<class>.txt and coco_results.json.
     """

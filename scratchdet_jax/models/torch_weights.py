@@ -38,10 +38,10 @@ class Imported(NamedTuple):
     """A model's variables with those of a checkpoint in them.
 
     Attributes:
-      variables: ``params`` and ``batch_stats``, NumPy arrays.
-      source: "mmdetection" or "torchvision".
-      taken: (our name, PyTorch's name, shape) of what was copied.
-      initial: names of what the checkpoint does not cover and keeps its initial value.
+        variables: `params` and `batch_stats`, NumPy arrays.
+        source: "mmdetection" or "torchvision".
+        taken: (our name, PyTorch's name, shape) of what was copied.
+        initial: names of what the checkpoint does not cover and keeps its initial value.
     """
 
     variables: dict[str, Any]
@@ -54,11 +54,11 @@ def convert(state: Mapping[str, np.ndarray], initial: Mapping[str, Any]) -> Impo
     """Puts a PyTorch state dict into a model's variables.
 
     Args:
-      state: arrays by PyTorch's names, as ``state_dict()`` gives them.
-      initial: ``params`` and ``batch_stats`` of the model, built for this checkpoint.
+        state: arrays by PyTorch's names, as `state_dict()` gives them.
+        initial: `params` and `batch_stats` of the model, built for this checkpoint.
 
     Raises:
-      UserError: the format is neither of the two, or names or shapes differ; lists them.
+        UserError: the format is neither of the two, or names or shapes differ; lists them.
     """
     state = {
         name.removeprefix("module."): np.asarray(value)
@@ -164,7 +164,7 @@ def _resnet_name(path: Name, last: str) -> str:
 
 
 def _layer(name: str, after: int) -> str:
-    """conv1 → conv1, norm1 → bn1 (numbers begin ``after`` later), projection → downsample.0."""
+    """conv1 → conv1, norm1 → bn1 (numbers begin `after` later), projection → downsample.0."""
     if name.startswith("projection"):
         return f"downsample.{int(name.endswith('_norm'))}"
     kind, number = re.fullmatch(r"(conv|norm)(\d)", name).groups()
@@ -188,7 +188,7 @@ def _only_in_detectors(part: str) -> bool:
 
 
 def _layout(name: Name, found: np.ndarray) -> np.ndarray:
-    """A PyTorch array in the layout of our variable ``name``."""
+    """A PyTorch array in the layout of our variable `name`."""
     if name[1] in ("fc6", "fc7") and found.shape[0] == 4096:
         found = _decimate(name, found)
     if name[1] == "head" and name[3].startswith("box_"):  # (x, y, w, h) for each anchor

@@ -38,11 +38,11 @@ class Row(NamedTuple):
     """A row of the tables.
 
     Attributes:
-      key: names its runs' folders.
-      title: as the table calls it.
-      rate: one of RATES.
-      fields: what it changes in the shapes recipe, by dotted name.
-      published: the paper's mAP on VOC07 test, as a text.
+        key: names its runs' folders.
+        title: as the table calls it.
+        rate: one of RATES.
+        fields: what it changes in the shapes recipe, by dotted name.
+        published: the paper's mAP on VOC07 test, as a text.
     """
 
     key: str

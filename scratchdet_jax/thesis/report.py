@@ -22,11 +22,11 @@ class Outcome(NamedTuple):
     """What one run came to; a diverged run counts as AP 0.
 
     Attributes:
-      ap50: COCO's AP at IoU 0.5.
-      ap_small: COCO's AP of boxes below 32² pixels.
-      diverged_at: the step at which the run was stopped, or None.
-      gradient_norm: mean over the second half of the run; None if it diverged.
-      fluctuation: mean change of the gradient's norm from step to step, over that mean; likewise.
+        ap50: COCO's AP at IoU 0.5.
+        ap_small: COCO's AP of boxes below 32² pixels.
+        diverged_at: the step at which the run was stopped, or None.
+        gradient_norm: mean over the second half of the run; None if it diverged.
+        fluctuation: mean change of the gradient's norm from step to step, over that mean; likewise.
     """
 
     ap50: float
@@ -59,7 +59,7 @@ def read_outcome(workdir: Path, steps: int) -> Outcome | None:
 
 
 def compare(above: Sequence[float], below: Sequence[float]) -> tuple[str, float, float | None]:
-    """Whether ``above`` scores above ``below``: the verdict, the difference, and its noise.
+    """Whether `above` scores above `below`: the verdict, the difference, and its noise.
 
     The noise is the half width of the 95 % interval of the difference of means (Student's t,
     pooled variance); a difference within it shows neither order. One seed has no noise to compare
@@ -81,7 +81,7 @@ def compare(above: Sequence[float], below: Sequence[float]) -> tuple[str, float,
 
 
 def judge(ordering: Ordering, outcomes: Outcomes) -> tuple[str, float, float | None] | None:
-    """``compare`` of an ordering's rows; None if one of them has no finished run."""
+    """`compare` of an ordering's rows; None if one of them has no finished run."""
 
     def values(keys: tuple[str, ...]) -> list[float]:
         series = [

@@ -71,14 +71,14 @@ def examine(
     """Measures a data set.
 
     Args:
-      dataset: its name on the command line.
-      opened: its splits.
-      config: a run's config.
-      most_images: if there are more, so many are drawn, the same in every run, for all that needs
-        decoding or anchors.
+        dataset: its name on the command line.
+        opened: its splits.
+        config: a run's config.
+        most_images: if there are more, so many are drawn, the same in every run, for all that needs
+            decoding or anchors.
 
     Returns:
-      The report with its findings, and the census it rests on.
+        The report with its findings, and the census it rests on.
     """
     levels = make_levels(config)
     census = take_census(opened.splits, config.data.threads)

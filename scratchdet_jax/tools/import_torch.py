@@ -38,10 +38,10 @@ _CLASSES = {len(names): names for names in (VOC_CLASSES, coco_classes.NAMES)}
 def read_state_dict(path: Path) -> dict[str, np.ndarray]:
     """The arrays of a PyTorch checkpoint by name; nothing in the file is executed.
 
-    A file may hold the state dict itself or, as mmdetection's do, under ``state_dict``.
+    A file may hold the state dict itself or, as mmdetection's do, under `state_dict`.
 
     Raises:
-      UserError: PyTorch is not installed, or the file is no checkpoint of plain tensors.
+        UserError: PyTorch is not installed, or the file is no checkpoint of plain tensors.
     """
     try:
         import torch
@@ -68,15 +68,15 @@ def read_state_dict(path: Path) -> dict[str, np.ndarray]:
 def import_run(
     state: dict[str, np.ndarray], config: ml_collections.ConfigDict, workdir: Path
 ) -> Imported:
-    """Writes a run of the weights ``state`` at step 0.
+    """Writes a run of the weights `state` at step 0.
 
     Args:
-      state: arrays by PyTorch's names.
-      config: the recipe that the weights belong to.
-      workdir: of the new run.
+        state: arrays by PyTorch's names.
+        config: the recipe that the weights belong to.
+        workdir: of the new run.
 
     Raises:
-      UserError: the weights do not fit the recipe, or ``workdir`` holds a run.
+        UserError: the weights do not fit the recipe, or `workdir` holds a run.
     """
     writable_folder(workdir, "--workdir")
     checkpoints = Checkpoints(workdir)

@@ -35,11 +35,11 @@ class Walk(NamedTuple):
     """What a walk along the gradient met; arrays have one value a step size [n].
 
     Attributes:
-      loss: at the start.
-      gradient_norm: ‖g‖₂ at the start.
-      losses: at x − ηg.
-      gradient_changes: ‖g(x − ηg) − g(x)‖₂ (Santurkar et al.'s gradient predictiveness).
-      smoothness: that over ‖ηg‖₂; the largest of them is the effective β-smoothness.
+        loss: at the start.
+        gradient_norm: ‖g‖₂ at the start.
+        losses: at x − ηg.
+        gradient_changes: ‖g(x − ηg) − g(x)‖₂ (Santurkar et al.'s gradient predictiveness).
+        smoothness: that over ‖ηg‖₂; the largest of them is the effective β-smoothness.
     """
 
     loss: float
@@ -54,7 +54,7 @@ def make_walk(
 ) -> Callable[[Any, Any, Sequence[float]], Walk]:
     """A function (params, inputs, step_sizes) → Walk.
 
-    ``loss_and_gradient`` takes (params, inputs), and is compiled once for all walks. A loss that
+    `loss_and_gradient` takes (params, inputs), and is compiled once for all walks. A loss that
     overflows on the way is reported as it is (inf or NaN).
     """
 
@@ -81,7 +81,7 @@ def make_walk(
 def measure_run(
     run: Run, step_sizes: Sequence[float], batches: int, data_dir: str | None = None
 ) -> list[Walk]:
-    """Walks from a checkpoint, one for each of the next ``batches`` batches of its training.
+    """Walks from a checkpoint, one for each of the next `batches` batches of its training.
 
     A batch is what BatchNorm sees at once on one device: batch_size / accumulate_steps images,
     augmented as the run would augment them; the loss is that of training, in training mode.

@@ -1,7 +1,7 @@
 """Prepares data sets: python -m scratchdet_jax.tools.prepare {voc,coco,shapes} [options].
 
-``voc`` checks a folder in VOC layout and prepares it as voc_folder/NAME; ``coco`` does so with COCO
-annotation files and their images, as coco_folder/NAME; ``shapes`` makes the embedded data set
+`voc` checks a folder in VOC layout and prepares it as voc_folder/NAME; `coco` does so with COCO
+annotation files and their images, as coco_folder/NAME; `shapes` makes the embedded data set
 (which training does by itself at first use). A run that was killed is taken up by the same command.
 """
 

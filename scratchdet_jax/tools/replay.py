@@ -41,11 +41,11 @@ def examine(replay: Replay, part: int = 0) -> dict[str, Any]:
     """One part of the step's batch, quantity by quantity.
 
     Returns:
-      "inputs": count of what is not finite in the augmented images and the targets;
-      "activations": (layer, count) in the order of the forward pass, every layer;
-      "classification", "localization": the loss's sums by image, [B];
-      "positives": likewise; "gradient_norms": by array; "gradients": ``bad`` of them;
-      "statistics": ``bad`` of BatchNorm's new statistics.
+        "inputs": count of what is not finite in the augmented images and the targets;
+        "activations": (layer, count) in the order of the forward pass, every layer;
+        "classification", "localization": the loss's sums by image, [B];
+        "positives": likewise; "gradient_norms": by array; "gradients": `bad` of them;
+        "statistics": `bad` of BatchNorm's new statistics.
     """
     config = replay.recipe.config
     detector = build_detector(config, replay.recipe.class_names, AXIS)

@@ -127,7 +127,7 @@ def _layers(detector: Detector, image_size: int) -> tuple[Layer, ...]:
 
 
 def _layer_of(path: Sequence[str]) -> str:
-    """The layer that the module at ``path`` belongs to: its block, or itself with its norm."""
+    """The layer that the module at `path` belongs to: its block, or itself with its norm."""
     if len(path) > 1:
         return "/".join(path[:-1])
     return path[0].removesuffix("_norm").removesuffix("_l2")

@@ -37,7 +37,7 @@ def train_row(row: Row, seed: int, images: int, output: Path, data_dir: str) -> 
     """Trains one run to its end, unless it is there already; goes on with a stopped one.
 
     Raises:
-      UserError: the folder holds another run, or training failed otherwise than by diverging.
+        UserError: the folder holds another run, or training failed otherwise than by diverging.
     """
     config = run_config(row, seed, images, data_dir)
     workdir, steps = run_folder(output, row, seed), number_of_steps(config)

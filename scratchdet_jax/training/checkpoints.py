@@ -43,16 +43,16 @@ class _Preserved:
 
 
 class Checkpoints:
-    """The checkpoints under ``workdir/checkpoints``, one directory a step.
+    """The checkpoints under `workdir/checkpoints`, one directory a step.
 
     Saving is asynchronous: the arrays are copied to the host, then written in the background into
     a temporary directory, which gets checksums and is renamed when complete; so a killed run leaves
-    no half checkpoint. The last ``keep`` steps and the one with the highest mAP are kept. A save
-    that fails (a full disk) is told and harms nothing: see ``wait``.
+    no half checkpoint. The last `keep` steps and the one with the highest mAP are kept. A save
+    that fails (a full disk) is told and harms nothing: see `wait`.
     """
 
     def __init__(self, workdir: Path, keep: int = 1, read_only: bool = False) -> None:
-        """Opens the directory; ``read_only`` neither creates nor deletes anything."""
+        """Opens the directory; `read_only` neither creates nor deletes anything."""
         self.directory = Path(workdir).absolute() / "checkpoints"
         if read_only and not self.directory.is_dir():
             raise UserError(
@@ -90,7 +90,7 @@ class Checkpoints:
         return self.latest_step if best is None else best
 
     def best_of(self, steps: Sequence[int]) -> int | None:
-        """The one of ``steps`` with the highest mAP, the later of equals; None without any."""
+        """The one of `steps` with the highest mAP, the later of equals; None without any."""
         scored = {s: score for s in steps if (score := self._score(s)) is not None}
         return max(scored, key=lambda step: (scored[step], step)) if scored else None
 
@@ -100,7 +100,7 @@ class Checkpoints:
         Newer ones that are damaged are moved aside, each with a sentence on stderr.
 
         Raises:
-          UserError: all are damaged (then none is moved).
+            UserError: all are damaged (then none is moved).
         """
         damaged = []
         for step in sorted(self._steps(), reverse=True):
@@ -125,14 +125,14 @@ class Checkpoints:
         score: float | None = None,
         progress: dict[str, Any] | None = None,
     ) -> None:
-        """Starts writing ``state``; waits for the save before.
+        """Starts writing `state`; waits for the save before.
 
         Args:
-          step: updates made.
-          state: what is written; its buffers may be reused once this returns.
-          recipe: how it was trained.
-          score: the mAP, if it is known already; see ``set_score``.
-          progress: anything else that a resumed run needs, as JSON knows it.
+            step: updates made.
+            state: what is written; its buffers may be reused once this returns.
+            recipe: how it was trained.
+            score: the mAP, if it is known already; see `set_score`.
+            progress: anything else that a resumed run needs, as JSON knows it.
         """
         about = {
             "config": json.loads(recipe.config.to_json_best_effort()),
@@ -174,17 +174,17 @@ class Checkpoints:
         return (self.directory / str(step) / SCORE).exists() or self._score(step) is not None
 
     def restore(self, step: int, like: TrainState) -> TrainState:
-        """The state of ``step``, laid out (shape, type, sharding) as ``like`` is.
+        """The state of `step`, laid out (shape, type, sharding) as `like` is.
 
         Raises:
-          UserError: its arrays are others, or it cannot be read.
+            UserError: its arrays are others, or it cannot be read.
         """
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         self._check_shapes(step, like)
         return self._restore(step, state=ocp.args.StandardRestore(abstract))["state"]
 
     def restore_variables(self, step: int, like: Any) -> Any:
-        """``params`` and ``batch_stats`` of ``step`` alone, laid out as ``like`` is."""
+        """`params` and `batch_stats` of `step` alone, laid out as `like` is."""
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         arguments = ocp.args.PyTreeRestore(
             item=abstract,
@@ -197,18 +197,18 @@ class Checkpoints:
             )
 
     def recipe(self, step: int) -> Recipe:
-        """Config and class names that ``step`` was trained with."""
+        """Config and class names that `step` was trained with."""
         about = self._about(step)
         return Recipe(
             ml_collections.ConfigDict(tuples(about["config"])), tuple(about["class_names"])
         )
 
     def progress(self, step: int) -> dict[str, Any] | None:
-        """What ``save`` was given as ``progress``."""
+        """What `save` was given as `progress`."""
         return self._about(step).get("progress")
 
     def find(self, which: str) -> int:
-        """The step that ``which`` names: "best", "latest" or a number."""
+        """The step that `which` names: "best", "latest" or a number."""
         steps = sorted(self._steps())
         if not steps:
             raise UserError(f"there is no checkpoint in {self.directory}: train first")
@@ -227,7 +227,7 @@ class Checkpoints:
         A failure is told on stderr: the run goes on to the next checkpoint.
 
         Raises:
-          UserError: it failed in a run of several processes, which cannot go on apart.
+            UserError: it failed in a run of several processes, which cannot go on apart.
         """
         if self._writing is None:
             return
@@ -350,7 +350,7 @@ class Checkpoints:
 
 
 def read_arrays(item: Path) -> Any:
-    """The arrays under ``checkpoints/STEP/state`` as NumPy arrays, whatever devices wrote them."""
+    """The arrays under `checkpoints/STEP/state` as NumPy arrays, whatever devices wrote them."""
     with ocp.PyTreeCheckpointer() as reader:
         tree = reader.metadata(item).item_metadata.tree
         arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)

@@ -21,7 +21,7 @@ class JsonLines:
     """Appends lines to a file, whole or not at all."""
 
     def __init__(self, path: Path, waiting: Sequence[str] = ()) -> None:
-        """``waiting``: lines of before that found no room on the disk."""
+        """`waiting`: lines of before that found no room on the disk."""
         self._path = path
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         self.waiting = list(waiting)
@@ -67,7 +67,7 @@ class Events:
     """Scalars for TensorBoard, written in this thread."""
 
     def __init__(self, workdir: Path, purge_step: int) -> None:
-        """What an earlier process wrote from ``purge_step`` on is hidden."""
+        """What an earlier process wrote from `purge_step` on is hidden."""
         self._writer: EventsWriter | None = None
         self._flushed = time.monotonic()
         try:

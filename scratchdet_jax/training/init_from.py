@@ -30,10 +30,10 @@ class Transfer(NamedTuple):
     """The outcome.
 
     Attributes:
-      variables: ``params`` and ``batch_stats`` to begin with, NumPy arrays.
-      taken: (name, shape) of what was copied.
-      remapped: (name, source shape, shape) of class predictors, copied class by class.
-      left: (name, shape, reason) of what keeps its initial value.
+        variables: `params` and `batch_stats` to begin with, NumPy arrays.
+        taken: (name, shape) of what was copied.
+        remapped: (name, source shape, shape) of class predictors, copied class by class.
+        left: (name, shape, reason) of what keeps its initial value.
     """
 
     variables: dict[str, Any]
@@ -51,7 +51,7 @@ def split_run(text: str) -> tuple[Path, str]:
 
 
 def map_classes(target: Sequence[str], source: Sequence[str]) -> tuple[int, ...]:
-    """The label in ``source`` of each name in ``target`` (1…), 0 where there is none.
+    """The label in `source` of each name in `target` (1…), 0 where there is none.
 
     The same name comes first, then the same word under another spelling or alias.
     """
@@ -74,19 +74,19 @@ def transfer(
     anchors: Sequence[int],
     source_anchors: Sequence[int],
 ) -> Transfer:
-    """Puts into ``initial`` what of ``source`` fits by name and shape.
+    """Puts into `initial` what of `source` fits by name and shape.
 
     A head level fits if it has the same number of anchors in a cell in both. Its class predictors'
     channels run over anchor, then class: they are copied for the background and every mapped
     class; other classes keep their initial values.
 
     Args:
-      initial: ``params`` and ``batch_stats`` of the new model.
-      source: likewise, of the other.
-      class_map: [C] label in the source of each of the new labels 1…C, 0 where there is none.
-      source_classes: number of classes of the source, without background.
-      anchors: anchors in a cell of each level of the new head.
-      source_anchors: likewise, of the source.
+        initial: `params` and `batch_stats` of the new model.
+        source: likewise, of the other.
+        class_map: [C] label in the source of each of the new labels 1…C, 0 where there is none.
+        source_classes: number of classes of the source, without background.
+        anchors: anchors in a cell of each level of the new head.
+        source_anchors: likewise, of the source.
     """
     new = {k: np.asarray(v) for k, v in traverse_util.flatten_dict(dict(initial)).items()}
     old = {k: np.asarray(v) for k, v in traverse_util.flatten_dict(dict(source)).items()}
@@ -127,7 +127,7 @@ def _remap(
     source_classes: int,
     anchors: int,
 ) -> np.ndarray | None:
-    """``value`` with the channels of the mapped classes from ``found``; None if nothing fits."""
+    """`value` with the channels of the mapped classes from `found`; None if nothing fits."""
     if found.shape[:-1] != value.shape[:-1] or not any(class_map):
         return None
     split = value.reshape(*value.shape[:-1], anchors, len(class_map) + 1).copy()
@@ -152,16 +152,16 @@ def _at(anchors: Sequence[int], level: int) -> int:
 
 
 def init_from_run(text: str, config: Any, detector: Detector, variables: Any) -> dict[str, Any]:
-    """The variables to begin with, by ``config.init_from``; prints what was taken and left.
+    """The variables to begin with, by `config.init_from`; prints what was taken and left.
 
     Args:
-      text: WORKDIR[@STEP].
-      config: the new run's config.
-      detector: the new run's detector.
-      variables: its initial ``params`` and ``batch_stats``.
+        text: WORKDIR[@STEP].
+        config: the new run's config.
+        detector: the new run's detector.
+        variables: its initial `params` and `batch_stats`.
 
     Raises:
-      UserError: there is no such run or checkpoint, or nothing of it fits.
+        UserError: there is no such run or checkpoint, or nothing of it fits.
     """
     from scratchdet_jax.evaluation.run import load_detector, open_run  # it imports this package
 

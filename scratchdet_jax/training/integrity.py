@@ -25,7 +25,7 @@ def damage(directory: Path) -> str | None:
     """What is wrong with a checkpoint's files, in a few words; None if nothing is.
 
     Raises:
-      FileNotFoundError: it has no checksums (it was written before there were any).
+        FileNotFoundError: it has no checksums (it was written before there were any).
     """
     text = (directory / CHECKSUMS).read_bytes()
     try:

@@ -27,13 +27,13 @@ class Diverged(UserError):
 class MetricLogger:
     """Logs each step one step late, so that reading a metric never stalls the device's queue.
 
-    ``metrics.jsonl`` holds one JSON object a line: ``{"kind": "train", "step": …}`` every
-    ``log_every`` updates (that step's own values; ``images_per_second`` over the time since the
-    line before) and ``{"kind": "eval", "step": …}`` for each evaluation. A run that diverges ends
-    with ``{"kind": "diverged", "step": …, "quantity": …}``. Process 0 writes; all check.
+    `metrics.jsonl` holds one JSON object a line: `{"kind": "train", "step": …}` every
+    `log_every` updates (that step's own values; `images_per_second` over the time since the
+    line before) and `{"kind": "eval", "step": …}` for each evaluation. A run that diverges ends
+    with `{"kind": "diverged", "step": …, "quantity": …}`. Process 0 writes; all check.
 
-    ``gradient_fluctuation`` is the mean of |‖g_t‖₂ − ‖g_{t−1}‖₂| over *every* step since the line
-    before, so it means the same whatever ``log_every`` is. The first step has none.
+    `gradient_fluctuation` is the mean of |‖g_t‖₂ − ‖g_{t−1}‖₂| over *every* step since the line
+    before, so it means the same whatever `log_every` is. The first step has none.
     """
 
     def __init__(
@@ -47,16 +47,16 @@ class MetricLogger:
         progress: Mapping[str, Any] | None = None,
         evaluated: bool = True,
     ) -> None:
-        """Lines of steps after ``start_step`` (of a run that died) are removed.
+        """Lines of steps after `start_step` (of a run that died) are removed.
 
         Args:
-          workdir: where the files go.
-          start_step: updates made so far.
-          num_steps: updates of the whole run.
-          batch_size: images in an update.
-          log_every: updates between lines.
-          progress: what ``progress()`` gave at ``start_step``.
-          evaluated: whether an evaluation at ``start_step`` is complete; if not, its line goes too.
+            workdir: where the files go.
+            start_step: updates made so far.
+            num_steps: updates of the whole run.
+            batch_size: images in an update.
+            log_every: updates between lines.
+            progress: what `progress()` gave at `start_step`.
+            evaluated: whether an evaluation at `start_step` is complete; if not, its line goes too.
         """
         self.path = Path(workdir) / "metrics.jsonl"
         self._lines, self._events = None, None
@@ -86,7 +86,7 @@ class MetricLogger:
         self._changes: list[float] = list(progress["changes"])
 
     def log_step(self, step: int, metrics: dict[str, jax.Array]) -> None:
-        """Takes the metrics of update ``step`` (from 1); writes those of the update before."""
+        """Takes the metrics of update `step` (from 1); writes those of the update before."""
         self.flush()
         self._pending = (step, metrics)
 
@@ -94,7 +94,7 @@ class MetricLogger:
         """Writes the pending step.
 
         Raises:
-          Diverged: a metric, or what FINITE tells of, is not finite; names step and quantity.
+            Diverged: a metric, or what FINITE tells of, is not finite; names step and quantity.
         """
         if self._pending is None:
             return
@@ -191,7 +191,7 @@ def _drop_lines_after(path: Path, step: int, evaluated: bool) -> dict[str, objec
     """Removes what a dead run wrote after the checkpoint that is resumed, and a torn last line.
 
     Returns:
-      The last training line that is kept; empty if there is none.
+        The last training line that is kept; empty if there is none.
     """
     if not path.exists():
         return {}

@@ -34,20 +34,20 @@ from scratchdet_jax.validation import validate
 def train_and_evaluate(
     config: ml_collections.ConfigDict, workdir: Path, resume: str = "auto"
 ) -> TrainState:
-    """Trains, evaluates and checkpoints; resumes if ``workdir`` holds a checkpoint.
+    """Trains, evaluates and checkpoints; resumes if `workdir` holds a checkpoint.
 
     Args:
-      config: a recipe's config (configs/common.py says what each field means).
-      workdir: where checkpoints, metrics.jsonl and TensorBoard events go.
-      resume: "auto" refuses a workdir of another config; "force" goes on with it.
+        config: a recipe's config (configs/common.py says what each field means).
+        workdir: where checkpoints, metrics.jsonl and TensorBoard events go.
+        resume: "auto" refuses a workdir of another config; "force" goes on with it.
 
     Returns:
-      The final state.
+        The final state.
 
     Raises:
-      UserError: a config, data set or file is wrong, training diverged, or the last checkpoint
-        could not be written.
-      Preempted: SIGTERM came; what was done is saved.
+        UserError: a config, data set or file is wrong, training diverged, or the last checkpoint
+            could not be written.
+        Preempted: SIGTERM came; what was done is saved.
     """
     writable_folder(workdir, "--workdir")
     _refuse_imported(workdir)
@@ -58,7 +58,7 @@ def train_and_evaluate(
 
 
 def use_compilation_cache(folder: str) -> None:
-    """Keeps compiled programs in ``folder`` (``config.compilation_cache``), unless it is empty."""
+    """Keeps compiled programs in `folder` (`config.compilation_cache`), unless it is empty."""
     if folder:
         path = writable_folder(Path(folder).expanduser(), "config.compilation_cache")
         jax.config.update("jax_compilation_cache_dir", str(path))
@@ -165,7 +165,7 @@ def _steps(
     start: int,
     num_steps: int,
 ) -> TrainState:
-    """Updates ``start + 1`` to ``num_steps``, each finished before the run is left."""
+    """Updates `start + 1` to `num_steps`, each finished before the run is left."""
     run.preemption.defer()
     try:
         for step in range(start + 1, num_steps + 1):
@@ -237,7 +237,7 @@ def _device_batches(
     start: int,
     substituted: dict[int, str] | None,
 ) -> Iterator[dict[str, jax.Array]]:
-    """Batches [accumulate_steps, B, …] on the devices, from update ``start`` on.
+    """Batches [accumulate_steps, B, …] on the devices, from update `start` on.
 
     The loader delivers the parts of an update's batch one after the other, so part i holds the
     same examples whatever the number of devices.

@@ -5,17 +5,17 @@ import optax
 
 
 def number_of_steps(config: ml_collections.ConfigDict) -> int:
-    """Updates in the whole run: ``num_steps``, or as many as ``train_images`` needs."""
+    """Updates in the whole run: `num_steps`, or as many as `train_images` needs."""
     return config.num_steps or config.train_images // config.batch_size
 
 
 def make_schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
     """Learning rate by update: linear warm-up times multi-step drops.
 
-    The rate is ``optimizer.learning_rate`` times ``batch_size / reference_batch_size`` (linear
-    scaling, Goyal et al. 2017). Warm-up rises linearly from ``warmup_start`` of it (mmdet release:
+    The rate is `optimizer.learning_rate` times `batch_size / reference_batch_size` (linear
+    scaling, Goyal et al. 2017). Warm-up rises linearly from `warmup_start` of it (mmdet release:
     a third over 500 updates), over a tenth of the run at most. A drop takes effect from the update
-    ``drop_at × steps`` on.
+    `drop_at × steps` on.
     """
     settings = config.optimizer
     rate = settings.learning_rate

@@ -1,8 +1,8 @@
 """Maps the one-replica functions of step.py and the evaluator over all devices.
 
-Two ways, one result: ``jax.pmap`` and ``jax.jit(jax.shard_map)``. In both the state is one
+Two ways, one result: `jax.pmap` and `jax.jit(jax.shard_map)`. In both the state is one
 replicated global array without a device axis, and the batch is split along its examples.
-``check_vma=False`` keeps the meaning of gradients the same as pmap's (the psum in the step is
+`check_vma=False` keeps the meaning of gradients the same as pmap's (the psum in the step is
 the only reduction) and allows BatchNorm's grouped means.
 """
 
@@ -21,7 +21,7 @@ class DeviceMapping:
     """The devices of a run and how functions and arrays are laid over them."""
 
     def __init__(self, kind: str, devices: Sequence[jax.Device] | None = None) -> None:
-        """``kind`` is ``config.parallel``: "shard_map" or "pmap"; ``devices``: all by default."""
+        """`kind` is `config.parallel`: "shard_map" or "pmap"; `devices`: all by default."""
         self.kind = kind
         if devices is None:  # a process's own together: it feeds consecutive rows of a batch
             devices = sorted(jax.devices(), key=lambda d: (d.process_index, d.id))
@@ -44,7 +44,7 @@ class DeviceMapping:
         )
 
     def map_train_step(self, step: Callable) -> Callable:
-        """Maps ``(state, batch) → (state, metrics)``; the state's buffers are reused (donated)."""
+        """Maps `(state, batch) → (state, metrics)`; the state's buffers are reused (donated)."""
         if self.kind == "pmap":
             devices = list(self.mesh.devices)
             mapped = jax.pmap(
@@ -69,9 +69,9 @@ class DeviceMapping:
         return jax.make_array_from_single_device_arrays(copies.shape, self.replicated, shards)
 
     def map_eval_step(self, step: Callable) -> Callable:
-        """Maps ``(variables, batch) → outputs``; outputs keep the batch's leading axis [B, …].
+        """Maps `(variables, batch) → outputs`; outputs keep the batch's leading axis [B, …].
 
-        The step sees a batch without the axis of parts that ``put_batch`` demands.
+        The step sees a batch without the axis of parts that `put_batch` demands.
         """
 
         def one_part(variables: Any, batch: Any) -> Any:

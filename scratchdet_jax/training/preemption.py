@@ -22,8 +22,8 @@ class Preempted(SystemExit):
 class Preemption:
     """Whether a SIGTERM came; a context manager that listens while it is open.
 
-    At its start and in ``interruptible`` parts, where there is nothing to save, a SIGTERM raises
-    Preempted there and then. Between ``defer`` and the end it is noted for ``reached``.
+    At its start and in `interruptible` parts, where there is nothing to save, a SIGTERM raises
+    Preempted there and then. Between `defer` and the end it is noted for `reached`.
 
     With several processes the notice may reach one of them, or each at another step. Then JAX's
     coordination service listens in its place and finds a step that all processes come to.

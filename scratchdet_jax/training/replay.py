@@ -27,12 +27,12 @@ class Replay(NamedTuple):
     """A saved step.
 
     Attributes:
-      step: its number, from 1.
-      quantity: what was found not to be finite.
-      recipe: the run's config and class names.
-      image_ids: of the batch, in its order.
-      batch: host arrays [accumulate_steps, B, …], as the training step takes them.
-      state: before the step.
+        step: its number, from 1.
+        quantity: what was found not to be finite.
+        recipe: the run's config and class names.
+        image_ids: of the batch, in its order.
+        batch: host arrays [accumulate_steps, B, …], as the training step takes them.
+        state: before the step.
     """
 
     step: int
@@ -46,7 +46,7 @@ class Replay(NamedTuple):
 def batch_of_step(
     config: ml_collections.ConfigDict, source: DetectionSource, step: int
 ) -> dict[str, np.ndarray]:
-    """The global batch [accumulate_steps, B, …] of update ``step`` (from 1), read anew."""
+    """The global batch [accumulate_steps, B, …] of update `step` (from 1), read anew."""
     parts = config.accumulate_steps
     loader = train_batches(
         source,
@@ -73,18 +73,18 @@ def save_replay(
     source: DetectionSource,
     state: TrainState,
 ) -> tuple[Path, list[str]]:
-    """Writes ``workdir/replay/step_N.npz`` (NumPy arrays, no pickle).
+    """Writes `workdir/replay/step_N.npz` (NumPy arrays, no pickle).
 
     Args:
-      workdir: the run's.
-      step: the update that diverged.
-      quantity: what was not finite.
-      recipe: the run's.
-      source: its training data; the batch is a function of (seed, step) and is read again.
-      state: as the step left it, marked (see update_unless_diverged).
+        workdir: the run's.
+        step: the update that diverged.
+        quantity: what was not finite.
+        recipe: the run's.
+        source: its training data; the batch is a function of (seed, step) and is read again.
+        state: as the step left it, marked (see update_unless_diverged).
 
     Returns:
-      The file, and the ids of the batch's images.
+        The file, and the ids of the batch's images.
     """
     batch = batch_of_step(recipe.config, source, step)
     ids = [source.image_id(int(i)) for i in batch["id"].ravel()]
@@ -113,7 +113,7 @@ def load_replay(workdir: Path, step: int | None = None) -> Replay:
     """Reads a saved step; the newest by default.
 
     Raises:
-      UserError: there is none, or the file is damaged.
+        UserError: there is none, or the file is damaged.
     """
     files = {int(p.stem.removeprefix("step_")): p for p in (workdir / FOLDER).glob("step_*.npz")}
     if not files:

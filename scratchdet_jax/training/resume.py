@@ -61,16 +61,16 @@ def _result_fields(config: ml_collections.ConfigDict) -> dict[str, object]:
 
 
 def check_resume(saved: Recipe, now: Recipe, workdir: Path, force: bool) -> None:
-    """Compares a run with the one that ``workdir`` holds.
+    """Compares a run with the one that `workdir` holds.
 
     Args:
-      saved: of the checkpoint.
-      now: of the run that is to go on.
-      workdir: for the message.
-      force: print the differences and go on (``--resume=force``).
+        saved: of the checkpoint.
+        now: of the run that is to go on.
+        workdir: for the message.
+        force: print the differences and go on (`--resume=force`).
 
     Raises:
-      UserError: they differ in something that changes the result; names every such field.
+        UserError: they differ in something that changes the result; names every such field.
     """
     if saved.class_names != now.class_names:
         raise UserError(
@@ -89,12 +89,12 @@ def check_resume(saved: Recipe, now: Recipe, workdir: Path, force: bool) -> None
 
 @contextlib.contextmanager
 def locked(workdir: Path) -> Iterator[None]:
-    """Holds ``workdir/lock``, which the system releases however the process ends.
+    """Holds `workdir/lock`, which the system releases however the process ends.
 
     In a run of several processes only process 0 is to ask for it.
 
     Raises:
-      UserError: another run holds it; names that run.
+        UserError: another run holds it; names that run.
     """
     path = workdir / "lock"
     with path.open("a+", encoding="utf-8") as file:

@@ -14,10 +14,10 @@ class TrainState:
     """Everything that a checkpoint holds; one replicated copy, no device axis.
 
     Attributes:
-      step: int32 scalar, updates made so far.
-      params: float32 parameters.
-      batch_stats: float32 running statistics of BatchNorm (empty without BatchNorm).
-      opt_state: the optimiser's state.
+        step: int32 scalar, updates made so far.
+        params: float32 parameters.
+        batch_stats: float32 running statistics of BatchNorm (empty without BatchNorm).
+        opt_state: the optimiser's state.
     """
 
     step: jax.Array
@@ -27,14 +27,14 @@ class TrainState:
 
     @property
     def variables(self) -> dict[str, Any]:
-        """What ``model.apply`` takes."""
+        """What `model.apply` takes."""
         return {"params": self.params, "batch_stats": self.batch_stats}
 
 
 def create_state(
     model: nn.Module, optimizer: optax.GradientTransformation, image_size: int, seed: int
 ) -> TrainState:
-    """Randomly initialised weights, a function of ``seed`` alone."""
+    """Randomly initialised weights, a function of `seed` alone."""
 
     def init() -> TrainState:
         images = jnp.zeros((1, image_size, image_size, 3), jnp.float32)

@@ -1,7 +1,7 @@
 """One training step of one replica: where data, anchors, model and loss meet.
 
 The step is a pure function of (state, batch, seed). It is written for one replica whose peers
-share the axis ``batch``; parallel.py maps it over the devices.
+share the axis `batch`; parallel.py maps it over the devices.
 """
 
 from collections.abc import Callable
@@ -32,13 +32,13 @@ def prepare_inputs(
     """Augments a batch and matches it to the anchors.
 
     Args:
-      config: a run's config.
-      detector: the detector.
-      batch: image uint8 [b, H, W, 3], size [b, 2], boxes [b, M, 4], labels and ignore [b, M].
-      keys: one random key per image, [b].
+        config: a run's config.
+        detector: the detector.
+        batch: image uint8 [b, H, W, 3], size [b, 2], boxes [b, M, 4], labels and ignore [b, M].
+        keys: one random key per image, [b].
 
     Returns:
-      Normalised images float32 [b, S, S, 3] and Targets with a leading axis b.
+        Normalised images float32 [b, S, S, 3] and Targets with a leading axis b.
     """
     options = augment_options(config)
 
@@ -97,7 +97,7 @@ def part_of(name: str) -> str:
 
 
 def gradient_norms(gradients: dict[str, Any]) -> Metrics:
-    """L2 norms of a gradient tree: ``gradient_norm``, and ``gradient_norm_<part>`` of each part.
+    """L2 norms of a gradient tree: `gradient_norm`, and `gradient_norm_<part>` of each part.
 
     Each array is read once: the whole is put together from the parts' squares.
     """
@@ -119,14 +119,14 @@ def all_finite(tree: Any) -> jax.Array:
 def update_unless_diverged(
     state: TrainState, new_state: TrainState, metrics: Metrics
 ) -> tuple[TrainState, Metrics]:
-    """``new_state`` if the update is finite, else ``state`` marked so that it stays as it is.
+    """`new_state` if the update is finite, else `state` marked so that it stays as it is.
 
     The host reads metrics a step late, when the next update is under way and the state's buffers
     are reused. So the device decides: a state whose update is not finite keeps its arrays, and its
-    step turns negative (``~step``), which every later update leaves alone.
+    step turns negative (`~step`), which every later update leaves alone.
 
     Returns:
-      The state, and the metrics with FINITE of ``statistics`` and ``parameters`` among them.
+        The state, and the metrics with FINITE of `statistics` and `parameters` among them.
     """
     told = {
         "statistics": all_finite(new_state.batch_stats),
@@ -143,9 +143,9 @@ def update_unless_diverged(
 def make_train_step(
     config: ml_collections.ConfigDict, detector: Detector, optimizer: optax.GradientTransformation
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """The step ``(state, batch) → (state, metrics)`` of one replica.
+    """The step `(state, batch) → (state, metrics)` of one replica.
 
-    Arrays of ``batch`` are [accumulate_steps, b, …]: the parts of the update's batch, one after
+    Arrays of `batch` are [accumulate_steps, b, …]: the parts of the update's batch, one after
     the other. Sums of loss and gradient are taken over all parts and replicas and divided by the
     positives of the whole global batch at the end, so neither layout changes the result.
 

@@ -13,16 +13,16 @@ STALLED = 69  # exit status: EX_UNAVAILABLE; the same command resumes
 
 
 class Watchdog:
-    """A thread that ends the process if nothing ends within ``seconds``.
+    """A thread that ends the process if nothing ends within `seconds`.
 
     What ends are steps and the batches of evaluations; the first of each compiles, which must not
-    take as long. Waiting for a checkpoint, while ``paused``, is not watched.
+    take as long. Waiting for a checkpoint, while `paused`, is not watched.
     """
 
     def __init__(
         self, seconds: float, workdir: Path, end: Callable[[int], None] = os._exit
     ) -> None:
-        """Watches from now on; ``seconds``: 0 for no watch. ``end`` is called with STALLED."""
+        """Watches from now on; `seconds`: 0 for no watch. `end` is called with STALLED."""
         self._seconds, self._report, self._end = seconds, workdir / "stalled.txt", end
         # When something ended last; None: nothing is expected to end.
         self._last: float | None = time.monotonic()
@@ -34,7 +34,7 @@ class Watchdog:
             self._thread.start()
 
     def beat(self, step: int | None = None) -> None:
-        """Something has ended: update ``step``, or a batch of the evaluation after that."""
+        """Something has ended: update `step`, or a batch of the evaluation after that."""
         self._step, self._last = self._step if step is None else step, time.monotonic()
 
     @contextlib.contextmanager

@@ -131,7 +131,7 @@ def check_voc(root):
 
 
 def check_coco(root, given=4):
-    """As check_voc; ``given``: the entries of the file's list of images."""
+    """As check_voc; `given`: the entries of the file's list of images."""
     data_dir = root.parent / "data"
     split = CocoSplit("train", root / "train.json", root / "images")
     try:

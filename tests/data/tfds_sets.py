@@ -68,7 +68,7 @@ def voc_features(names=("cat", "dog")):
 
 
 def voc_example(filename, *objects):
-    """``objects``: (label, box, difficult)."""
+    """`objects`: (label, box, difficult)."""
     return {
         "image": PICTURE + filename.encode(),
         "image/filename": filename,
@@ -127,7 +127,7 @@ _STAND_IN = types.SimpleNamespace(
 
 
 def _build(builder_class, config, data_dir, folder):
-    """Runs TFDS's builder; ``folder`` holds all that it downloads, unpacked."""
+    """Runs TFDS's builder; `folder` holds all that it downloads, unpacked."""
 
     def unpacked(manager, urls):
         return dict.fromkeys(urls, str(folder))
@@ -142,7 +142,7 @@ def _build(builder_class, config, data_dir, folder):
 
 
 def build_voc(data_dir, folder, year, lists):
-    """voc/<year>; ``lists``: train, val, test → {id: [(class, (xmin, ymin, xmax, ymax), flag)]}.
+    """voc/<year>; `lists`: train, val, test → {id: [(class, (xmin, ymin, xmax, ymax), flag)]}.
 
     The flag says difficult. Pictures have 100 × 50 pixels. VOC 2012's test gets no annotations,
     whatever is given.
@@ -183,7 +183,7 @@ def _fill(element, fields):
 
 
 def build_coco(data_dir, folder, year, splits):
-    """coco/<year>; ``splits``: train<year> … → (images, annotations) of COCO's JSON.
+    """coco/<year>; `splits`: train<year> … → (images, annotations) of COCO's JSON.
 
     Annotations are None for a split without. Images lie where TFDS expects them.
     """

@@ -16,7 +16,7 @@ def jpeg(height=HEIGHT, width=WIDTH, seed=0):
 
 
 def obj(name="cell", box=(10, 5, 30, 25), difficult="0", extra=""):
-    """One <object>; ``box`` is (xmin, ymin, xmax, ymax), as people read it."""
+    """One <object>; `box` is (xmin, ymin, xmax, ymax), as people read it."""
     corners = "".join(
         f"<{k}>{v}</{k}>" for k, v in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True)
     )

@@ -58,7 +58,7 @@ def padded(values, slots=8):
 
 
 def check_fit(fit, levels, images):
-    """``images``: for each, the rows of the fit that are its boxes, in order."""
+    """`images`: for each, the rows of the fit that are its boxes, in order."""
     starts = (0, *levels.ends[:-1])
     match = jax.jit(matching.match)
     for rows in images:

@@ -2,7 +2,7 @@
 
 python tests/faults/campaign.py --kills=50 --processes=1 --output=faults.json
 
-A run is ``train.py`` with a tiny detector. Nobody helps it: it is started again with the same
+A run is `train.py` with a tiny detector. Nobody helps it: it is started again with the same
 command until it ends with status 0. Its end must be that of the run without faults: all parameters,
 momentum and statistic, every line of metrics.jsonl but the speed, and the AP.
 """
@@ -197,7 +197,7 @@ def finish(running: list[subprocess.Popen], seconds: float) -> list[int]:
 def disturbed_run(
     workdir: Path, arguments: list[str], processes: int, kills: int, rng: random.Random
 ) -> list[Kill]:
-    """Runs to the end with up to ``kills`` kills on the way."""
+    """Runs to the end with up to `kills` kills on the way."""
     done: list[Kill] = []
     log = workdir.with_suffix(".log")
     began = time.monotonic()
@@ -261,10 +261,10 @@ def campaign(
     per_run: int = 8,
     output: Path | None = None,
 ) -> dict[str, Any]:
-    """At least ``kills`` kills over as many runs as that takes.
+    """At least `kills` kills over as many runs as that takes.
 
     Returns:
-      A record of figures, which is written to ``output`` after every run.
+        A record of figures, which is written to `output` after every run.
     """
     os.environ["JAX_PLATFORMS"] = "cpu"
     rng = random.Random(seed)

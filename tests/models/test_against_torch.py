@@ -18,11 +18,7 @@ from scratchdet_jax.models.ssd import PredictionLevel
 torch = pytest.importorskip("torch")
 nn, relu = torch.nn, torch.nn.functional.relu
 
-from tests.models.torch_comparison import (  # noqa: E402
-    NETWORK_TOLERANCE,
-    assert_same,
-    to_nchw,
-)
+from tests.models.torch_comparison import NETWORK_TOLERANCE, assert_same, to_nchw  # noqa: E402
 
 
 class TorchRoot(nn.Module):

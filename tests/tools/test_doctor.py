@@ -85,7 +85,7 @@ def photo(seed, height=60, width=80, kind=".jpg", quality=95):
 
 
 def example(name, image, *objects, orientation=1):
-    """``objects``: (label, box[, difficult])."""
+    """`objects`: (label, box[, difficult])."""
     return {
         "image": image,
         "image/filename": name,

@@ -33,7 +33,7 @@ def recipe(name):
 
 
 def run_tool(monkeypatch, *arguments):
-    """The tool's ``main`` on a command line, with flags as in a fresh process."""
+    """The tool's `main` on a command line, with flags as in a fresh process."""
     values = flags.FlagValues()
     for name in ("checkpoint", "workdir"):
         flags.DEFINE_string(name, None, "", flag_values=values)

@@ -121,7 +121,7 @@ def test_a_split_that_is_not_three_parts_is_explained(split, capsys):
 
 
 def run_until(arguments, patch, reached):
-    """Runs the tool in another process, slowed down by ``patch``, and kills it once ``reached``."""
+    """Runs the tool in another process, slowed down by `patch`, and kills it once `reached`."""
     program = (
         "import sys, time\n"
         "from scratchdet_jax.data.builders import checks, preparing\n"

@@ -111,7 +111,7 @@ def assert_same_end(state, workdir, finished):
 
 
 def at_step(monkeypatch, actions):
-    """Has ``actions[step]()`` called when a step has been started."""
+    """Has `actions[step]()` called when a step has been started."""
     log_step = MetricLogger.log_step
 
     def act(self, step, metrics):

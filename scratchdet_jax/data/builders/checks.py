@@ -42,7 +42,7 @@ class Journal:
     """
 
     def __init__(self, path: Path) -> None:
-        """``path``: of the file, which is made with the first entry."""
+        """`path`: of the file, which is made with the first entry."""
         self._path = path
         self._file: TextIO | None = None
         self._entries: dict[tuple[str, Stamp], Checked] = {}
@@ -98,12 +98,12 @@ def check_images(paths: Sequence[Path], root: Path, journal: Journal) -> dict[Pa
     """Decodes every image whole, unless the journal knows it; shows a progress bar.
 
     Args:
-      paths: of the image files.
-      root: the resolved folder that they must be in.
-      journal: of what has been checked already; gets the rest.
+        paths: of the image files.
+        root: the resolved folder that they must be in.
+        journal: of what has been checked already; gets the rest.
 
     Returns:
-      The findings by path.
+        The findings by path.
     """
     found = {}
     with ThreadPoolExecutor(os.cpu_count()) as threads:

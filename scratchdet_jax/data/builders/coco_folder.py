@@ -39,7 +39,7 @@ class CocoFolder(FolderBuilder):
 def prepare_coco_folder(
     splits: Sequence[CocoSplit], data_dir: str | Path, name: str, strict: bool = False
 ) -> Report:
-    """Prepares COCO files as the data set ``coco_folder/<name>`` unless it is there.
+    """Prepares COCO files as the data set `coco_folder/<name>` unless it is there.
 
     Labels are 1…C in the order of the category ids (COCO's 80 of 90 ids become 1…80); the ids are
     in report.json. Image ids must be integers and are kept, as are annotation ids, areas (in whole
@@ -49,17 +49,17 @@ def prepare_coco_folder(
     Nothing outside the named folders is read.
 
     Args:
-      splits: at least one; all with the same categories.
-      data_dir: TFDS's data_dir.
-      name: of the data set.
-      strict: any defect is an error, and nothing is written.
+        splits: at least one; all with the same categories.
+        data_dir: TFDS's data_dir.
+        name: of the data set.
+        strict: any defect is an error, and nothing is written.
 
     Returns:
-      The report, read back where the data set is there already.
+        The report, read back where the data set is there already.
 
     Raises:
-      UserError: a file or folder is missing, a file is no COCO annotation file, the category
-        tables differ, or nothing can be used; and as `preparing.prepare`.
+        UserError: a file or folder is missing, a file is no COCO annotation file, the category
+            tables differ, or nothing can be used; and as `preparing.prepare`.
     """
     check_name(name)
     _check_splits(splits)

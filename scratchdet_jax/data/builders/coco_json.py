@@ -34,11 +34,11 @@ class CocoFile(NamedTuple):
     """An annotation file: its category table, and entries as they stand there.
 
     Attributes:
-      path: of the file.
-      digest: of its bytes.
-      images: entries that may be anything.
-      annotations: entries that may be anything.
-      categories: (id, name) sorted by id; both differ from entry to entry.
+        path: of the file.
+        digest: of its bytes.
+        images: entries that may be anything.
+        annotations: entries that may be anything.
+        categories: (id, name) sorted by id; both differ from entry to entry.
     """
 
     path: Path
@@ -52,8 +52,8 @@ def read_coco(path: Path) -> CocoFile:
     """Reads an annotation file; segmentations are dropped.
 
     Raises:
-      UserError: the file is missing, larger than files.MAX_JSON_BYTES, no JSON, nested absurdly,
-        no COCO annotation file, or its categories are unusable.
+        UserError: the file is missing, larger than files.MAX_JSON_BYTES, no JSON, nested absurdly,
+            no COCO annotation file, or its categories are unusable.
     """
     try:
         # A link is followed: this very file was named by the user.
@@ -92,7 +92,7 @@ def integer(value: Any) -> int | None:
 
 
 def numbers(values: Any, count: int) -> tuple[float, ...] | None:
-    """The values if they are ``count`` finite numbers, else None."""
+    """The values if they are `count` finite numbers, else None."""
     if not isinstance(values, list) or len(values) != count:
         return None
     if not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values):

@@ -27,7 +27,7 @@ from scratchdet_jax.data.builders.report import Report, statistics
 
 
 class Image(NamedTuple):
-    """A listed image whose file exists; ``stated`` is its (height, width) by the list."""
+    """A listed image whose file exists; `stated` is its (height, width) by the list."""
 
     path: Path
     file_name: str
@@ -38,12 +38,12 @@ class Listing(NamedTuple):
     """One split before its images are opened.
 
     Attributes:
-      file: the annotation file.
-      root: the resolved folder of the images.
-      images: by id, those whose file exists.
-      ids: of all images that are listed, usable or not.
-      count: of different images that are listed.
-      defects: what was wrong so far.
+        file: the annotation file.
+        root: the resolved folder of the images.
+        images: by id, those whose file exists.
+        ids: of all images that are listed, usable or not.
+        count: of different images that are listed.
+        defects: what was wrong so far.
     """
 
     file: CocoFile
@@ -95,12 +95,12 @@ def scan(listings: Mapping[str, Listing], source: str, journal: Journal) -> tupl
     """Decodes the images and checks the annotations.
 
     Args:
-      listings: by split, all with the same categories.
-      source: what is prepared, in messages.
-      journal: of images checked before.
+        listings: by split, all with the same categories.
+        source: what is prepared, in messages.
+        journal: of images checked before.
 
     Raises:
-      UserError: no image or no box can be used.
+        UserError: no image or no box can be used.
     """
     defects, notes, splits, left_out = [], [], {}, {}
     categories = next(iter(listings.values())).file.categories

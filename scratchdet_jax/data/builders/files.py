@@ -81,13 +81,13 @@ def stamp_inside(path: Path, root: Path, limit: int) -> Stamp:
     """Looks at a file that is about to be read.
 
     Args:
-      path: somewhere in ``root``, as one believes.
-      root: the named folder, resolved.
-      limit: bytes that would be read at most.
+        path: somewhere in `root`, as one believes.
+        root: the named folder, resolved.
+        limit: bytes that would be read at most.
 
     Raises:
-      OutsideFolderError: the path leads out of ``root``, by ".." or by a link.
-      ValueError: there is no such file, it is no regular file, or it is too large.
+        OutsideFolderError: the path leads out of `root`, by ".." or by a link.
+        ValueError: there is no such file, it is no regular file, or it is too large.
     """
     try:
         if not Path(os.path.realpath(path)).is_relative_to(root):
@@ -114,7 +114,7 @@ def read_inside(path: Path, root: Path, limit: int) -> bytes:
 
 @contextlib.contextmanager
 def as_user_errors(what: str) -> Iterator[None]:
-    """Whatever the file system refuses becomes a UserError that names the file, or ``what``."""
+    """Whatever the file system refuses becomes a UserError that names the file, or `what`."""
     try:
         yield
     except OSError as error:
@@ -126,7 +126,7 @@ class ImageFolder:
     """Finds image files by the names that a list gives them, and nothing outside the folder."""
 
     def __init__(self, root: Path) -> None:
-        """``root``: the resolved folder."""
+        """`root`: the resolved folder."""
         self.root = root
         self._spellings: dict[Path, dict[str, list[str]]] = {}
         self._folders: list[str] | None = None
@@ -135,14 +135,14 @@ class ImageFolder:
         """Looks a name up.
 
         Args:
-          name: relative to the folder. If there is no such file, other spellings are tried: of the
-            ending (.JPG), of accents, and backslashes for slashes.
+            name: relative to the folder. If there is no such file, other spellings are tried: of
+                the ending (.JPG), of accents, and backslashes for slashes.
 
         Returns:
-          The path, and "" or the name under which the file was found; or None, and a hint.
+            The path, and "" or the name under which the file was found; or None, and a hint.
 
         Raises:
-          OutsideFolderError: the name leads out of the folder.
+            OutsideFolderError: the name leads out of the folder.
         """
         windows = PureWindowsPath(name)
         if name.startswith("/") or windows.root or ".." in windows.parts:

@@ -17,7 +17,7 @@ _ROUNDING = 0.02  # pixels
 
 
 class VocItem(NamedTuple):
-    """An object of a VOC annotation; ``box`` as in fit_box."""
+    """An object of a VOC annotation; `box` as in fit_box."""
 
     name: str
     box: Box
@@ -31,7 +31,7 @@ class VocItem(NamedTuple):
 
 
 class CocoItem(NamedTuple):
-    """An object of a COCO annotation; ``box`` as in fit_box, ``area`` in pixels."""
+    """An object of a COCO annotation; `box` as in fit_box, `area` in pixels."""
 
     name: str
     box: Box
@@ -49,13 +49,13 @@ class PreparedImage(NamedTuple):
     """One usable image.
 
     Attributes:
-      path: of its file.
-      stamp: of the file when it was checked.
-      filename: as stored in the data set.
-      image_id: text (VOC) or number (COCO).
-      orientation: the turn that EXIF asks for, 1…8.
-      size: (height, width) as displayed, which is what the boxes refer to.
-      objects: VocItem or CocoItem.
+        path: of its file.
+        stamp: of the file when it was checked.
+        filename: as stored in the data set.
+        image_id: text (VOC) or number (COCO).
+        orientation: the turn that EXIF asks for, 1…8.
+        size: (height, width) as displayed, which is what the boxes refer to.
+        objects: VocItem or CocoItem.
     """
 
     path: Path
@@ -71,9 +71,9 @@ class Frame(NamedTuple):
     """The frame that the boxes of an annotation are written in.
 
     Attributes:
-      size: its (height, width).
-      orientation: what turns it into the displayed frame; 1 where it is that frame.
-      problem: how the stated size differs from the image's, or "".
+        size: its (height, width).
+        orientation: what turns it into the displayed frame; 1 where it is that frame.
+        problem: how the stated size differs from the image's, or "".
     """
 
     size: tuple[int, int]
@@ -107,12 +107,12 @@ def fit_box(corners: Box, size: tuple[int, int]) -> tuple[Box | None, list[Kind]
     """Orders, clips and normalises a box.
 
     Args:
-      corners: (ymin, xmin, ymax, xmax) in pixels.
-      size: (height, width) of the image.
+        corners: (ymin, xmin, ymax, xmax) in pixels.
+        size: (height, width) of the image.
 
     Returns:
-      (ymin, xmin, ymax, xmax) in [0, 1], of positive area in float32 too, in which it is stored; or
-      None; and what had to be done.
+        (ymin, xmin, ymax, xmax) in [0, 1], of positive area in float32 too, in which it is stored;
+        or None; and what had to be done.
     """
     (ymin, ymax), (xmin, xmax) = sorted(corners[::2]), sorted(corners[1::2])
     height, width = size

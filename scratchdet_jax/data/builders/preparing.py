@@ -23,7 +23,7 @@ from scratchdet_jax.errors import UserError, writable_folder
 class Contents(NamedTuple):
     """What goes into the data set: the usable images by split, in the order of their list.
 
-    ``roots`` are the resolved folders that hold the images, by split.
+    `roots` are the resolved folders that hold the images, by split.
     """
 
     splits: Mapping[str, Sequence[PreparedImage]]
@@ -41,7 +41,7 @@ class FolderBuilder(tfds.core.ShardBasedBuilder):
     url_infos = None
 
     def __init__(self, data_dir: str | Path, contents: Contents, report: Report) -> None:
-        """``report`` gives the name and the classes and is stored beside the data."""
+        """`report` gives the name and the classes and is stored beside the data."""
         self._contents, self._report = contents, report
         name = report.name.rpartition("/")[2]
         config = tfds.core.BuilderConfig(name=name, description=report.source)
@@ -131,23 +131,23 @@ def prepare(
     scan: Callable[[Journal], tuple[Contents, Report]],
     strict: bool,
 ) -> Report:
-    """Prepares ``<builder>/<name>`` unless it is there, and prints the report.
+    """Prepares `<builder>/<name>` unless it is there, and prints the report.
 
     Args:
-      builder: of the data set.
-      name: of the data set; see check_name.
-      data_dir: TFDS's data_dir.
-      source: what is prepared, in messages.
-      fingerprint: of the input's contents and of the choices made.
-      scan: checks the input; its report lacks name, source, directory and fingerprint.
-      strict: any defect is an error, and nothing is written.
+        builder: of the data set.
+        name: of the data set; see check_name.
+        data_dir: TFDS's data_dir.
+        source: what is prepared, in messages.
+        fingerprint: of the input's contents and of the choices made.
+        scan: checks the input; its report lacks name, source, directory and fingerprint.
+        strict: any defect is an error, and nothing is written.
 
     Returns:
-      The report, read back where the data set is there already.
+        The report, read back where the data set is there already.
 
     Raises:
-      UserError: nothing can be used, something is wrong and ``strict``, ``name`` is taken by other
-        data, a file changed meanwhile, or the data folder cannot be written.
+        UserError: nothing can be used, something is wrong and `strict`, `name` is taken by other
+            data, a file changed meanwhile, or the data folder cannot be written.
     """
     directory = Path(data_dir) / builder.name / name / str(builder.VERSION)
     if directory.exists():

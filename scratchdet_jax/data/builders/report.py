@@ -23,21 +23,21 @@ class Report:
     For every split, images + left_out is the number of different images that its list names.
 
     Attributes:
-      name: of the data set with its builder: train on ``<name>:<split>``.
-      source: where it came from.
-      directory: where it was put.
-      fingerprint: of the input's contents and the choices made; tells whether it has changed.
-      class_names: in the order of the labels.
-      category_ids: the COCO category id of each label; None for VOC.
-      images: number of images by split.
-      left_out: number of listed images that could not be used, by split.
-      boxless: number of images without boxes, by split.
-      boxes: number of boxes by class, each image counted once.
-      ignored: how many of them are marked difficult (VOC) or crowd (COCO).
-      image_sizes: (height, width) as displayed of the smallest, the median and the largest image.
-      box_sizes: boxes by COCO's small (area below 32²), medium, and large (96² pixels and more).
-      notes: choices made on the user's behalf.
-      defects: everything that was left out or repaired.
+        name: of the data set with its builder: train on `<name>:<split>`.
+        source: where it came from.
+        directory: where it was put.
+        fingerprint: of the input's contents and the choices made; tells whether it has changed.
+        class_names: in the order of the labels.
+        category_ids: the COCO category id of each label; None for VOC.
+        images: number of images by split.
+        left_out: number of listed images that could not be used, by split.
+        boxless: number of images without boxes, by split.
+        boxes: number of boxes by class, each image counted once.
+        ignored: how many of them are marked difficult (VOC) or crowd (COCO).
+        image_sizes: (height, width) as displayed of the smallest, the median and the largest image.
+        box_sizes: boxes by COCO's small (area below 32²), medium, and large (96² pixels and more).
+        notes: choices made on the user's behalf.
+        defects: everything that was left out or repaired.
     """
 
     name: str
@@ -63,7 +63,7 @@ class Report:
     def summary(self, stored: bool = True) -> str:
         """The report in a few lines; kinds with many defects show the first of them.
 
-        ``stored``: there is a report.json, which has them all.
+        `stored`: there is a report.json, which has them all.
         """
         lines = [f"{self.name}: {self.source} -> {self.directory}"]
         for split, count in self.images.items():
@@ -123,10 +123,10 @@ class Report:
 
     @classmethod
     def from_json(cls, text: str) -> "Report":
-        """Reads what ``to_json`` wrote.
+        """Reads what `to_json` wrote.
 
         Raises:
-          ValueError, KeyError, TypeError, AttributeError: the text is something else.
+            ValueError, KeyError, TypeError, AttributeError: the text is something else.
         """
         fields = json.loads(text)
         fields.pop("counts")

@@ -37,11 +37,11 @@ class Scene(NamedTuple):
     """One labelled picture.
 
     Attributes:
-      image: uint8 [128, 128, 3], RGB.
-      boxes: float64 [n, 4], (ymin, xmin, ymax, xmax) in [0, 1], around the whole extent of an
-        object, hidden parts included, clipped to the image.
-      labels: int [n], index into CLASS_NAMES.
-      difficult: bool [n], less than half of the object can be seen.
+        image: uint8 [128, 128, 3], RGB.
+        boxes: float64 [n, 4], (ymin, xmin, ymax, xmax) in [0, 1], around the whole extent of an
+            object, hidden parts included, clipped to the image.
+        labels: int [n], index into CLASS_NAMES.
+        difficult: bool [n], less than half of the object can be seen.
     """
 
     image: np.ndarray
@@ -87,7 +87,7 @@ class Shapes(tfds.core.GeneratorBasedBuilder):
 
 
 def prepare_shapes(data_dir: str | Path) -> None:
-    """Makes the data set in ``data_dir``/shapes unless it is there (some seconds)."""
+    """Makes the data set in `data_dir`/shapes unless it is there (some seconds)."""
     builder = Shapes(data_dir=str(data_dir))
     if builder.data_path.exists():
         return
@@ -96,7 +96,7 @@ def prepare_shapes(data_dir: str | Path) -> None:
 
 
 def encode_scene(split: str, index: int) -> dict[str, Any]:
-    """Scene ``index`` of ``split`` as a TFDS example."""
+    """Scene `index` of `split` as a TFDS example."""
     scene = make_scene(split, index)
     encoded = cv2.imencode(
         ".jpg", cv2.cvtColor(scene.image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 95]
@@ -118,7 +118,7 @@ def encode_scene(split: str, index: int) -> dict[str, Any]:
 
 
 def make_scene(split: str, index: int) -> Scene:
-    """Draws scene ``index`` of ``split``: a pure function of both (and of SEED)."""
+    """Draws scene `index` of `split`: a pure function of both (and of SEED)."""
     rng = np.random.default_rng([SEED, list(SPLIT_SIZES).index(split), index])
     image = _background(rng)
     _draw_clutter(rng, image, int(rng.integers(1, 5)))
@@ -131,7 +131,7 @@ def make_scene(split: str, index: int) -> Scene:
 def _place_objects(
     rng: np.random.Generator, image: np.ndarray, count: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Paints up to ``count`` objects, later ones in front; returns boxes, labels, difficult."""
+    """Paints up to `count` objects, later ones in front; returns boxes, labels, difficult."""
     owner = np.full((SIZE, SIZE), -1)  # which object a pixel shows
     boxes, labels = [], []
     areas, visible = np.zeros(0), np.zeros(0)  # pixels of each object, and those that can be seen
@@ -187,7 +187,7 @@ def _regular(corners: int) -> np.ndarray:
 
 
 def _place(rng: np.random.Generator, contours: list[np.ndarray], size: float) -> list[np.ndarray]:
-    """Squeezes, turns, scales to ``size`` px and moves; at most a fifth of a side is outside."""
+    """Squeezes, turns, scales to `size` px and moves; at most a fifth of a side is outside."""
     angle, squeeze = rng.uniform(0, 2 * np.pi), rng.uniform(0.8, 1.0)
     rotation = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
     turned = [(c * [1.0, squeeze]) @ rotation for c in contours]
@@ -202,10 +202,10 @@ class _Patch(NamedTuple):
     """A contour's coverage on its own small raster.
 
     Attributes:
-      mask: float32 [h, w], share of each pixel that is covered.
-      origin: (x, y) of the raster's first pixel in the image.
-      inside: slices of the image under the raster.
-      visible: slices of the raster over the image.
+        mask: float32 [h, w], share of each pixel that is covered.
+        origin: (x, y) of the raster's first pixel in the image.
+        inside: slices of the image under the raster.
+        visible: slices of the raster over the image.
     """
 
     mask: np.ndarray
@@ -230,7 +230,7 @@ class _Patch(NamedTuple):
         return cls(_reduce(raster), origin, inside, visible)
 
     def paint(self, image: np.ndarray, colours: np.ndarray, alpha: np.ndarray) -> None:
-        """Blends ``colours`` [h, w, 3] (or one colour) over the image."""
+        """Blends `colours` [h, w, 3] (or one colour) over the image."""
         weight = alpha[self.visible][..., None]
         if colours.ndim == 3:
             colours = colours[self.visible]
@@ -274,7 +274,7 @@ def _paint_object(
 def _contrasting(
     rng: np.random.Generator, other: np.ndarray, hue: float | None = None
 ) -> np.ndarray:
-    """A vivid colour, about ``hue`` (degrees) or any, that can be told from ``other``."""
+    """A vivid colour, about `hue` (degrees) or any, that can be told from `other`."""
     while True:
         colour = _vivid(rng, hue)
         if np.linalg.norm(colour - other) >= _MIN_CONTRAST:
@@ -282,7 +282,7 @@ def _contrasting(
 
 
 def _vivid(rng: np.random.Generator, hue: float | None = None) -> np.ndarray:
-    """A saturated colour, RGB float32 [3]; its hue is spread about ``hue`` or uniform."""
+    """A saturated colour, RGB float32 [3]; its hue is spread about `hue` or uniform."""
     angle = rng.uniform(0, 360) if hue is None else rng.normal(hue, _HUE_SPREAD)
     return _colour(angle, rng.uniform(0.5, 1.0), rng.uniform(0.55, 1.0))
 
@@ -298,7 +298,7 @@ def _colour(hue: float, saturation: float, value: float) -> np.ndarray:
 
 
 def _texture(rng: np.random.Generator, shape: tuple[int, int], colour: np.ndarray) -> np.ndarray:
-    """float32 [h, w, 3] about ``colour``: plain, a gradient, stripes or speckles."""
+    """float32 [h, w, 3] about `colour`: plain, a gradient, stripes or speckles."""
     kind = rng.integers(4)
     if kind == 0:
         return np.broadcast_to(colour, (*shape, 3))
@@ -309,7 +309,7 @@ def _texture(rng: np.random.Generator, shape: tuple[int, int], colour: np.ndarra
 
 
 def _waves(rng: np.random.Generator, shape: tuple[int, int], periods: float) -> np.ndarray:
-    """A sine in a random direction, float32 [h, w] in ±1, ``periods`` over the longer side."""
+    """A sine in a random direction, float32 [h, w] in ±1, `periods` over the longer side."""
     angle, phase = rng.uniform(0, 2 * np.pi, 2)
     rate = 2 * np.pi * periods / max(shape)
     y = rate * np.sin(angle) * np.arange(shape[0])[:, None]
@@ -320,7 +320,7 @@ def _waves(rng: np.random.Generator, shape: tuple[int, int], periods: float) -> 
 
 
 def _smooth_noise(rng: np.random.Generator, shape: tuple[int, int], cell: float) -> np.ndarray:
-    """Noise of about ±1, float32 [h, w], that changes over ``cell`` pixels."""
+    """Noise of about ±1, float32 [h, w], that changes over `cell` pixels."""
     coarse = rng.uniform(-1, 1, [int(np.ceil(s / cell)) + 1 for s in shape]).astype(np.float32)
     return cv2.resize(coarse, shape[::-1], interpolation=cv2.INTER_LINEAR)
 

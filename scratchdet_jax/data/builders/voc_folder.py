@@ -45,30 +45,30 @@ def prepare_voc_folder(
     splits: Sequence[str] | None = None,
     strict: bool = False,
 ) -> Report:
-    """Prepares a folder as the data set ``voc_folder/<name>`` unless it is there; prints a report.
+    """Prepares a folder as the data set `voc_folder/<name>` unless it is there; prints a report.
 
     Every image is decoded, whole, and every box checked. What cannot be used is left out, counted
     and named, and the rest is used. Images are stored byte for byte; boxes refer to them as
     displayed, after the turn in image/orientation. Boxes follow TFDS's voc: xmin / width, with no
     −1. The data set appears under its name only when it is complete; its directory also holds
-    report.json. Nothing outside ``folder`` is read.
+    report.json. Nothing outside `folder` is read.
 
     Args:
-      folder: with JPEGImages, Annotations and, unless all images are for training,
-        ImageSets/Main/<split>.txt.
-      data_dir: TFDS's data_dir.
-      name: of the data set.
-      class_names: in the order of their labels, other classes being left out; None: those found,
-        sorted, or VOC's twenty in VOC's order where no other is found.
-      splits: those wanted; None: one for every plain list of ids in ImageSets/Main.
-      strict: any defect is an error, and nothing is written.
+        folder: with JPEGImages, Annotations and, unless all images are for training,
+            ImageSets/Main/<split>.txt.
+        data_dir: TFDS's data_dir.
+        name: of the data set.
+        class_names: in the order of their labels, other classes being left out; None: those found,
+            sorted, or VOC's twenty in VOC's order where no other is found.
+        splits: those wanted; None: one for every plain list of ids in ImageSets/Main.
+        strict: any defect is an error, and nothing is written.
 
     Returns:
-      The report, read back where the data set is there already.
+        The report, read back where the data set is there already.
 
     Raises:
-      UserError: the folder is not in VOC layout, nothing in it can be used, or ``name`` is taken
-        by other data; and as `preparing.prepare`.
+        UserError: the folder is not in VOC layout, nothing in it can be used, or `name` is taken
+            by other data; and as `preparing.prepare`.
     """
     check_name(name)
     if class_names is not None and (

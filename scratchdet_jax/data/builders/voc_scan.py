@@ -75,7 +75,7 @@ def list_folder(folder: Path, wanted: Sequence[str] | None) -> Folder:
     """Lists the files, and the ids of the wanted splits; opens neither image nor annotation.
 
     Raises:
-      UserError: the folder is not in VOC layout, leads out of itself, or lacks a wanted split.
+        UserError: the folder is not in VOC layout, leads out of itself, or lacks a wanted split.
     """
     root = folder.resolve()
     for part in ("JPEGImages", "Annotations"):
@@ -128,7 +128,7 @@ def scan(
     """Reads, decodes and checks everything.
 
     Raises:
-      UserError: no image or no box can be used.
+        UserError: no image or no box can be used.
     """
     defects, notes = list(files.doubles), []
     listed = _listed_splits(files, defects, notes)
@@ -207,7 +207,7 @@ def _read_lists(root: Path, images: Mapping[str, Path]) -> dict[str, list[str]]:
 
 
 def _listed_splits(files: Folder, defects: list[Defect], notes: list[str]) -> dict[str, list[str]]:
-    """Ids by split, each once; adds what is missing or repeated to ``defects``."""
+    """Ids by split, each once; adds what is missing or repeated to `defects`."""
     lists = files.lists
     if not lists:
         notes.append("ImageSets/Main has no plain list of ids: all images are the split train")

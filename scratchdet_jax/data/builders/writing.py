@@ -22,7 +22,7 @@ def write_dataset(make_builder: Callable[[], tfds.core.DatasetBuilder]) -> None:
     hold the same, are dropped.
 
     Raises:
-      UserError: the disk is full, or nothing may be written there.
+        UserError: the disk is full, or nothing may be written there.
     """
     tfds.disable_progress_bar()
     verbosity = logging.get_verbosity()
