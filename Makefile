@@ -43,7 +43,7 @@ demo: setup
 	@echo "pictures: $(DEMO_DIR)/pictures"
 
 thesis: setup
-	$(BIN)/python -m scratchdet_jax.tools.thesis --output=$(THESIS_DIR) $(if $(QUICK),--quick)
+	$(BIN)/python -m experiments.thesis --output=$(THESIS_DIR) $(if $(QUICK),--quick)
 
 test: setup
 	$(PYTEST)

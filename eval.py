@@ -23,10 +23,10 @@ def main(argv: Sequence[str]) -> None:
     workdir = cli.flag_value(argv, "workdir")
     if not workdir:
         raise UserError("name the run to evaluate: --workdir=runs/RECIPE")
-    from scratchdet_jax import distributed
+    from scratchdet_jax.parallel import processes
 
-    distributed.start(argv)
-    from scratchdet_jax.evaluation.run import evaluate_run, open_run
+    processes.start(argv)
+    from scratchdet_jax.evaluation.evaluate import evaluate_run, open_run
 
     run = open_run(Path(workdir), cli.flag_value(argv, "checkpoint") or "best")
     config = cli.parse_config(argv, run.recipe.config)

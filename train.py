@@ -13,7 +13,7 @@ from pathlib import Path
 from absl import flags
 
 from scratchdet_jax import cli
-from scratchdet_jax.training.preemption import Preemption
+from scratchdet_jax.run.preemption import Preemption
 
 flags.DEFINE_string("workdir", None, "Where the run lives; default: runs/<recipe>.")
 cli.define_process_flags()
@@ -29,9 +29,9 @@ def main(argv: Sequence[str]) -> None:
     """Parses the command line and trains."""
     with Preemption():  # until the loop listens itself
         config = cli.parse_config(argv)
-        from scratchdet_jax import distributed  # after the flags: JAX is slow
+        from scratchdet_jax.parallel import processes
 
-        distributed.start(argv)
+        processes.start(argv)
         from scratchdet_jax.training.loop import train_and_evaluate
 
         workdir = Path(flags.FLAGS.workdir or f"runs/{config.name}")

@@ -22,10 +22,10 @@ from absl import flags
 from benchmarks import measure
 from scratchdet_jax import cli
 from scratchdet_jax.detector import build_detector
-from scratchdet_jax.training.checkpoints import Checkpoints, Recipe
+from scratchdet_jax.parallel.devices import DeviceMapping
+from scratchdet_jax.run.checkpoints import Checkpoints, Recipe
+from scratchdet_jax.run.state import create_state
 from scratchdet_jax.training.optimizer import make_optimizer
-from scratchdet_jax.training.parallel import DeviceMapping
-from scratchdet_jax.training.state import create_state
 
 CLASSES = tuple(f"class {i}" for i in range(1, 21))
 

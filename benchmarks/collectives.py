@@ -160,12 +160,12 @@ def compile_step(config: ml_collections.ConfigDict, devices: int) -> tuple[str, 
     from jax.sharding import NamedSharding
     from jax.sharding import PartitionSpec as P
 
+    from scratchdet_jax.config.validation import validate
     from scratchdet_jax.detector import build_detector
+    from scratchdet_jax.parallel.devices import DeviceMapping
+    from scratchdet_jax.run.state import create_state
     from scratchdet_jax.training.optimizer import make_optimizer
-    from scratchdet_jax.training.parallel import DeviceMapping
-    from scratchdet_jax.training.state import create_state
     from scratchdet_jax.training.step import AXIS, make_train_step
-    from scratchdet_jax.validation import validate
 
     mapping = DeviceMapping("shard_map", jax.devices()[:devices])
     validate(config, devices)

@@ -2,7 +2,7 @@
 
 What most implementations do in the workers of a PyTorch DataLoader; here only to be measured
 against.
-The steps and ranges are those of scratchdet_jax/data/augment.py, one interpolation (linear).
+The steps and ranges are those of scratchdet_jax/ops/augment.py, one interpolation (linear).
 """
 
 import cv2

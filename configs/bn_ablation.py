@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import ml_collections
 
-from configs import common
+from scratchdet_jax.config import defaults
 
 FILE = "configs/bn_ablation.py"
 IMAGENET_RUN = "runs/vgg16_imagenet"  # where tools/import_torch has put torchvision's weights
@@ -43,15 +43,15 @@ def get_config(row: str = "") -> ml_collections.ConfigDict:
     The pretrained row begins from torchvision's ImageNet weights, whose input is normalised to
     their mean and deviation.
     """
-    common.check_row(row, ROWS, FILE)
+    defaults.check_row(row, ROWS, FILE)
     fields = ROWS[row]
-    config = common.get_config()
+    config = defaults.get_config()
     config.name = f"bn_ablation_{row}"
     config.model.backbone = "vgg16"
     config.model.extra_strides = (2, 2, 1, 1)
     config.model.norm = fields.norm
     config.model.head_norm = fields.head_norm
-    config.anchors.update(common.anchor_fields("voc300"))
+    config.anchors.update(defaults.anchor_fields("voc300"))
     config.optimizer.learning_rate = fields.learning_rate
     if row == "pretrained":
         config.init_from = IMAGENET_RUN

@@ -2,17 +2,17 @@
 
 import ml_collections
 
-from configs import common
+from scratchdet_jax.config import defaults
 
 PUBLISHED = 32.7  # AP on test-dev; AP50 52.0, AP75 34.9
 
 
 def get_config() -> ml_collections.ConfigDict:
     """Batch 128, rate 0.05, drops at 150k, 250k, 310k, 320k of 325k updates (Caffe release)."""
-    config = common.get_config()
+    config = defaults.get_config()
     config.name = "coco300"
     config.train_images = 325_000 * 128
-    common.use_coco(config)
-    config.anchors.update(common.anchor_fields("coco300", steps=(8, 16, 32, 64, 100, 150)))
+    defaults.use_coco(config)
+    config.anchors.update(defaults.anchor_fields("coco300", steps=(8, 16, 32, 64, 100, 150)))
     config.optimizer.drop_at = (150 / 325, 250 / 325, 310 / 325, 320 / 325)
     return config

@@ -2,7 +2,7 @@
 
 import ml_collections
 
-from configs import common
+from scratchdet_jax.config import defaults
 
 EPOCHS, REPEATS, IMAGES = 84, 5, 118_287  # an epoch of the release is five times COCO's train2017
 
@@ -13,13 +13,13 @@ def get_config() -> ml_collections.ConfigDict:
     The release trains 20 images a GPU and does not say on how many, so the rate is taken to be
     that of a batch of 128 as elsewhere. With less memory, raise accumulate_steps.
     """
-    config = common.get_config()
+    config = defaults.get_config()
     config.name = "coco512"
     config.image_size = 512
     config.train_images = EPOCHS * REPEATS * IMAGES
-    common.use_coco(config)
+    defaults.use_coco(config)
     config.model.extra_strides = (2, 2, 2, 2, 2)
-    config.anchors.update(common.anchor_fields("coco512"))
+    config.anchors.update(defaults.anchor_fields("coco512"))
     config.optimizer.learning_rate = 0.03
     config.optimizer.drop_at = (38 / EPOCHS, 70 / EPOCHS, 80 / EPOCHS)
     return config

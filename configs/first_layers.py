@@ -6,7 +6,7 @@ root_stride1: a 7×7 convolution or three 3×3 ones, down-sampling at once or no
 
 import ml_collections
 
-from configs import common
+from scratchdet_jax.config import defaults
 
 FILE = "configs/first_layers.py"
 PUBLISHED = {
@@ -23,9 +23,9 @@ def get_config(row: str = "") -> ml_collections.ConfigDict:
     The depth is the 18 of the authors' figure; the poster's table names none. Down-sampling at
     once makes a source of one more stage, so there is one extra block less.
     """
-    common.check_row(row, PUBLISHED, FILE)
+    defaults.check_row(row, PUBLISHED, FILE)
     stem, _, stride = row.partition("_stride")
-    config = common.get_config()
+    config = defaults.get_config()
     config.name = f"first_layers_{row}"
     config.model.depth = 18
     config.model.stem = stem

@@ -2,12 +2,12 @@
 
 import ml_collections
 
-from configs import common
+from scratchdet_jax.config import defaults
 
 
 def get_config() -> ml_collections.ConfigDict:
     """A narrow Root-ResNet-18 at 128 px, about five minutes on two cores."""
-    config = common.get_config()
+    config = defaults.get_config()
     config.name = "shapes"
     config.image_size = 128
     config.batch_size = 16

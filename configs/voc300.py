@@ -6,7 +6,7 @@
 
 import ml_collections
 
-from configs import common
+from scratchdet_jax.config import defaults
 
 FILE = "configs/voc300.py"
 COCO_RUN = "runs/coco300"  # where configs/coco300.py leaves its run
@@ -22,8 +22,8 @@ def get_config(row: str = "voc07") -> ml_collections.ConfigDict:
     The rows with COCO begin from the run of configs/coco300.py. How long and at which rate the
     authors fine-tuned is not in the sources; here it is a tenth of the rate.
     """
-    common.check_row(row, PUBLISHED, FILE)
-    config = common.get_config()
+    defaults.check_row(row, PUBLISHED, FILE)
+    config = defaults.get_config()
     config.name = "voc300" if row == "voc07" else f"voc300_{row}"
     config.data.train = VOC12_TRAIN if row.startswith("voc12") else VOC07_TRAIN
     if row.startswith("voc12"):

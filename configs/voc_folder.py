@@ -5,12 +5,12 @@ python train.py --config=configs/voc_folder.py --config.data.folder=/data/BCCD
 
 import ml_collections
 
-from configs import common
+from scratchdet_jax.config import defaults
 
 
 def get_config() -> ml_collections.ConfigDict:
     """A narrow Root-ResNet-18 for small sets; raise depth and width for larger ones."""
-    config = common.get_config()
+    config = defaults.get_config()
     config.name = "voc_folder"
     config.data.folder = ""  # required: holds JPEGImages, Annotations, ImageSets/Main
     config.data.train = "train"

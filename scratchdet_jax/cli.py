@@ -12,7 +12,7 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from scratchdet_jax.errors import UserError
-from scratchdet_jax.training.preemption import Preempted
+from scratchdet_jax.run.preemption import Preempted
 
 
 def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> None:
@@ -36,7 +36,7 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
 
 
 def define_process_flags() -> None:
-    """Flags of a run of several processes; scratchdet_jax.distributed reads them."""
+    """Flags of a run of several processes; scratchdet_jax.parallel.processes reads them."""
     flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, for a run of several.")
     flags.DEFINE_integer("num_processes", None, "How many processes are in the run.")
     flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")

@@ -8,11 +8,11 @@ import ml_collections
 import numpy as np
 from flax import linen as nn
 
-from scratchdet_jax import boxes as box_ops
-from scratchdet_jax.anchors import AnchorSpecification, anchors_per_cell, make_anchors
-from scratchdet_jax.data.augment import AugmentOptions
 from scratchdet_jax.models import build_model, feature_sizes
-from scratchdet_jax.nms import Detections, select_detections
+from scratchdet_jax.ops import boxes as box_ops
+from scratchdet_jax.ops.anchors import AnchorSpecification, anchors_per_cell, make_anchors
+from scratchdet_jax.ops.augment import AugmentOptions
+from scratchdet_jax.ops.nms import Detections, select_detections
 
 
 class Detector(NamedTuple):

@@ -13,16 +13,16 @@ import jax
 import numpy as np
 import pytest
 
-from configs import common
 from scratchdet_jax import cli
+from scratchdet_jax.config import defaults
+from scratchdet_jax.config.validation import validate
 from scratchdet_jax.detector import build_detector
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.models import backbone_name, feature_sizes
+from scratchdet_jax.parallel.devices import DeviceMapping
+from scratchdet_jax.run.state import create_state
 from scratchdet_jax.training.optimizer import make_optimizer, number_of_steps
-from scratchdet_jax.training.parallel import DeviceMapping
-from scratchdet_jax.training.state import create_state
 from scratchdet_jax.training.step import make_train_step
-from scratchdet_jax.validation import validate
 from tests.tiny import random_batch
 
 ROOT = Path(__file__).parent.parent
@@ -145,7 +145,7 @@ def test_defaults_complete_an_older_config():
     for name in ("backbone", "stem", "stem_convs", "stem_stride", "last_convolutions"):
         del old.model[name]
     del old.init_from
-    new = common.with_defaults(old)
+    new = defaults.with_defaults(old)
     assert new.model.depth == 18 and new.name == "voc300"
     want = cli.load_recipe("configs/voc300.py")
     want.model.depth = 18

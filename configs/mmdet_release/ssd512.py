@@ -2,7 +2,8 @@
 
 import ml_collections
 
-from configs import coco512, common
+from configs import coco512
+from scratchdet_jax.config import defaults
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -15,6 +16,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.name = "mmdet_release_ssd512"
     config.model.extra_strides = (2, 2, 2, 2)
     config.model.last_convolutions = True
-    config.anchors.update(common.anchor_fields("coco512", rounded=True))
+    config.anchors.update(defaults.anchor_fields("coco512", rounded=True))
     config.normalize.mean = (123.675, 116.28, 103.53)
     return config

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypedDict
 import numpy as np
 
 from scratchdet_jax.data.builders.shapes import prepare_shapes
-from scratchdet_jax.data.prepared import PreparedSplit, open_split
+from scratchdet_jax.data.tfds_dataset import PreparedSplit, open_split
 from scratchdet_jax.errors import UserError
 
 

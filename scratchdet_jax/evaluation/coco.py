@@ -18,7 +18,7 @@ from pycocotools.cocoeval import COCOeval
 
 from scratchdet_jax.data import coco_classes
 from scratchdet_jax.errors import UserError
-from scratchdet_jax.evaluation.images import (
+from scratchdet_jax.evaluation.detections import (
     ImageDetections,
     ImageGroundTruth,
     flatten_detections,

@@ -9,16 +9,16 @@ import ml_collections
 import numpy as np
 from tqdm import tqdm
 
-from scratchdet_jax import distributed
 from scratchdet_jax.data.loading import eval_batches, to_device
 from scratchdet_jax.data.records import DetectionSource
 from scratchdet_jax.detector import Detector
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.evaluation import coco, voc
-from scratchdet_jax.evaluation.images import ImageDetections, ImageGroundTruth
+from scratchdet_jax.evaluation.detections import ImageDetections, ImageGroundTruth
 from scratchdet_jax.evaluation.multiscale import Scale, make_scale_step, merge_scales, parse_scales
-from scratchdet_jax.nms import Detections
-from scratchdet_jax.training.parallel import DeviceMapping
+from scratchdet_jax.ops.nms import Detections
+from scratchdet_jax.parallel import processes
+from scratchdet_jax.parallel.devices import DeviceMapping
 
 
 class Evaluation(NamedTuple):
@@ -73,7 +73,7 @@ class Evaluator:
         """
         detections: dict[str, ImageDetections] = {}
         ground_truth: dict[str, ImageGroundTruth] = {}
-        batch, found = distributed.gather(self._all_rows(variables, on_batch))
+        batch, found = processes.gather(self._all_rows(variables, on_batch))
         for row in np.argsort(batch["id"], kind="stable"):
             if batch["id"][row] < 0:
                 continue

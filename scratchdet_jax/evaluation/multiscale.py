@@ -14,12 +14,12 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from scratchdet_jax.anchors import AnchorSpecification, make_anchors
-from scratchdet_jax.data.resample import resize
 from scratchdet_jax.detector import Detector, detect, normalize
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.models import feature_sizes
-from scratchdet_jax.nms import Detections
+from scratchdet_jax.ops.anchors import AnchorSpecification, make_anchors
+from scratchdet_jax.ops.nms import Detections
+from scratchdet_jax.ops.resample import resize
 
 MERGE_METHODS = ("nms", "vote")
 _ENTRY = re.compile(r"(?P<size>[1-9]\d*)(?P<flip>f?)(:(?P<keep>small|large))?")

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from scratchdet_jax.errors import UserError
-from scratchdet_jax.evaluation.images import (
+from scratchdet_jax.evaluation.detections import (
     FlatDetections,
     FlatGroundTruth,
     ImageDetections,

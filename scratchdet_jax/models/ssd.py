@@ -103,7 +103,7 @@ def build_model(
     """Builds the detector that `config.model` describes.
 
     Args:
-        model_config: the fields of `config.model` (configs/common.py), as attributes.
+        model_config: the fields of `config.model` , as attributes.
         num_classes: C, without the background.
         anchors_per_cell: one a source map: the backbone's, and one for each extra block.
         axis_name: mapped axis over which BatchNorm shares statistics in training.

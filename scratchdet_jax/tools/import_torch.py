@@ -26,8 +26,8 @@ from scratchdet_jax.data.builders.voc_scan import VOC_CLASSES
 from scratchdet_jax.detector import build_detector
 from scratchdet_jax.errors import UserError, writable_folder
 from scratchdet_jax.models.torch_weights import Imported, convert, number_of_classes
-from scratchdet_jax.training.checkpoints import IMPORTED, Checkpoints, Recipe
-from scratchdet_jax.training.state import create_state
+from scratchdet_jax.run.checkpoints import IMPORTED, Checkpoints, Recipe
+from scratchdet_jax.run.state import create_state
 
 flags.DEFINE_string("checkpoint", None, "The PyTorch file.")
 flags.DEFINE_string("workdir", None, "The run to make; must not hold one.")

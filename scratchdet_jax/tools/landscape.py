@@ -25,7 +25,7 @@ from scratchdet_jax import cli
 from scratchdet_jax.data.loading import train_batches
 from scratchdet_jax.data.sources import open_split
 from scratchdet_jax.errors import UserError
-from scratchdet_jax.evaluation.run import Run, load_detector, open_run
+from scratchdet_jax.evaluation.evaluate import Run, load_detector, open_run
 from scratchdet_jax.training.step import example_keys, prepare_inputs, training_sums
 
 STEP_SIZES = (0.0005, 0.002, 0.01, 0.05, 0.2)

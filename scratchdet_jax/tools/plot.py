@@ -127,7 +127,7 @@ def read_config(workdir: str | Path) -> dict[str, object] | None:
     """The config of a run by dotted name of field, from its newest checkpoint; None without one."""
     if not (Path(workdir) / "checkpoints").is_dir():
         return None
-    from scratchdet_jax.training.checkpoints import Checkpoints  # JAX and Orbax: slow
+    from scratchdet_jax.run.checkpoints import Checkpoints  # JAX and Orbax: slow
 
     checkpoints = Checkpoints(workdir, read_only=True)
     try:

@@ -15,14 +15,14 @@ import numpy as np
 
 from scratchdet_jax import cli
 from scratchdet_jax.data.images import decode_image, fit_to_canvas, read_header
-from scratchdet_jax.data.resample import resize
 from scratchdet_jax.data.sources import open_split
 from scratchdet_jax.detector import Detector, detect, normalize
 from scratchdet_jax.errors import UserError, writable_folder
+from scratchdet_jax.evaluation.detections import ImageDetections, ImageGroundTruth
+from scratchdet_jax.evaluation.evaluate import load_detector, open_run
 from scratchdet_jax.evaluation.evaluator import to_image_detections
-from scratchdet_jax.evaluation.images import ImageDetections, ImageGroundTruth
-from scratchdet_jax.evaluation.run import load_detector, open_run
-from scratchdet_jax.visualization import draw_detections, grid, save_png
+from scratchdet_jax.ops.resample import resize
+from scratchdet_jax.tools.drawing import draw_detections, grid, save_png
 
 
 def make_predictor(

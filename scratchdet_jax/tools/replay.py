@@ -18,9 +18,9 @@ from jax.sharding import PartitionSpec as P
 from scratchdet_jax import cli
 from scratchdet_jax.detector import Detector, build_detector
 from scratchdet_jax.errors import UserError
-from scratchdet_jax.losses import multibox_sums
-from scratchdet_jax.training.parallel import DeviceMapping
-from scratchdet_jax.training.replay import Replay, load_replay
+from scratchdet_jax.ops.losses import multibox_sums
+from scratchdet_jax.parallel.devices import DeviceMapping
+from scratchdet_jax.training.divergence import Replay, load_replay
 from scratchdet_jax.training.step import AXIS, example_keys, prepare_inputs, training_sums
 
 SHOWN = 12  # lines of a group

@@ -17,7 +17,7 @@ import numpy as np
 from scratchdet_jax.data.voc_xml import VocObject, parse_annotation
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.evaluation import coco, voc
-from scratchdet_jax.evaluation.images import ImageGroundTruth
+from scratchdet_jax.evaluation.detections import ImageGroundTruth
 
 
 def score_voc(devkit: Path, split: str, detections: Path, metric: voc.Metric) -> dict[str, Any]:

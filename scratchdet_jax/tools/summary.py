@@ -15,10 +15,10 @@ from absl import flags
 from flax import linen as nn
 
 from scratchdet_jax import cli
-from scratchdet_jax.anchors import anchors_per_cell
 from scratchdet_jax.detector import Detector, build_detector
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.models import backbone_name, feature_sizes
+from scratchdet_jax.ops.anchors import anchors_per_cell
 from scratchdet_jax.training.step import PARTS, part_of
 
 flags.DEFINE_integer("classes", 20, "Classes of the data, without the background.")

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax import traverse_util
 
-from scratchdet_jax.anchors import anchors_per_cell
 from scratchdet_jax.detector import Detector
 from scratchdet_jax.errors import UserError
-from scratchdet_jax.training.checkpoints import IMPORTED
+from scratchdet_jax.ops.anchors import anchors_per_cell
+from scratchdet_jax.run.checkpoints import IMPORTED
 
 # VOC's and COCO's words for the same thing; case, spaces, - and _ never matter.
 ALIASES = {
@@ -163,7 +163,10 @@ def init_from_run(text: str, config: Any, detector: Detector, variables: Any) ->
     Raises:
         UserError: there is no such run or checkpoint, or nothing of it fits.
     """
-    from scratchdet_jax.evaluation.run import load_detector, open_run  # it imports this package
+    from scratchdet_jax.evaluation.evaluate import (  # it imports this package
+        load_detector,
+        open_run,
+    )
 
     workdir, checkpoint = split_run(text)
     try:

@@ -9,7 +9,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from scratchdet_jax import distributed
+from scratchdet_jax.config.validation import validate
 from scratchdet_jax.data.loading import substituted_line, substitutes, to_device, train_batches
 from scratchdet_jax.data.records import DetectionSource
 from scratchdet_jax.data.sources import open_split
@@ -17,18 +17,18 @@ from scratchdet_jax.detector import Detector, build_detector
 from scratchdet_jax.errors import UserError, writable_folder
 from scratchdet_jax.evaluation.evaluator import Evaluator, summary_line
 from scratchdet_jax.models.ssd import backbone_name
-from scratchdet_jax.training.checkpoints import IMPORTED, Checkpoints, Recipe
+from scratchdet_jax.parallel import processes
+from scratchdet_jax.parallel.devices import DeviceMapping
+from scratchdet_jax.run.checkpoints import IMPORTED, Checkpoints, Recipe
+from scratchdet_jax.run.metrics import Diverged, MetricLogger
+from scratchdet_jax.run.preemption import Preempted, Preemption
+from scratchdet_jax.run.state import TrainState, create_state
+from scratchdet_jax.run.watchdog import Watchdog
+from scratchdet_jax.run.workdir import check_resume, locked
+from scratchdet_jax.training.divergence import save_replay
 from scratchdet_jax.training.init_from import init_from_run
-from scratchdet_jax.training.logging import Diverged, MetricLogger
 from scratchdet_jax.training.optimizer import make_optimizer, number_of_steps
-from scratchdet_jax.training.parallel import DeviceMapping
-from scratchdet_jax.training.preemption import Preempted, Preemption
-from scratchdet_jax.training.replay import save_replay
-from scratchdet_jax.training.resume import check_resume, locked
-from scratchdet_jax.training.state import TrainState, create_state
 from scratchdet_jax.training.step import AXIS, make_train_step
-from scratchdet_jax.training.watchdog import Watchdog
-from scratchdet_jax.validation import validate
 
 
 def train_and_evaluate(
@@ -37,7 +37,7 @@ def train_and_evaluate(
     """Trains, evaluates and checkpoints; resumes if `workdir` holds a checkpoint.
 
     Args:
-        config: a recipe's config (configs/common.py says what each field means).
+        config: a recipe's config (scratchdet_jax/config/defaults.py says what each field means).
         workdir: where checkpoints, metrics.jsonl and TensorBoard events go.
         resume: "auto" refuses a workdir of another config; "force" goes on with it.
 
@@ -86,23 +86,23 @@ def _train(
     mapping = DeviceMapping(config.parallel)
     validate(config, mapping.mesh.size)
     num_steps = number_of_steps(config)
-    source, eval_source = distributed.together(lambda: _open_data(config), first_alone=True)
+    source, eval_source = processes.together(lambda: _open_data(config), first_alone=True)
 
     # What is there already? A run of something else is refused before anything is built.
-    distributed.check_shared(workdir, "--workdir")
+    processes.check_shared(workdir, "--workdir")
     checkpoints = Checkpoints(workdir, config.keep_checkpoints)
     recipe = Recipe(config, source.class_names)
     start = checkpoints.newest_sound_step() or 0
     if start:
         saved = checkpoints.recipe(start)
-        distributed.together(lambda: check_resume(saved, recipe, workdir, force))
+        processes.together(lambda: check_resume(saved, recipe, workdir, force))
 
     # The model and its state; the step says which examples and random numbers come next.
     detector = build_detector(config, source.class_names, AXIS)
     evaluator = Evaluator(config, detector, mapping, eval_source) if eval_source else None
     optimizer = make_optimizer(config)
     state = mapping.replicate(
-        distributed.from_first(
+        processes.from_first(
             create_state(detector.model, optimizer, config.image_size, config.seed)
         )
     )

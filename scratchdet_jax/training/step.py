@@ -12,12 +12,12 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
-from scratchdet_jax.data.augment import augment
 from scratchdet_jax.detector import Detector, augment_options, normalize
-from scratchdet_jax.losses import MultiBoxSums, multibox_sums
-from scratchdet_jax.matching import Targets, match
+from scratchdet_jax.ops.augment import augment
+from scratchdet_jax.ops.losses import MultiBoxSums, multibox_sums
+from scratchdet_jax.ops.matching import Targets, match
+from scratchdet_jax.run.state import TrainState
 from scratchdet_jax.training.optimizer import make_schedule
-from scratchdet_jax.training.state import TrainState
 
 AXIS = "batch"
 PARTS = ("backbone", "extras", "head")

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from scratchdet_jax.data import augment as aug
+from scratchdet_jax.ops import augment as aug
 
 M = 5
 DEFAULT = aug.AugmentOptions()

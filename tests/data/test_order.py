@@ -18,7 +18,7 @@ from scratchdet_jax.data import loading
 from scratchdet_jax.data.builders.coco_folder import CocoSplit, prepare_coco_folder
 from scratchdet_jax.data.loading import eval_batches, to_device, train_batches
 from scratchdet_jax.data.records import open_source
-from scratchdet_jax.training.parallel import DeviceMapping
+from scratchdet_jax.parallel.devices import DeviceMapping
 
 TRAIN, VALIDATION = 7, 4
 COUNT = TRAIN + VALIDATION

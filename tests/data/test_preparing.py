@@ -8,7 +8,7 @@ import shutil
 import pytest
 from tensorflow_datasets.core.utils import shard_utils
 
-from scratchdet_jax.data.builders import checks, preparing
+from scratchdet_jax.data.builders import checks, folder_builder
 from scratchdet_jax.data.builders.defects import Kind
 from scratchdet_jax.data.builders.voc_folder import prepare_voc_folder
 from scratchdet_jax.errors import UserError
@@ -49,14 +49,14 @@ def test_a_preparation_that_fails_leaves_nothing_that_looks_finished(
     folder, prepare, tmp_path, monkeypatch
 ):
     folder.both("a").both("b").split("train", "a", "b")
-    read = preparing._read_unchanged
+    read = folder_builder._read_unchanged
 
     def stop_after_one(image, root):
         if image.image_id == "b":
             raise RuntimeError("power cut")
         return read(image, root)
 
-    monkeypatch.setattr(preparing, "_read_unchanged", stop_after_one)
+    monkeypatch.setattr(folder_builder, "_read_unchanged", stop_after_one)
     with pytest.raises(RuntimeError, match="power cut"):
         prepare()
     files = [p for p in (tmp_path / "data").rglob("*") if p.is_file()]
@@ -74,13 +74,13 @@ def test_a_changed_image_is_checked_again_and_one_changed_meanwhile_is_an_error(
     folder, prepare, tmp_path, monkeypatch
 ):
     folder.both("a").both("b").split("train", "a", "b")
-    write = preparing.write_dataset
+    write = folder_builder.write_dataset
 
     def change_first(make_builder):
         folder.image("b", jpeg(seed=7)[:-90])
         write(make_builder)
 
-    monkeypatch.setattr(preparing, "write_dataset", change_first)
+    monkeypatch.setattr(folder_builder, "write_dataset", change_first)
     with pytest.raises(UserError, match=r"b\.jpg changed after it was checked .*again") as error:
         prepare()
     assert "\n" not in str(error.value)

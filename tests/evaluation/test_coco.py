@@ -16,9 +16,9 @@ from scratchdet_jax.data import coco_classes
 from scratchdet_jax.data.builders.coco_folder import CocoSplit, prepare_coco_folder
 from scratchdet_jax.detector import Detector
 from scratchdet_jax.errors import UserError
-from scratchdet_jax.evaluation import coco, multiscale, run
-from scratchdet_jax.evaluation.images import ImageDetections, ImageGroundTruth
-from scratchdet_jax.nms import Detections
+from scratchdet_jax.evaluation import coco, evaluate, multiscale
+from scratchdet_jax.evaluation.detections import ImageDetections, ImageGroundTruth
+from scratchdet_jax.ops.nms import Detections
 from tests.data.tfds_sets import make, plain_features
 from tests.tiny import tiny_config
 
@@ -350,12 +350,12 @@ def test_evaluation_tells_the_boxes_that_a_foreign_set_lost(tmp_path, monkeypatc
     label = tfds.features.ClassLabel(names=NAMES)
     make(tmp_path, "odd", plain_features(box=box, label=label), {"test": rows})
     config = tiny_config(**{"data.dir": str(tmp_path), "data.eval": "handmade/odd:test"})
-    trained = run.Run(tmp_path, 7, types.SimpleNamespace(config=config, class_names=NAMES))
+    trained = evaluate.Run(tmp_path, 7, types.SimpleNamespace(config=config, class_names=NAMES))
     detector = Detector(None, np.zeros((0, 4), np.float32), NAMES)
     monkeypatch.setattr(multiscale, "detect", candidates)
-    monkeypatch.setattr(run, "load_detector", lambda *_: (detector, {}))
+    monkeypatch.setattr(evaluate, "load_detector", lambda *_: (detector, {}))
     with pytest.warns(UserWarning, match="of its boxes left out"):
-        run.evaluate_run(trained, config, tmp_path / "out")
+        evaluate.evaluate_run(trained, config, tmp_path / "out")
     words = (
         "3 boxes of 2 images of handmade/odd:test were left out: 3 have no area inside the image"
     )
@@ -369,16 +369,16 @@ def test_images_without_boxes_are_detected_on_but_not_scored(tmp_path, monkeypat
     rows = [{"image": picture, "objects": []} for _ in range(3)]
     make(tmp_path, "bare", plain_features(box=box, label=label), {"test": rows})
     fields = {"data.dir": str(tmp_path), "data.eval": "handmade/bare:test"}
-    trained = run.Run(
+    trained = evaluate.Run(
         tmp_path, 7, types.SimpleNamespace(config=tiny_config(**fields), class_names=NAMES)
     )
     detector = Detector(None, np.zeros((0, 4), np.float32), NAMES)
     monkeypatch.setattr(multiscale, "detect", candidates)
-    monkeypatch.setattr(run, "load_detector", lambda *_: (detector, {}))
+    monkeypatch.setattr(evaluate, "load_detector", lambda *_: (detector, {}))
     with pytest.raises(UserError, match=r"has a box; .*eval\.metric=none"):
-        run.evaluate_run(trained, tiny_config(**fields), tmp_path / "out")
+        evaluate.evaluate_run(trained, tiny_config(**fields), tmp_path / "out")
     config = tiny_config(**fields, **{"eval.metric": "none"})
-    evaluation = run.evaluate_run(trained, config, tmp_path / "out")
+    evaluation = evaluate.evaluate_run(trained, config, tmp_path / "out")
     assert "(3 images): not scored" in capsys.readouterr().out
     lines = (tmp_path / f"out/comp4_det_test_{NAMES[0]}.txt").read_text().splitlines()
     kept = sum((found.labels == 1).sum() for found in evaluation.detections.values())
@@ -401,9 +401,9 @@ def test_evaluations_result_file_holds_the_original_ids_and_scores_the_same(tmp_
     names = tuple(sorted(CATEGORIES, key=CATEGORIES.get))
     detector = Detector(None, np.zeros((0, 4), np.float32), names)
     monkeypatch.setattr(multiscale, "detect", candidates)
-    monkeypatch.setattr(run, "load_detector", lambda *_: (detector, {}))
-    trained = run.Run(tmp_path, 7, types.SimpleNamespace(config=config, class_names=names))
-    results = run.evaluate_run(trained, config, tmp_path / "out").results
+    monkeypatch.setattr(evaluate, "load_detector", lambda *_: (detector, {}))
+    trained = evaluate.Run(tmp_path, 7, types.SimpleNamespace(config=config, class_names=names))
+    results = evaluate.evaluate_run(trained, config, tmp_path / "out").results
 
     rows = json.loads((tmp_path / "out/coco_results.json").read_text())
     assert {row["image_id"] for row in rows} == {4, 17, 581929, 70000000001, 33}

@@ -20,8 +20,8 @@ from scratchdet_jax.evaluation.multiscale import (
     merge_scales,
     parse_scales,
 )
-from scratchdet_jax.nms import Detections
-from scratchdet_jax.training.parallel import DeviceMapping
+from scratchdet_jax.ops.nms import Detections
+from scratchdet_jax.parallel.devices import DeviceMapping
 from tests.tiny import random_variables, tiny_config
 
 

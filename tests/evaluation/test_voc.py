@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.evaluation import voc
-from scratchdet_jax.evaluation.images import ImageDetections, ImageGroundTruth
+from scratchdet_jax.evaluation.detections import ImageDetections, ImageGroundTruth
 
 CLASSES = ("cat", "dog", "bird")
 

@@ -236,7 +236,7 @@ def outcome(workdir: Path) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]
     """Every array of the last checkpoint, and the lines of metrics.jsonl without the speed."""
     import jax
 
-    from scratchdet_jax.training.checkpoints import read_arrays
+    from scratchdet_jax.run.checkpoints import read_arrays
 
     tree = read_arrays(workdir.absolute() / f"checkpoints/{STEPS}/state")
     arrays = {

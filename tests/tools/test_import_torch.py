@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from absl import flags
 
-from scratchdet_jax import boxes, cli
-from scratchdet_jax.anchors import AnchorSpecification, sizes_in_pixels
+from scratchdet_jax import cli
 from scratchdet_jax.detector import build_detector
 from scratchdet_jax.errors import UserError
-from scratchdet_jax.evaluation.run import load_detector, open_run
+from scratchdet_jax.evaluation.evaluate import load_detector, open_run
 from scratchdet_jax.models.torch_weights import convert
+from scratchdet_jax.ops import boxes
+from scratchdet_jax.ops.anchors import AnchorSpecification, sizes_in_pixels
 from scratchdet_jax.training import loop
 from scratchdet_jax.training.init_from import init_from_run
 

@@ -9,9 +9,9 @@ import pytest
 
 from scratchdet_jax.data.builders import shapes
 from scratchdet_jax.detector import build_detector
+from scratchdet_jax.run.checkpoints import Checkpoints, Recipe
+from scratchdet_jax.run.state import TrainState
 from scratchdet_jax.tools import landscape
-from scratchdet_jax.training.checkpoints import Checkpoints, Recipe
-from scratchdet_jax.training.state import TrainState
 from tests.tiny import tiny_config
 
 SIZES = (0.01, 0.1, 1.0)

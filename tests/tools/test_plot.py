@@ -144,8 +144,8 @@ def test_curves_are_named_by_what_differs(changes, labels):
 
 
 def test_the_config_comes_from_the_checkpoint(tmp_path):
-    from scratchdet_jax.training.checkpoints import Checkpoints, Recipe
-    from scratchdet_jax.training.state import TrainState
+    from scratchdet_jax.run.checkpoints import Checkpoints, Recipe
+    from scratchdet_jax.run.state import TrainState
     from tests.tiny import tiny_config
 
     assert plot.read_config(tmp_path) is None

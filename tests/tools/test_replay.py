@@ -7,11 +7,11 @@ import pytest
 
 from scratchdet_jax.detector import build_detector
 from scratchdet_jax.errors import UserError
+from scratchdet_jax.run.checkpoints import Recipe
+from scratchdet_jax.run.state import TrainState
 from scratchdet_jax.tools import replay as tool
-from scratchdet_jax.training.checkpoints import Recipe
+from scratchdet_jax.training.divergence import Replay, load_replay
 from scratchdet_jax.training.optimizer import make_optimizer
-from scratchdet_jax.training.replay import Replay, load_replay
-from scratchdet_jax.training.state import TrainState
 from tests.tiny import random_batch, random_variables, tiny_config
 
 

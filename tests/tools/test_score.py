@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from scratchdet_jax.evaluation import coco, voc
-from scratchdet_jax.evaluation.images import ImageDetections
+from scratchdet_jax.evaluation.detections import ImageDetections
 from scratchdet_jax.tools import score
 
 # xmin, ymin, xmax, ymax as the devkit writes them.

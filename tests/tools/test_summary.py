@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from configs import bn_ablation, common, first_layers
+from configs import bn_ablation, first_layers
+from scratchdet_jax.config import defaults
 from scratchdet_jax.detector import build_detector
 from scratchdet_jax.tools import summary
 
@@ -20,7 +21,7 @@ def layer(found, name):
 
 
 def test_layers_of_the_default_network():
-    found = summary.summarize(common.get_config(), 20)
+    found = summary.summarize(defaults.get_config(), 20)
     root = layer(found, "root")
     assert root.kernels == ("3×3",) * 3
     assert root.shapes == ((300, 300, 64),)
@@ -43,7 +44,7 @@ def test_layers_of_the_default_network():
 
 def test_the_authors_trunk():
     # REFERENCE §2: 23.07 M parameters and 65.4 GFLOP in the trunk, strides of the mmdet release.
-    config = common.get_config()
+    config = defaults.get_config()
     config.model.extra_strides = (2, 2, 2, 1)
     found = summary.summarize(config, 20)
     (parameters, flop), (more, and_more) = found.part("backbone"), found.part("extras")

@@ -9,7 +9,7 @@ import pytest
 
 from scratchdet_jax.detector import build_detector
 from scratchdet_jax.errors import UserError
-from scratchdet_jax.training.logging import MetricLogger
+from scratchdet_jax.run.metrics import MetricLogger
 from scratchdet_jax.training.step import PARTS, gradient_norms, part_of
 from tests.tiny import tiny_config
 

@@ -4,16 +4,16 @@ import jax
 import numpy as np
 import pytest
 
-from scratchdet_jax.anchors import anchors_per_cell
 from scratchdet_jax.data import coco_classes
 from scratchdet_jax.data.builders import shapes
 from scratchdet_jax.data.builders.voc_scan import VOC_CLASSES
 from scratchdet_jax.detector import build_detector
 from scratchdet_jax.errors import UserError
+from scratchdet_jax.ops.anchors import anchors_per_cell
+from scratchdet_jax.run.checkpoints import Checkpoints, Recipe
+from scratchdet_jax.run.state import TrainState
 from scratchdet_jax.training import loop
-from scratchdet_jax.training.checkpoints import Checkpoints, Recipe
 from scratchdet_jax.training.init_from import init_from_run, map_classes, split_run
-from scratchdet_jax.training.state import TrainState
 from tests.tiny import random_variables, tiny_config
 
 SOURCE = ("person", "airplane", "tv", "dining table", "dog")

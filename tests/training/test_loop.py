@@ -12,12 +12,12 @@ import pytest
 
 from scratchdet_jax.data.sources import open_split
 from scratchdet_jax.errors import UserError
-from scratchdet_jax.evaluation.run import evaluate_run, open_run, split_name
+from scratchdet_jax.evaluation.evaluate import evaluate_run, open_run, split_name
+from scratchdet_jax.run.metrics import MetricLogger
+from scratchdet_jax.run.preemption import Preempted
 from scratchdet_jax.tools import predict
 from scratchdet_jax.training import loop
-from scratchdet_jax.training.logging import MetricLogger
-from scratchdet_jax.training.preemption import Preempted
-from scratchdet_jax.training.replay import batch_of_step, load_replay
+from scratchdet_jax.training.divergence import batch_of_step, load_replay
 from tests.tiny import tiny_config
 
 COLORS = {"blue": (255, 60, 60), "green": (60, 255, 60)}  # BGR

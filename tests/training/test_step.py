@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from scratchdet_jax.detector import build_detector
+from scratchdet_jax.parallel.devices import DeviceMapping
+from scratchdet_jax.run.state import create_state
 from scratchdet_jax.training.optimizer import make_optimizer
-from scratchdet_jax.training.parallel import DeviceMapping
-from scratchdet_jax.training.state import create_state
 from scratchdet_jax.training.step import AXIS, example_keys, make_train_step
 from tests.tiny import random_batch, tiny_config
 

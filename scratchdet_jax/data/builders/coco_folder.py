@@ -11,7 +11,7 @@ import tensorflow_datasets as tfds
 from scratchdet_jax.data.builders.coco_json import CocoFile, read_coco
 from scratchdet_jax.data.builders.coco_scan import fingerprint, list_split, scan
 from scratchdet_jax.data.builders.files import as_user_errors
-from scratchdet_jax.data.builders.preparing import FolderBuilder, check_name, prepare
+from scratchdet_jax.data.builders.folder_builder import FolderBuilder, check_name, prepare
 from scratchdet_jax.data.builders.report import Report
 from scratchdet_jax.errors import UserError
 

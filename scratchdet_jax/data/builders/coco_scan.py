@@ -13,6 +13,7 @@ from scratchdet_jax.data.builders.checks import Checked, Journal, check_images
 from scratchdet_jax.data.builders.coco_json import CocoFile, integer, numbers
 from scratchdet_jax.data.builders.defects import Defect, Kind
 from scratchdet_jax.data.builders.files import ImageFolder, OutsideFolderError, as_text
+from scratchdet_jax.data.builders.folder_builder import Contents, refuse_empty
 from scratchdet_jax.data.builders.objects import (
     Box,
     CocoItem,
@@ -22,7 +23,6 @@ from scratchdet_jax.data.builders.objects import (
     fit_box,
     turned,
 )
-from scratchdet_jax.data.builders.preparing import Contents, refuse_empty
 from scratchdet_jax.data.builders.report import Report, statistics
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from scratchdet_jax.data.builders.files import as_user_errors
-from scratchdet_jax.data.builders.preparing import FolderBuilder, check_name, prepare
+from scratchdet_jax.data.builders.folder_builder import FolderBuilder, check_name, prepare
 from scratchdet_jax.data.builders.report import Report
 from scratchdet_jax.data.builders.voc_scan import fingerprint, list_folder, scan
 from scratchdet_jax.errors import UserError

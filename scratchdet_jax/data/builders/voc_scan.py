@@ -23,6 +23,7 @@ from scratchdet_jax.data.builders.files import (
     printable,
     read_inside,
 )
+from scratchdet_jax.data.builders.folder_builder import Contents, refuse_empty
 from scratchdet_jax.data.builders.objects import (
     PreparedImage,
     VocItem,
@@ -30,7 +31,6 @@ from scratchdet_jax.data.builders.objects import (
     fit_box,
     turned,
 )
-from scratchdet_jax.data.builders.preparing import Contents, refuse_empty
 from scratchdet_jax.data.builders.report import Report, statistics
 from scratchdet_jax.data.voc_xml import VocAnnotation, parse_annotation
 from scratchdet_jax.errors import UserError

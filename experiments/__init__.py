@@ -1,0 +1,1 @@
+"""Experiments built on the library; the library does not import them."""

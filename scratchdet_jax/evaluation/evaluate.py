@@ -1,0 +1,118 @@
+"""Opens a trained run and evaluates it: what eval.py and the tools share."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import ml_collections
+
+from scratchdet_jax.config.defaults import with_defaults
+from scratchdet_jax.config.validation import validate
+from scratchdet_jax.data.records import parse_spec
+from scratchdet_jax.data.sources import open_split
+from scratchdet_jax.detector import Detector, build_detector
+from scratchdet_jax.errors import UserError, writable_folder
+from scratchdet_jax.evaluation import coco, voc
+from scratchdet_jax.evaluation.evaluator import Evaluation, Evaluator, summary_line
+from scratchdet_jax.parallel import processes
+from scratchdet_jax.parallel.devices import DeviceMapping
+from scratchdet_jax.run.checkpoints import Checkpoints, Recipe
+
+
+class Run(NamedTuple):
+    """A checkpoint of a run, not yet loaded."""
+
+    workdir: Path
+    step: int
+    recipe: Recipe
+
+
+def open_run(workdir: Path, checkpoint: str = "best") -> Run:
+    """Finds a checkpoint ("best", "latest" or a step) and the recipe it was trained with."""
+    checkpoints = Checkpoints(workdir, read_only=True)
+    step = checkpoints.find(checkpoint)
+    recipe = checkpoints.recipe(step)
+    checkpoints.close()
+    return Run(workdir, step, recipe._replace(config=with_defaults(recipe.config)))
+
+
+def load_detector(run: Run, config: ml_collections.ConfigDict) -> tuple[Detector, Any]:
+    """The detector and its variables (params, batch_stats)."""
+    detector = build_detector(config, run.recipe.class_names)
+    shapes = jax.eval_shape(
+        lambda: detector.model.init(
+            {"params": jax.random.key(0)},
+            jax.numpy.zeros((1, config.image_size, config.image_size, 3)),
+            train=False,
+        )
+    )
+    like = {"params": shapes["params"], "batch_stats": shapes.get("batch_stats", {})}
+    checkpoints = Checkpoints(run.workdir, read_only=True)
+    variables = checkpoints.restore_variables(run.step, like)
+    checkpoints.close()
+    return detector, variables
+
+
+def evaluate_run(run: Run, config: ml_collections.ConfigDict, output: Path) -> Evaluation:
+    """Scores a run on `config.data.eval` and writes figures and detections to `output`.
+
+    Writes results.json, the VOC files comp4_det_<split>_<class>.txt and coco_results.json.
+    """
+    writable_folder(output, "--output")
+    _check_same_detector(run, config)
+    mapping = DeviceMapping(config.parallel)
+    validate(config, mapping.mesh.size)
+    source = open_split(config.data, "eval")
+    if config.eval.metric != "none":
+        source.require_boxes("config.data.eval")
+    if source.class_names != run.recipe.class_names:
+        raise UserError(
+            f"{run.workdir} was trained on the classes {', '.join(run.recipe.class_names)}, but "
+            f"config.data.eval {source.spec} has {', '.join(source.class_names)}"
+        )
+    detector, variables = load_detector(run, config)
+    evaluator = Evaluator(config, detector, mapping, source)
+    evaluation = evaluator.evaluate(mapping.replicate(variables))
+
+    if not processes.is_first():
+        return evaluation
+    split = split_name(source.spec)
+    voc.write_detections(output, evaluation.detections, detector.class_names, split)
+    categories = source.category_ids or coco.submission_category_ids(detector.class_names)
+    coco.write_results(output / "coco_results.json", evaluation.detections, categories)
+    record = {"step": run.step, "data": source.spec, "metric": config.eval.metric}
+    (output / "results.json").write_text(json.dumps(record | evaluation.results, indent=2) + "\n")
+
+    for name, ap in evaluation.results["AP"].items():
+        print(f"{name:>20}  {'no ground truth' if ap is None else f'{ap:.4f}'}")
+    scored = config.eval.metric != "none"
+    print(
+        f"{run.workdir} step {run.step} on {source.spec} ({len(source)} images): "
+        f"{summary_line(evaluation.results) if scored else 'not scored'}"
+    )
+    if left_out := source.left_out_line():
+        print(left_out)
+    print(f"detections and results.json in {output}")
+    return evaluation
+
+
+def split_name(spec: str) -> str:
+    """The split in the names of detection files, as the devkit calls it: val, test, trainval."""
+    splits = dict.fromkeys(part.split for part in parse_spec(spec))
+    name = re.sub(r"[^\w+.-]+", "_", "+".join(splits)).strip("_")
+    return {"validation": "val", "train+validation": "trainval"}.get(name, name)
+
+
+def _check_same_detector(run: Run, config: ml_collections.ConfigDict) -> None:
+    """Other weights or anchors than the trained ones would be nonsense or an error deep inside."""
+    trained = run.recipe.config
+    free = ("dtype", "norm_span")
+    for group in ("model", "anchors"):
+        for name, value in config[group].items():
+            if name not in free and value != trained[group][name]:
+                raise UserError(
+                    f"config.{group}.{name} is {value!r}, but {run.workdir} was trained with "
+                    f"{trained[group][name]!r}: leave it as it is"
+                )

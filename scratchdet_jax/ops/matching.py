@@ -1,0 +1,108 @@
+"""Matching of anchors to ground truth: the training targets of one image (SSD, section 2.2)."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from scratchdet_jax.ops import boxes as box_ops
+
+_MIN_OVERLAP = 1e-6
+"""SSD's MatchBBox knows no pair below this overlap: a ground truth that overlaps no anchor, or has
+no area, is matched to nothing."""
+
+
+class Targets(NamedTuple):
+    """What each of A anchors is trained towards.
+
+    Attributes:
+        labels: int32 [A], class of the matched ground truth; 0 = negative.
+        offsets: float32 [A, 4], the ground truth encoded against the anchor; 0 where negative.
+        matched: int32 [A], index of the ground truth; -1 = negative.
+    """
+
+    labels: jax.Array
+    offsets: jax.Array
+    matched: jax.Array
+
+
+def match(
+    anchors: jax.Array, boxes: jax.Array, labels: jax.Array, threshold: float = 0.5
+) -> Targets:
+    """Matches anchors to the ground truth of one image, as SSD's MatchBBox does.
+
+    First bipartite: of all (anchor, ground truth) pairs the one of highest IoU is matched, then the
+    best of what remains, so that each ground truth has an anchor of its own. Then every anchor left
+    takes the ground truth it overlaps most, if their IoU is at least `threshold`. Of equal pairs
+    the lower anchor wins, then the lower ground truth.
+
+    Args:
+        anchors: [A, 4].
+        boxes: [M, 4] ground truth, padded.
+        labels: int32 [M], 1..C; 0 = padding, never matched.
+        threshold: least IoU of the second stage.
+
+    Returns:
+        The targets of the A anchors.
+    """
+    overlaps = jnp.where(labels[:, None] > 0, box_ops.iou(boxes, anchors), 0)  # [M, A]
+    best_overlap, best_box = _max_and_argmax(overlaps, axis=0)
+    matched = jnp.where(best_overlap >= threshold, best_box, -1)
+    own = _bipartite(overlaps)
+    # Ground truths without an anchor of their own write past the end, which drops the update.
+    own = jnp.where(own >= 0, own, anchors.shape[0])
+    matched = matched.at[own].set(jnp.arange(boxes.shape[0]), mode="drop").astype(jnp.int32)
+
+    positive = matched >= 0
+    index = jnp.maximum(matched, 0)
+    offsets = box_ops.encode(boxes[index], anchors)
+    return Targets(
+        labels=jnp.where(positive, labels[index], 0).astype(jnp.int32),
+        offsets=jnp.where(positive[:, None], offsets, 0),
+        matched=matched,
+    )
+
+
+def _bipartite(overlaps: jax.Array) -> jax.Array:
+    """Gives each ground truth its own anchor, best pair first.
+
+    The order (IoU, then lower anchor, then lower ground truth) is strict, so a pair that is the
+    best of both its row and its column will be picked before anything else there: all such pairs
+    can be picked at once. The globally best pair is one, so every round makes progress; the rounds
+    are as many as ground truths compete in a chain (a few), not as many as there are.
+
+    Args:
+        overlaps: [M, A] IoU, 0 for padding.
+
+    Returns:
+        int32 [M], the anchor of each ground truth; -1 where it has none.
+    """
+    rows, columns = overlaps.shape
+    row_index = jnp.arange(rows, dtype=jnp.int32)
+
+    def pick(state: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, ...]:
+        own, taken, _ = state
+        free = (own < 0)[:, None] & ~taken
+        best_overlap, best_anchor = _max_and_argmax(jnp.where(free, overlaps, 0), axis=1)
+        # Which ground truth is best is asked only of the anchors that are some row's best.
+        rivals = jnp.where(free[:, best_anchor], overlaps[:, best_anchor], 0)  # [M, M]
+        open_row = best_overlap > _MIN_OVERLAP
+        picked = open_row & (jnp.argmax(rivals, axis=0) == row_index)
+        own = jnp.where(picked, best_anchor, own)
+        taken = taken.at[jnp.where(picked, best_anchor, columns)].set(True, mode="drop")
+        return own, taken, jnp.any(open_row & ~picked)
+
+    start = (jnp.full(rows, -1, jnp.int32), jnp.zeros(columns, bool), jnp.any(overlaps > 0))
+    return jax.lax.while_loop(lambda state: state[2], pick, start)[0]
+
+
+def _max_and_argmax(values: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
+    """Maximum of a matrix along an axis and the lowest index that has it (int32).
+
+    Two plain reductions, since XLA does not vectorise argmax on CPU: 0.3 ms against 1.8 ms for
+    [50, 8744].
+    """
+    largest = jnp.max(values, axis=axis, keepdims=True)
+    index = jax.lax.broadcasted_iota(jnp.int32, values.shape, axis)
+    first = jnp.min(jnp.where(values == largest, index, values.shape[axis]), axis=axis)
+    return jnp.squeeze(largest, axis), first

@@ -1,0 +1,372 @@
+"""Orbax checkpoints: asynchronous, atomic, checked, the latest few and the best."""
+
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import ml_collections
+import numpy as np
+import orbax.checkpoint as ocp
+
+from scratchdet_jax.errors import UserError
+from scratchdet_jax.run.integrity import damage, write_checksums, write_json
+from scratchdet_jax.run.state import TrainState
+
+BEST_METRIC = "mAP"
+IMPORTED = "imported.json"  # in a workdir whose weights tools/import_torch has put there
+SCORE = "score.json"  # beside a checkpoint's own files, once it was evaluated
+CORRUPT = "corrupt"  # where damaged checkpoints are moved, beside the directory of the others
+
+
+class Recipe(NamedTuple):
+    """What a checkpoint knows besides the numbers."""
+
+    config: ml_collections.ConfigDict
+    class_names: tuple[str, ...]
+
+
+class _Preserved:
+    """Orbax's policy of what is kept: the latest few and the best."""
+
+    def __init__(self, checkpoints: "Checkpoints", keep: int) -> None:
+        self._checkpoints, self._keep = checkpoints, keep
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """Of each checkpoint, by increasing step."""
+        steps = [info.step for info in checkpoints]
+        kept = {*steps[-self._keep :], self._checkpoints.best_of(steps)}
+        return [step in kept for step in steps]
+
+
+class Checkpoints:
+    """The checkpoints under `workdir/checkpoints`, one directory a step.
+
+    Saving is asynchronous: the arrays are copied to the host, then written in the background into
+    a temporary directory, which gets checksums and is renamed when complete; so a killed run leaves
+    no half checkpoint. The last `keep` steps and the one with the highest mAP are kept. A save
+    that fails (a full disk) is told and harms nothing: see `wait`.
+    """
+
+    def __init__(self, workdir: Path, keep: int = 1, read_only: bool = False) -> None:
+        """Opens the directory; `read_only` neither creates nor deletes anything."""
+        self.directory = Path(workdir).absolute() / "checkpoints"
+        if read_only and not self.directory.is_dir():
+            raise UserError(
+                f"there is no run in {workdir}: {self.directory} does not exist; train first, or "
+                "name the run with --workdir"
+            )
+        self._keep, self._read_only = keep, read_only
+        self._scores: dict[int, float | None] = {}
+        self._writing: int | None = None
+        self._open()
+
+    def _open(self) -> None:
+        if not self._read_only and jax.process_index() == 0:
+            for partial in self.directory.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(partial, ignore_errors=True)  # of a run that died while it wrote
+        on_commit = ocp.options.AsyncOptions(post_finalization_callback=self._add_checksums)
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=_Preserved(self, self._keep),
+            read_only=self._read_only,
+            create=not self._read_only,
+            cleanup_tmp_directories=not self._read_only,
+            async_options=on_commit,
+        )
+        self._manager = ocp.CheckpointManager(self.directory, options=options)
+
+    @property
+    def latest_step(self) -> int | None:
+        """The newest step, or None."""
+        return max(self._steps(), default=None)
+
+    @property
+    def best_step(self) -> int | None:
+        """The step with the highest mAP; without any evaluation the newest."""
+        best = self.best_of(self._steps())
+        return self.latest_step if best is None else best
+
+    def best_of(self, steps: Sequence[int]) -> int | None:
+        """The one of `steps` with the highest mAP, the later of equals; None without any."""
+        scored = {s: score for s in steps if (score := self._score(s)) is not None}
+        return max(scored, key=lambda step: (scored[step], step)) if scored else None
+
+    def newest_sound_step(self) -> int | None:
+        """The newest step whose files are whole; None if there is no checkpoint.
+
+        Newer ones that are damaged are moved aside, each with a sentence on stderr.
+
+        Raises:
+            UserError: all are damaged (then none is moved).
+        """
+        damaged = []
+        for step in sorted(self._steps(), reverse=True):
+            flaw = self._flaw(step)
+            if flaw is None:
+                self._set_aside(damaged)
+                return step
+            damaged.append((step, flaw))
+        if damaged:
+            flaws = "; ".join(f"step {step}: {flaw}" for step, flaw in damaged)
+            raise UserError(
+                f"every checkpoint in {self.directory} is damaged ({flaws}): put one back from a "
+                "copy, or choose a new --workdir"
+            )
+        return None
+
+    def save(
+        self,
+        step: int,
+        state: TrainState,
+        recipe: Recipe,
+        score: float | None = None,
+        progress: dict[str, Any] | None = None,
+    ) -> None:
+        """Starts writing `state`; waits for the save before.
+
+        Args:
+            step: updates made.
+            state: what is written; its buffers may be reused once this returns.
+            recipe: how it was trained.
+            score: the mAP, if it is known already; see `set_score`.
+            progress: anything else that a resumed run needs, as JSON knows it.
+        """
+        about = {
+            "config": json.loads(recipe.config.to_json_best_effort()),
+            "class_names": list(recipe.class_names),
+            "progress": progress,
+        }
+        self.wait()
+        self._writing = step
+        try:
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state), recipe=ocp.args.JsonSave(about)
+                ),
+            )
+        except Exception as error:
+            self._failed(error)
+        if score is not None:
+            self.set_score(step, score)
+
+    def set_score(self, step: int, score: float | None) -> None:
+        """Notes the mAP of a step that was saved; None where it is undefined."""
+        self.wait()
+        if step not in self._steps():
+            return  # its save failed, which was told
+        self._scores[step] = score
+        if jax.process_index() == 0:
+            try:
+                write_json(self.directory / str(step) / SCORE, {BEST_METRIC: score})
+            except OSError as error:
+                print(
+                    f"\nwarning: the mAP of step {step} could not be noted in {self.directory} "
+                    f"({error.strerror})",
+                    file=sys.stderr,
+                )
+
+    def is_scored(self, step: int) -> bool:
+        """Whether the evaluation of a step is complete, even if its mAP is undefined."""
+        return (self.directory / str(step) / SCORE).exists() or self._score(step) is not None
+
+    def restore(self, step: int, like: TrainState) -> TrainState:
+        """The state of `step`, laid out (shape, type, sharding) as `like` is.
+
+        Raises:
+            UserError: its arrays are others, or it cannot be read.
+        """
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        self._check_shapes(step, like)
+        return self._restore(step, state=ocp.args.StandardRestore(abstract))["state"]
+
+    def restore_variables(self, step: int, like: Any) -> Any:
+        """`params` and `batch_stats` of `step` alone, laid out as `like` is."""
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        arguments = ocp.args.PyTreeRestore(
+            item=abstract,
+            restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
+            partial_restore=True,
+        )
+        with ocp.PyTreeCheckpointer() as reader:
+            return self._reading(
+                step, lambda: reader.restore(self._item(step, "state"), args=arguments)
+            )
+
+    def recipe(self, step: int) -> Recipe:
+        """Config and class names that `step` was trained with."""
+        about = self._about(step)
+        return Recipe(
+            ml_collections.ConfigDict(tuples(about["config"])), tuple(about["class_names"])
+        )
+
+    def progress(self, step: int) -> dict[str, Any] | None:
+        """What `save` was given as `progress`."""
+        return self._about(step).get("progress")
+
+    def find(self, which: str) -> int:
+        """The step that `which` names: "best", "latest" or a number."""
+        steps = sorted(self._steps())
+        if not steps:
+            raise UserError(f"there is no checkpoint in {self.directory}: train first")
+        named = {"best": self.best_step, "latest": self.latest_step}
+        step = named.get(which, int(which) if which.isdecimal() else None)
+        if step not in steps:
+            raise UserError(
+                f"there is no checkpoint {which!r} in {self.directory}; there are "
+                f"best, latest, {', '.join(map(str, steps))}"
+            )
+        return step
+
+    def wait(self) -> None:
+        """Returns when the save under way has reached the disk, or has failed.
+
+        A failure is told on stderr: the run goes on to the next checkpoint.
+
+        Raises:
+            UserError: it failed in a run of several processes, which cannot go on apart.
+        """
+        if self._writing is None:
+            return
+        try:
+            self._manager.wait_until_finished()
+            self._writing = None
+        except Exception as error:
+            self._failed(error)
+
+    def close(self) -> None:
+        """Waits for the saves and frees the threads."""
+        self.wait()
+        self._manager.close()
+
+    def _failed(self, error: Exception) -> None:
+        step, self._writing = self._writing, None
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        sentence = (
+            f"the checkpoint of step {step} could not be written to {self.directory} ({reason}): "
+            "make room on the disk; the checkpoints before it are unharmed"
+        )
+        if jax.process_count() > 1:
+            raise UserError(sentence) from error
+        print(f"\nwarning: {sentence}, and training goes on", file=sys.stderr)
+        # Orbax counts the failed step as there; a new manager looks, and removes what is half.
+        self._open()
+
+    def _add_checksums(self) -> None:
+        """Called in Orbax's thread when all files are written, before they get their name."""
+        if jax.process_index() == 0:
+            for directory in self.directory.glob(f"{self._writing}.orbax-checkpoint-tmp*"):
+                write_checksums(directory)
+
+    def _steps(self) -> list[int]:
+        return list(self._manager.all_steps())
+
+    def _flaw(self, step: int) -> str | None:
+        """What is wrong with a checkpoint's files; None if it can be read."""
+        try:
+            return damage(self.directory / str(step))
+        except FileNotFoundError:
+            pass  # of before there were checksums: it is read on trial
+        try:
+            self._about(step)
+            self._reading(step, lambda: read_arrays(self._item(step, "state")))
+        except UserError as error:
+            return str(error)
+        return None
+
+    def _set_aside(self, damaged: Sequence[tuple[int, str]]) -> None:
+        for step, flaw in damaged:
+            name, copy = str(step), 1
+            while (aside := self.directory.parent / CORRUPT / name).exists():
+                name, copy = f"{step}.{copy}", copy + 1
+            if jax.process_index() == 0:
+                aside.parent.mkdir(exist_ok=True)
+                shutil.move(self.directory / str(step), aside)
+            print(
+                f"warning: the checkpoint of step {step} is damaged ({flaw}): it is now {aside}, "
+                "and the one before it is taken",
+                file=sys.stderr,
+            )
+        if damaged:
+            if jax.process_count() > 1:
+                jax.experimental.multihost_utils.sync_global_devices("damaged checkpoints moved")
+            self._manager.close()
+            self._open()
+
+    def _check_shapes(self, step: int, like: TrainState) -> None:
+        """A model that was changed on purpose (--resume=force) may not fit its checkpoint."""
+        with ocp.PyTreeCheckpointer() as reader:
+            saved = self._reading(step, lambda: reader.metadata(self._item(step, "state")))
+        wanted, found = _shapes(like), _shapes(saved.item_metadata.tree)
+        for name in sorted(wanted.keys() | found.keys()):
+            if wanted.get(name) != found.get(name):
+                raise UserError(
+                    f"the checkpoint of step {step} in {self.directory} does not fit this config: "
+                    f"{name} has shape {found.get(name)} there and {wanted.get(name)} here; "
+                    "choose a new --workdir, or begin with it by config.init_from"
+                )
+
+    def _score(self, step: int) -> float | None:
+        if step not in self._scores:
+            try:
+                text = (self.directory / str(step) / SCORE).read_text()
+                self._scores[step] = json.loads(text)[BEST_METRIC]
+            except FileNotFoundError:
+                # A checkpoint of before the score had a file has it in its recipe.
+                self._scores[step] = None if step == self._writing else self._old_score(step)
+            except (OSError, ValueError, KeyError, TypeError):
+                self._scores[step] = None
+        return self._scores[step]
+
+    def _old_score(self, step: int) -> float | None:
+        try:
+            return self._about(step).get(BEST_METRIC)
+        except UserError:
+            return None  # damaged; told when it is asked for
+
+    def _item(self, step: int, name: str) -> Path:
+        return self.directory / str(step) / name
+
+    def _about(self, step: int) -> dict[str, Any]:
+        return self._restore(step, recipe=ocp.args.JsonRestore())["recipe"]
+
+    def _restore(self, step: int, **arguments: Any) -> Any:
+        return self._reading(
+            step, lambda: self._manager.restore(step, args=ocp.args.Composite(**arguments))
+        )
+
+    def _reading(self, step: int, read: Any) -> Any:
+        try:
+            return read()
+        except Exception as error:
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            raise UserError(
+                f"the checkpoint of step {step} in {self.directory} cannot be read ({reason}): "
+                "name another with --checkpoint, or resume training, which takes the one before"
+            ) from error
+
+
+def read_arrays(item: Path) -> Any:
+    """The arrays under `checkpoints/STEP/state` as NumPy arrays, whatever devices wrote them."""
+    with ocp.PyTreeCheckpointer() as reader:
+        tree = reader.metadata(item).item_metadata.tree
+        arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+        return reader.restore(item, args=ocp.args.PyTreeRestore(restore_args=arguments))
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    """The shape of every array of a tree, or of Orbax's description of one, by its path."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def tuples(value: Any) -> Any:
+    """JSON has no tuples, configs have no lists: every list was a tuple."""
+    if isinstance(value, dict):
+        return {key: tuples(item) for key, item in value.items()}
+    return tuple(tuples(item) for item in value) if isinstance(value, list) else value

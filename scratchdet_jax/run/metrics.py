@@ -1,0 +1,211 @@
+"""Metrics of a run: JSON lines, TensorBoard events, a progress bar, and the non-finite check."""
+
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+from tqdm import tqdm
+
+from scratchdet_jax.errors import UserError
+from scratchdet_jax.run.events import Events, JsonLines
+from scratchdet_jax.training.step import FINITE
+
+
+class Diverged(UserError):
+    """A quantity of an update is not finite; the state is still the one before that update."""
+
+    def __init__(self, step: int, quantity: str, sentence: str) -> None:
+        super().__init__(sentence)
+        self.step, self.quantity = step, quantity
+
+
+class MetricLogger:
+    """Logs each step one step late, so that reading a metric never stalls the device's queue.
+
+    `metrics.jsonl` holds one JSON object a line: `{"kind": "train", "step": …}` every
+    `log_every` updates (that step's own values; `images_per_second` over the time since the
+    line before) and `{"kind": "eval", "step": …}` for each evaluation. A run that diverges ends
+    with `{"kind": "diverged", "step": …, "quantity": …}`. Process 0 writes; all check.
+
+    `gradient_fluctuation` is the mean of |‖g_t‖₂ − ‖g_{t−1}‖₂| over *every* step since the line
+    before, so it means the same whatever `log_every` is. The first step has none.
+    """
+
+    def __init__(
+        self,
+        workdir: Path,
+        *,
+        start_step: int,
+        num_steps: int,
+        batch_size: int,
+        log_every: int,
+        progress: Mapping[str, Any] | None = None,
+        evaluated: bool = True,
+    ) -> None:
+        """Lines of steps after `start_step` (of a run that died) are removed.
+
+        Args:
+            workdir: where the files go.
+            start_step: updates made so far.
+            num_steps: updates of the whole run.
+            batch_size: images in an update.
+            log_every: updates between lines.
+            progress: what `progress()` gave at `start_step`.
+            evaluated: whether an evaluation at `start_step` is complete; if not, its line goes too.
+        """
+        self.path = Path(workdir) / "metrics.jsonl"
+        self._lines, self._events = None, None
+        last = {}
+        if jax.process_index() == 0:
+            last = _drop_lines_after(self.path, start_step, evaluated)
+            waiting = (progress or {}).get("lines", ())
+            written = (
+                set(self.path.read_text().splitlines()) if waiting and self.path.exists() else ()
+            )
+            self._lines = JsonLines(self.path, [line for line in waiting if line not in written])
+            self._events = Events(Path(workdir), purge_step=start_step + 1)
+        self._bar = tqdm(
+            total=num_steps,
+            initial=start_step,
+            unit="step",
+            dynamic_ncols=True,
+            disable=jax.process_index() > 0,
+        )
+        self._batch_size, self._log_every = batch_size, log_every
+        self._pending: tuple[int, dict[str, jax.Array]] | None = None
+        self._since, self._images = time.perf_counter(), 0
+        if progress is None:  # a checkpoint of before they kept this
+            norm = last.get("gradient_norm") if last.get("step") == start_step else None
+            progress = {"norm": norm, "changes": []}
+        self._norm: float | None = progress["norm"]
+        self._changes: list[float] = list(progress["changes"])
+
+    def log_step(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        """Takes the metrics of update `step` (from 1); writes those of the update before."""
+        self.flush()
+        self._pending = (step, metrics)
+
+    def flush(self) -> None:
+        """Writes the pending step.
+
+        Raises:
+            Diverged: a metric, or what FINITE tells of, is not finite; names step and quantity.
+        """
+        if self._pending is None:
+            return
+        step, metrics = self._pending
+        self._pending = None
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        self._check_finite(step, values)
+        values = {name: value for name, value in values.items() if not name.startswith(FINITE)}
+        self._follow_norm(values.get("gradient_norm"))
+        self._images += self._batch_size
+        self._bar.update()
+        if step % self._log_every == 0:
+            now = time.perf_counter()
+            values["images_per_second"] = self._images / (now - self._since)
+            self._since, self._images = now, 0
+            if self._changes:
+                values["gradient_fluctuation"] = sum(self._changes) / len(self._changes)
+                self._changes = []
+            self._write("train", step, values)
+            self._bar.set_postfix_str(
+                f"loss {values['loss']:.3f}, {values['images_per_second']:.1f} images/s"
+            )
+
+    def log_evaluation(self, step: int, results: dict[str, object]) -> None:
+        """Writes an evaluation's results (numbers, or numbers by class)."""
+        self._write("eval", step, results)
+
+    def progress(self) -> dict[str, Any]:
+        """What a checkpoint keeps, so that the lines after it come out as if it had not been.
+
+        Lines written so far are on the disk afterwards.
+        """
+        if self._lines:
+            self._lines.sync()
+        waiting = self._lines.waiting if self._lines else []
+        return {"norm": self._norm, "changes": list(self._changes), "lines": list(waiting)}
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time spent inside does not count in images/s."""
+        started = time.perf_counter()
+        yield
+        self._since += time.perf_counter() - started
+
+    def close(self) -> None:
+        """Closes the files and the bar."""
+        self._bar.close()
+        for file in filter(None, (self._events, self._lines)):
+            file.close()
+
+    def _follow_norm(self, norm: float | None) -> None:
+        if norm is not None and self._norm is not None:
+            self._changes.append(abs(norm - self._norm))
+        self._norm = norm
+
+    def _check_finite(self, step: int, values: dict[str, float]) -> None:
+        wrong = [name for name, value in values.items() if not math.isfinite(value)]
+        # Statistics and parameters tell yes or no; they name the cause where nothing else does.
+        wrong += [
+            n.removeprefix(FINITE) for n, v in values.items() if n.startswith(FINITE) and not v
+        ]
+        if wrong:
+            name, rate = wrong[0], values["learning_rate"]
+            value = values.get(name, math.nan)
+            self._append("diverged", step, {"quantity": name, "value": str(value)})
+            is_what = f"{name} is {value}" if name in values else f"{name} are not finite"
+            raise Diverged(
+                step,
+                name,
+                f"training diverged: {is_what} at step {step} (learning rate {rate:.3g}); the "
+                f"checkpoints before it are kept in {self.path.parent}; lower "
+                "config.optimizer.learning_rate or lengthen config.optimizer.warmup_steps, and "
+                "start in a new --workdir",
+            )
+
+    def _append(self, kind: str, step: int, values: dict[str, object]) -> None:
+        if self._lines:
+            record = {"kind": kind, "step": step} | values
+            self._lines.append(json.dumps(record, allow_nan=False))
+
+    def _write(self, kind: str, step: int, values: dict[str, object]) -> None:
+        self._append(kind, step, values)
+        if not self._events:
+            return
+        for name, value in values.items():
+            group = value if isinstance(value, dict) else {"": value}
+            for part, number in group.items():
+                if number is not None:
+                    tag = f"{kind}/{name}" + (f"/{part}" if part else "")
+                    self._events.add_scalar(tag, number, step)
+
+
+def _drop_lines_after(path: Path, step: int, evaluated: bool) -> dict[str, object]:
+    """Removes what a dead run wrote after the checkpoint that is resumed, and a torn last line.
+
+    Returns:
+        The last training line that is kept; empty if there is none.
+    """
+    if not path.exists():
+        return {}
+    kept, last = [], {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            record = json.loads(line)
+            again = record["kind"] == "eval" and record["step"] == step and not evaluated
+            if record["step"] <= step and not again:
+                kept.append(line + "\n")
+                last = record if record["kind"] == "train" else last
+        except (json.JSONDecodeError, KeyError, TypeError):
+            continue
+    whole = path.with_suffix(".tmp")  # a kill in here must not cost the history
+    whole.write_text("".join(kept), encoding="utf-8")
+    whole.replace(path)
+    return last

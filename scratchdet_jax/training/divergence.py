@@ -1,0 +1,159 @@
+"""A step that diverged, kept for replay: the state before it and the batch, as plain arrays."""
+
+import itertools
+import json
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import ml_collections
+import numpy as np
+
+from scratchdet_jax.config.defaults import with_defaults
+from scratchdet_jax.data.loading import substitutes, train_batches
+from scratchdet_jax.data.records import DetectionSource
+from scratchdet_jax.detector import build_detector
+from scratchdet_jax.errors import UserError
+from scratchdet_jax.run.checkpoints import Recipe, tuples
+from scratchdet_jax.run.state import TrainState, create_state
+from scratchdet_jax.training.optimizer import make_optimizer
+from scratchdet_jax.training.step import AXIS
+
+FOLDER = "replay"
+
+
+class Replay(NamedTuple):
+    """A saved step.
+
+    Attributes:
+        step: its number, from 1.
+        quantity: what was found not to be finite.
+        recipe: the run's config and class names.
+        image_ids: of the batch, in its order.
+        batch: host arrays [accumulate_steps, B, …], as the training step takes them.
+        state: before the step.
+    """
+
+    step: int
+    quantity: str
+    recipe: Recipe
+    image_ids: tuple[str, ...]
+    batch: dict[str, np.ndarray]
+    state: TrainState
+
+
+def batch_of_step(
+    config: ml_collections.ConfigDict, source: DetectionSource, step: int
+) -> dict[str, np.ndarray]:
+    """The global batch [accumulate_steps, B, …] of update `step` (from 1), read anew."""
+    parts = config.accumulate_steps
+    loader = train_batches(
+        source,
+        batch_size=config.batch_size // parts,
+        canvas=config.data.canvas,
+        max_boxes=config.data.max_boxes,
+        seed=config.seed,
+        start_step=(step - 1) * parts,
+        threads=config.data.threads,
+        substituted=substitutes(config),
+    )
+    try:
+        group = list(itertools.islice(loader, parts))
+    finally:
+        loader.close()
+    return {key: np.stack([part[key] for part in group]) for key in group[0]}
+
+
+def save_replay(
+    workdir: Path,
+    step: int,
+    quantity: str,
+    recipe: Recipe,
+    source: DetectionSource,
+    state: TrainState,
+) -> tuple[Path, list[str]]:
+    """Writes `workdir/replay/step_N.npz` (NumPy arrays, no pickle).
+
+    Args:
+        workdir: the run's.
+        step: the update that diverged.
+        quantity: what was not finite.
+        recipe: the run's.
+        source: its training data; the batch is a function of (seed, step) and is read again.
+        state: as the step left it, marked (see update_unless_diverged).
+
+    Returns:
+        The file, and the ids of the batch's images.
+    """
+    batch = batch_of_step(recipe.config, source, step)
+    ids = [source.image_id(int(i)) for i in batch["id"].ravel()]
+    about = {
+        "step": step,
+        "quantity": quantity,
+        "config": json.loads(recipe.config.to_json_best_effort()),
+        "class_names": list(recipe.class_names),
+        "image_ids": ids,
+    }
+    state = jax.device_get(state)
+    state = state.replace(step=np.int32(step - 1))
+    arrays = {f"batch/{key}": value for key, value in batch.items()}
+    arrays |= {f"state/{name}": np.asarray(value) for name, value in _by_name(state).items()}
+    path = workdir / FOLDER / f"step_{step}.npz"
+    if jax.process_index() == 0:
+        path.parent.mkdir(exist_ok=True)
+        part = path.with_suffix(f".{os.getpid()}.tmp")
+        with part.open("wb") as file:
+            np.savez(file, about=np.array(json.dumps(about)), **arrays)
+        part.replace(path)
+    return path, ids
+
+
+def load_replay(workdir: Path, step: int | None = None) -> Replay:
+    """Reads a saved step; the newest by default.
+
+    Raises:
+        UserError: there is none, or the file is damaged.
+    """
+    files = {int(p.stem.removeprefix("step_")): p for p in (workdir / FOLDER).glob("step_*.npz")}
+    if not files:
+        raise UserError(
+            f"{workdir / FOLDER} holds no step: one is saved when a figure of training is not "
+            "finite"
+        )
+    step = max(files) if step is None else step
+    if step not in files:
+        raise UserError(
+            f"{workdir / FOLDER} has no step {step}; it has {', '.join(map(str, sorted(files)))}"
+        )
+    try:
+        with np.load(files[step], allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        about = json.loads(str(arrays.pop("about")))
+        config = with_defaults(ml_collections.ConfigDict(tuples(about["config"])))
+        recipe = Recipe(config, tuple(about["class_names"]))
+        state = jax.tree.unflatten(
+            jax.tree.structure(_blank(recipe)),
+            [arrays[f"state/{name}"] for name in _by_name(_blank(recipe))],
+        )
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise UserError(f"{files[step]} cannot be read ({error}): it is damaged") from None
+    batch = {n.removeprefix("batch/"): a for n, a in arrays.items() if n.startswith("batch/")}
+    return Replay(step, about["quantity"], recipe, tuple(about["image_ids"]), batch, state)
+
+
+def _blank(recipe: Recipe) -> Any:
+    """The shapes of a run's state."""
+    detector = build_detector(recipe.config, recipe.class_names, AXIS)
+    optimizer = make_optimizer(recipe.config)
+    return jax.eval_shape(
+        lambda: create_state(detector.model, optimizer, recipe.config.image_size, 0)
+    )
+
+
+def _by_name(state: TrainState) -> dict[str, Any]:
+    """The arrays of a state by path, in the order of its leaves."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+    }

@@ -1,0 +1,47 @@
+"""Recipes are valid, and wrong values are named before anything is built."""
+
+import importlib
+
+import pytest
+
+from scratchdet_jax.config.validation import validate
+from scratchdet_jax.errors import UserError
+from tests.tiny import tiny_config
+
+RECIPES = ("shapes", "voc300", "coco300", "voc_folder")
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_are_valid_and_named_as_their_file(name):
+    config = importlib.import_module(f"configs.{name}").get_config()
+    validate(config, device_count=1)
+    assert config.name == name
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("parallel", "both", r"config\.parallel is 'both'.*shard_map, pmap"),
+        ("batch_size", 12, r"batch_size 12 does not divide among 8 devices.*multiple of 8"),
+        ("eval.batch_size", 9, r"eval\.batch_size 9"),
+        ("optimizer.drop_at", (0.5, 40_000.0), r"optimizer\.drop_at"),
+        ("optimizer.learning_rate", -1.0, r"optimizer\.learning_rate is -1\.0"),
+        ("loss.match_iou", 50.0, r"loss\.match_iou is 50\.0; it must be between 0 and 1"),
+        ("model.depth", 35, r"model\.depth is 35"),
+        ("model.extra_strides", (2, 2), r"(?i)source maps"),
+        ("augment.interpolations", ("linear", "quintic"), r"quintic"),
+        ("data.canvas", (64,), r"data\.canvas is \(64,\); it must be \(height, width\)"),
+        ("normalize.std", (0.0, 1.0, 1.0), r"normalize\.std"),
+        ("model.norm_span", 7, r"model\.norm_span is 7.*multiple of 2 that divides 16"),
+        ("anchors.aspect_ratios", ((0,),) * 6, r"aspect_ratios"),
+        ("eval.metric", "voc", r"eval\.metric is 'voc'.*voc_11point"),
+    ],
+)
+def test_a_wrong_value_is_named(field, value, message):
+    with pytest.raises(UserError, match=message):
+        validate(tiny_config(**{field: value}), device_count=8)
+
+
+def test_a_run_without_steps_is_refused():
+    with pytest.raises(UserError, match="no step"):
+        validate(tiny_config(num_steps=0, train_images=3), device_count=1)

@@ -1,0 +1,299 @@
+"""Several processes are one run: how they are found, and that they train and score as one."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from scratchdet_jax import cli
+from scratchdet_jax.data.builders.shapes import prepare_shapes
+from scratchdet_jax.errors import UserError
+from scratchdet_jax.parallel import processes
+
+ROOT = Path(__file__).parents[2]
+NOTHING = dict.fromkeys(processes.VARIABLES)
+
+
+def given(coordinator, number, index):
+    return {"coordinator": coordinator, "num_processes": number, "process_id": index}
+
+
+def test_settings_come_from_flags_then_from_the_environment():
+    environment = {
+        "JAX_COORDINATOR_ADDRESS": "node7:1234",
+        "JAX_NUM_PROCESSES": "4",
+        "JAX_PROCESS_ID": "3",
+    }
+    assert processes.explicit_settings(NOTHING, {}) is None
+    assert processes.explicit_settings(NOTHING, environment) == ("node7:1234", 4, 3)
+    found = processes.explicit_settings(given(None, None, 1), environment)
+    assert found == ("node7:1234", 4, 1)
+    assert processes.explicit_settings(given("a:1", "2", "0"), environment) == ("a:1", 2, 0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (given("a:1", None, None), r"add --num_processes .* and --process_id"),
+        (given(None, 2, 0), r"half described: add --coordinator \(or JAX_COORDINATOR_ADDRESS\)"),
+        (given("a:1", 2, 2), "--process_id is 2, but it must be from 0 to 1"),
+        (given("a:1", "two", 0), "must be whole numbers"),
+        (given("a", 2, 0), "must be HOST:PORT"),
+    ],
+)
+def test_settings_that_make_no_sense_are_named(settings, message):
+    with pytest.raises(UserError, match=message):
+        processes.explicit_settings(settings, {})
+
+
+def test_a_time_to_wait_that_is_none_is_named():
+    with pytest.raises(UserError, match="--join_seconds is soon: it must be a whole number"):
+        processes.start(["train.py", "--join_seconds=soon"])
+
+
+def test_a_port_that_is_in_use_is_named():
+    with socket.socket() as other:
+        other.bind(("", 0))
+        other.listen()
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        flags = [f"--coordinator={address}", "--num_processes=2", "--process_id=0"]
+        with pytest.raises(UserError, match=f"cannot listen at --coordinator={address} .*in use"):
+            processes.start(["train.py", *flags])
+
+
+def test_processes_that_are_not_met_are_waited_for_so_long_and_no_longer(tmp_path):
+    flags = ["--coordinator=127.0.0.1:1", "--num_processes=2", "--process_id=1"]
+    done = subprocess.run(
+        [
+            sys.executable,
+            "train.py",
+            "--config=configs/shapes.py",
+            f"--workdir={tmp_path}",
+            *flags,
+            "--join_seconds=1",
+        ],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: the processes of this run did not find one another")
+    assert "within 1 seconds" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("environment", "launcher"),
+    [
+        ({}, None),
+        ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "8"}, None),  # sbatch without srun: one process
+        ({"SLURM_STEP_NUM_TASKS": "8"}, "Slurm"),
+        ({"SLURM_STEP_NUM_TASKS": "1"}, None),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, "Open MPI"),
+        ({"TPU_WORKER_HOSTNAMES": "t0,t1"}, "TPU pod"),
+        ({"TPU_WORKER_HOSTNAMES": "localhost"}, None),
+    ],
+)
+def test_launchers_are_told_by_their_variables(environment, launcher):
+    assert processes.cluster(environment) == launcher
+
+
+def start(programs, devices, *arguments):
+    """Starts as many processes of one run on this machine as there are programs."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = os.environ | {
+        # What is compiled without optimisation is there in half the time.
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} "
+        "--xla_backend_optimization_level=0",
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+        "JAX_NUM_PROCESSES": str(len(programs)),
+    }
+    return [
+        subprocess.Popen(
+            [sys.executable, program, *arguments],
+            cwd=ROOT,
+            text=True,
+            env=environment | {"JAX_PROCESS_ID": str(index)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        for index, program in enumerate(programs)
+    ]
+
+
+def launch(program, processes, devices, *arguments):
+    """Runs a program as several processes; their return codes and outputs."""
+    running = start([program] * processes, devices, *arguments)
+    outputs = [process.communicate(timeout=400) for process in running]
+    return [process.returncode for process in running], outputs
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    prepare_shapes(folder)
+    return folder
+
+
+def arguments(data, **overrides):
+    """A tiny run; every dotted field may be overridden.
+
+    At a recipe's rate a fresh detector makes any rounding tenfold in a step.
+    """
+    fields = {
+        "data.dir": data,
+        "data.eval": "shapes:validation[:20]",
+        "image_size": 64,
+        "data.canvas": "(64,64)",
+        "model.width": 0.125,
+        "batch_size": 8,
+        "eval.batch_size": 8,
+        "num_steps": 3,
+        "log_every": 1,
+        "optimizer.learning_rate": 1e-5,
+        "augment.interpolations": '("linear",)',
+        "eval.max_detections": 20,
+        "data.threads": 1,
+        "eval.score_threshold": 0.0,
+        "checkpoint_every": 2,
+        "compilation_cache": data / "cache",
+    }
+    return [f"--config.{name}={value}" for name, value in (fields | overrides).items()]
+
+
+def train(data, workdir, processes, devices, **overrides):
+    codes, outputs = launch(
+        "train.py",
+        processes,
+        devices,
+        "--config=configs/shapes.py",
+        f"--workdir={workdir}",
+        *arguments(data, **overrides),
+    )
+    assert codes == [0] * processes, outputs
+    return outputs
+
+
+def records(workdir, kind):
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [record for record in map(json.loads, lines) if record["kind"] == kind]
+
+
+def same_run(one, other):
+    """Losses and AP of two runs agree, and each was logged once."""
+    losses = [[record["loss"] for record in records(w, "train")] for w in (one, other)]
+    assert len(losses[0]) == len(losses[1]) == 3
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
+    scores = [[record["mAP"] for record in records(w, "eval")] for w in (one, other)]
+    assert len(scores[0]) == len(scores[1]) == 1
+    assert scores[1] == pytest.approx(scores[0], abs=2e-3)
+
+
+def test_two_processes_train_and_score_as_one(data, tmp_path):
+    train(data, tmp_path / "one", 1, 4)
+    outputs = train(data, tmp_path / "two", 2, 2)
+    same_run(tmp_path / "one", tmp_path / "two")
+    assert "step 3: mAP" in outputs[0][0]
+    assert "step 3" not in outputs[1][0]  # the first process speaks for all
+    assert len(list((tmp_path / "two").glob("events.*"))) == 1
+
+    # One process goes on with what two have written, and scores it alike.
+    results = []
+    for count in (1, 2):
+        output = tmp_path / f"scored{count}"
+        codes, told = launch(
+            "eval.py", count, 2 // count, f"--workdir={tmp_path / 'two'}", f"--output={output}"
+        )
+        assert codes == [0] * count, told
+        results.append(json.loads((output / "results.json").read_text()))
+    assert results[0] == results[1]
+    logged = records(tmp_path / "two", "eval")[0]["mAP"]
+    assert results[0]["mAP"] == pytest.approx(logged, abs=1e-3)
+
+    # It also goes on with their training, from the checkpoint before the last.
+    shutil.rmtree(tmp_path / "two/checkpoints/3")
+    outputs = train(data, tmp_path / "two", 1, 4)
+    assert "resumed from step 2 of 3" in outputs[0][0]
+    same_run(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.slow  # six runs
+@pytest.mark.parametrize("parallel", ["shard_map", "pmap"])
+def test_four_processes_train_and_score_as_one(data, tmp_path, parallel):
+    train(data, tmp_path / "one", 1, 8, parallel=parallel)
+    for count, devices in ((2, 4), (4, 2)):
+        workdir = tmp_path / f"{count}x{devices}"
+        train(data, workdir, count, devices, parallel=parallel)
+        same_run(tmp_path / "one", workdir)
+
+
+def test_an_error_of_one_process_ends_all(data, tmp_path):
+    codes, outputs = launch(
+        "train.py",
+        2,
+        1,
+        "--config=configs/shapes.py",
+        f"--workdir={tmp_path / 'run'}",
+        *arguments(data, **{"data.eval": "shapes:nosplit"}),
+    )
+    assert codes == [1, 1]
+    for _, stderr in outputs:
+        assert "error: " in stderr and "Traceback" not in stderr
+    assert "nosplit" in outputs[0][1]
+
+
+FALLS_SILENT = """
+import os, runpy, sys, time
+sys.path.insert(0, os.getcwd())
+from scratchdet_jax import distributed
+
+join = processes.start
+def start(argv):
+    join(argv)
+    from scratchdet_jax.run.metrics import MetricLogger
+
+    log_step = MetricLogger.log_step
+    def silent(self, step, metrics):
+        time.sleep(3600 if step == 5 else 0)
+        log_step(self, step, metrics)
+
+    MetricLogger.log_step = silent
+
+processes.start = start
+sys.argv = ["train.py", *sys.argv[1:], "--config.stall_seconds=0"]
+runpy.run_path("train.py", run_name="__main__")
+"""
+
+
+@pytest.mark.slow  # waits
+def test_a_collective_that_hangs_is_reported_with_where_it_stands(data, tmp_path):
+    (tmp_path / "silent.py").write_text(FALLS_SILENT)  # alive, but the others wait for it
+    waits, silent = start(
+        ["train.py", tmp_path / "silent.py"],
+        1,
+        "--config=configs/shapes.py",
+        f"--workdir={tmp_path}",
+        *arguments(data, num_steps=10_000, checkpoint_every=1_000, stall_seconds=40.0),
+    )
+    try:
+        _, stderr = waits.communicate(timeout=400)
+    finally:
+        silent.kill()
+        waits.kill()
+        silent.communicate()
+    assert waits.returncode == 69, stderr
+    assert "nothing has moved for 40 s (config.stall_seconds) after step 5" in stderr
+    report = (tmp_path / "stalled.txt").read_text()
+    assert "loop.py" in report and "_steps" in report
+
+
+def test_flags_are_read_before_they_are_parsed():
+    assert cli.flag_value(["train.py", "--process_id=3"], "process_id") == "3"

@@ -1,0 +1,353 @@
+"""What a run survives: damaged checkpoints, a full disk, a second run, SIGTERM, silence."""
+
+import json
+import os
+import pickle
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental import multihost_utils
+
+from scratchdet_jax.errors import UserError
+from scratchdet_jax.run import watchdog as watchdogs
+from scratchdet_jax.run.checkpoints import Checkpoints, Recipe
+from scratchdet_jax.run.events import JsonLines
+from scratchdet_jax.run.integrity import CHECKSUMS
+from scratchdet_jax.run.preemption import PREEMPTED, Preempted, Preemption
+from scratchdet_jax.run.state import TrainState
+from scratchdet_jax.run.workdir import check_resume, differences, locked
+from scratchdet_jax.training.step import FINITE, update_unless_diverged
+from tests.tiny import tiny_config
+
+RECIPE = Recipe(tiny_config(), ("a", "b"))
+
+
+def state(step: int, size: int = 64) -> TrainState:
+    rng = np.random.default_rng(step)
+    params = {"w": jnp.asarray(rng.normal(size=(size, size)).astype(np.float32))}
+    return TrainState(jnp.int32(step), params, {"mean": jnp.ones(3) * step}, (params, ()))
+
+
+@pytest.fixture
+def saved(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=3)
+    for step in (10, 20, 30):
+        checkpoints.save(step, state(step), RECIPE, progress={"at": step})
+    checkpoints.close()
+    return tmp_path
+
+
+def largest_file(directory: Path) -> Path:
+    return max((p for p in directory.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+
+
+def truncate(directory):
+    file = largest_file(directory)
+    os.truncate(file, file.stat().st_size // 2)
+
+
+def overwrite(directory):
+    file = largest_file(directory)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 255
+    file.write_bytes(content)
+
+
+def remove_file(directory):
+    largest_file(directory).unlink()
+
+
+def remove_recipe(directory):
+    (directory / "recipe" / "metadata").unlink()
+
+
+def spoil_checksums(directory):
+    (directory / CHECKSUMS).write_text("{")
+
+
+def truncate_without_checksums(directory):
+    (directory / CHECKSUMS).unlink()
+    truncate(directory)
+
+
+DAMAGES = (
+    truncate,
+    overwrite,
+    remove_file,
+    remove_recipe,
+    spoil_checksums,
+    truncate_without_checksums,
+)
+
+
+@pytest.mark.parametrize("harm", DAMAGES)
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_taken(saved, harm, capsys):
+    harm(saved / "checkpoints/30")
+    checkpoints = Checkpoints(saved, keep=3)
+    assert checkpoints.newest_sound_step() == 20
+    told = capsys.readouterr().err
+    assert "the checkpoint of step 30 is damaged (" in told
+    assert (saved / "corrupt/30").is_dir()
+    assert checkpoints.latest_step == 20
+    restored = checkpoints.restore(20, state(0))
+    jax.tree.map(np.testing.assert_array_equal, restored, state(20))
+    assert checkpoints.progress(20) == {"at": 20}
+    checkpoints.save(30, state(30), RECIPE)  # the step can be written anew
+    checkpoints.close()
+    assert Checkpoints(saved, read_only=True).latest_step == 30
+
+
+def test_if_all_are_damaged_nothing_is_moved_and_the_run_stops(saved):
+    for step in (10, 20, 30):
+        truncate(saved / f"checkpoints/{step}")
+    checkpoints = Checkpoints(saved, keep=3)
+    with pytest.raises(UserError, match=r"every checkpoint in .* is damaged \(step 30: .*step 10"):
+        checkpoints.newest_sound_step()
+    assert checkpoints.latest_step == 30
+    assert not (saved / "corrupt").exists()
+
+
+def test_partial_directories_are_ignored_and_cleaned(saved):
+    partial = saved / "checkpoints/40.orbax-checkpoint-tmp-7/state"
+    partial.mkdir(parents=True)
+    (partial / "half").write_text("x")
+    assert Checkpoints(saved, read_only=True).latest_step == 30
+    checkpoints = Checkpoints(saved, keep=3)
+    assert checkpoints.newest_sound_step() == 30
+    assert not partial.parent.exists()
+
+
+def test_a_score_comes_later_and_says_whether_the_evaluation_is_complete(saved):
+    checkpoints = Checkpoints(saved, keep=1)
+    assert not checkpoints.is_scored(20)
+    checkpoints.set_score(20, 0.7)
+    checkpoints.set_score(30, None)
+    again = Checkpoints(saved, read_only=True)
+    assert again.is_scored(20) and again.is_scored(30) and not again.is_scored(10)
+    assert again.best_step == 20
+    checkpoints.save(40, state(40), RECIPE)
+    checkpoints.close()
+    assert sorted(Checkpoints(saved, read_only=True)._steps()) == [20, 40]  # the best, the latest
+
+
+def test_a_full_disk_costs_one_checkpoint_and_none_before_it(tmp_path, capsys):
+    checkpoints = Checkpoints(tmp_path, keep=3)
+    checkpoints.save(10, state(10), RECIPE)
+    checkpoints.wait()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:  # as on a full disk no file of weights can be written
+        resource.setrlimit(resource.RLIMIT_FSIZE, (16_000, hard))
+        checkpoints.save(20, state(20, 400), RECIPE)
+        checkpoints.set_score(20, 0.5)  # of a checkpoint that is not there
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "the checkpoint of step 20 could not be written" in capsys.readouterr().err
+    assert checkpoints.latest_step == 10
+    checkpoints.save(30, state(30), RECIPE)
+    checkpoints.wait()
+    assert checkpoints.latest_step == 30
+    restored = checkpoints.restore(10, state(0))
+    jax.tree.map(np.testing.assert_array_equal, restored, state(10))
+    assert not list((tmp_path / "checkpoints").glob("*tmp*"))
+    checkpoints.close()
+
+
+def test_lines_wait_for_room_on_the_disk_and_are_never_torn(tmp_path, monkeypatch, capsys):
+    lines, write = JsonLines(tmp_path / "m.jsonl"), os.write
+    lines.append("1")
+    with monkeypatch.context() as full:
+        full.setattr(os, "write", lambda file, data: write(file, data[:1]))
+        lines.append("22")
+        lines.append("33")
+    assert lines.waiting == ["22", "33"]
+    lines.append("44")
+    lines.close()
+    assert (tmp_path / "m.jsonl").read_text() == "1\n22\n33\n44\n"
+    assert capsys.readouterr().err.count("cannot be written") == 1
+
+
+def test_restoring_needs_no_pickle(saved, monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("pickle was used")
+
+    for name in ("load", "loads", "Unpickler"):
+        monkeypatch.setattr(pickle, name, refuse)
+    checkpoints = Checkpoints(saved, read_only=True)
+    jax.tree.map(np.testing.assert_array_equal, checkpoints.restore(30, state(0)), state(30))
+    assert checkpoints.recipe(30).class_names == ("a", "b")
+
+
+def test_another_shape_is_named(saved):
+    with pytest.raises(UserError, match=r"/w has shape \(64, 64\) there and \(8, 8\) here"):
+        Checkpoints(saved, read_only=True).restore(30, state(0, 8))
+
+
+def test_every_field_that_changes_the_result_is_named_at_once(tmp_path):
+    other = tiny_config(
+        **{"seed": 5, "model.width": 0.25, "optimizer.momentum": 0.5, "num_steps": 40}
+    )
+    with pytest.raises(UserError) as error:
+        check_resume(RECIPE, RECIPE._replace(config=other), tmp_path, force=False)
+    for part in (
+        "config.seed: was 0, now 5",
+        "config.model.width: was 0.125, now 0.25",
+        "config.num_steps: was 20, now 40",
+        "config.optimizer.momentum: was 0.9, now 0.5",
+        "--resume=force",
+    ):
+        assert part in str(error.value)
+
+
+def test_what_leaves_the_result_alone_may_change_and_force_prints_the_rest(tmp_path, capsys):
+    free = tiny_config(
+        **{
+            "log_every": 7,
+            "data.threads": 3,
+            "keep_checkpoints": 9,
+            "checkpoint_every": 5,
+            "eval.every_steps": 2,
+            "parallel": "pmap",
+            "data.dir": "elsewhere",
+            "data.on_error": "substitute",
+            "stall_seconds": 5.0,
+            "train_images": 77,
+        }
+    )
+    assert differences(RECIPE.config, free) == []
+    other = RECIPE._replace(config=tiny_config(seed=1))
+    check_resume(RECIPE, other, tmp_path, force=True)
+    assert "config.seed: was 0, now 1" in capsys.readouterr().out
+    with pytest.raises(UserError, match="holds a run on the classes a, b, not c"):
+        check_resume(RECIPE, RECIPE._replace(class_names=("c",)), tmp_path, force=True)
+
+
+def test_two_runs_cannot_write_into_one_workdir(tmp_path):
+    used = rf"in use by another run \(process {os.getpid()} on"
+    with locked(tmp_path), pytest.raises(UserError, match=used), locked(tmp_path):
+        pass
+    with locked(tmp_path):  # released
+        pass
+
+
+def test_a_lock_dies_with_its_process(tmp_path):
+    code = (
+        "import os, pathlib, signal, sys; sys.path.insert(0, os.getcwd())\n"
+        "from scratchdet_jax.run.workdir import locked\n"
+        "with locked(pathlib.Path(sys.argv[1])): os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], cwd=Path(__file__).parents[2]
+    )
+    assert done.returncode == -signal.SIGKILL
+    assert "process" in (tmp_path / "lock").read_text()
+    with locked(tmp_path):
+        pass
+
+
+def test_sigterm_is_noted_in_steps_and_breaks_off_what_is_saved():
+    before = signal.getsignal(signal.SIGTERM)
+    with Preemption() as preemption:
+        preemption.defer()
+        assert not preemption.reached()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert preemption.reached()
+        with pytest.raises(Preempted) as left, preemption.interruptible():
+            raise AssertionError("the part is not begun")
+        assert left.value.code == PREEMPTED == 75
+    assert signal.getsignal(signal.SIGTERM) == before
+    with Preemption(), pytest.raises(Preempted):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+
+
+def test_a_sigterm_that_is_swallowed_at_the_start_counts_before_the_first_step():
+    with Preemption() as preemption:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        except Preempted:
+            pass  # as Python does with what is raised in a callback of the garbage collector
+        with Preemption() as inner, pytest.raises(Preempted):
+            inner.defer()
+        with pytest.raises(Preempted):
+            preemption.defer()
+
+
+def test_with_several_processes_jax_is_asked_by_a_count_that_begins_with_the_process(monkeypatch):
+    asked = []
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(
+        multihost_utils,
+        "reached_preemption_sync_point",
+        lambda number: asked.append(number) or number == 2,
+    )
+    before = signal.getsignal(signal.SIGTERM)
+    with Preemption() as preemption:
+        assert signal.getsignal(signal.SIGTERM) == before  # JAX listens
+        assert [preemption.reached() for _ in range(3)] == [False, True, False]
+    assert asked == [1, 2, 3]
+
+
+def test_silence_is_reported_with_the_stacks_of_all_threads(tmp_path, capfd):
+    ended = threading.Event()
+    statuses = []
+
+    def end(status):
+        statuses.append(status)
+        ended.set()
+
+    watchdog = watchdogs.Watchdog(0.4, tmp_path, end)
+    watchdog.beat(7)
+    with watchdog.paused():
+        time.sleep(1.0)
+    assert not statuses
+    watchdog.beat()  # a batch of an evaluation
+    assert ended.wait(10)
+    watchdog.close()
+    assert statuses == [watchdogs.STALLED] == [69]
+    report = (tmp_path / "stalled.txt").read_text()
+    assert "nothing has moved for 0.4 s (config.stall_seconds) after step 7" in report
+    assert "test_silence_is_reported" in report and "_watch" in report
+
+
+def test_the_first_step_is_watched_too(tmp_path, capfd):
+    ended = threading.Event()
+    watchdog = watchdogs.Watchdog(0.2, tmp_path, lambda status: ended.set())
+    assert ended.wait(10)
+    watchdog.close()
+    assert "after step 0: the data source or the other processes" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("harmed", ["params", "batch_stats", "metric"])
+def test_an_update_that_is_not_finite_is_not_made_nor_any_after_it(harmed):
+    before, after = state(4), state(5)
+    metrics = {"loss": jnp.float32(1.0)}
+    if harmed == "metric":
+        bad, shown = after, {"loss": jnp.float32("nan")}
+    else:
+        spoiled = jax.tree.map(lambda x: x.at[0].set(jnp.inf), getattr(after, harmed))
+        bad, shown = after.replace(**{harmed: spoiled}), metrics
+    update = jax.jit(update_unless_diverged)
+    kept, told = update(before, bad, shown)
+    assert int(kept.step) == ~4
+    jax.tree.map(np.testing.assert_array_equal, kept.replace(step=before.step), before)
+    assert int(told[FINITE + "parameters"]) == (harmed != "params")
+    assert int(told[FINITE + "statistics"]) == (harmed != "batch_stats")
+    later, _ = update(kept, after, metrics)
+    jax.tree.map(np.testing.assert_array_equal, later, kept)
+    made, _ = update(before, after, metrics)
+    jax.tree.map(np.testing.assert_array_equal, made, after)
+
+
+def test_the_progress_of_a_checkpoint_is_json(saved):
+    assert json.loads(json.dumps(Checkpoints(saved, read_only=True).progress(10))) == {"at": 10}
