@@ -22,14 +22,15 @@ def main(argv: Sequence[str]) -> None:
     """Parses the command line and evaluates."""
     workdir = cli.flag_value(argv, "workdir")
     if not workdir:
-        raise UserError("name the run to evaluate: --workdir=runs/RECIPE")
+        raise UserError("name the run to evaluate: --workdir=runs/INFO")
     from scratchdet_jax.parallel import processes
 
     processes.start(argv)
-    from scratchdet_jax.evaluation.evaluate import evaluate_run, open_run
+    from scratchdet_jax.evaluation.evaluate import evaluate_run
+    from scratchdet_jax.run.open import open_run
 
     run = open_run(Path(workdir), cli.flag_value(argv, "checkpoint") or "best")
-    config = cli.parse_config(argv, run.recipe.config)
+    config = cli.parse_config(argv, run.info.config)
     evaluate_run(run, config, Path(flags.FLAGS.output or Path(workdir) / "eval"))
 
 

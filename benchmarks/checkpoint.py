@@ -23,7 +23,7 @@ from benchmarks import measure
 from scratchdet_jax import cli
 from scratchdet_jax.detector import build_detector
 from scratchdet_jax.parallel.devices import DeviceMapping
-from scratchdet_jax.run.checkpoints import Checkpoints, Recipe
+from scratchdet_jax.run.checkpoints import Checkpoints, RunInfo
 from scratchdet_jax.run.state import create_state
 from scratchdet_jax.training.optimizer import make_optimizer
 
@@ -45,13 +45,13 @@ def main(argv: Sequence[str]) -> None:
         return jnp.asarray(rng.normal(size=leaf.shape).astype(leaf.dtype))
 
     state = DeviceMapping(config.parallel).replicate(jax.tree.map(draw, shapes))
-    recipe = Recipe(config, CLASSES)
+    info = RunInfo(config, CLASSES)
     stalls, whole = [], []
     with tempfile.TemporaryDirectory() as folder:
         checkpoints = Checkpoints(Path(folder), keep=2)
         for step in range(1, repeats + 1):
             start = time.perf_counter()
-            checkpoints.save(step, state, recipe)
+            checkpoints.save(step, state, info)
             stalls.append(time.perf_counter() - start)
             checkpoints.wait()
             whole.append(time.perf_counter() - start)

@@ -162,10 +162,10 @@ def compile_step(config: ml_collections.ConfigDict, devices: int) -> tuple[str, 
 
     from scratchdet_jax.config.validation import validate
     from scratchdet_jax.detector import build_detector
-    from scratchdet_jax.parallel.devices import DeviceMapping
+    from scratchdet_jax.parallel.devices import AXIS, DeviceMapping
     from scratchdet_jax.run.state import create_state
     from scratchdet_jax.training.optimizer import make_optimizer
-    from scratchdet_jax.training.step import AXIS, make_train_step
+    from scratchdet_jax.training.step import make_train_step
 
     mapping = DeviceMapping("shard_map", jax.devices()[:devices])
     validate(config, devices)

@@ -24,11 +24,11 @@ from benchmarks import measure
 from scratchdet_jax import cli
 from scratchdet_jax.config.validation import validate
 from scratchdet_jax.detector import build_detector
-from scratchdet_jax.parallel.devices import DeviceMapping
+from scratchdet_jax.parallel.devices import AXIS, DeviceMapping
 from scratchdet_jax.run.metrics import MetricLogger
 from scratchdet_jax.run.state import create_state
 from scratchdet_jax.training.optimizer import make_optimizer
-from scratchdet_jax.training.step import AXIS, gradient_norms, make_train_step
+from scratchdet_jax.training.step import gradient_norms, make_train_step
 
 CLASSES = tuple(f"class {i}" for i in range(1, 21))
 KINDS = ("without norms", "with the whole norm", "with the parts' norms")

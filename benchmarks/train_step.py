@@ -20,10 +20,10 @@ from scratchdet_jax import cli
 from scratchdet_jax.config.validation import validate
 from scratchdet_jax.detector import Detector, build_detector
 from scratchdet_jax.ops.losses import multibox_sums
-from scratchdet_jax.parallel.devices import DeviceMapping
+from scratchdet_jax.parallel.devices import AXIS, DeviceMapping
 from scratchdet_jax.run.state import create_state
 from scratchdet_jax.training.optimizer import make_optimizer
-from scratchdet_jax.training.step import AXIS, example_keys, make_train_step, prepare_inputs
+from scratchdet_jax.training.step import example_keys, make_train_step, prepare_inputs
 
 CLASSES = tuple(f"class {i}" for i in range(1, 21))
 

@@ -11,8 +11,8 @@ import ml_collections
 from absl import flags, logging
 from ml_collections import config_flags
 
-from scratchdet_jax.errors import UserError
-from scratchdet_jax.run.preemption import Preempted
+from scratchdet_jax.config.fields import flatten
+from scratchdet_jax.errors import Preempted, UserError
 
 
 def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> None:
@@ -95,17 +95,6 @@ def load_recipe(path: str) -> ml_collections.ConfigDict:
     if not hasattr(module, "get_config"):
         raise UserError(f"{file} is no recipe: it has no function get_config()")
     return module.get_config(argument) if separator else module.get_config()
-
-
-def flatten(config: ml_collections.ConfigDict, prefix: str = "") -> dict[str, object]:
-    """The leaves of a config by dotted name."""
-    leaves: dict[str, object] = {}
-    for key, value in config.items():
-        if isinstance(value, ml_collections.ConfigDict):
-            leaves |= flatten(value, f"{prefix}{key}.")
-        else:
-            leaves[f"{prefix}{key}"] = value
-    return leaves
 
 
 def _known_recipes() -> str:

@@ -23,3 +23,13 @@ def writable_folder(path: Path, flag: str) -> Path:
             f"{flag} {path} cannot be written ({error.strerror}): choose another folder"
         ) from None
     return path
+
+
+PREEMPTED = 75  # exit status: EX_TEMPFAIL, "try again": the same command resumes
+
+
+class Preempted(SystemExit):
+    """The run was asked to end by SIGTERM and what it did is saved; exit status 75."""
+
+    def __init__(self) -> None:
+        super().__init__(PREEMPTED)

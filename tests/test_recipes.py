@@ -15,13 +15,14 @@ import pytest
 
 from scratchdet_jax import cli
 from scratchdet_jax.config import defaults
+from scratchdet_jax.config.fields import number_of_steps
 from scratchdet_jax.config.validation import validate
 from scratchdet_jax.detector import build_detector
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.models import backbone_name, feature_sizes
 from scratchdet_jax.parallel.devices import DeviceMapping
 from scratchdet_jax.run.state import create_state
-from scratchdet_jax.training.optimizer import make_optimizer, number_of_steps
+from scratchdet_jax.training.optimizer import make_optimizer
 from scratchdet_jax.training.step import make_train_step
 from tests.tiny import random_batch
 
@@ -205,3 +206,11 @@ def test_two_steps():
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_two_steps_of_every_recipe(recipe):
     two_steps(recipe)
+
+
+def test_the_defaults_are_voc300():
+    """The doctor measures by the defaults and calls them voc300."""
+    recipe = importlib.import_module("configs.voc300").get_config()
+    default = defaults.get_config()
+    default.name = recipe.name
+    assert default.to_dict() == recipe.to_dict()

@@ -25,10 +25,9 @@ from experiments.thesis.plan import IMAGES, RATES, SEEDS, Row, rows, run_config,
 from experiments.thesis.report import Outcome, Outcomes, read_outcome, write_report
 from scratchdet_jax import cli
 from scratchdet_jax.config import defaults
+from scratchdet_jax.config.fields import WITHOUT_EFFECT, flatten, number_of_steps
 from scratchdet_jax.errors import UserError, writable_folder
-from scratchdet_jax.tools import plot
 from scratchdet_jax.training.loop import train_and_evaluate
-from scratchdet_jax.training.optimizer import number_of_steps
 
 _RECORD = "run.json"  # in a run's folder: what it is a run of
 
@@ -60,11 +59,7 @@ def train_row(row: Row, seed: int, images: int, output: Path, data_dir: str) -> 
 
 def _claim(workdir: Path, config: ml_collections.ConfigDict) -> None:
     """Records what the folder is a run of, and refuses one that is of something else."""
-    fields = {
-        name: value
-        for name, value in cli.flatten(config).items()
-        if name not in plot.WITHOUT_EFFECT
-    }
+    fields = {name: value for name, value in flatten(config).items() if name not in WITHOUT_EFFECT}
     fields = json.loads(json.dumps(fields))  # tuples become lists
     path = writable_folder(workdir, "--output") / _RECORD
     if not path.exists():
@@ -73,7 +68,7 @@ def _claim(workdir: Path, config: ml_collections.ConfigDict) -> None:
         whole.replace(path)
         return
     # A field that is younger than the run had its default's effect in it.
-    known = json.loads(json.dumps(cli.flatten(defaults.get_config())))
+    known = json.loads(json.dumps(flatten(defaults.get_config())))
     saved = known | json.loads(path.read_text(encoding="utf-8"))
     for name, value in fields.items():
         if saved[name] != value:

@@ -4,10 +4,10 @@ import math
 
 import ml_collections
 
+from scratchdet_jax.config.fields import get, number_of_steps
+from scratchdet_jax.config.scales import MERGE_METHODS, parse_scales
 from scratchdet_jax.detector import augment_options, build_detector
 from scratchdet_jax.errors import UserError
-from scratchdet_jax.evaluation.multiscale import MERGE_METHODS, parse_scales
-from scratchdet_jax.training.optimizer import number_of_steps
 
 CHOICES = {
     "parallel": ("shard_map", "pmap"),
@@ -79,13 +79,6 @@ def validate(config: ml_collections.ConfigDict, device_count: int) -> None:
     # The parts check their own fields: augmentation, model, and anchors against source maps.
     augment_options(config)
     build_detector(config, class_names=("any",))
-
-
-def get(config: ml_collections.ConfigDict, name: str) -> object:
-    """The value of a dotted field name."""
-    for part in name.split("."):
-        config = config[part]
-    return config
 
 
 def _require(true: bool, name: str, what: str, config: ml_collections.ConfigDict) -> None:

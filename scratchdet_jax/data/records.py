@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypedDict
 import numpy as np
 
 from scratchdet_jax.data.builders.shapes import prepare_shapes
-from scratchdet_jax.data.tfds_dataset import PreparedSplit, open_split
+from scratchdet_jax.data.tfds_dataset import PreparedSplit, open_prepared
 from scratchdet_jax.errors import UserError
 
 
@@ -246,7 +246,7 @@ def _open_part(part: SpecPart, data_dir: str) -> PreparedSplit:
     data_dir = os.path.expanduser(part.directory) if part.directory else data_dir
     if part.name == "shapes":
         prepare_shapes(data_dir)
-    opened = open_split(part.name, part.split, data_dir)
+    opened = open_prepared(part.name, part.split, data_dir)
     return opened._replace(name=f"{opened.name}@{part.directory}") if part.directory else opened
 
 

@@ -97,7 +97,7 @@ class PreparedSplit(NamedTuple):
         )
 
 
-def open_split(name: str, split: str, data_dir: str) -> PreparedSplit:
+def open_prepared(name: str, split: str, data_dir: str) -> PreparedSplit:
     """Opens a split, and looks whether its files are whole.
 
     Args:

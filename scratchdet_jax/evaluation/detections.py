@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from scratchdet_jax.errors import UserError
+from scratchdet_jax.ops.nms import Detections
 
 
 class ImageGroundTruth(NamedTuple):
@@ -150,3 +151,18 @@ def _check_finite(
             f"Image {ids[position[wrong[0]]]!r}: {what} is {values[wrong[0]]}, which is not "
             f"finite: there is no way to score it."
         )
+
+
+def to_image_detections(found: Detections, row: int, original_size: np.ndarray) -> ImageDetections:
+    """Row `row` of a batch's detections, empty slots removed, in pixels of the original image.
+
+    Args:
+        found: NumPy arrays, boxes [B, K, 4], scores and labels [B, K].
+        row: which image.
+        original_size: its height and width in pixels, [2].
+    """
+    used = found.labels[row] > 0
+    scale = np.tile(np.asarray(original_size, np.float64), 2)
+    return ImageDetections(
+        found.boxes[row][used] * scale, found.scores[row][used], found.labels[row][used]
+    )

@@ -3,59 +3,21 @@
 import json
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
 
-import jax
 import ml_collections
 
-from scratchdet_jax.config.defaults import with_defaults
 from scratchdet_jax.config.validation import validate
 from scratchdet_jax.data.records import parse_spec
 from scratchdet_jax.data.sources import open_split
-from scratchdet_jax.detector import Detector, build_detector
 from scratchdet_jax.errors import UserError, writable_folder
 from scratchdet_jax.evaluation import coco, voc
 from scratchdet_jax.evaluation.evaluator import Evaluation, Evaluator, summary_line
 from scratchdet_jax.parallel import processes
 from scratchdet_jax.parallel.devices import DeviceMapping
-from scratchdet_jax.run.checkpoints import Checkpoints, Recipe
+from scratchdet_jax.run.open import SavedRun, load_detector
 
 
-class Run(NamedTuple):
-    """A checkpoint of a run, not yet loaded."""
-
-    workdir: Path
-    step: int
-    recipe: Recipe
-
-
-def open_run(workdir: Path, checkpoint: str = "best") -> Run:
-    """Finds a checkpoint ("best", "latest" or a step) and the recipe it was trained with."""
-    checkpoints = Checkpoints(workdir, read_only=True)
-    step = checkpoints.find(checkpoint)
-    recipe = checkpoints.recipe(step)
-    checkpoints.close()
-    return Run(workdir, step, recipe._replace(config=with_defaults(recipe.config)))
-
-
-def load_detector(run: Run, config: ml_collections.ConfigDict) -> tuple[Detector, Any]:
-    """The detector and its variables (params, batch_stats)."""
-    detector = build_detector(config, run.recipe.class_names)
-    shapes = jax.eval_shape(
-        lambda: detector.model.init(
-            {"params": jax.random.key(0)},
-            jax.numpy.zeros((1, config.image_size, config.image_size, 3)),
-            train=False,
-        )
-    )
-    like = {"params": shapes["params"], "batch_stats": shapes.get("batch_stats", {})}
-    checkpoints = Checkpoints(run.workdir, read_only=True)
-    variables = checkpoints.restore_variables(run.step, like)
-    checkpoints.close()
-    return detector, variables
-
-
-def evaluate_run(run: Run, config: ml_collections.ConfigDict, output: Path) -> Evaluation:
+def evaluate_run(run: SavedRun, config: ml_collections.ConfigDict, output: Path) -> Evaluation:
     """Scores a run on `config.data.eval` and writes figures and detections to `output`.
 
     Writes results.json, the VOC files comp4_det_<split>_<class>.txt and coco_results.json.
@@ -67,9 +29,9 @@ def evaluate_run(run: Run, config: ml_collections.ConfigDict, output: Path) -> E
     source = open_split(config.data, "eval")
     if config.eval.metric != "none":
         source.require_boxes("config.data.eval")
-    if source.class_names != run.recipe.class_names:
+    if source.class_names != run.info.class_names:
         raise UserError(
-            f"{run.workdir} was trained on the classes {', '.join(run.recipe.class_names)}, but "
+            f"{run.workdir} was trained on the classes {', '.join(run.info.class_names)}, but "
             f"config.data.eval {source.spec} has {', '.join(source.class_names)}"
         )
     detector, variables = load_detector(run, config)
@@ -105,9 +67,9 @@ def split_name(spec: str) -> str:
     return {"validation": "val", "train+validation": "trainval"}.get(name, name)
 
 
-def _check_same_detector(run: Run, config: ml_collections.ConfigDict) -> None:
+def _check_same_detector(run: SavedRun, config: ml_collections.ConfigDict) -> None:
     """Other weights or anchors than the trained ones would be nonsense or an error deep inside."""
-    trained = run.recipe.config
+    trained = run.info.config
     free = ("dtype", "norm_span")
     for group in ("model", "anchors"):
         for name, value in config[group].items():

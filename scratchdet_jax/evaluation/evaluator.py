@@ -9,13 +9,18 @@ import ml_collections
 import numpy as np
 from tqdm import tqdm
 
+from scratchdet_jax.config.scales import Scale, parse_scales
 from scratchdet_jax.data.loading import eval_batches, to_device
 from scratchdet_jax.data.records import DetectionSource
 from scratchdet_jax.detector import Detector
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.evaluation import coco, voc
-from scratchdet_jax.evaluation.detections import ImageDetections, ImageGroundTruth
-from scratchdet_jax.evaluation.multiscale import Scale, make_scale_step, merge_scales, parse_scales
+from scratchdet_jax.evaluation.detections import (
+    ImageDetections,
+    ImageGroundTruth,
+    to_image_detections,
+)
+from scratchdet_jax.evaluation.multiscale import make_scale_step, merge_scales
 from scratchdet_jax.ops.nms import Detections
 from scratchdet_jax.parallel import processes
 from scratchdet_jax.parallel.devices import DeviceMapping
@@ -155,21 +160,6 @@ class Evaluator:
             return coco.evaluate(detections, ground_truth, names).record()
         kind = metric.removeprefix("voc_")
         return voc.evaluate(detections, ground_truth, names, metric=kind).record()
-
-
-def to_image_detections(found: Detections, row: int, original_size: np.ndarray) -> ImageDetections:
-    """Row `row` of a batch's detections, empty slots removed, in pixels of the original image.
-
-    Args:
-        found: NumPy arrays, boxes [B, K, 4], scores and labels [B, K].
-        row: which image.
-        original_size: its height and width in pixels, [2].
-    """
-    used = found.labels[row] > 0
-    scale = np.tile(np.asarray(original_size, np.float64), 2)
-    return ImageDetections(
-        found.boxes[row][used] * scale, found.scores[row][used], found.labels[row][used]
-    )
 
 
 def summary_line(results: dict[str, Any]) -> str:

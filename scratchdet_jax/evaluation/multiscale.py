@@ -5,15 +5,15 @@ anchors of that size, each scale makes its own detections, large inputs may keep
 only and small inputs the large ones, and what remains is merged class by class.
 """
 
-import re
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
+from scratchdet_jax.config.scales import Scale
 from scratchdet_jax.detector import Detector, detect, normalize
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.models import feature_sizes
@@ -21,48 +21,7 @@ from scratchdet_jax.ops.anchors import AnchorSpecification, make_anchors
 from scratchdet_jax.ops.nms import Detections
 from scratchdet_jax.ops.resample import resize
 
-MERGE_METHODS = ("nms", "vote")
-_ENTRY = re.compile(r"(?P<size>[1-9]\d*)(?P<flip>f?)(:(?P<keep>small|large))?")
 _FAR = 1024  # pixels: a multiple of every network stride
-
-
-class Scale(NamedTuple):
-    """One pass of the network.
-
-    Attributes:
-        size: side of the square input, in pixels.
-        flip: whether the input is mirrored left–right (and the boxes back).
-        keep: "small" or "large" objects only, or "" for all.
-    """
-
-    size: int
-    flip: bool = False
-    keep: str = ""
-
-
-def parse_scales(entries: Sequence[int | str]) -> tuple[Scale, ...]:
-    """The scales that `config.eval.multiscale` names.
-
-    An entry is SIZE, then f for a flip, then :small or :large, such as 300, "300f" or "512f:small".
-    One text may hold several joined by +, which needs no quotes on a command line.
-
-    Raises:
-        UserError: an entry is none, or one comes twice.
-    """
-    scales = []
-    for entry in entries:
-        for text in str(entry).split("+"):
-            match = _ENTRY.fullmatch(text.strip())
-            if not match:
-                raise UserError(
-                    f"config.eval.multiscale has the entry {text!r}: write a size in pixels, then "
-                    "f to flip, then :small or :large, such as 300, 300f or 512f:small, joined by +"
-                )
-            scale = Scale(int(match["size"]), bool(match["flip"]), match["keep"] or "")
-            if scale in scales:
-                raise UserError(f"config.eval.multiscale has the entry {text!r} twice: remove one")
-            scales.append(scale)
-    return tuple(scales)
 
 
 def anchors_at(config: ml_collections.ConfigDict, detector: Detector, size: int) -> np.ndarray:

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from scratchdet_jax.training.step import AXIS
+AXIS = "batch"  # the mapped axis: the replicas of a step
 
 
 class DeviceMapping:

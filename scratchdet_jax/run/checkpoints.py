@@ -22,7 +22,7 @@ SCORE = "score.json"  # beside a checkpoint's own files, once it was evaluated
 CORRUPT = "corrupt"  # where damaged checkpoints are moved, beside the directory of the others
 
 
-class Recipe(NamedTuple):
+class RunInfo(NamedTuple):
     """What a checkpoint knows besides the numbers."""
 
     config: ml_collections.ConfigDict
@@ -121,7 +121,7 @@ class Checkpoints:
         self,
         step: int,
         state: TrainState,
-        recipe: Recipe,
+        info: RunInfo,
         score: float | None = None,
         progress: dict[str, Any] | None = None,
     ) -> None:
@@ -130,13 +130,13 @@ class Checkpoints:
         Args:
             step: updates made.
             state: what is written; its buffers may be reused once this returns.
-            recipe: how it was trained.
+            info: how it was trained.
             score: the mAP, if it is known already; see `set_score`.
             progress: anything else that a resumed run needs, as JSON knows it.
         """
         about = {
-            "config": json.loads(recipe.config.to_json_best_effort()),
-            "class_names": list(recipe.class_names),
+            "config": json.loads(info.config.to_json_best_effort()),
+            "class_names": list(info.class_names),
             "progress": progress,
         }
         self.wait()
@@ -196,10 +196,10 @@ class Checkpoints:
                 step, lambda: reader.restore(self._item(step, "state"), args=arguments)
             )
 
-    def recipe(self, step: int) -> Recipe:
+    def info(self, step: int) -> RunInfo:
         """Config and class names that `step` was trained with."""
         about = self._about(step)
-        return Recipe(
+        return RunInfo(
             ml_collections.ConfigDict(tuples(about["config"])), tuple(about["class_names"])
         )
 

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.run.events import Events, JsonLines
-from scratchdet_jax.training.step import FINITE
+from scratchdet_jax.run.state import FINITE
 
 
 class Diverged(UserError):

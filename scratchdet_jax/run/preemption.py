@@ -9,14 +9,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-PREEMPTED = 75  # exit status: EX_TEMPFAIL, "try again": the same command resumes
-
-
-class Preempted(SystemExit):
-    """The run was asked to end by SIGTERM and what it did is saved; exit status 75."""
-
-    def __init__(self) -> None:
-        super().__init__(PREEMPTED)
+from scratchdet_jax.errors import Preempted
 
 
 class Preemption:

@@ -48,3 +48,6 @@ def create_state(
         )
 
     return jax.jit(init)()
+
+
+FINITE = "finite_"  # metrics of this beginning tell whether all of an array are finite (0 or 1)

@@ -12,30 +12,11 @@ from pathlib import Path
 
 import ml_collections
 
-from scratchdet_jax.cli import flatten
 from scratchdet_jax.config.defaults import with_defaults
+from scratchdet_jax.config.fields import WITHOUT_EFFECT, flatten, number_of_steps
 from scratchdet_jax.data.builders.voc_folder import dataset_name
 from scratchdet_jax.errors import UserError
-from scratchdet_jax.run.checkpoints import Recipe
-from scratchdet_jax.training.optimizer import number_of_steps
-
-# Fields that leave the parameters and the AP of a run as they are, so that they may change on the
-# way. data.max_boxes is one: random numbers do not depend on the number of slots.
-FREE = (
-    "name",
-    "parallel",
-    "data.dir",
-    "data.threads",
-    "data.max_boxes",
-    "data.on_error",
-    "eval.every_steps",
-    "eval.batch_size",
-    "log_every",
-    "checkpoint_every",
-    "keep_checkpoints",
-    "stall_seconds",
-    "compilation_cache",
-)
+from scratchdet_jax.run.checkpoints import RunInfo
 
 
 def differences(saved: ml_collections.ConfigDict, now: ml_collections.ConfigDict) -> list[str]:
@@ -53,14 +34,14 @@ def differences(saved: ml_collections.ConfigDict, now: ml_collections.ConfigDict
 
 
 def _result_fields(config: ml_collections.ConfigDict) -> dict[str, object]:
-    fields = {name: value for name, value in flatten(config).items() if name not in FREE}
+    fields = {name: value for name, value in flatten(config).items() if name not in WITHOUT_EFFECT}
     del fields["train_images"]
     fields["num_steps"] = number_of_steps(config)
     fields["data.folder"] = dataset_name(config.data.folder) if config.data.folder else ""
     return fields
 
 
-def check_resume(saved: Recipe, now: Recipe, workdir: Path, force: bool) -> None:
+def check_resume(saved: RunInfo, now: RunInfo, workdir: Path, force: bool) -> None:
     """Compares a run with the one that `workdir` holds.
 
     Args:

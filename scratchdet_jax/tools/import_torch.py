@@ -26,7 +26,7 @@ from scratchdet_jax.data.builders.voc_scan import VOC_CLASSES
 from scratchdet_jax.detector import build_detector
 from scratchdet_jax.errors import UserError, writable_folder
 from scratchdet_jax.models.torch_weights import Imported, convert, number_of_classes
-from scratchdet_jax.run.checkpoints import IMPORTED, Checkpoints, Recipe
+from scratchdet_jax.run.checkpoints import IMPORTED, Checkpoints, RunInfo
 from scratchdet_jax.run.state import create_state
 
 flags.DEFINE_string("checkpoint", None, "The PyTorch file.")
@@ -88,7 +88,7 @@ def import_run(
     initial = create_state(detector.model, optax.identity(), config.image_size, config.seed)
     imported = convert(state, jax.device_get(initial.variables))
     variables = jax.tree.map(jax.numpy.asarray, imported.variables)
-    checkpoints.save(0, initial.replace(**variables), Recipe(config, class_names), None)
+    checkpoints.save(0, initial.replace(**variables), RunInfo(config, class_names), None)
     checkpoints.close()
     record = {"format": imported.source, "initial": imported.initial}
     (workdir / IMPORTED).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

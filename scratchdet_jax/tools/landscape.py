@@ -25,7 +25,7 @@ from scratchdet_jax import cli
 from scratchdet_jax.data.loading import train_batches
 from scratchdet_jax.data.sources import open_split
 from scratchdet_jax.errors import UserError
-from scratchdet_jax.evaluation.evaluate import Run, load_detector, open_run
+from scratchdet_jax.run.open import SavedRun, load_detector, open_run
 from scratchdet_jax.training.step import example_keys, prepare_inputs, training_sums
 
 STEP_SIZES = (0.0005, 0.002, 0.01, 0.05, 0.2)
@@ -79,20 +79,20 @@ def make_walk(
 
 
 def measure_run(
-    run: Run, step_sizes: Sequence[float], batches: int, data_dir: str | None = None
+    run: SavedRun, step_sizes: Sequence[float], batches: int, data_dir: str | None = None
 ) -> list[Walk]:
     """Walks from a checkpoint, one for each of the next `batches` batches of its training.
 
     A batch is what BatchNorm sees at once on one device: batch_size / accumulate_steps images,
     augmented as the run would augment them; the loss is that of training, in training mode.
     """
-    config = run.recipe.config.copy_and_resolve_references()
+    config = run.info.config.copy_and_resolve_references()
     if data_dir:
         config.data.dir = data_dir
     source = open_split(config.data, "train")
-    if source.class_names != run.recipe.class_names:
+    if source.class_names != run.info.class_names:
         raise UserError(
-            f"{run.workdir} was trained on the classes {', '.join(run.recipe.class_names)}, but "
+            f"{run.workdir} was trained on the classes {', '.join(run.info.class_names)}, but "
             f"{source.spec} has {', '.join(source.class_names)}"
         )
     detector, variables = load_detector(run, config)
@@ -132,7 +132,7 @@ def measure_run(
     return list(walks())
 
 
-def summarize(run: Run, walks: Sequence[Walk], step_sizes: Sequence[float]) -> dict[str, Any]:
+def summarize(run: SavedRun, walks: Sequence[Walk], step_sizes: Sequence[float]) -> dict[str, Any]:
     """Means over the batches, as numbers that JSON can hold (null where not finite)."""
     with np.errstate(divide="ignore", invalid="ignore"):
         changes = np.array([walk.losses - walk.loss for walk in walks])

@@ -7,14 +7,15 @@ Curves are named by what differs in the runs' configs.
 """
 
 import argparse
-import json
 import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import matplotlib
+
+from scratchdet_jax.run.reading import RunRecords, read_config, read_run
 
 matplotlib.use("Agg")
 
@@ -24,6 +25,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from scratchdet_jax import cli
+from scratchdet_jax.config.fields import WITHOUT_EFFECT
 from scratchdet_jax.errors import UserError
 
 # Curves with more points than this are drawn as a running mean with a min–max band.
@@ -32,77 +34,8 @@ _POINTS_PER_CURVE = 60
 _WINDOW = 20
 # A panel whose largest value is so many times its median gets a logarithmic axis.
 _LOGARITHMIC_FROM = 100
-# Fields of a config that leave a run's curves as they are.
-WITHOUT_EFFECT = (
-    "name",
-    "parallel",
-    "log_every",
-    "checkpoint_every",
-    "keep_checkpoints",
-    "data.dir",
-    "data.threads",
-    "data.on_error",
-    "eval.every_steps",
-    "eval.batch_size",
-    "stall_seconds",
-    "compilation_cache",
-)
 # With more differing fields than this the folder says more than a list of them.
 _FIELDS_IN_A_NAME = 6
-
-
-class Run(NamedTuple):
-    """The records of one run, each kind in order of step.
-
-    Attributes:
-        name: the curve's name.
-        train: records of kind "train".
-        eval: records of kind "eval".
-        diverged_at: the step at which the run was stopped because a figure was not finite.
-    """
-
-    name: str
-    train: list[dict[str, Any]]
-    eval: list[dict[str, Any]]
-    diverged_at: int | None = None
-
-
-def read_run(workdir: str | Path, name: str) -> Run:
-    """Reads the metrics.jsonl of a work folder.
-
-    A run that was resumed has some steps twice: the later record counts. A truncated last line
-    (the run was killed, or is writing it now) is skipped with a warning on the standard error.
-
-    Raises:
-        UserError: the file is missing, has no record, or is garbled.
-    """
-    path = Path(workdir) / "metrics.jsonl"
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError as error:
-        raise UserError(
-            f"{str(path)!r} cannot be read ({error.strerror}): give the work folder of a run."
-        ) from error
-    records: dict[str, dict[int, dict[str, Any]]] = {"train": {}, "eval": {}, "diverged": {}}
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-            kind, step = record["kind"], int(record["step"])
-        except (ValueError, TypeError, KeyError) as error:
-            if number == len(lines):
-                print(f"warning: {path}: the last line is truncated; skipped", file=sys.stderr)
-                continue
-            raise UserError(
-                f"{path}, line {number}: not a record with 'kind' and 'step': the file is garbled."
-            ) from error
-        if kind in records:
-            records[kind][step] = record
-    train, evaluation, diverged = ([kept[s] for s in sorted(kept)] for kept in records.values())
-    if not train and not evaluation and not diverged:
-        raise UserError(f"{str(path)!r} has no record yet: nothing to plot.")
-    return Run(name, train, evaluation, diverged[-1]["step"] if diverged else None)
 
 
 def run_names(workdirs: Sequence[str | Path]) -> list[str]:
@@ -121,20 +54,6 @@ def run_names(workdirs: Sequence[str | Path]) -> list[str]:
         if len(set(names)) == len(names):
             break
     return names
-
-
-def read_config(workdir: str | Path) -> dict[str, object] | None:
-    """The config of a run by dotted name of field, from its newest checkpoint; None without one."""
-    if not (Path(workdir) / "checkpoints").is_dir():
-        return None
-    from scratchdet_jax.run.checkpoints import Checkpoints  # JAX and Orbax: slow
-
-    checkpoints = Checkpoints(workdir, read_only=True)
-    try:
-        step = checkpoints.latest_step
-        return None if step is None else cli.flatten(checkpoints.recipe(step).config)
-    finally:
-        checkpoints.close()
 
 
 def label_by_difference(
@@ -226,7 +145,7 @@ def running(values: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarray, np
     return mean, np.where(count > 0, low, np.nan), np.where(count > 0, high, np.nan)
 
 
-def draw(runs: Sequence[Run], output: str | Path) -> None:
+def draw(runs: Sequence[RunRecords], output: str | Path) -> None:
     """Draws the paper's three panels, and parts, evaluations, rate and throughput below them.
 
     Raises:
@@ -269,7 +188,7 @@ def draw(runs: Sequence[Run], output: str | Path) -> None:
     save(figure, output)
 
 
-def draw_paper_panels(panels: Sequence[Axes], runs: Sequence[Run]) -> None:
+def draw_paper_panels(panels: Sequence[Axes], runs: Sequence[RunRecords]) -> None:
     """The paper's figure on three axes: loss, L2 norm of the gradient, fluctuation of that norm.
 
     A cross marks where a run diverged.
@@ -307,7 +226,7 @@ def save(figure: Figure, output: str | Path) -> None:
         plt.close(figure)
 
 
-def _colors(runs: Sequence[Run]) -> list[tuple[float, ...]]:
+def _colors(runs: Sequence[RunRecords]) -> list[tuple[float, ...]]:
     colors = plt.get_cmap("tab10" if len(runs) <= 10 else "tab20").colors
     return [colors[i % len(colors)] for i in range(len(runs))]
 

@@ -5,52 +5,28 @@ python -m scratchdet_jax.tools.predict --workdir=runs/voc300 --output=pictures a
 
 import argparse
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import ml_collections
 import numpy as np
 
 from scratchdet_jax import cli
-from scratchdet_jax.data.images import decode_image, fit_to_canvas, read_header
+from scratchdet_jax.data.images import decode_image, read_header
 from scratchdet_jax.data.sources import open_split
-from scratchdet_jax.detector import Detector, detect, normalize
 from scratchdet_jax.errors import UserError, writable_folder
 from scratchdet_jax.evaluation.detections import ImageDetections, ImageGroundTruth
-from scratchdet_jax.evaluation.evaluate import load_detector, open_run
-from scratchdet_jax.evaluation.evaluator import to_image_detections
-from scratchdet_jax.ops.resample import resize
+from scratchdet_jax.predictor import make_predictor
+from scratchdet_jax.run.open import load_detector, open_run
 from scratchdet_jax.tools.drawing import draw_detections, grid, save_png
-
-
-def make_predictor(
-    config: ml_collections.ConfigDict, detector: Detector, variables: Any
-) -> Callable[[np.ndarray], ImageDetections]:
-    """A function from an image uint8 [H, W, 3] RGB to its detections, in its own pixels."""
-    height, width = config.data.canvas
-
-    @jax.jit
-    def run(variables: Any, canvas: jax.Array, size: jax.Array) -> Any:
-        image = normalize(resize(canvas, size, config.image_size), config.normalize)
-        return detect(detector, config, variables, image[None])
-
-    def predict(image: np.ndarray) -> ImageDetections:
-        reduced = fit_to_canvas(image, (height, width))
-        canvas = np.zeros((height, width, 3), np.uint8)
-        canvas[: reduced.shape[0], : reduced.shape[1]] = reduced
-        found = jax.device_get(run(variables, canvas, np.int32(reduced.shape[:2])))
-        return to_image_detections(found, 0, np.asarray(image.shape[:2]))
-
-    return predict
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parses the command line, detects and draws."""
     options = _parse(arguments)
     run = open_run(Path(options.workdir), options.checkpoint)
-    config = run.recipe.config
+    config = run.info.config
     detector, variables = load_detector(run, config)
     predict = make_predictor(config, detector, variables)
     output = writable_folder(Path(options.output), "--output")

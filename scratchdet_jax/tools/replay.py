@@ -19,9 +19,9 @@ from scratchdet_jax import cli
 from scratchdet_jax.detector import Detector, build_detector
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.ops.losses import multibox_sums
-from scratchdet_jax.parallel.devices import DeviceMapping
+from scratchdet_jax.parallel.devices import AXIS, DeviceMapping
 from scratchdet_jax.training.divergence import Replay, load_replay
-from scratchdet_jax.training.step import AXIS, example_keys, prepare_inputs, training_sums
+from scratchdet_jax.training.step import example_keys, prepare_inputs, training_sums
 
 SHOWN = 12  # lines of a group
 
@@ -47,8 +47,8 @@ def examine(replay: Replay, part: int = 0) -> dict[str, Any]:
         "positives": likewise; "gradient_norms": by array; "gradients": `bad` of them;
         "statistics": `bad` of BatchNorm's new statistics.
     """
-    config = replay.recipe.config
-    detector = build_detector(config, replay.recipe.class_names, AXIS)
+    config = replay.info.config
+    detector = build_detector(config, replay.info.class_names, AXIS)
     mapping = DeviceMapping("shard_map", jax.devices()[:1])  # the whole part on one device
     batch = {key: value[part] for key, value in replay.batch.items()}
     names: list[str] = []

@@ -15,10 +15,10 @@ from scratchdet_jax.data.loading import substitutes, train_batches
 from scratchdet_jax.data.records import DetectionSource
 from scratchdet_jax.detector import build_detector
 from scratchdet_jax.errors import UserError
-from scratchdet_jax.run.checkpoints import Recipe, tuples
+from scratchdet_jax.parallel.devices import AXIS
+from scratchdet_jax.run.checkpoints import RunInfo, tuples
 from scratchdet_jax.run.state import TrainState, create_state
 from scratchdet_jax.training.optimizer import make_optimizer
-from scratchdet_jax.training.step import AXIS
 
 FOLDER = "replay"
 
@@ -29,7 +29,7 @@ class Replay(NamedTuple):
     Attributes:
         step: its number, from 1.
         quantity: what was found not to be finite.
-        recipe: the run's config and class names.
+        info: the run's config and class names.
         image_ids: of the batch, in its order.
         batch: host arrays [accumulate_steps, B, …], as the training step takes them.
         state: before the step.
@@ -37,7 +37,7 @@ class Replay(NamedTuple):
 
     step: int
     quantity: str
-    recipe: Recipe
+    info: RunInfo
     image_ids: tuple[str, ...]
     batch: dict[str, np.ndarray]
     state: TrainState
@@ -69,7 +69,7 @@ def save_replay(
     workdir: Path,
     step: int,
     quantity: str,
-    recipe: Recipe,
+    info: RunInfo,
     source: DetectionSource,
     state: TrainState,
 ) -> tuple[Path, list[str]]:
@@ -79,20 +79,20 @@ def save_replay(
         workdir: the run's.
         step: the update that diverged.
         quantity: what was not finite.
-        recipe: the run's.
+        info: the run's.
         source: its training data; the batch is a function of (seed, step) and is read again.
         state: as the step left it, marked (see update_unless_diverged).
 
     Returns:
         The file, and the ids of the batch's images.
     """
-    batch = batch_of_step(recipe.config, source, step)
+    batch = batch_of_step(info.config, source, step)
     ids = [source.image_id(int(i)) for i in batch["id"].ravel()]
     about = {
         "step": step,
         "quantity": quantity,
-        "config": json.loads(recipe.config.to_json_best_effort()),
-        "class_names": list(recipe.class_names),
+        "config": json.loads(info.config.to_json_best_effort()),
+        "class_names": list(info.class_names),
         "image_ids": ids,
     }
     state = jax.device_get(state)
@@ -131,23 +131,23 @@ def load_replay(workdir: Path, step: int | None = None) -> Replay:
             arrays = {name: file[name] for name in file.files}
         about = json.loads(str(arrays.pop("about")))
         config = with_defaults(ml_collections.ConfigDict(tuples(about["config"])))
-        recipe = Recipe(config, tuple(about["class_names"]))
+        info = RunInfo(config, tuple(about["class_names"]))
         state = jax.tree.unflatten(
-            jax.tree.structure(_blank(recipe)),
-            [arrays[f"state/{name}"] for name in _by_name(_blank(recipe))],
+            jax.tree.structure(_blank(info)),
+            [arrays[f"state/{name}"] for name in _by_name(_blank(info))],
         )
     except (OSError, ValueError, KeyError, EOFError) as error:
         raise UserError(f"{files[step]} cannot be read ({error}): it is damaged") from None
     batch = {n.removeprefix("batch/"): a for n, a in arrays.items() if n.startswith("batch/")}
-    return Replay(step, about["quantity"], recipe, tuple(about["image_ids"]), batch, state)
+    return Replay(step, about["quantity"], info, tuple(about["image_ids"]), batch, state)
 
 
-def _blank(recipe: Recipe) -> Any:
+def _blank(info: RunInfo) -> Any:
     """The shapes of a run's state."""
-    detector = build_detector(recipe.config, recipe.class_names, AXIS)
-    optimizer = make_optimizer(recipe.config)
+    detector = build_detector(info.config, info.class_names, AXIS)
+    optimizer = make_optimizer(info.config)
     return jax.eval_shape(
-        lambda: create_state(detector.model, optimizer, recipe.config.image_size, 0)
+        lambda: create_state(detector.model, optimizer, info.config.image_size, 0)
     )
 
 

@@ -163,17 +163,14 @@ def init_from_run(text: str, config: Any, detector: Detector, variables: Any) ->
     Raises:
         UserError: there is no such run or checkpoint, or nothing of it fits.
     """
-    from scratchdet_jax.evaluation.evaluate import (  # it imports this package
-        load_detector,
-        open_run,
-    )
+    from scratchdet_jax.run.open import load_detector, open_run
 
     workdir, checkpoint = split_run(text)
     try:
         run = open_run(workdir, checkpoint)
     except UserError as error:
         raise UserError(f"config.init_from {text!r}: {error}") from None
-    source, source_variables = load_detector(run, run.recipe.config)
+    source, source_variables = load_detector(run, run.info.config)
     source_variables = _without_initial(workdir, source_variables)
     class_map = map_classes(detector.class_names, source.class_names)
     moved = transfer(
@@ -182,7 +179,7 @@ def init_from_run(text: str, config: Any, detector: Detector, variables: Any) ->
         class_map=class_map,
         source_classes=len(source.class_names),
         anchors=anchors_per_cell(config.anchors.aspect_ratios),
-        source_anchors=anchors_per_cell(run.recipe.config.anchors.aspect_ratios),
+        source_anchors=anchors_per_cell(run.info.config.anchors.aspect_ratios),
     )
     if not moved.taken and not moved.remapped:
         raise UserError(

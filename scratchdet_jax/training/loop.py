@@ -9,26 +9,27 @@ import jax
 import ml_collections
 import numpy as np
 
+from scratchdet_jax.config.fields import number_of_steps
 from scratchdet_jax.config.validation import validate
 from scratchdet_jax.data.loading import substituted_line, substitutes, to_device, train_batches
 from scratchdet_jax.data.records import DetectionSource
 from scratchdet_jax.data.sources import open_split
 from scratchdet_jax.detector import Detector, build_detector
-from scratchdet_jax.errors import UserError, writable_folder
+from scratchdet_jax.errors import Preempted, UserError, writable_folder
 from scratchdet_jax.evaluation.evaluator import Evaluator, summary_line
 from scratchdet_jax.models.ssd import backbone_name
 from scratchdet_jax.parallel import processes
-from scratchdet_jax.parallel.devices import DeviceMapping
-from scratchdet_jax.run.checkpoints import IMPORTED, Checkpoints, Recipe
+from scratchdet_jax.parallel.devices import AXIS, DeviceMapping
+from scratchdet_jax.run.checkpoints import IMPORTED, Checkpoints, RunInfo
 from scratchdet_jax.run.metrics import Diverged, MetricLogger
-from scratchdet_jax.run.preemption import Preempted, Preemption
+from scratchdet_jax.run.preemption import Preemption
 from scratchdet_jax.run.state import TrainState, create_state
 from scratchdet_jax.run.watchdog import Watchdog
 from scratchdet_jax.run.workdir import check_resume, locked
 from scratchdet_jax.training.divergence import save_replay
 from scratchdet_jax.training.init_from import init_from_run
-from scratchdet_jax.training.optimizer import make_optimizer, number_of_steps
-from scratchdet_jax.training.step import AXIS, make_train_step
+from scratchdet_jax.training.optimizer import make_optimizer
+from scratchdet_jax.training.step import make_train_step
 
 
 def train_and_evaluate(
@@ -65,14 +66,14 @@ def use_compilation_cache(folder: str) -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
-class _Run(NamedTuple):
+class _Loop(NamedTuple):
     """The parts of a run that its loop needs."""
 
     config: ml_collections.ConfigDict
     workdir: Path
     source: DetectionSource
     evaluator: Evaluator | None
-    recipe: Recipe
+    info: RunInfo
     checkpoints: Checkpoints
     logger: MetricLogger
     watchdog: Watchdog
@@ -91,11 +92,11 @@ def _train(
     # What is there already? A run of something else is refused before anything is built.
     processes.check_shared(workdir, "--workdir")
     checkpoints = Checkpoints(workdir, config.keep_checkpoints)
-    recipe = Recipe(config, source.class_names)
+    info = RunInfo(config, source.class_names)
     start = checkpoints.newest_sound_step() or 0
     if start:
-        saved = checkpoints.recipe(start)
-        processes.together(lambda: check_resume(saved, recipe, workdir, force))
+        saved = checkpoints.info(start)
+        processes.together(lambda: check_resume(saved, info, workdir, force))
 
     # The model and its state; the step says which examples and random numbers come next.
     detector = build_detector(config, source.class_names, AXIS)
@@ -133,9 +134,7 @@ def _train(
     watchdog = Watchdog(config.stall_seconds, workdir)
     substituted = substitutes(config)
     batches = _device_batches(config, source, mapping, start, substituted)
-    run = _Run(
-        config, workdir, source, evaluator, recipe, checkpoints, logger, watchdog, preemption
-    )
+    run = _Loop(config, workdir, source, evaluator, info, checkpoints, logger, watchdog, preemption)
     try:
         if owed:
             _evaluate(run, start, state)
@@ -158,7 +157,7 @@ def _train(
 
 
 def _steps(
-    run: _Run,
+    run: _Loop,
     train_step: Callable,
     state: TrainState,
     batches: Iterator[Any],
@@ -177,7 +176,7 @@ def _steps(
             if leave or evaluate or step == num_steps or _due(step, run.config.checkpoint_every):
                 run.logger.flush()  # a checkpoint is only written of a step known to be finite
                 with run.logger.paused(), run.watchdog.paused():
-                    run.checkpoints.save(step, state, run.recipe, progress=run.logger.progress())
+                    run.checkpoints.save(step, state, run.info, progress=run.logger.progress())
                     if leave:
                         raise _saved(run, step)
                 if evaluate:
@@ -187,7 +186,7 @@ def _steps(
     return state
 
 
-def _evaluate(run: _Run, step: int, state: TrainState) -> None:
+def _evaluate(run: _Loop, step: int, state: TrainState) -> None:
     """Scores a state that is saved (or being saved), so that a SIGTERM may break it off."""
     with run.preemption.interruptible(), run.logger.paused():
         results = run.evaluator.evaluate(state.variables, run.watchdog.beat).results
@@ -197,7 +196,7 @@ def _evaluate(run: _Run, step: int, state: TrainState) -> None:
         run.checkpoints.set_score(step, results["mAP"])
 
 
-def _saved(run: _Run, step: int) -> Preempted:
+def _saved(run: _Loop, step: int) -> Preempted:
     run.checkpoints.wait()
     saved = run.checkpoints.latest_step
     print(
@@ -207,11 +206,11 @@ def _saved(run: _Run, step: int) -> Preempted:
     return Preempted()
 
 
-def _diverged(run: _Run, error: Diverged, state: TrainState) -> UserError:
+def _diverged(run: _Loop, error: Diverged, state: TrainState) -> UserError:
     """Saves the step for replay; the error that says so, with the ids of the batch."""
     try:
         path, ids = save_replay(
-            run.workdir, error.step, error.quantity, run.recipe, run.source, state
+            run.workdir, error.step, error.quantity, run.info, run.source, state
         )
     except (OSError, UserError) as failure:
         return UserError(f"{error}; its batch could not be saved for replay ({failure})")

@@ -3,10 +3,7 @@
 import ml_collections
 import optax
 
-
-def number_of_steps(config: ml_collections.ConfigDict) -> int:
-    """Updates in the whole run: `num_steps`, or as many as `train_images` needs."""
-    return config.num_steps or config.train_images // config.batch_size
+from scratchdet_jax.config.fields import number_of_steps
 
 
 def make_schedule(config: ml_collections.ConfigDict) -> optax.Schedule:

@@ -16,12 +16,11 @@ from scratchdet_jax.detector import Detector, augment_options, normalize
 from scratchdet_jax.ops.augment import augment
 from scratchdet_jax.ops.losses import MultiBoxSums, multibox_sums
 from scratchdet_jax.ops.matching import Targets, match
-from scratchdet_jax.run.state import TrainState
+from scratchdet_jax.parallel.devices import AXIS
+from scratchdet_jax.run.state import FINITE, TrainState
 from scratchdet_jax.training.optimizer import make_schedule
 
-AXIS = "batch"
 PARTS = ("backbone", "extras", "head")
-FINITE = "finite_"  # metrics of this beginning tell whether all of an array are finite (0 or 1)
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
 

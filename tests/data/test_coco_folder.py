@@ -12,7 +12,7 @@ from PIL import Image
 from scratchdet_jax.data.builders import coco_json
 from scratchdet_jax.data.builders.coco_folder import CocoSplit, prepare_coco_folder
 from scratchdet_jax.data.builders.defects import Kind
-from scratchdet_jax.data.builders.report import Report
+from scratchdet_jax.data.builders.report import PrepareReport
 from scratchdet_jax.data.records import open_source
 from scratchdet_jax.errors import UserError
 
@@ -107,7 +107,7 @@ def test_a_sound_set_comes_back_as_it_is(files, tmp_path, capsys):
     assert report.summary() in capsys.readouterr().out
     stored = (tmp_path / "data" / "coco_folder" / "mine" / "1.0.0" / "report.json").read_text()
     assert json.loads(stored)["category_ids"] == [3, 7]
-    assert Report.from_json(stored) == report
+    assert PrepareReport.from_json(stored) == report
 
     found = files.records()
     assert list(found) == [5, 2**40]  # in the order of the file

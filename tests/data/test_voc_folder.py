@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scratchdet_jax.data.builders.defects import Kind
 from scratchdet_jax.data.builders.files import MAX_IMAGE_BYTES, MAX_XML_BYTES
 from scratchdet_jax.data.builders.objects import fit_box
-from scratchdet_jax.data.builders.report import Report
+from scratchdet_jax.data.builders.report import PrepareReport
 from scratchdet_jax.data.builders.voc_folder import dataset_name, prepare_voc_folder
 from scratchdet_jax.data.builders.voc_scan import VOC_CLASSES
 from scratchdet_jax.data.voc_xml import parse_annotation
@@ -71,7 +71,7 @@ def test_a_sound_folder_comes_back_as_it_is(folder, prepare, tmp_path, capsys):
     assert builder.info.features["objects"]["label"].names == ["blue", "red"]
     stored = builder.as_data_source("val", decoders={"image": tfds.decode.SkipDecoding()})
     assert bool(stored[0]["objects"]["is_truncated"][0])
-    assert Report.from_json((directory / "report.json").read_text()) == report
+    assert PrepareReport.from_json((directory / "report.json").read_text()) == report
 
 
 # (what is done to a sound folder, the defect's kind, its file, words of the reason,

@@ -350,7 +350,9 @@ def test_evaluation_tells_the_boxes_that_a_foreign_set_lost(tmp_path, monkeypatc
     label = tfds.features.ClassLabel(names=NAMES)
     make(tmp_path, "odd", plain_features(box=box, label=label), {"test": rows})
     config = tiny_config(**{"data.dir": str(tmp_path), "data.eval": "handmade/odd:test"})
-    trained = evaluate.Run(tmp_path, 7, types.SimpleNamespace(config=config, class_names=NAMES))
+    trained = evaluate.SavedRun(
+        tmp_path, 7, types.SimpleNamespace(config=config, class_names=NAMES)
+    )
     detector = Detector(None, np.zeros((0, 4), np.float32), NAMES)
     monkeypatch.setattr(multiscale, "detect", candidates)
     monkeypatch.setattr(evaluate, "load_detector", lambda *_: (detector, {}))
@@ -369,7 +371,7 @@ def test_images_without_boxes_are_detected_on_but_not_scored(tmp_path, monkeypat
     rows = [{"image": picture, "objects": []} for _ in range(3)]
     make(tmp_path, "bare", plain_features(box=box, label=label), {"test": rows})
     fields = {"data.dir": str(tmp_path), "data.eval": "handmade/bare:test"}
-    trained = evaluate.Run(
+    trained = evaluate.SavedRun(
         tmp_path, 7, types.SimpleNamespace(config=tiny_config(**fields), class_names=NAMES)
     )
     detector = Detector(None, np.zeros((0, 4), np.float32), NAMES)
@@ -402,7 +404,9 @@ def test_evaluations_result_file_holds_the_original_ids_and_scores_the_same(tmp_
     detector = Detector(None, np.zeros((0, 4), np.float32), names)
     monkeypatch.setattr(multiscale, "detect", candidates)
     monkeypatch.setattr(evaluate, "load_detector", lambda *_: (detector, {}))
-    trained = evaluate.Run(tmp_path, 7, types.SimpleNamespace(config=config, class_names=names))
+    trained = evaluate.SavedRun(
+        tmp_path, 7, types.SimpleNamespace(config=config, class_names=names)
+    )
     results = evaluate.evaluate_run(trained, config, tmp_path / "out").results
 
     rows = json.loads((tmp_path / "out/coco_results.json").read_text())

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from scratchdet_jax.config.scales import Scale, parse_scales
 from scratchdet_jax.data.builders import shapes
 from scratchdet_jax.data.records import open_source
 from scratchdet_jax.data.sources import open_split
@@ -13,12 +14,10 @@ from scratchdet_jax.detector import build_detector
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.evaluation.evaluator import Evaluator
 from scratchdet_jax.evaluation.multiscale import (
-    Scale,
     anchors_at,
     make_scale_step,
     merge_image,
     merge_scales,
-    parse_scales,
 )
 from scratchdet_jax.ops.nms import Detections
 from scratchdet_jax.parallel.devices import DeviceMapping

@@ -12,11 +12,10 @@ import pytest
 from configs import shapes
 from experiments.thesis import __main__ as thesis
 from experiments.thesis import plan, report
-from scratchdet_jax import cli
+from scratchdet_jax.config.fields import flatten, number_of_steps
 from scratchdet_jax.detector import build_detector
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.models import feature_sizes
-from scratchdet_jax.training.optimizer import number_of_steps
 
 IMAGES = 160  # ten updates
 
@@ -37,9 +36,9 @@ def test_rows_are_the_paper_s():
 
 
 def test_a_run_is_the_shapes_recipe_but_for_what_its_row_says():
-    recipe = cli.flatten(shapes.get_config())
+    recipe = flatten(shapes.get_config())
     for row in plan.rows():
-        config = cli.flatten(plan.run_config(row, 2, IMAGES, "there"))
+        config = flatten(plan.run_config(row, 2, IMAGES, "there"))
         changed = {name for name in recipe if config[name] != recipe[name]}
         assert changed <= {
             "name",

@@ -7,11 +7,11 @@ import pytest
 
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.parallel.devices import DeviceMapping
-from scratchdet_jax.run.checkpoints import Checkpoints, Recipe
+from scratchdet_jax.run.checkpoints import Checkpoints, RunInfo
 from scratchdet_jax.run.state import TrainState
 from tests.tiny import tiny_config
 
-RECIPE = Recipe(tiny_config(), ("a", "b"))
+INFO = RunInfo(tiny_config(), ("a", "b"))
 
 
 def state(step: int, devices: int = 8) -> TrainState:
@@ -29,7 +29,7 @@ def state(step: int, devices: int = 8) -> TrainState:
 def saved(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=2)
     for step, score in ((10, 0.3), (20, 0.7), (30, 0.5), (40, None), (50, 0.6)):
-        checkpoints.save(step, state(step), RECIPE, score)
+        checkpoints.save(step, state(step), INFO, score)
     checkpoints.close()
     return tmp_path
 
@@ -62,9 +62,9 @@ def test_variables_come_back_without_the_optimizer(saved):
 
 
 def test_the_recipe_comes_back(saved):
-    recipe = Checkpoints(saved, read_only=True).recipe(50)
-    assert recipe.class_names == ("a", "b")
-    assert recipe.config.to_dict() == RECIPE.config.to_dict()
+    info = Checkpoints(saved, read_only=True).info(50)
+    assert info.class_names == ("a", "b")
+    assert info.config.to_dict() == INFO.config.to_dict()
 
 
 def test_a_checkpoint_that_is_not_there_is_named(saved, tmp_path):

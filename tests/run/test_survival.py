@@ -17,18 +17,18 @@ import numpy as np
 import pytest
 from jax.experimental import multihost_utils
 
-from scratchdet_jax.errors import UserError
+from scratchdet_jax.errors import PREEMPTED, Preempted, UserError
 from scratchdet_jax.run import watchdog as watchdogs
-from scratchdet_jax.run.checkpoints import Checkpoints, Recipe
+from scratchdet_jax.run.checkpoints import Checkpoints, RunInfo
 from scratchdet_jax.run.events import JsonLines
 from scratchdet_jax.run.integrity import CHECKSUMS
-from scratchdet_jax.run.preemption import PREEMPTED, Preempted, Preemption
-from scratchdet_jax.run.state import TrainState
+from scratchdet_jax.run.preemption import Preemption
+from scratchdet_jax.run.state import FINITE, TrainState
 from scratchdet_jax.run.workdir import check_resume, differences, locked
-from scratchdet_jax.training.step import FINITE, update_unless_diverged
+from scratchdet_jax.training.step import update_unless_diverged
 from tests.tiny import tiny_config
 
-RECIPE = Recipe(tiny_config(), ("a", "b"))
+INFO = RunInfo(tiny_config(), ("a", "b"))
 
 
 def state(step: int, size: int = 64) -> TrainState:
@@ -41,7 +41,7 @@ def state(step: int, size: int = 64) -> TrainState:
 def saved(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=3)
     for step in (10, 20, 30):
-        checkpoints.save(step, state(step), RECIPE, progress={"at": step})
+        checkpoints.save(step, state(step), INFO, progress={"at": step})
     checkpoints.close()
     return tmp_path
 
@@ -101,7 +101,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_taken(saved, harm,
     restored = checkpoints.restore(20, state(0))
     jax.tree.map(np.testing.assert_array_equal, restored, state(20))
     assert checkpoints.progress(20) == {"at": 20}
-    checkpoints.save(30, state(30), RECIPE)  # the step can be written anew
+    checkpoints.save(30, state(30), INFO)  # the step can be written anew
     checkpoints.close()
     assert Checkpoints(saved, read_only=True).latest_step == 30
 
@@ -134,25 +134,25 @@ def test_a_score_comes_later_and_says_whether_the_evaluation_is_complete(saved):
     again = Checkpoints(saved, read_only=True)
     assert again.is_scored(20) and again.is_scored(30) and not again.is_scored(10)
     assert again.best_step == 20
-    checkpoints.save(40, state(40), RECIPE)
+    checkpoints.save(40, state(40), INFO)
     checkpoints.close()
     assert sorted(Checkpoints(saved, read_only=True)._steps()) == [20, 40]  # the best, the latest
 
 
 def test_a_full_disk_costs_one_checkpoint_and_none_before_it(tmp_path, capsys):
     checkpoints = Checkpoints(tmp_path, keep=3)
-    checkpoints.save(10, state(10), RECIPE)
+    checkpoints.save(10, state(10), INFO)
     checkpoints.wait()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:  # as on a full disk no file of weights can be written
         resource.setrlimit(resource.RLIMIT_FSIZE, (16_000, hard))
-        checkpoints.save(20, state(20, 400), RECIPE)
+        checkpoints.save(20, state(20, 400), INFO)
         checkpoints.set_score(20, 0.5)  # of a checkpoint that is not there
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert "the checkpoint of step 20 could not be written" in capsys.readouterr().err
     assert checkpoints.latest_step == 10
-    checkpoints.save(30, state(30), RECIPE)
+    checkpoints.save(30, state(30), INFO)
     checkpoints.wait()
     assert checkpoints.latest_step == 30
     restored = checkpoints.restore(10, state(0))
@@ -183,7 +183,7 @@ def test_restoring_needs_no_pickle(saved, monkeypatch):
         monkeypatch.setattr(pickle, name, refuse)
     checkpoints = Checkpoints(saved, read_only=True)
     jax.tree.map(np.testing.assert_array_equal, checkpoints.restore(30, state(0)), state(30))
-    assert checkpoints.recipe(30).class_names == ("a", "b")
+    assert checkpoints.info(30).class_names == ("a", "b")
 
 
 def test_another_shape_is_named(saved):
@@ -196,7 +196,7 @@ def test_every_field_that_changes_the_result_is_named_at_once(tmp_path):
         **{"seed": 5, "model.width": 0.25, "optimizer.momentum": 0.5, "num_steps": 40}
     )
     with pytest.raises(UserError) as error:
-        check_resume(RECIPE, RECIPE._replace(config=other), tmp_path, force=False)
+        check_resume(INFO, INFO._replace(config=other), tmp_path, force=False)
     for part in (
         "config.seed: was 0, now 5",
         "config.model.width: was 0.125, now 0.25",
@@ -222,12 +222,12 @@ def test_what_leaves_the_result_alone_may_change_and_force_prints_the_rest(tmp_p
             "train_images": 77,
         }
     )
-    assert differences(RECIPE.config, free) == []
-    other = RECIPE._replace(config=tiny_config(seed=1))
-    check_resume(RECIPE, other, tmp_path, force=True)
+    assert differences(INFO.config, free) == []
+    other = INFO._replace(config=tiny_config(seed=1))
+    check_resume(INFO, other, tmp_path, force=True)
     assert "config.seed: was 0, now 1" in capsys.readouterr().out
     with pytest.raises(UserError, match="holds a run on the classes a, b, not c"):
-        check_resume(RECIPE, RECIPE._replace(class_names=("c",)), tmp_path, force=True)
+        check_resume(INFO, INFO._replace(class_names=("c",)), tmp_path, force=True)
 
 
 def test_two_runs_cannot_write_into_one_workdir(tmp_path):

@@ -12,10 +12,10 @@ from absl import flags
 from scratchdet_jax import cli
 from scratchdet_jax.detector import build_detector
 from scratchdet_jax.errors import UserError
-from scratchdet_jax.evaluation.evaluate import load_detector, open_run
 from scratchdet_jax.models.torch_weights import convert
 from scratchdet_jax.ops import boxes
 from scratchdet_jax.ops.anchors import AnchorSpecification, sizes_in_pixels
+from scratchdet_jax.run.open import load_detector, open_run
 from scratchdet_jax.training import loop
 from scratchdet_jax.training.init_from import init_from_run
 
@@ -46,7 +46,7 @@ def run_tool(monkeypatch, *arguments):
 def outputs(workdir, images):
     """Logits and offsets of an imported run, and its config."""
     run = open_run(workdir)
-    detector, variables = load_detector(run, run.recipe.config)
+    detector, variables = load_detector(run, run.info.config)
     apply = jax.jit(lambda v, x: detector.model.apply(v, x, train=False))
     return apply(variables, jnp.asarray(images)), detector, run
 
@@ -67,7 +67,7 @@ def compare(size, tmp_path, monkeypatch):
     with torch.no_grad():
         logits, offsets = model(channels_first)
     (our_logits, our_offsets), detector, run = outputs(workdir, images)
-    assert run.step == 0 and len(run.recipe.class_names) == 80
+    assert run.step == 0 and len(run.info.class_names) == 80
     assert np.std(logits.numpy()) > 0.1 and np.std(offsets.numpy()) > 0.1
     swapped = offsets.numpy()[..., [1, 0, 3, 2]]
     print(
@@ -78,7 +78,7 @@ def compare(size, tmp_path, monkeypatch):
     np.testing.assert_allclose(our_offsets, swapped, atol=1e-4)
 
     # The release's anchors and decoding give the same boxes.
-    config = run.recipe.config
+    config = run.info.config
     spec = AnchorSpecification(image_size=size, **config.anchors.to_dict())
     maps = (64, 32, 16, 8, 4, 2, 1) if size == 512 else (38, 19, 10, 5, 3, 3)
     theirs = release.anchors_of(sizes_in_pixels(spec), maps, spec.steps, spec.aspect_ratios)

@@ -9,7 +9,7 @@ import pytest
 
 from scratchdet_jax.data.builders import shapes
 from scratchdet_jax.detector import build_detector
-from scratchdet_jax.run.checkpoints import Checkpoints, Recipe
+from scratchdet_jax.run.checkpoints import Checkpoints, RunInfo
 from scratchdet_jax.run.state import TrainState
 from scratchdet_jax.tools import landscape
 from tests.tiny import tiny_config
@@ -55,7 +55,7 @@ def test_overflow_on_the_way_is_reported():
     walk = landscape.make_walk(quadratic(np.float32([1e30, 1, 1])))
     met = walk({"a": jnp.ones(1), "b": jnp.ones(2)}, np.zeros(3, np.float32), (1.0,))
     assert not np.isfinite(met.losses[0])
-    run = landscape.Run("x", 3, None)
+    run = landscape.SavedRun("x", 3, None)
     summary = landscape.summarize(run, [met], (1.0,))
     assert summary["steps"][0]["loss_change"] is None
     assert "not finite" in landscape.text(summary)
@@ -94,7 +94,7 @@ def workdir(tmp_path_factory):
     variables = jax.tree_util.tree_map_with_path(initial, variables)
     state = TrainState(jnp.int32(2), variables["params"], variables["batch_stats"], ())
     checkpoints = Checkpoints(folder / "run")
-    checkpoints.save(2, state, Recipe(config, shapes.CLASS_NAMES), None)
+    checkpoints.save(2, state, RunInfo(config, shapes.CLASS_NAMES), None)
     checkpoints.close()
     return folder / "run"
 

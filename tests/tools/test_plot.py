@@ -144,14 +144,14 @@ def test_curves_are_named_by_what_differs(changes, labels):
 
 
 def test_the_config_comes_from_the_checkpoint(tmp_path):
-    from scratchdet_jax.run.checkpoints import Checkpoints, Recipe
+    from scratchdet_jax.run.checkpoints import Checkpoints, RunInfo
     from scratchdet_jax.run.state import TrainState
     from tests.tiny import tiny_config
 
     assert plot.read_config(tmp_path) is None
     state = TrainState(step=np.int32(3), params={"w": np.ones(2)}, batch_stats={}, opt_state=())
     checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(3, state, Recipe(tiny_config(**{"model.norm": "none"}), ("a",)), None)
+    checkpoints.save(3, state, RunInfo(tiny_config(**{"model.norm": "none"}), ("a",)), None)
     checkpoints.close()
     config = plot.read_config(tmp_path)
     assert (config["model.norm"], config["batch_size"]) == ("none", 16)
@@ -180,8 +180,8 @@ def test_what_is_drawn(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(plot.plt, "close", drawn.append)
     norms = ((1, 3.0), (2, 5.0), (3, 1))
-    first = plot.Run("a", [train(s, gradient_norm=n) for s, n in norms], [], diverged_at=4)
-    second = plot.Run("b", [train(9, images_per_second=7.0)], [evaluation(5, 0.25)])
+    first = plot.RunRecords("a", [train(s, gradient_norm=n) for s, n in norms], [], diverged_at=4)
+    second = plot.RunRecords("b", [train(9, images_per_second=7.0)], [evaluation(5, 0.25)])
     plot.draw([first, second], tmp_path / "a.png")
     panels = drawn[0].axes
     titles = [panel.get_title() for panel in panels]

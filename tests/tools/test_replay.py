@@ -7,7 +7,7 @@ import pytest
 
 from scratchdet_jax.detector import build_detector
 from scratchdet_jax.errors import UserError
-from scratchdet_jax.run.checkpoints import Recipe
+from scratchdet_jax.run.checkpoints import RunInfo
 from scratchdet_jax.run.state import TrainState
 from scratchdet_jax.tools import replay as tool
 from scratchdet_jax.training.divergence import Replay, load_replay
@@ -29,8 +29,8 @@ def test_a_workdir_without_a_saved_step_is_refused(tmp_path, capsys):
 @pytest.mark.slow
 def test_the_first_layer_that_is_not_finite_is_named():
     config = tiny_config(batch_size=4)
-    recipe = Recipe(config, ("a", "b", "c"))
-    detector = build_detector(config, recipe.class_names)
+    info = RunInfo(config, ("a", "b", "c"))
+    detector = build_detector(config, info.class_names)
     variables = random_variables(detector, 64, np.random.default_rng(0))
     kernel = variables["params"].get("stage3")
     assert kernel is not None, sorted(variables["params"])
@@ -44,7 +44,7 @@ def test_the_first_layer_that_is_not_finite_is_named():
     )
     batch = random_batch(config, 0)
     ids = tuple(f"image{i}" for i in range(4))
-    report = tool.describe(Replay(5, "loss", recipe, ids, batch, state))
+    report = tool.describe(Replay(5, "loss", info, ids, batch, state))
     assert "  parameters: not finite in 1 arrays" in report
     assert "  optimiser: finite" in report
     assert "  images: finite" in report

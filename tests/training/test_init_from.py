@@ -10,7 +10,7 @@ from scratchdet_jax.data.builders.voc_scan import VOC_CLASSES
 from scratchdet_jax.detector import build_detector
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.ops.anchors import anchors_per_cell
-from scratchdet_jax.run.checkpoints import Checkpoints, Recipe
+from scratchdet_jax.run.checkpoints import Checkpoints, RunInfo
 from scratchdet_jax.run.state import TrainState
 from scratchdet_jax.training import loop
 from scratchdet_jax.training.init_from import init_from_run, map_classes, split_run
@@ -33,7 +33,7 @@ def source(tmp_path_factory):
     detector, variables = variables_of(config, SOURCE, 1)
     checkpoints = Checkpoints(workdir)
     state = TrainState(step=np.int32(7), opt_state=(), **variables)
-    checkpoints.save(7, jax.tree.map(jax.numpy.asarray, state), Recipe(config, SOURCE), None)
+    checkpoints.save(7, jax.tree.map(jax.numpy.asarray, state), RunInfo(config, SOURCE), None)
     checkpoints.close()
     return workdir, detector, variables
 

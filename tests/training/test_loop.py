@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from scratchdet_jax.data.sources import open_split
-from scratchdet_jax.errors import UserError
-from scratchdet_jax.evaluation.evaluate import evaluate_run, open_run, split_name
+from scratchdet_jax.errors import Preempted, UserError
+from scratchdet_jax.evaluation.evaluate import evaluate_run, split_name
 from scratchdet_jax.run.metrics import MetricLogger
-from scratchdet_jax.run.preemption import Preempted
+from scratchdet_jax.run.open import open_run
 from scratchdet_jax.tools import predict
 from scratchdet_jax.training import loop
 from scratchdet_jax.training.divergence import batch_of_step, load_replay
@@ -187,8 +187,8 @@ def test_evaluating_a_run_gives_the_figures_of_training_and_writes_detections(
 ):
     workdir, _ = finished
     run = open_run(workdir, "latest")
-    assert run.recipe.class_names == ("blue", "green")
-    evaluation = evaluate_run(run, run.recipe.config, tmp_path)
+    assert run.info.class_names == ("blue", "green")
+    evaluation = evaluate_run(run, run.info.config, tmp_path)
     during = [line for line in lines(workdir) if line["kind"] == "eval"][-1]
     assert evaluation.results["mAP"] == during["mAP"]
     assert len(evaluation.detections) == 9
@@ -204,7 +204,7 @@ def test_evaluating_a_run_gives_the_figures_of_training_and_writes_detections(
 def test_detections_lie_in_the_frame_of_the_file(finished, tmp_path):
     workdir, _ = finished
     run = open_run(workdir, "latest")
-    evaluation = evaluate_run(run, run.recipe.config, tmp_path)
+    evaluation = evaluate_run(run, run.info.config, tmp_path)
     boxes = np.concatenate([d.boxes_pixels for d in evaluation.detections.values()])
     assert boxes.min() >= 0
     assert (boxes[:, [0, 2]] <= 48).all()
@@ -283,7 +283,7 @@ def test_predict_draws_photos_and_images_of_the_split(folder, finished, tmp_path
     (found,) = record.values()
     # The same image through the evaluator's batches gives the same best detection.
     run = open_run(workdir, "latest")
-    evaluated = evaluate_run(run, run.recipe.config, tmp_path / "eval").detections["val002"]
+    evaluated = evaluate_run(run, run.info.config, tmp_path / "eval").detections["val002"]
     np.testing.assert_allclose(found[0]["score"], evaluated.scores[0], rtol=1e-4)
     np.testing.assert_allclose(found[0]["box_yxyx"], evaluated.boxes_pixels[0], atol=0.06)
     with pytest.raises(UserError, match="there is no image"):

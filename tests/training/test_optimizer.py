@@ -5,7 +5,8 @@ import numpy as np
 import optax
 import pytest
 
-from scratchdet_jax.training.optimizer import make_optimizer, make_schedule, number_of_steps
+from scratchdet_jax.config.fields import number_of_steps
+from scratchdet_jax.training.optimizer import make_optimizer, make_schedule
 from tests.tiny import tiny_config
 
 FIELDS = {

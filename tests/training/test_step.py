@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from scratchdet_jax.detector import build_detector
-from scratchdet_jax.parallel.devices import DeviceMapping
+from scratchdet_jax.parallel.devices import AXIS, DeviceMapping
 from scratchdet_jax.run.state import create_state
 from scratchdet_jax.training.optimizer import make_optimizer
-from scratchdet_jax.training.step import AXIS, example_keys, make_train_step
+from scratchdet_jax.training.step import example_keys, make_train_step
 from tests.tiny import random_batch, tiny_config
 
 CLASSES = ("a", "b", "c")

@@ -12,7 +12,7 @@ from scratchdet_jax.data.builders.coco_json import CocoFile, read_coco
 from scratchdet_jax.data.builders.coco_scan import fingerprint, list_split, scan
 from scratchdet_jax.data.builders.files import as_user_errors
 from scratchdet_jax.data.builders.folder_builder import FolderBuilder, check_name, prepare
-from scratchdet_jax.data.builders.report import Report
+from scratchdet_jax.data.builders.report import PrepareReport
 from scratchdet_jax.errors import UserError
 
 
@@ -38,7 +38,7 @@ class CocoFolder(FolderBuilder):
 
 def prepare_coco_folder(
     splits: Sequence[CocoSplit], data_dir: str | Path, name: str, strict: bool = False
-) -> Report:
+) -> PrepareReport:
     """Prepares COCO files as the data set `coco_folder/<name>` unless it is there.
 
     Labels are 1…C in the order of the category ids (COCO's 80 of 90 ids become 1…80); the ids are

@@ -23,7 +23,7 @@ from scratchdet_jax.data.builders.objects import (
     fit_box,
     turned,
 )
-from scratchdet_jax.data.builders.report import Report, statistics
+from scratchdet_jax.data.builders.report import PrepareReport, statistics
 
 
 class Image(NamedTuple):
@@ -91,7 +91,9 @@ def fingerprint(listings: Mapping[str, Listing]) -> str:
     return digest.hexdigest()
 
 
-def scan(listings: Mapping[str, Listing], source: str, journal: Journal) -> tuple[Contents, Report]:
+def scan(
+    listings: Mapping[str, Listing], source: str, journal: Journal
+) -> tuple[Contents, PrepareReport]:
     """Decodes the images and checks the annotations.
 
     Args:
@@ -120,7 +122,7 @@ def scan(listings: Mapping[str, Listing], source: str, journal: Journal) -> tupl
     fields = statistics(splits, names)
     if empty := [name for name, count in fields["boxes"].items() if not count]:
         notes.append(f"no box is of the class{'es' * (len(empty) > 1)} {', '.join(empty)}")
-    report = Report(
+    report = PrepareReport(
         name="",
         source="",
         directory="",

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from scratchdet_jax.data.builders.checks import Journal
 from scratchdet_jax.data.builders.files import as_user_errors, printable, read_inside, stamp_inside
 from scratchdet_jax.data.builders.objects import PreparedImage
-from scratchdet_jax.data.builders.report import Report
+from scratchdet_jax.data.builders.report import PrepareReport
 from scratchdet_jax.data.builders.writing import write_dataset
 from scratchdet_jax.errors import UserError, writable_folder
 
@@ -40,7 +40,7 @@ class FolderBuilder(tfds.core.ShardBasedBuilder):
     # importlib_resources, which neither TFDS nor etils installs.)
     url_infos = None
 
-    def __init__(self, data_dir: str | Path, contents: Contents, report: Report) -> None:
+    def __init__(self, data_dir: str | Path, contents: Contents, report: PrepareReport) -> None:
         """`report` gives the name and the classes and is stored beside the data."""
         self._contents, self._report = contents, report
         name = report.name.rpartition("/")[2]
@@ -128,9 +128,9 @@ def prepare(
     data_dir: str | Path,
     source: str,
     fingerprint: str,
-    scan: Callable[[Journal], tuple[Contents, Report]],
+    scan: Callable[[Journal], tuple[Contents, PrepareReport]],
     strict: bool,
-) -> Report:
+) -> PrepareReport:
     """Prepares `<builder>/<name>` unless it is there, and prints the report.
 
     Args:
@@ -176,7 +176,7 @@ def check_name(name: str) -> None:
         raise UserError(f"{name!r} cannot name a data set: use letters, digits, and _ . + - inside")
 
 
-def refuse_empty(source: str, contents: Contents, report: Report) -> None:
+def refuse_empty(source: str, contents: Contents, report: PrepareReport) -> None:
     """Raises a UserError if there is no image or no box at all."""
     if contents.splits and sum(report.boxes.values()):
         return
@@ -201,10 +201,10 @@ def _read_unchanged(image: PreparedImage, root: Path) -> bytes:
     )
 
 
-def _stored_report(directory: Path, source: str, fingerprint: str) -> Report:
+def _stored_report(directory: Path, source: str, fingerprint: str) -> PrepareReport:
     """The report of a prepared data set, if that was made of the same files and choices."""
     try:
-        report = Report.from_json((directory / "report.json").read_text(encoding="utf-8"))
+        report = PrepareReport.from_json((directory / "report.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{directory} holds no readable report.json ({error}): delete it to prepare {source}"
@@ -218,7 +218,7 @@ def _stored_report(directory: Path, source: str, fingerprint: str) -> Report:
     return report
 
 
-def _reuse_message(report: Report) -> str:
+def _reuse_message(report: PrepareReport) -> str:
     splits = ", ".join(f"{split} {count} images" for split, count in report.images.items())
     return (
         f"{report.name}: prepared already in {report.directory} ({splits}; "
@@ -226,7 +226,7 @@ def _reuse_message(report: Report) -> str:
     )
 
 
-def _refuse_defects(report: Report, strict: bool, consequence: str) -> None:
+def _refuse_defects(report: PrepareReport, strict: bool, consequence: str) -> None:
     if strict and report.defects:
         raise UserError(
             f"{report.source} has {len(report.defects)} defects, which --strict does not allow: "

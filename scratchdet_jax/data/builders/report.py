@@ -17,7 +17,7 @@ _SMALL, _LARGE = 32**2, 96**2  # pixels, COCO's limits
 
 
 @dataclasses.dataclass
-class Report:
+class PrepareReport:
     """The outcome of one preparation.
 
     For every split, images + left_out is the number of different images that its list names.
@@ -122,7 +122,7 @@ class Report:
         return json.dumps(fields, indent=1, ensure_ascii=False)
 
     @classmethod
-    def from_json(cls, text: str) -> "Report":
+    def from_json(cls, text: str) -> "PrepareReport":
         """Reads what `to_json` wrote.
 
         Raises:

@@ -14,7 +14,7 @@ import tensorflow_datasets as tfds
 
 from scratchdet_jax.data.builders.files import as_user_errors
 from scratchdet_jax.data.builders.folder_builder import FolderBuilder, check_name, prepare
-from scratchdet_jax.data.builders.report import Report
+from scratchdet_jax.data.builders.report import PrepareReport
 from scratchdet_jax.data.builders.voc_scan import fingerprint, list_folder, scan
 from scratchdet_jax.errors import UserError
 
@@ -44,7 +44,7 @@ def prepare_voc_folder(
     class_names: Sequence[str] | None = None,
     splits: Sequence[str] | None = None,
     strict: bool = False,
-) -> Report:
+) -> PrepareReport:
     """Prepares a folder as the data set `voc_folder/<name>` unless it is there; prints a report.
 
     Every image is decoded, whole, and every box checked. What cannot be used is left out, counted

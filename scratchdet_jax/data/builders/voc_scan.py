@@ -31,7 +31,7 @@ from scratchdet_jax.data.builders.objects import (
     fit_box,
     turned,
 )
-from scratchdet_jax.data.builders.report import Report, statistics
+from scratchdet_jax.data.builders.report import PrepareReport, statistics
 from scratchdet_jax.data.voc_xml import VocAnnotation, parse_annotation
 from scratchdet_jax.errors import UserError
 
@@ -124,7 +124,7 @@ def fingerprint(
 
 def scan(
     files: Folder, class_names: Sequence[str] | None, journal: Journal
-) -> tuple[Contents, Report]:
+) -> tuple[Contents, PrepareReport]:
     """Reads, decodes and checks everything.
 
     Raises:
@@ -153,7 +153,7 @@ def scan(
         {o.name for i in images.values() for o in i.objects}, class_names, notes
     )
     contents = Contents(splits, dict.fromkeys(splits, files.root))
-    report = Report(
+    report = PrepareReport(
         name="",
         source="",
         directory="",

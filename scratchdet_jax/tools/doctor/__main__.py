@@ -16,8 +16,8 @@ from pathlib import Path
 import ml_collections
 import numpy as np
 
-from configs import voc300
 from scratchdet_jax import cli
+from scratchdet_jax.config import defaults
 from scratchdet_jax.config.validation import validate
 from scratchdet_jax.detector import augment_options
 from scratchdet_jax.errors import UserError
@@ -190,7 +190,9 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, ml_collections.Conf
     options, rest = parser.parse_known_args(argv[1:])
     if options.config:
         rest = [f"--config={options.config}", *rest]
-    return options, cli.parse_config([argv[0], *rest], voc300.get_config())
+    default = defaults.get_config()
+    default.name = "voc300"  # the defaults are that recipe
+    return options, cli.parse_config([argv[0], *rest], default)
 
 
 def _whole(text: str) -> int:

@@ -27,7 +27,7 @@ _BEYOND = 1e-4
 _SIGNATURE_SIDE = 72  # pixels; 8 × 9 and 16 × 16 are reduced from there
 
 
-class Defect(NamedTuple):
+class BoxDefect(NamedTuple):
     """Something wrong with a box as it is stored.
 
     Attributes:
@@ -71,7 +71,7 @@ class Census(NamedTuple):
     turned: np.ndarray
     distinct: np.ndarray
     table: BoxTable
-    defects: list[Defect]
+    defects: list[BoxDefect]
     unreadable: list[tuple[int, str]]
 
 
@@ -128,7 +128,7 @@ def take_census(splits: dict[str, DetectionSource], threads: int = 0) -> Census:
         distinct=distinct,
         table=_table(kept, sizes),
         defects=[
-            Defect(kind, i, detail)
+            BoxDefect(kind, i, detail)
             for i in np.flatnonzero(distinct).tolist()
             for kind, detail in kept[i].defects
         ],

@@ -10,7 +10,7 @@ import tensorflow_datasets as tfds
 
 from scratchdet_jax.data.builders.shapes import prepare_shapes
 from scratchdet_jax.data.records import DetectionSource, open_source, parse_spec
-from scratchdet_jax.data.tfds_dataset import open_split
+from scratchdet_jax.data.tfds_dataset import open_prepared
 from scratchdet_jax.tools.doctor.report import Named
 
 
@@ -64,7 +64,7 @@ def open_dataset(dataset: str, data_dir: str) -> Opened:
 
 def _directory(name: str, data_dir: str) -> Path:
     """Where a data set's files lie."""
-    return Path(open_split(name, "all", data_dir).shards[0].filename).parent
+    return Path(open_prepared(name, "all", data_dir).shards[0].filename).parent
 
 
 def _preparation(directory: Path) -> dict[str, Named]:

@@ -1,0 +1,44 @@
+"""The fields of a config by dotted name, and what follows from them."""
+
+import ml_collections
+
+# Fields that change neither the parameters nor the AP of a run: they may differ when a run is
+# resumed. data.max_boxes is one, because random numbers do not depend on the number of slots.
+WITHOUT_EFFECT = (
+    "name",
+    "parallel",
+    "data.dir",
+    "data.threads",
+    "data.max_boxes",
+    "data.on_error",
+    "eval.every_steps",
+    "eval.batch_size",
+    "log_every",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "stall_seconds",
+    "compilation_cache",
+)
+
+
+def flatten(config: ml_collections.ConfigDict, prefix: str = "") -> dict[str, object]:
+    """The leaves of a config by dotted name."""
+    leaves: dict[str, object] = {}
+    for key, value in config.items():
+        if isinstance(value, ml_collections.ConfigDict):
+            leaves |= flatten(value, f"{prefix}{key}.")
+        else:
+            leaves[f"{prefix}{key}"] = value
+    return leaves
+
+
+def number_of_steps(config: ml_collections.ConfigDict) -> int:
+    """Updates in the whole run: `num_steps`, or as many as `train_images` needs."""
+    return config.num_steps or config.train_images // config.batch_size
+
+
+def get(config: ml_collections.ConfigDict, name: str) -> object:
+    """The value of a dotted field name."""
+    for part in name.split("."):
+        config = config[part]
+    return config

@@ -1,0 +1,51 @@
+"""The scales of multi-scale testing that `config.eval.multiscale` names."""
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from scratchdet_jax.errors import UserError
+
+MERGE_METHODS = ("nms", "vote")
+
+
+_ENTRY = re.compile(r"(?P<size>[1-9]\d*)(?P<flip>f?)(:(?P<keep>small|large))?")
+
+
+class Scale(NamedTuple):
+    """One pass of the network.
+
+    Attributes:
+        size: side of the square input, in pixels.
+        flip: whether the input is mirrored left–right (and the boxes back).
+        keep: "small" or "large" objects only, or "" for all.
+    """
+
+    size: int
+    flip: bool = False
+    keep: str = ""
+
+
+def parse_scales(entries: Sequence[int | str]) -> tuple[Scale, ...]:
+    """The scales that `config.eval.multiscale` names.
+
+    An entry is SIZE, then f for a flip, then :small or :large, such as 300, "300f" or "512f:small".
+    One text may hold several joined by +, which needs no quotes on a command line.
+
+    Raises:
+        UserError: an entry is none, or one comes twice.
+    """
+    scales = []
+    for entry in entries:
+        for text in str(entry).split("+"):
+            match = _ENTRY.fullmatch(text.strip())
+            if not match:
+                raise UserError(
+                    f"config.eval.multiscale has the entry {text!r}: write a size in pixels, then "
+                    "f to flip, then :small or :large, such as 300, 300f or 512f:small, joined by +"
+                )
+            scale = Scale(int(match["size"]), bool(match["flip"]), match["keep"] or "")
+            if scale in scales:
+                raise UserError(f"config.eval.multiscale has the entry {text!r} twice: remove one")
+            scales.append(scale)
+    return tuple(scales)

@@ -1,0 +1,45 @@
+"""Opens a trained run: a checkpoint, its config and its detector."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import ml_collections
+
+from scratchdet_jax.config.defaults import with_defaults
+from scratchdet_jax.detector import Detector, build_detector
+from scratchdet_jax.run.checkpoints import Checkpoints, RunInfo
+
+
+class SavedRun(NamedTuple):
+    """A checkpoint of a run, not yet loaded."""
+
+    workdir: Path
+    step: int
+    info: RunInfo
+
+
+def open_run(workdir: Path, checkpoint: str = "best") -> SavedRun:
+    """Finds a checkpoint ("best", "latest" or a step) and the config it was trained with."""
+    checkpoints = Checkpoints(workdir, read_only=True)
+    step = checkpoints.find(checkpoint)
+    info = checkpoints.info(step)
+    checkpoints.close()
+    return SavedRun(workdir, step, info._replace(config=with_defaults(info.config)))
+
+
+def load_detector(run: SavedRun, config: ml_collections.ConfigDict) -> tuple[Detector, Any]:
+    """The detector and its variables (params, batch_stats)."""
+    detector = build_detector(config, run.info.class_names)
+    shapes = jax.eval_shape(
+        lambda: detector.model.init(
+            {"params": jax.random.key(0)},
+            jax.numpy.zeros((1, config.image_size, config.image_size, 3)),
+            train=False,
+        )
+    )
+    like = {"params": shapes["params"], "batch_stats": shapes.get("batch_stats", {})}
+    checkpoints = Checkpoints(run.workdir, read_only=True)
+    variables = checkpoints.restore_variables(run.step, like)
+    checkpoints.close()
+    return detector, variables
