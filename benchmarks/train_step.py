@@ -95,7 +95,7 @@ def _share(
     @lambda f: jax.grad(f, argnums=(0, 1))
     def gradient(logits: jax.Array, offsets: jax.Array) -> jax.Array:
         sums = multibox_sums(logits, offsets, targets.labels, targets.offsets)
-        return sums.classification + sums.localization
+        return sums.total
 
     loss = measure.seconds(lambda: gradient(logits, offsets), repeats)
     return inputs * config.accumulate_steps, loss * config.accumulate_steps

@@ -23,6 +23,11 @@ class MultiBoxSums(NamedTuple):
     localization: jax.Array
     positives: jax.Array
 
+    @property
+    def total(self) -> jax.Array:
+        """Both sums together; the loss is this over `positives`."""
+        return self.classification + self.localization
+
 
 def multibox_sums(
     class_logits: jax.Array,

@@ -108,7 +108,7 @@ def measure_run(
     def loss_and_gradient(params: Any, inputs: tuple[jax.Array, Any]) -> jax.Array:
         images, targets = inputs
         sums, _ = training_sums(config, detector, params, variables["batch_stats"], images, targets)
-        return (sums.classification + sums.localization) / jnp.maximum(sums.positives, 1.0)
+        return sums.total / jnp.maximum(sums.positives, 1.0)
 
     walk = make_walk(loss_and_gradient)
 

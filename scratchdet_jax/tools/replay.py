@@ -68,7 +68,7 @@ def examine(replay: Replay, part: int = 0) -> dict[str, Any]:
             sums, updated = training_sums(
                 config, detector, params, state.batch_stats, images, targets
             )
-            return sums.classification + sums.localization, updated
+            return sums.total, updated
 
         gradients, statistics = jax.grad(loss, has_aux=True)(state.params)
         inputs = {"images": _count(images), "target offsets": _count(targets.offsets)}

@@ -77,7 +77,7 @@ def training_sums(
 ) -> tuple[MultiBoxSums, Any]:
     """The sums of the loss over images [b, S, S, 3] in training mode, and the new BatchNorm state.
 
-    The loss is (classification + localization) / positives.
+    The loss is total / positives.
     """
     (logits, offsets), updated = detector.model.apply(
         {"params": params, "batch_stats": batch_stats}, images, train=True, mutable=["batch_stats"]
@@ -157,7 +157,7 @@ def make_train_step(
     ) -> tuple[Any, Any, MultiBoxSums]:
         def loss(params: Any) -> tuple[jax.Array, tuple[Any, MultiBoxSums]]:
             sums, updated = training_sums(config, detector, params, batch_stats, images, targets)
-            return sums.classification + sums.localization, (updated, sums)
+            return sums.total, (updated, sums)
 
         gradients, (batch_stats, sums) = jax.grad(loss, has_aux=True)(params)
         return gradients, batch_stats, sums
@@ -197,7 +197,7 @@ def make_train_step(
         gradients = jax.tree.map(lambda g: g / positives, gradients)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         metrics = {
-            "loss": (sums.classification + sums.localization) / positives,
+            "loss": sums.total / positives,
             "loss_classification": sums.classification / positives,
             "loss_localization": sums.localization / positives,
             "positives": sums.positives,

@@ -90,7 +90,7 @@ def test_no_positives_give_zero_sums_and_zero_gradients():
 def multibox_gradient(logits, offsets, labels, targets):
     def loss(logits, offsets):
         sums = multibox_sums(logits, offsets, labels, targets)
-        return sums.classification + sums.localization
+        return sums.total
 
     return jax.jit(jax.grad(loss, argnums=(0, 1)))(jnp.asarray(logits), jnp.asarray(offsets))
 
