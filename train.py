@@ -27,7 +27,7 @@ flags.DEFINE_enum(
 
 def main(argv: Sequence[str]) -> None:
     """Parses the command line and trains."""
-    with Preemption():  # until the loop listens itself
+    with Preemption() as preemption:
         config = cli.parse_config(argv)
         from scratchdet_jax.parallel import processes
 
@@ -35,7 +35,7 @@ def main(argv: Sequence[str]) -> None:
         from scratchdet_jax.training.loop import train_and_evaluate
 
         workdir = Path(flags.FLAGS.workdir or f"runs/{config.name}")
-        train_and_evaluate(config, workdir, flags.FLAGS.resume)
+        train_and_evaluate(config, workdir, flags.FLAGS.resume, preemption)
 
 
 if __name__ == "__main__":

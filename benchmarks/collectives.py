@@ -190,7 +190,7 @@ def compile_step(config: ml_collections.ConfigDict, devices: int) -> tuple[str, 
         "ignore": ((*rows, slots), np.bool_),
     }
     batch = {name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}
-    step = mapping.map_train_step(make_train_step(config, detector, optimizer))
+    step = mapping.map_train_step(make_train_step(detector, optimizer))
     lowered = step.lower(
         laid_out(state, mapping.replicated),
         laid_out(batch, NamedSharding(mapping.mesh, P(None, AXIS))),

@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> None:
     validate(config, mapping.mesh.size)
     detector = build_detector(config, CLASSES, AXIS)
     optimizer = make_optimizer(config)
-    whole = make_train_step(config, detector, optimizer)
+    whole = make_train_step(detector, optimizer)
     example = measure.synthetic_batch(config, config.batch_size)
     parts = config.accumulate_steps
     batch = mapping.put_batch({k: v.reshape(parts, -1, *v.shape[1:]) for k, v in example.items()})

@@ -17,7 +17,7 @@ from absl import flags
 
 from benchmarks import measure
 from scratchdet_jax import cli
-from scratchdet_jax.detector import build_detector, detect
+from scratchdet_jax.detector import build_detector
 
 CLASSES = tuple(f"class {i}" for i in range(1, 21))
 
@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> None:
         )
     )()
     network = jax.jit(lambda v, x: detector.model.apply(v, x, train=False))
-    whole = jax.jit(lambda v, x: detect(detector, config, v, x))
+    whole = jax.jit(lambda v, x: detector.detect(v, x))
 
     rows = []
     for size in flags.FLAGS.batch:

@@ -23,7 +23,7 @@ from scratchdet_jax.ops.losses import multibox_sums
 from scratchdet_jax.parallel.devices import AXIS, DeviceMapping
 from scratchdet_jax.run.state import create_state
 from scratchdet_jax.training.optimizer import make_optimizer
-from scratchdet_jax.training.step import example_keys, make_train_step, prepare_inputs
+from scratchdet_jax.training.step import example_keys, make_train_step
 
 CLASSES = tuple(f"class {i}" for i in range(1, 21))
 
@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> None:
     example = measure.synthetic_batch(config, config.batch_size)
     parts = config.accumulate_steps
     batch = mapping.put_batch({k: v.reshape(parts, -1, *v.shape[1:]) for k, v in example.items()})
-    step = mapping.map_train_step(make_train_step(config, detector, optimizer))
+    step = mapping.map_train_step(make_train_step(detector, optimizer))
     compiled = step.lower(state, batch).compile()
 
     def whole_step() -> jax.Array:
@@ -83,7 +83,7 @@ def _share(
     local = config.batch_size // config.accumulate_steps // devices
     batch = jax.device_put({k: v[:local] for k, v in example.items()})
     keys = example_keys(config.seed, 0, jnp.arange(local))
-    prepare = jax.jit(lambda batch, keys: prepare_inputs(config, detector, batch, keys))
+    prepare = jax.jit(lambda batch, keys: detector.inputs(batch, keys))
     _, targets = prepare(batch, keys)
     inputs = measure.seconds(lambda: prepare(batch, keys), repeats)
 

@@ -1,3 +1,23 @@
-"""ScratchDet in JAX: single-shot object detectors trained from random initialisation."""
+"""ScratchDet in JAX: single-shot object detectors trained from random initialisation.
+
+detector = scratchdet_jax.load("runs/voc300")
+found = detector("photo.jpg")  # boxes_pixels, scores, labels
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from scratchdet_jax.predictor import Predictor as Predictor
+    from scratchdet_jax.predictor import load as load
 
 __version__ = "0.1.0"
+__all__ = ["Predictor", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports the interface at its first use, so that `import scratchdet_jax` stays fast."""
+    if name in __all__:
+        from scratchdet_jax import predictor
+
+        return getattr(predictor, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

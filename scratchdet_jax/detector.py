@@ -1,4 +1,4 @@
-"""A detector put together from its config: the model, its anchors, and how to detect with it."""
+"""A detector built from a config: the model, its anchors, its inputs, its loss, its detections."""
 
 from typing import Any, NamedTuple
 
@@ -11,23 +11,114 @@ from flax import linen as nn
 from scratchdet_jax.models import build_model, feature_sizes
 from scratchdet_jax.ops import boxes as box_ops
 from scratchdet_jax.ops.anchors import AnchorSpecification, anchors_per_cell, make_anchors
-from scratchdet_jax.ops.augment import AugmentOptions
+from scratchdet_jax.ops.augment import AugmentOptions, augment
+from scratchdet_jax.ops.losses import MultiBoxSums, multibox_sums
+from scratchdet_jax.ops.matching import Targets, match
 from scratchdet_jax.ops.nms import Detections, select_detections
+
+Batch = dict[str, jax.Array]
 
 
 class Detector(NamedTuple):
-    """The parts that training and evaluation share.
+    """What training, evaluation and prediction share; pure functions of arrays.
 
     Attributes:
-        model: Flax module; `model.apply(variables, images, train)` gives class logits [B, A, C+1]
-            and box offsets [B, A, 4].
+        config: the run's config.
+        model: Flax module; `model.apply(variables, images, train)` returns class logits
+            [B, A, C+1] and box offsets [B, A, 4].
         anchors: float32 [A, 4], (ymin, xmin, ymax, xmax) normalised, not clipped.
         class_names: names of the labels 1…C.
     """
 
+    config: ml_collections.ConfigDict
     model: nn.Module
     anchors: np.ndarray
     class_names: tuple[str, ...]
+
+    def normalize(self, images: jax.Array) -> jax.Array:
+        """Turns RGB pixels 0…255 into network input: (pixel − mean) / std, `config.normalize`."""
+        settings = self.config.normalize
+        return (images - jnp.asarray(settings.mean)) / jnp.asarray(settings.std)
+
+    def inputs(self, batch: Batch, keys: jax.Array) -> tuple[jax.Array, Targets]:
+        """Augments a training batch and matches its boxes to the anchors.
+
+        Args:
+            batch: image uint8 [b, H, W, 3], size [b, 2], boxes [b, M, 4], labels and ignore [b, M].
+            keys: one random key per image, [b].
+
+        Returns:
+            Normalised images float32 [b, S, S, 3], and Targets with a leading axis b.
+        """
+        config, options = self.config, augment_options(self.config)
+
+        def one(key: jax.Array, example: Batch) -> tuple[jax.Array, Targets]:
+            image, boxes, labels, ignore = augment(
+                key,
+                example["image"],
+                example["size"],
+                example["boxes"],
+                example["labels"],
+                example["ignore"],
+                options,
+                config.image_size,
+            )
+            if not config.data.train_on_ignored:
+                labels = jnp.where(ignore, 0, labels)
+            return image, match(jnp.asarray(self.anchors), boxes, labels, config.loss.match_iou)
+
+        used = {k: batch[k] for k in ("image", "size", "boxes", "labels", "ignore")}
+        images, targets = jax.vmap(one)(keys, used)
+        return self.normalize(images), targets
+
+    def loss(
+        self, params: Any, batch_stats: Any, images: jax.Array, targets: Targets
+    ) -> tuple[MultiBoxSums, Any]:
+        """Computes the sums of the loss in training mode; the loss is total / positives.
+
+        Args:
+            params: of the model.
+            batch_stats: running statistics of BatchNorm.
+            images: float32 [b, S, S, 3], normalised.
+            targets: as from `inputs`.
+
+        Returns:
+            The sums, and the updated running statistics.
+        """
+        (logits, offsets), updated = self.model.apply(
+            {"params": params, "batch_stats": batch_stats},
+            images,
+            train=True,
+            mutable=["batch_stats"],
+        )
+        ratio = self.config.loss.negative_ratio
+        sums = multibox_sums(logits, offsets, targets.labels, targets.offsets, ratio)
+        return sums, updated.get("batch_stats", {})
+
+    def detect(self, variables: dict[str, Any], images: jax.Array) -> Detections:
+        """Detects objects in a batch of normalised images; `config.eval` holds the thresholds.
+
+        Args:
+            variables: `params` and `batch_stats`.
+            images: float32 [B, S, S, 3], normalised.
+
+        Returns:
+            Detections with boxes [B, K, 4], scores [B, K], labels [B, K].
+        """
+        class_logits, box_offsets = self.model.apply(variables, images, train=False)
+        probabilities = jax.nn.softmax(class_logits, axis=-1)
+        boxes = box_ops.decode(box_offsets, self.anchors)
+        settings = self.config.eval
+        return jax.vmap(
+            lambda b, p: select_detections(
+                b,
+                p,
+                score_threshold=settings.score_threshold,
+                iou_threshold=settings.nms_iou,
+                candidates_per_class=settings.candidates_per_class,
+                max_detections=settings.max_detections,
+            )
+        )(boxes, probabilities)
 
 
 def build_detector(
@@ -36,7 +127,7 @@ def build_detector(
     """Builds the model of `config.model` and the anchors of `config.anchors`.
 
     Args:
-        config: a run's config.
+        config: the run's config.
         class_names: names of the labels 1…C.
         axis_name: the mapped axis over which BatchNorm shares its statistics in training.
     """
@@ -44,46 +135,9 @@ def build_detector(
     model = build_model(config.model, len(class_names), cells, axis_name)
     specification = AnchorSpecification(image_size=config.image_size, **config.anchors.to_dict())
     sizes = feature_sizes(model, config.image_size)
-    return Detector(model, make_anchors(specification, sizes), tuple(class_names))
+    return Detector(config, model, make_anchors(specification, sizes), tuple(class_names))
 
 
 def augment_options(config: ml_collections.ConfigDict) -> AugmentOptions:
     """`config.augment`; an expanded image is filled with the colour that is subtracted."""
     return AugmentOptions(**config.augment.to_dict(), mean=config.normalize.mean)
-
-
-def normalize(images: jax.Array, settings: ml_collections.ConfigDict) -> jax.Array:
-    """Pixels 0…255, RGB, to the network's input: (pixel − mean) / std (`config.normalize`)."""
-    return (images - jnp.asarray(settings.mean)) / jnp.asarray(settings.std)
-
-
-def detect(
-    detector: Detector,
-    config: ml_collections.ConfigDict,
-    variables: dict[str, Any],
-    images: jax.Array,
-) -> Detections:
-    """Detections in a batch of normalised images.
-
-    Args:
-        detector: the detector.
-        config: a run's config; `config.eval` holds the thresholds.
-        variables: `params` and `batch_stats`.
-        images: float32 [B, S, S, 3], normalised.
-
-    Returns:
-        Detections with boxes [B, K, 4], scores [B, K], labels [B, K].
-    """
-    class_logits, box_offsets = detector.model.apply(variables, images, train=False)
-    probabilities = jax.nn.softmax(class_logits, axis=-1)
-    boxes = box_ops.decode(box_offsets, detector.anchors)
-    return jax.vmap(
-        lambda b, p: select_detections(
-            b,
-            p,
-            score_threshold=config.eval.score_threshold,
-            iou_threshold=config.eval.nms_iou,
-            candidates_per_class=config.eval.candidates_per_class,
-            max_detections=config.eval.max_detections,
-        )
-    )(boxes, probabilities)

@@ -180,7 +180,7 @@ def two_steps(recipe):
         create_state(detector.model, optimizer, config.image_size, config.seed)
     )
     before = jax.device_get(state.params)
-    step = mapping.map_train_step(make_train_step(config, detector, optimizer))
+    step = mapping.map_train_step(make_train_step(detector, optimizer))
     for seed in (1, 2):
         batch = random_batch(config, seed)
         batch["boxes"][:, :, 0] = (0.1, 0.1, 0.6, 0.7)

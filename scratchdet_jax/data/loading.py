@@ -239,6 +239,60 @@ def train_batches(
     return _batches(filler, rows, threads)
 
 
+def train_loader(
+    config: ml_collections.ConfigDict,
+    source: DetectionSource,
+    *,
+    start_step: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+    substituted: dict[int, str] | None = None,
+) -> Iterator[Batch]:
+    """Yields the batches of a run's updates, from update `start_step + 1` on.
+
+    The batch of an update is `config.accumulate_steps` microbatches, one after the other in the
+    order of the examples, so microbatch i holds the same examples on any number of devices.
+
+    Args:
+        config: the run's config.
+        source: its training split.
+        start_step: updates made so far.
+        process_index: of this process.
+        process_count: of all processes.
+        substituted: as in train_batches.
+
+    Yields:
+        The arrays of train_batches with a leading axis of microbatches, [accumulate_steps, b, …].
+        Close the iterator to stop its threads.
+    """
+    count = config.accumulate_steps
+    batches = train_batches(
+        source,
+        batch_size=config.batch_size // count,
+        canvas=config.data.canvas,
+        max_boxes=config.data.max_boxes,
+        seed=config.seed,
+        start_step=start_step * count,
+        threads=config.data.threads,
+        process_index=process_index,
+        process_count=process_count,
+        substituted=substituted,
+    )
+    return _microbatches(batches, count)
+
+
+def _microbatches(batches: Iterator[Batch], count: int) -> Iterator[Batch]:
+    """Stacks every `count` batches; closes `batches` when it is closed."""
+    try:
+        while True:
+            group = [next(batches) for _ in range(count)]
+            # A single microbatch is not copied.
+            stack = np.stack if count > 1 else lambda arrays: arrays[0][None]
+            yield {key: stack([batch[key] for batch in group]) for key in group[0]}
+    finally:
+        batches.close()
+
+
 def substitutes(config: ml_collections.ConfigDict) -> dict[int, str] | None:
     """What `train_batches` takes as `substituted` by the policy `config.data.on_error`."""
     return {} if config.data.on_error == "substitute" else None
@@ -275,6 +329,25 @@ def eval_batches(
     rows = _rows(batch_size, process_index, process_count)
     order = EvaluationOrder(len(source), batch_size, process_index, process_count)
     return _batches(_Rows(source, order, rows, canvas, max_boxes), rows, threads)
+
+
+def eval_loader(
+    config: ml_collections.ConfigDict,
+    source: DetectionSource,
+    *,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[Batch]:
+    """Yields the evaluation batches of `source` as `config` describes them; see eval_batches."""
+    return eval_batches(
+        source,
+        batch_size=config.eval.batch_size,
+        canvas=config.data.canvas,
+        max_boxes=config.data.max_boxes,
+        threads=config.data.threads,
+        process_index=process_index,
+        process_count=process_count,
+    )
 
 
 def to_device(batches: Iterable[Batch], put: Callable[[Batch], T], depth: int = 2) -> Iterator[T]:

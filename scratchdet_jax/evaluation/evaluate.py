@@ -35,7 +35,7 @@ def evaluate_run(run: SavedRun, config: ml_collections.ConfigDict, output: Path)
             f"config.data.eval {source.spec} has {', '.join(source.class_names)}"
         )
     detector, variables = load_detector(run, config)
-    evaluator = Evaluator(config, detector, mapping, source)
+    evaluator = Evaluator(detector, mapping, source)
     evaluation = evaluator.evaluate(mapping.replicate(variables))
 
     if not processes.is_first():

@@ -5,12 +5,11 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
-import ml_collections
 import numpy as np
 from tqdm import tqdm
 
 from scratchdet_jax.config.scales import Scale, parse_scales
-from scratchdet_jax.data.loading import eval_batches, to_device
+from scratchdet_jax.data.loading import eval_loader, to_device
 from scratchdet_jax.data.records import DetectionSource
 from scratchdet_jax.detector import Detector
 from scratchdet_jax.errors import UserError
@@ -43,15 +42,10 @@ class Evaluation(NamedTuple):
 class Evaluator:
     """Evaluates variables of one detector on one split; compiles once a scale."""
 
-    def __init__(
-        self,
-        config: ml_collections.ConfigDict,
-        detector: Detector,
-        mapping: DeviceMapping,
-        source: DetectionSource,
-    ) -> None:
+    def __init__(self, detector: Detector, mapping: DeviceMapping, source: DetectionSource) -> None:
         """`config.eval` says how; `source` is the split."""
-        self._config, self._detector, self._source = config, detector, source
+        config = detector.config
+        self._detector, self._source = detector, source
         self._mapping = mapping
         self._ids = [source.image_id(i) for i in range(len(source))]
         twice = [name for name, count in collections.Counter(self._ids).items() if count > 1]
@@ -65,7 +59,7 @@ class Evaluator:
 
         self._scales = parse_scales(config.eval.multiscale)
         self._steps = [
-            mapping.map_eval_step(make_scale_step(config, detector, scale))
+            mapping.map_eval_step(make_scale_step(detector, scale))
             for scale in self._scales or (Scale(config.image_size),)
         ]
 
@@ -114,13 +108,10 @@ class Evaluator:
 
     def _batches(self, variables: Any) -> Iterator[tuple[dict[str, np.ndarray], Detections]]:
         """Host batches with their detections; the next batch runs while one is unpacked."""
-        settings = self._config
-        loader = eval_batches(
+        settings = self._detector.config
+        loader = eval_loader(
+            settings,
             self._source,
-            batch_size=settings.eval.batch_size,
-            canvas=settings.data.canvas,
-            max_boxes=settings.data.max_boxes,
-            threads=settings.data.threads,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
@@ -147,13 +138,13 @@ class Evaluator:
         found = self._mapping.local_rows(running)
         if not self._scales:
             return batch, found[0]
-        settings = self._config.eval
+        settings = self._detector.config.eval
         return batch, merge_scales(found, self._scales, batch["original_size"], settings)
 
     def _score(
         self, detections: dict[str, ImageDetections], ground_truth: dict[str, ImageGroundTruth]
     ) -> dict[str, Any]:
-        names, metric = self._detector.class_names, self._config.eval.metric
+        names, metric = self._detector.class_names, self._detector.config.eval.metric
         if metric == "none":
             return {"mAP": None, "AP": {}}
         if metric == "coco":

@@ -14,7 +14,7 @@ import ml_collections
 import numpy as np
 
 from scratchdet_jax.config.scales import Scale
-from scratchdet_jax.detector import Detector, detect, normalize
+from scratchdet_jax.detector import Detector
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.models import feature_sizes
 from scratchdet_jax.ops.anchors import AnchorSpecification, make_anchors
@@ -24,7 +24,7 @@ from scratchdet_jax.ops.resample import resize
 _FAR = 1024  # pixels: a multiple of every network stride
 
 
-def anchors_at(config: ml_collections.ConfigDict, detector: Detector, size: int) -> np.ndarray:
+def anchors_at(detector: Detector, size: int) -> np.ndarray:
     """The detector's anchors for an input of `size` pixels, float32 [A, 4].
 
     Anchor sizes are percentages, so they follow the input. Of the steps, one that is its map's
@@ -34,6 +34,7 @@ def anchors_at(config: ml_collections.ConfigDict, detector: Detector, size: int)
     Raises:
         UserError: the network or the anchors have no cell left at this size.
     """
+    config = detector.config
     trained = config.image_size
     if size == trained:
         return detector.anchors
@@ -53,22 +54,22 @@ def anchors_at(config: ml_collections.ConfigDict, detector: Detector, size: int)
 
 
 def make_scale_step(
-    config: ml_collections.ConfigDict, detector: Detector, scale: Scale
+    detector: Detector, scale: Scale
 ) -> Callable[[Any, dict[str, jax.Array]], Detections]:
     """A function `(variables, batch) → Detections` [B, K] of one scale, boxes of the true image.
 
     The batch holds `image` uint8 [B, H, W, 3] and `size` int32 [B, 2].
     """
-    detector = detector._replace(anchors=anchors_at(config, detector, scale.size))
+    detector = detector._replace(anchors=anchors_at(detector, scale.size))
 
     def step(variables: Any, batch: dict[str, jax.Array]) -> Detections:
         images = jax.vmap(lambda image, size: resize(image, size, scale.size))(
             batch["image"], batch["size"]
         )
-        images = normalize(images, config.normalize)
+        images = detector.normalize(images)
         if not scale.flip:
-            return detect(detector, config, variables, images)
-        return mirror(detect(detector, config, variables, images[:, :, ::-1]))
+            return detector.detect(variables, images)
+        return mirror(detector.detect(variables, images[:, :, ::-1]))
 
     return step
 

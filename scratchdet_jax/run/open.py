@@ -19,6 +19,14 @@ class SavedRun(NamedTuple):
     info: RunInfo
 
 
+def split_run(text: str) -> tuple[Path, str]:
+    """Splits WORKDIR[@CHECKPOINT] into its parts; the checkpoint is "best" by default."""
+    workdir, separator, step = text.rpartition("@")
+    if not separator or Path(text).is_dir():
+        return Path(text), "best"
+    return Path(workdir), step
+
+
 def open_run(workdir: Path, checkpoint: str = "best") -> SavedRun:
     """Finds a checkpoint ("best", "latest" or a step) and the config it was trained with."""
     checkpoints = Checkpoints(workdir, read_only=True)
@@ -28,8 +36,16 @@ def open_run(workdir: Path, checkpoint: str = "best") -> SavedRun:
     return SavedRun(workdir, step, info._replace(config=with_defaults(info.config)))
 
 
-def load_detector(run: SavedRun, config: ml_collections.ConfigDict) -> tuple[Detector, Any]:
-    """The detector and its variables (params, batch_stats)."""
+def load_detector(
+    run: SavedRun, config: ml_collections.ConfigDict | None = None
+) -> tuple[Detector, Any]:
+    """Loads the detector and its variables (params, batch_stats).
+
+    Args:
+        run: the checkpoint.
+        config: replaces the config that the run was trained with.
+    """
+    config = run.info.config if config is None else config
     detector = build_detector(config, run.info.class_names)
     shapes = jax.eval_shape(
         lambda: detector.model.init(

@@ -27,18 +27,18 @@ class Preemption:
         self._before: Any = None
 
     def __enter__(self) -> "Preemption":
-        outer = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
-        came = isinstance(outer, Preemption) and outer._noted  # but what it raised was swallowed
         if _listens():
             self._before = signal.signal(signal.SIGTERM, self._on_signal)
-            self._noted = came
-        elif came:
-            os.kill(os.getpid(), signal.SIGTERM)  # to JAX, which listens by now
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._before is not None:
             signal.signal(signal.SIGTERM, self._before)
+
+    def processes_joined(self) -> None:
+        """Passes an earlier SIGTERM on to JAX, which listens once several processes are joined."""
+        if self._noted and not _listens():
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def defer(self) -> None:
         """From now on SIGTERM is noted and the step under way is finished."""

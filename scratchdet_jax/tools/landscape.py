@@ -22,11 +22,11 @@ import numpy as np
 import optax
 
 from scratchdet_jax import cli
-from scratchdet_jax.data.loading import train_batches
+from scratchdet_jax.data.loading import train_loader
 from scratchdet_jax.data.sources import open_split
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.run.open import SavedRun, load_detector, open_run
-from scratchdet_jax.training.step import example_keys, prepare_inputs, training_sums
+from scratchdet_jax.training.step import example_keys
 
 STEP_SIZES = (0.0005, 0.002, 0.01, 0.05, 0.2)
 
@@ -96,36 +96,27 @@ def measure_run(
             f"{source.spec} has {', '.join(source.class_names)}"
         )
     detector, variables = load_detector(run, config)
-    parts = config.accumulate_steps
-    count = config.batch_size // parts
+    count = config.batch_size // config.accumulate_steps
 
     @jax.jit
     def prepare(batch: Any, step: jax.Array) -> Any:
         keys = example_keys(config.seed, step, jnp.arange(count))
-        return prepare_inputs(config, detector, batch, keys)
+        return detector.inputs(batch, keys)
 
     @jax.value_and_grad
     def loss_and_gradient(params: Any, inputs: tuple[jax.Array, Any]) -> jax.Array:
         images, targets = inputs
-        sums, _ = training_sums(config, detector, params, variables["batch_stats"], images, targets)
+        sums, _ = detector.loss(params, variables["batch_stats"], images, targets)
         return sums.total / jnp.maximum(sums.positives, 1.0)
 
     walk = make_walk(loss_and_gradient)
 
     def walks() -> Iterator[Walk]:
-        loader = train_batches(
-            source,
-            batch_size=count,
-            canvas=config.data.canvas,
-            max_boxes=config.data.max_boxes,
-            seed=config.seed,
-            start_step=run.step * parts,
-            threads=config.data.threads,
-        )
+        loader = train_loader(config, source, start_step=run.step)
         try:
             for i in range(batches):
-                group = [next(loader) for _ in range(parts)]  # an update's parts; the first counts
-                yield walk(variables["params"], prepare(group[0], run.step + i), step_sizes)
+                first = {key: value[0] for key, value in next(loader).items()}  # one microbatch
+                yield walk(variables["params"], prepare(first, run.step + i), step_sizes)
         finally:
             loader.close()
 

@@ -13,11 +13,11 @@ import ml_collections
 import numpy as np
 
 from scratchdet_jax import cli
-from scratchdet_jax.data.images import decode_image, read_header
+from scratchdet_jax.data.images import decode_image
 from scratchdet_jax.data.sources import open_split
-from scratchdet_jax.errors import UserError, writable_folder
+from scratchdet_jax.errors import writable_folder
 from scratchdet_jax.evaluation.detections import ImageDetections, ImageGroundTruth
-from scratchdet_jax.predictor import make_predictor
+from scratchdet_jax.predictor import Predictor, read_image
 from scratchdet_jax.run.open import load_detector, open_run
 from scratchdet_jax.tools.drawing import draw_detections, grid, save_png
 
@@ -27,10 +27,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _parse(arguments)
     run = open_run(Path(options.workdir), options.checkpoint)
     config = run.info.config
-    detector, variables = load_detector(run, config)
-    predict = make_predictor(config, detector, variables)
+    predict = Predictor(*load_detector(run))
     output = writable_folder(Path(options.output), "--output")
-    names = detector.class_names
+    names = predict.class_names
 
     pictures, records = [], {}
     for name, image, truth in _images(options, config):
@@ -66,14 +65,7 @@ def _images(
 ) -> Iterator[tuple[str, np.ndarray, ImageGroundTruth | None]]:
     """Name, pixels and, for images of the split, ground truth."""
     for path in options.images:
-        if not Path(path).is_file():
-            raise UserError(f"there is no image {path}")
-        try:
-            encoded = Path(path).read_bytes()
-            image = decode_image(encoded, read_header(encoded).orientation)
-        except ValueError as error:
-            raise UserError(f"{path} is no image that can be decoded: {error}") from None
-        yield path, image, None
+        yield path, read_image(path), None
     if not options.images:
         source = open_split(config.data, "eval")
         for i in range(min(options.count, len(source))):

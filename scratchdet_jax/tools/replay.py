@@ -21,7 +21,7 @@ from scratchdet_jax.errors import UserError
 from scratchdet_jax.ops.losses import multibox_sums
 from scratchdet_jax.parallel.devices import AXIS, DeviceMapping
 from scratchdet_jax.training.divergence import Replay, load_replay
-from scratchdet_jax.training.step import example_keys, prepare_inputs, training_sums
+from scratchdet_jax.training.step import example_keys
 
 SHOWN = 12  # lines of a group
 
@@ -56,7 +56,7 @@ def examine(replay: Replay, part: int = 0) -> dict[str, Any]:
     def step(state: Any, batch: Any) -> dict[str, Any]:
         count = batch["labels"].shape[0]
         keys = example_keys(config.seed, state.step, part * count + jnp.arange(count))
-        images, targets = prepare_inputs(config, detector, batch, keys)
+        images, targets = detector.inputs(batch, keys)
         activations, outputs = _forward(detector, state, images, names)
         by_image = jax.vmap(
             lambda logits, offsets, labels, wanted: multibox_sums(
@@ -65,9 +65,7 @@ def examine(replay: Replay, part: int = 0) -> dict[str, Any]:
         )(*outputs, targets.labels, targets.offsets)
 
         def loss(params: Any) -> tuple[jax.Array, Any]:
-            sums, updated = training_sums(
-                config, detector, params, state.batch_stats, images, targets
-            )
+            sums, updated = detector.loss(params, state.batch_stats, images, targets)
             return sums.total, updated
 
         gradients, statistics = jax.grad(loss, has_aux=True)(state.params)

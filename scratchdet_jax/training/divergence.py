@@ -1,6 +1,5 @@
 """A step that diverged, kept for replay: the state before it and the batch, as plain arrays."""
 
-import itertools
 import json
 import os
 from pathlib import Path
@@ -11,7 +10,7 @@ import ml_collections
 import numpy as np
 
 from scratchdet_jax.config.defaults import with_defaults
-from scratchdet_jax.data.loading import substitutes, train_batches
+from scratchdet_jax.data.loading import substitutes, train_loader
 from scratchdet_jax.data.records import DetectionSource
 from scratchdet_jax.detector import build_detector
 from scratchdet_jax.errors import UserError
@@ -46,23 +45,12 @@ class Replay(NamedTuple):
 def batch_of_step(
     config: ml_collections.ConfigDict, source: DetectionSource, step: int
 ) -> dict[str, np.ndarray]:
-    """The global batch [accumulate_steps, B, …] of update `step` (from 1), read anew."""
-    parts = config.accumulate_steps
-    loader = train_batches(
-        source,
-        batch_size=config.batch_size // parts,
-        canvas=config.data.canvas,
-        max_boxes=config.data.max_boxes,
-        seed=config.seed,
-        start_step=(step - 1) * parts,
-        threads=config.data.threads,
-        substituted=substitutes(config),
-    )
+    """Reads the global batch [accumulate_steps, B, …] of update `step` (from 1) again."""
+    loader = train_loader(config, source, start_step=step - 1, substituted=substitutes(config))
     try:
-        group = list(itertools.islice(loader, parts))
+        return next(loader)
     finally:
         loader.close()
-    return {key: np.stack([part[key] for part in group]) for key in group[0]}
 
 
 def save_replay(

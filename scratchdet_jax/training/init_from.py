@@ -13,6 +13,7 @@ from scratchdet_jax.detector import Detector
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.ops.anchors import anchors_per_cell
 from scratchdet_jax.run.checkpoints import IMPORTED
+from scratchdet_jax.run.open import load_detector, open_run, split_run
 
 # VOC's and COCO's words for the same thing; case, spaces, - and _ never matter.
 ALIASES = {
@@ -40,14 +41,6 @@ class Transfer(NamedTuple):
     taken: list[tuple[Name, tuple[int, ...]]]
     remapped: list[tuple[Name, tuple[int, ...], tuple[int, ...]]]
     left: list[tuple[Name, tuple[int, ...], str]]
-
-
-def split_run(text: str) -> tuple[Path, str]:
-    """Workdir and checkpoint of WORKDIR[@STEP]; the best one by default."""
-    workdir, separator, step = text.rpartition("@")
-    if not separator or Path(text).is_dir():
-        return Path(text), "best"
-    return Path(workdir), step
 
 
 def map_classes(target: Sequence[str], source: Sequence[str]) -> tuple[int, ...]:
@@ -151,26 +144,23 @@ def _at(anchors: Sequence[int], level: int) -> int:
     return anchors[level] if level < len(anchors) else 0
 
 
-def init_from_run(text: str, config: Any, detector: Detector, variables: Any) -> dict[str, Any]:
+def init_from_run(text: str, detector: Detector, variables: Any) -> dict[str, Any]:
     """The variables to begin with, by `config.init_from`; prints what was taken and left.
 
     Args:
         text: WORKDIR[@STEP].
-        config: the new run's config.
         detector: the new run's detector.
         variables: its initial `params` and `batch_stats`.
 
     Raises:
         UserError: there is no such run or checkpoint, or nothing of it fits.
     """
-    from scratchdet_jax.run.open import load_detector, open_run
-
     workdir, checkpoint = split_run(text)
     try:
         run = open_run(workdir, checkpoint)
     except UserError as error:
         raise UserError(f"config.init_from {text!r}: {error}") from None
-    source, source_variables = load_detector(run, run.info.config)
+    source, source_variables = load_detector(run)
     source_variables = _without_initial(workdir, source_variables)
     class_map = map_classes(detector.class_names, source.class_names)
     moved = transfer(
@@ -178,8 +168,8 @@ def init_from_run(text: str, config: Any, detector: Detector, variables: Any) ->
         source_variables,
         class_map=class_map,
         source_classes=len(source.class_names),
-        anchors=anchors_per_cell(config.anchors.aspect_ratios),
-        source_anchors=anchors_per_cell(run.info.config.anchors.aspect_ratios),
+        anchors=anchors_per_cell(detector.config.anchors.aspect_ratios),
+        source_anchors=anchors_per_cell(source.config.anchors.aspect_ratios),
     )
     if not moved.taken and not moved.remapped:
         raise UserError(

@@ -1,4 +1,4 @@
-"""The whole of training, from a config to a trained detector."""
+"""Trains, evaluates and checkpoints: from a config to a trained detector."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -7,11 +7,10 @@ from typing import Any, NamedTuple
 
 import jax
 import ml_collections
-import numpy as np
 
 from scratchdet_jax.config.fields import number_of_steps
 from scratchdet_jax.config.validation import validate
-from scratchdet_jax.data.loading import substituted_line, substitutes, to_device, train_batches
+from scratchdet_jax.data.loading import substituted_line, substitutes, to_device, train_loader
 from scratchdet_jax.data.records import DetectionSource
 from scratchdet_jax.data.sources import open_split
 from scratchdet_jax.detector import Detector, build_detector
@@ -33,14 +32,18 @@ from scratchdet_jax.training.step import make_train_step
 
 
 def train_and_evaluate(
-    config: ml_collections.ConfigDict, workdir: Path, resume: str = "auto"
+    config: ml_collections.ConfigDict,
+    workdir: Path,
+    resume: str = "auto",
+    preemption: Preemption | None = None,
 ) -> TrainState:
     """Trains, evaluates and checkpoints; resumes if `workdir` holds a checkpoint.
 
     Args:
-        config: a recipe's config (scratchdet_jax/config/defaults.py says what each field means).
+        config: a recipe's config (scratchdet_jax/config/defaults.py explains every field).
         workdir: where checkpoints, metrics.jsonl and TensorBoard events go.
-        resume: "auto" refuses a workdir of another config; "force" goes on with it.
+        resume: "auto" refuses a workdir of another config; "force" resumes it anyway.
+        preemption: already listening for SIGTERM; by default the function listens itself.
 
     Returns:
         The final state.
@@ -48,18 +51,20 @@ def train_and_evaluate(
     Raises:
         UserError: a config, data set or file is wrong, training diverged, or the last checkpoint
             could not be written.
-        Preempted: SIGTERM came; what was done is saved.
+        Preempted: SIGTERM came; all finished steps are saved.
     """
     writable_folder(workdir, "--workdir")
     _refuse_imported(workdir)
     use_compilation_cache(config.compilation_cache)
-    alone = locked(workdir) if jax.process_index() == 0 else contextlib.nullcontext()
-    with alone, Preemption() as preemption:
+    alone = locked(workdir) if processes.is_first() else contextlib.nullcontext()
+    listening = contextlib.nullcontext(preemption) if preemption else Preemption()
+    with alone, listening as preemption:
+        preemption.processes_joined()
         return _train(config, workdir, resume == "force", preemption)
 
 
 def use_compilation_cache(folder: str) -> None:
-    """Keeps compiled programs in `folder` (`config.compilation_cache`), unless it is empty."""
+    """Keeps compiled programs in `folder` (`config.compilation_cache`); empty: keeps none."""
     if folder:
         path = writable_folder(Path(folder).expanduser(), "config.compilation_cache")
         jax.config.update("jax_compilation_cache_dir", str(path))
@@ -67,7 +72,7 @@ def use_compilation_cache(folder: str) -> None:
 
 
 class _Loop(NamedTuple):
-    """The parts of a run that its loop needs."""
+    """What the loop over the steps needs."""
 
     config: ml_collections.ConfigDict
     workdir: Path
@@ -83,13 +88,13 @@ class _Loop(NamedTuple):
 def _train(
     config: ml_collections.ConfigDict, workdir: Path, force: bool, preemption: Preemption
 ) -> TrainState:
-    # Before anything is built: can this run at all?
+    # Can this config run at all?
     mapping = DeviceMapping(config.parallel)
     validate(config, mapping.mesh.size)
     num_steps = number_of_steps(config)
     source, eval_source = processes.together(lambda: _open_data(config), first_alone=True)
 
-    # What is there already? A run of something else is refused before anything is built.
+    # Does the workdir hold a checkpoint, and is it one of this config?
     processes.check_shared(workdir, "--workdir")
     checkpoints = Checkpoints(workdir, config.keep_checkpoints)
     info = RunInfo(config, source.class_names)
@@ -98,29 +103,26 @@ def _train(
         saved = checkpoints.info(start)
         processes.together(lambda: check_resume(saved, info, workdir, force))
 
-    # The model and its state; the step says which examples and random numbers come next.
     detector = build_detector(config, source.class_names, AXIS)
-    evaluator = Evaluator(config, detector, mapping, eval_source) if eval_source else None
+    evaluator = Evaluator(detector, mapping, eval_source) if eval_source else None
     optimizer = make_optimizer(config)
     state = mapping.replicate(
         processes.from_first(
             create_state(detector.model, optimizer, config.image_size, config.seed)
         )
     )
-    _introduce(config, workdir, mapping, source, detector, state)
+    _introduce(workdir, mapping, source, detector, state)
     if start:
         state = checkpoints.restore(start, like=state)
         print(f"resumed from step {start} of {num_steps}")
     elif config.init_from:
-        variables = init_from_run(
-            config.init_from, config, detector, jax.device_get(state.variables)
-        )
+        variables = init_from_run(config.init_from, detector, jax.device_get(state.variables))
         state = state.replace(**mapping.replicate(variables))
     if start >= num_steps:
         print("nothing is left to train")
 
-    # The loop, after an evaluation that a stop has cut short.
-    train_step = mapping.map_train_step(make_train_step(config, detector, optimizer))
+    train_step = mapping.map_train_step(make_train_step(detector, optimizer))
+    # The last evaluation may have been interrupted; it comes before the next step.
     owed = bool(start) and _evaluates(config, evaluator, start) and not checkpoints.is_scored(start)
     logger = MetricLogger(
         workdir,
@@ -144,14 +146,14 @@ def _train(
         batches.close()
         logger.close()
         checkpoints.close()
-        told = [data.left_out_line() for data in (source, eval_source) if data]
-        for line in filter(None, [*told, substituted_line(source, substituted or {})]):
+        notes = [data.left_out_line() for data in (source, eval_source) if data]
+        for line in filter(None, [*notes, substituted_line(source, substituted or {})]):
             print(line)
     if start < num_steps != checkpoints.latest_step:
         raise UserError(
             f"training is complete, but its last checkpoint could not be written to {workdir}: "
-            "make room on the disk and run the same command again, which repeats the steps since "
-            "the checkpoint before"
+            "free disk space and run the same command again; it repeats the steps since the "
+            "previous checkpoint"
         )
     return state
 
@@ -164,21 +166,21 @@ def _steps(
     start: int,
     num_steps: int,
 ) -> TrainState:
-    """Updates `start + 1` to `num_steps`, each finished before the run is left."""
+    """Runs updates `start + 1` to `num_steps`; a SIGTERM takes effect between two of them."""
     run.preemption.defer()
     try:
         for step in range(start + 1, num_steps + 1):
             state, metrics = train_step(state, next(batches))
             run.logger.log_step(step, metrics)
-            run.watchdog.beat(step - 1)  # log_step waited for its end
+            run.watchdog.beat(step - 1)  # log_step has waited for its end
             evaluate = _evaluates(run.config, run.evaluator, step)
             leave = run.preemption.reached()
             if leave or evaluate or step == num_steps or _due(step, run.config.checkpoint_every):
-                run.logger.flush()  # a checkpoint is only written of a step known to be finite
+                run.logger.flush()  # a step is only checkpointed if it is known to be finite
                 with run.logger.paused(), run.watchdog.paused():
                     run.checkpoints.save(step, state, run.info, progress=run.logger.progress())
                     if leave:
-                        raise _saved(run, step)
+                        raise _preempted(run, step)
                 if evaluate:
                     _evaluate(run, step, state)
     except Diverged as error:
@@ -187,7 +189,7 @@ def _steps(
 
 
 def _evaluate(run: _Loop, step: int, state: TrainState) -> None:
-    """Scores a state that is saved (or being saved), so that a SIGTERM may break it off."""
+    """Evaluates a state whose checkpoint is written or being written: SIGTERM may interrupt it."""
     with run.preemption.interruptible(), run.logger.paused():
         results = run.evaluator.evaluate(state.variables, run.watchdog.beat).results
     run.logger.log_evaluation(step, results)
@@ -196,18 +198,19 @@ def _evaluate(run: _Loop, step: int, state: TrainState) -> None:
         run.checkpoints.set_score(step, results["mAP"])
 
 
-def _saved(run: _Loop, step: int) -> Preempted:
+def _preempted(run: _Loop, step: int) -> Preempted:
+    """Waits for the checkpoint and reports it."""
     run.checkpoints.wait()
     saved = run.checkpoints.latest_step
     print(
-        f"\nstopped by SIGTERM after step {step}; saved up to step {saved}: the same command goes "
-        "on from there"
+        f"\nstopped by SIGTERM after step {step}; saved up to step {saved}: run the same command "
+        "to resume"
     )
     return Preempted()
 
 
 def _diverged(run: _Loop, error: Diverged, state: TrainState) -> UserError:
-    """Saves the step for replay; the error that says so, with the ids of the batch."""
+    """Saves the step for replay; returns the error that names the file and the images."""
     try:
         path, ids = save_replay(
             run.workdir, error.step, error.quantity, run.info, run.source, state
@@ -216,7 +219,7 @@ def _diverged(run: _Loop, error: Diverged, state: TrainState) -> UserError:
         return UserError(f"{error}; its batch could not be saved for replay ({failure})")
     return UserError(
         f"{error}. The batch ({', '.join(ids)}) and the state before the step are in {path}: "
-        f"python -m scratchdet_jax.tools.replay --workdir={run.workdir} tells what is not finite"
+        f"python -m scratchdet_jax.tools.replay --workdir={run.workdir} shows what is not finite"
     )
 
 
@@ -236,50 +239,31 @@ def _device_batches(
     start: int,
     substituted: dict[int, str] | None,
 ) -> Iterator[dict[str, jax.Array]]:
-    """Batches [accumulate_steps, B, …] on the devices, from update `start` on.
-
-    The loader delivers the parts of an update's batch one after the other, so part i holds the
-    same examples whatever the number of devices.
-    """
-    parts = config.accumulate_steps
-    loader = train_batches(
+    """Yields the batches [accumulate_steps, B, …] of the updates after `start`, on the devices."""
+    loader = train_loader(
+        config,
         source,
-        batch_size=config.batch_size // parts,
-        canvas=config.data.canvas,
-        max_boxes=config.data.max_boxes,
-        seed=config.seed,
-        start_step=start * parts,
-        threads=config.data.threads,
+        start_step=start,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         substituted=substituted,
     )
-
-    def stacked() -> Iterator[dict[str, np.ndarray]]:
-        try:
-            while True:
-                group = [next(loader) for _ in range(parts)]
-                # A single part is not copied again.
-                stack = np.stack if parts > 1 else lambda arrays: arrays[0][None]
-                yield {key: stack([part[key] for part in group]) for key in group[0]}
-        finally:
-            loader.close()
-
-    return to_device(stacked(), mapping.put_batch)
+    return to_device(loader, mapping.put_batch)
 
 
 def _refuse_imported(workdir: Path) -> None:
     if (workdir / IMPORTED).exists():
         raise UserError(
-            f"{workdir} holds imported weights, which a run begins from, not goes on with: add "
-            f"--config.init_from={workdir} and choose another --workdir"
+            f"{workdir} holds imported weights and cannot be resumed: start from it with "
+            f"--config.init_from={workdir} and another --workdir"
         )
 
 
 def _open_data(config: ml_collections.ConfigDict) -> tuple[DetectionSource, DetectionSource | None]:
-    """The training split and the one to evaluate on, if any; both have boxes, of the same classes.
+    """Opens the training split and, if one is named, the evaluation split.
 
-    Data that can be made or prepared are, at first use.
+    Both have boxes, of the same classes. Data sets that the program can make or prepare itself are
+    prepared at first use.
     """
     source = open_split(config.data, "train")
     source.require_boxes("config.data.train")
@@ -300,14 +284,14 @@ def _check_classes(train: DetectionSource, evaluation: DetectionSource | None) -
 
 
 def _introduce(
-    config: ml_collections.ConfigDict,
     workdir: Path,
     mapping: DeviceMapping,
     source: DetectionSource,
     detector: Detector,
     state: TrainState,
 ) -> None:
-    """Says in a few lines what is about to happen."""
+    """Prints what is about to run."""
+    config = detector.config
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
     device = mapping.mesh.devices.flat[0].device_kind
     print(

@@ -1,7 +1,7 @@
 """One training step of one replica: where data, anchors, model and loss meet.
 
 The step is a pure function of (state, batch, seed). It is written for one replica whose peers
-share the axis `batch`; parallel.py maps it over the devices.
+share the axis `batch`; parallel/devices.py maps it over the devices.
 """
 
 from collections.abc import Callable
@@ -9,96 +9,35 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import optax
 
-from scratchdet_jax.detector import Detector, augment_options, normalize
-from scratchdet_jax.ops.augment import augment
-from scratchdet_jax.ops.losses import MultiBoxSums, multibox_sums
-from scratchdet_jax.ops.matching import Targets, match
+from scratchdet_jax.detector import Batch, Detector
+from scratchdet_jax.ops.losses import MultiBoxSums
 from scratchdet_jax.parallel.devices import AXIS
 from scratchdet_jax.run.state import FINITE, TrainState
 from scratchdet_jax.training.optimizer import make_schedule
 
 PARTS = ("backbone", "extras", "head")
-Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
 
 
-def prepare_inputs(
-    config: ml_collections.ConfigDict, detector: Detector, batch: Batch, keys: jax.Array
-) -> tuple[jax.Array, Targets]:
-    """Augments a batch and matches it to the anchors.
-
-    Args:
-        config: a run's config.
-        detector: the detector.
-        batch: image uint8 [b, H, W, 3], size [b, 2], boxes [b, M, 4], labels and ignore [b, M].
-        keys: one random key per image, [b].
-
-    Returns:
-        Normalised images float32 [b, S, S, 3] and Targets with a leading axis b.
-    """
-    options = augment_options(config)
-
-    def one(key: jax.Array, example: Batch) -> tuple[jax.Array, Targets]:
-        image, boxes, labels, ignore = augment(
-            key,
-            example["image"],
-            example["size"],
-            example["boxes"],
-            example["labels"],
-            example["ignore"],
-            options,
-            config.image_size,
-        )
-        if not config.data.train_on_ignored:
-            labels = jnp.where(ignore, 0, labels)
-        return image, match(jnp.asarray(detector.anchors), boxes, labels, config.loss.match_iou)
-
-    used = {k: batch[k] for k in ("image", "size", "boxes", "labels", "ignore")}
-    images, targets = jax.vmap(one)(keys, used)
-    return normalize(images, config.normalize), targets
-
-
 def example_keys(seed: int, step: jax.Array, positions: jax.Array) -> jax.Array:
-    """One key per example from (seed, step, position in the global batch) and nothing else."""
+    """Derives one key per example from (seed, step, position in the global batch) alone."""
     key = jax.random.fold_in(jax.random.key(seed), step)
     return jax.vmap(lambda position: jax.random.fold_in(key, position))(positions)
 
 
-def training_sums(
-    config: ml_collections.ConfigDict,
-    detector: Detector,
-    params: Any,
-    batch_stats: Any,
-    images: jax.Array,
-    targets: Targets,
-) -> tuple[MultiBoxSums, Any]:
-    """The sums of the loss over images [b, S, S, 3] in training mode, and the new BatchNorm state.
-
-    The loss is total / positives.
-    """
-    (logits, offsets), updated = detector.model.apply(
-        {"params": params, "batch_stats": batch_stats}, images, train=True, mutable=["batch_stats"]
-    )
-    sums = multibox_sums(
-        logits, offsets, targets.labels, targets.offsets, config.loss.negative_ratio
-    )
-    return sums, updated.get("batch_stats", {})
-
-
 def part_of(name: str) -> str:
-    """The part of the detector (one of PARTS) that a top-level name of its parameters is in."""
+    """Returns the part of the detector (one of PARTS) that a top-level parameter name is in."""
     if name == "head":
         return "head"
     return "extras" if name.startswith("extra") else "backbone"
 
 
 def gradient_norms(gradients: dict[str, Any]) -> Metrics:
-    """L2 norms of a gradient tree: `gradient_norm`, and `gradient_norm_<part>` of each part.
+    """Computes L2 norms of a gradient tree: `gradient_norm`, and `gradient_norm_<part>` per part.
 
-    Each array is read once: the whole is put together from the parts' squares.
+    Each array is read once: the total is computed from the squares of the parts.
     """
     squares = dict.fromkeys(PARTS, jnp.zeros(()))
     for name, tree in gradients.items():
@@ -108,9 +47,9 @@ def gradient_norms(gradients: dict[str, Any]) -> Metrics:
 
 
 def all_finite(tree: Any) -> jax.Array:
-    """Whether no number of a tree is infinite or NaN; bool scalar.
+    """Returns whether every number of a tree is finite; bool scalar.
 
-    0·x is 0 or NaN, so one sum tells; a flag for each array compiles much more slowly on CPU.
+    0·x is 0 or NaN, so one sum is enough. A flag per array compiles much more slowly on CPU.
     """
     return jnp.isfinite(sum((jnp.sum(x * 0.0) for x in jax.tree.leaves(tree)), jnp.zeros(())))
 
@@ -118,63 +57,62 @@ def all_finite(tree: Any) -> jax.Array:
 def update_unless_diverged(
     state: TrainState, new_state: TrainState, metrics: Metrics
 ) -> tuple[TrainState, Metrics]:
-    """`new_state` if the update is finite, else `state` marked so that it stays as it is.
+    """Returns `new_state` if the update is finite, otherwise `state`, marked as diverged.
 
-    The host reads metrics a step late, when the next update is under way and the state's buffers
-    are reused. So the device decides: a state whose update is not finite keeps its arrays, and its
-    step turns negative (`~step`), which every later update leaves alone.
+    The host reads metrics one step late, when the next update is running and the buffers of the
+    state are reused. So the device decides: if an update is not finite, the state keeps its arrays
+    and its step becomes negative (`~step`). Later updates leave a marked state unchanged.
 
     Returns:
-        The state, and the metrics with FINITE of `statistics` and `parameters` among them.
+        The state, and the metrics with FINITE + "statistics" and FINITE + "parameters" added.
     """
-    told = {
+    finite = {
         "statistics": all_finite(new_state.batch_stats),
         "parameters": all_finite((new_state.params, new_state.opt_state)),
     }
-    good = (state.step >= 0) & all_finite(metrics) & told["statistics"] & told["parameters"]
-    # A branch: a select on each array would repeat the whole decision in each of their loops.
+    good = (state.step >= 0) & all_finite(metrics) & finite["statistics"] & finite["parameters"]
+    # A branch: a select per array would repeat the decision in the loop of every array.
     kept = jax.lax.cond(good, lambda new, old: new, lambda new, old: old, new_state, state)
     marked = jnp.where(state.step >= 0, ~state.step, state.step)
     kept = kept.replace(step=jnp.where(good, new_state.step, marked))
-    return kept, metrics | {FINITE + name: ok.astype(jnp.int32) for name, ok in told.items()}
+    return kept, metrics | {FINITE + name: ok.astype(jnp.int32) for name, ok in finite.items()}
 
 
 def make_train_step(
-    config: ml_collections.ConfigDict, detector: Detector, optimizer: optax.GradientTransformation
+    detector: Detector, optimizer: optax.GradientTransformation
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """The step `(state, batch) → (state, metrics)` of one replica.
+    """Makes the step `(state, batch) → (state, metrics)` of one replica.
 
-    Arrays of `batch` are [accumulate_steps, b, …]: the parts of the update's batch, one after
-    the other. Sums of loss and gradient are taken over all parts and replicas and divided by the
-    positives of the whole global batch at the end, so neither layout changes the result.
+    Arrays of `batch` are [accumulate_steps, b, …]: the microbatches of the update. Loss and
+    gradient are summed over all microbatches and replicas, then divided by the number of positives
+    of the global batch, so neither layout changes the result.
 
-    An update that is not finite is not made; see update_unless_diverged.
+    An update that is not finite is not applied; see update_unless_diverged.
     """
+    config = detector.config
     schedule = make_schedule(config)
 
     def sums_and_gradients(
-        params: Any, batch_stats: Any, images: jax.Array, targets: Targets
+        params: Any, batch_stats: Any, images: jax.Array, targets: Any
     ) -> tuple[Any, Any, MultiBoxSums]:
         def loss(params: Any) -> tuple[jax.Array, tuple[Any, MultiBoxSums]]:
-            sums, updated = training_sums(config, detector, params, batch_stats, images, targets)
+            sums, updated = detector.loss(params, batch_stats, images, targets)
             return sums.total, (updated, sums)
 
         gradients, (batch_stats, sums) = jax.grad(loss, has_aux=True)(params)
         return gradients, batch_stats, sums
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        parts, local = batch["labels"].shape[:2]
-        in_part = jax.lax.axis_index(AXIS) * local + jnp.arange(local)
-        part_size = jax.lax.psum(1, AXIS) * local
+        count, local = batch["labels"].shape[:2]
+        rows = jax.lax.axis_index(AXIS) * local + jnp.arange(local)
+        microbatch_size = jax.lax.psum(1, AXIS) * local
 
-        def part(carry: Any, inputs: tuple[jax.Array, Batch]) -> tuple[Any, None]:
+        def accumulate(carry: Any, inputs: tuple[jax.Array, Batch]) -> tuple[Any, None]:
             gradients, batch_stats, sums = carry
-            index, batch = inputs
-            keys = example_keys(config.seed, state.step, index * part_size + in_part)
-            # Inputs are finished before the network starts, not fused into its first layers.
-            images, targets = jax.lax.optimization_barrier(
-                prepare_inputs(config, detector, batch, keys)
-            )
+            index, microbatch = inputs
+            keys = example_keys(config.seed, state.step, index * microbatch_size + rows)
+            # The inputs are complete before the network starts, not fused into its first layers.
+            images, targets = jax.lax.optimization_barrier(detector.inputs(microbatch, keys))
             new, batch_stats, new_sums = sums_and_gradients(
                 state.params, batch_stats, images, targets
             )
@@ -182,15 +120,14 @@ def make_train_step(
             return (add[0], batch_stats, add[1]), None
 
         zeros = jax.tree.map(jnp.zeros_like, state.params)
-        start = (zeros, state.batch_stats, MultiBoxSums(*[jnp.zeros(())] * 3))
-        if parts == 1 or jax.default_backend() == "cpu":
+        carry = (zeros, state.batch_stats, MultiBoxSums(*[jnp.zeros(())] * 3))
+        if count == 1 or jax.default_backend() == "cpu":
             # XLA's convolutions on CPU are some 20 times slower inside a loop.
-            done = start
-            for i in range(parts):
-                done, _ = part(done, (i, jax.tree.map(lambda x: x[i], batch)))  # noqa: B023
+            for i in range(count):
+                carry, _ = accumulate(carry, (i, jax.tree.map(lambda x: x[i], batch)))  # noqa: B023
         else:
-            done, _ = jax.lax.scan(part, start, (jnp.arange(parts), batch))
-        gradients, batch_stats, sums = done
+            carry, _ = jax.lax.scan(accumulate, carry, (jnp.arange(count), batch))
+        gradients, batch_stats, sums = carry
 
         gradients, sums = jax.lax.psum((gradients, sums), AXIS)
         positives = jnp.maximum(sums.positives, 1.0)  # no positives: loss 0, never 0/0

@@ -1,6 +1,7 @@
 import json
 import pickle
 import re
+import types
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
@@ -240,7 +241,7 @@ def test_category_ids(tmp_path):
     # Their image ids clash, which harms no training.
     assert joined[0]["image_id"] == joined[1]["image_id"] == "5"
     with pytest.raises(UserError) as error:
-        Evaluator(None, None, None, joined)
+        Evaluator(types.SimpleNamespace(config=None), None, joined)
     assert "holds the image 5 twice (record 0 of coco_folder/mine:train in " in str(error.value)
     assert ", record 0 of coco_folder/same:train in " in str(error.value)
     joined = open_source("coco_folder/mine:train,coco_folder/other:train", tmp_path)

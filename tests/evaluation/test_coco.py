@@ -16,7 +16,7 @@ from scratchdet_jax.data import coco_classes
 from scratchdet_jax.data.builders.coco_folder import CocoSplit, prepare_coco_folder
 from scratchdet_jax.detector import Detector
 from scratchdet_jax.errors import UserError
-from scratchdet_jax.evaluation import coco, evaluate, multiscale
+from scratchdet_jax.evaluation import coco, evaluate
 from scratchdet_jax.evaluation.detections import ImageDetections, ImageGroundTruth
 from scratchdet_jax.ops.nms import Detections
 from tests.data.tfds_sets import make, plain_features
@@ -331,7 +331,7 @@ def coco_files(folder):
     (folder / "a.json").write_text(json.dumps(content))
 
 
-def candidates(detector, config, variables, images):
+def candidates(detector, variables, images):
     """In place of a detector's detections: those boxes, scored by the picture."""
     noise = images.reshape(len(images), -1)[:, : len(CANDIDATES)]
     order = jnp.argsort(-noise, axis=1)
@@ -353,9 +353,11 @@ def test_evaluation_tells_the_boxes_that_a_foreign_set_lost(tmp_path, monkeypatc
     trained = evaluate.SavedRun(
         tmp_path, 7, types.SimpleNamespace(config=config, class_names=NAMES)
     )
-    detector = Detector(None, np.zeros((0, 4), np.float32), NAMES)
-    monkeypatch.setattr(multiscale, "detect", candidates)
-    monkeypatch.setattr(evaluate, "load_detector", lambda *_: (detector, {}))
+    detector = Detector(config, None, np.zeros((0, 4), np.float32), NAMES)
+    monkeypatch.setattr(Detector, "detect", candidates)
+    monkeypatch.setattr(
+        evaluate, "load_detector", lambda run, config: (detector._replace(config=config), {})
+    )
     with pytest.warns(UserWarning, match="of its boxes left out"):
         evaluate.evaluate_run(trained, config, tmp_path / "out")
     words = (
@@ -374,9 +376,11 @@ def test_images_without_boxes_are_detected_on_but_not_scored(tmp_path, monkeypat
     trained = evaluate.SavedRun(
         tmp_path, 7, types.SimpleNamespace(config=tiny_config(**fields), class_names=NAMES)
     )
-    detector = Detector(None, np.zeros((0, 4), np.float32), NAMES)
-    monkeypatch.setattr(multiscale, "detect", candidates)
-    monkeypatch.setattr(evaluate, "load_detector", lambda *_: (detector, {}))
+    detector = Detector(trained.info.config, None, np.zeros((0, 4), np.float32), NAMES)
+    monkeypatch.setattr(Detector, "detect", candidates)
+    monkeypatch.setattr(
+        evaluate, "load_detector", lambda run, config: (detector._replace(config=config), {})
+    )
     with pytest.raises(UserError, match=r"has a box; .*eval\.metric=none"):
         evaluate.evaluate_run(trained, tiny_config(**fields), tmp_path / "out")
     config = tiny_config(**fields, **{"eval.metric": "none"})
@@ -401,9 +405,11 @@ def test_evaluations_result_file_holds_the_original_ids_and_scores_the_same(tmp_
         }
     )
     names = tuple(sorted(CATEGORIES, key=CATEGORIES.get))
-    detector = Detector(None, np.zeros((0, 4), np.float32), names)
-    monkeypatch.setattr(multiscale, "detect", candidates)
-    monkeypatch.setattr(evaluate, "load_detector", lambda *_: (detector, {}))
+    detector = Detector(config, None, np.zeros((0, 4), np.float32), names)
+    monkeypatch.setattr(Detector, "detect", candidates)
+    monkeypatch.setattr(
+        evaluate, "load_detector", lambda run, config: (detector._replace(config=config), {})
+    )
     trained = evaluate.SavedRun(
         tmp_path, 7, types.SimpleNamespace(config=config, class_names=names)
     )

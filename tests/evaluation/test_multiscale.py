@@ -48,8 +48,8 @@ def test_steps_follow_the_network_or_the_size():
     with config.unlocked():
         config.anchors.steps = (8, 16, 32, 64, 100, 150)
     detector = build_detector(config, ("a", "b"))
-    assert anchors_at(config, detector, 300) is detector.anchors
-    anchors = anchors_at(config, detector, 512)  # maps 64, 32, 16, 8, 4, 2; two anchors a cell
+    assert anchors_at(detector, 300) is detector.anchors
+    anchors = anchors_at(detector, 512)  # maps 64, 32, 16, 8, 4, 2; two anchors a cell
     centres = (anchors[:, :2] + anchors[:, 2:])[::2] / 2 * 512
     first, sixth = centres[:64], centres[-4:]
     np.testing.assert_allclose(first[:, 1], (np.arange(64) + 0.5) * 8, rtol=1e-4)
@@ -63,7 +63,7 @@ def test_a_size_too_small_for_the_anchors_is_named():
     config = tiny_config()
     detector = build_detector(config, ("a",))
     with pytest.raises(UserError, match=r"config\.eval\.multiscale: size 5 cannot be used"):
-        anchors_at(config, detector, 5)
+        anchors_at(detector, 5)
 
 
 def slow_iou(a, b):
@@ -167,7 +167,7 @@ def test_one_scale_comes_out_exactly_as_it_went_in(small, merge):
     config, detector, variables, batch = small
     with config.unlocked():
         config.eval.multiscale_merge = merge
-    step = jax.jit(make_scale_step(config, detector, Scale(64)))
+    step = jax.jit(make_scale_step(detector, Scale(64)))
     plain = jax.device_get(step(variables, batch))
     assert (plain.labels > 0).sum() > 20
     merged = merge_scales([plain], [Scale(64)], np.array([[64, 64]] * 2), config.eval)
@@ -175,10 +175,10 @@ def test_one_scale_comes_out_exactly_as_it_went_in(small, merge):
 
 
 def test_the_flip_of_a_flipped_image_mirrors_the_detections(small):
-    config, detector, variables, batch = small
-    plain = jax.jit(make_scale_step(config, detector, Scale(64)))(variables, batch)
+    _, detector, variables, batch = small
+    plain = jax.jit(make_scale_step(detector, Scale(64)))(variables, batch)
     flipped = batch | {"image": batch["image"][:, :, ::-1].copy()}
-    turned = jax.jit(make_scale_step(config, detector, Scale(64, True)))(variables, flipped)
+    turned = jax.jit(make_scale_step(detector, Scale(64, True)))(variables, flipped)
     used = np.asarray(plain.labels) > 0
     expected = np.asarray(plain.boxes)[..., [0, 3, 2, 1]]
     expected = np.where([False, True, False, True], 1 - expected, expected)
@@ -195,7 +195,7 @@ def test_evaluating_one_scale_equals_plain_evaluation(small):
     def evaluate(*scales):
         with config.unlocked():
             config.eval.multiscale = scales
-        return Evaluator(config, detector, mapping, source).evaluate(mapping.replicate(variables))
+        return Evaluator(detector, mapping, source).evaluate(mapping.replicate(variables))
 
     plain, one, several = evaluate(), evaluate("64"), evaluate("64f+96:small")
     assert sum(len(d.labels) for d in plain.detections.values()) > 20

@@ -186,7 +186,7 @@ def test_an_imagenet_backbone_is_the_classifiers(name, model, source, tmp_path, 
     # A new run of other classes begins from it: the backbone is taken, everything else is its own.
     detector = build_detector(config, ("a", "b"))
     fresh = random_variables(detector, 64, np.random.default_rng(5))
-    begun = init_from_run(str(tmp_path / "imagenet"), config, detector, fresh)
+    begun = init_from_run(str(tmp_path / "imagenet"), detector, fresh)
     sources = jax.jit(lambda v, x: detector.model.apply(v, x, train=False, method="sources"))
     found = sources(begun, images)[source]
     expected = expected.numpy().transpose(0, 2, 3, 1)

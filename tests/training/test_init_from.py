@@ -66,7 +66,7 @@ def test_mapped_classes_have_the_sources_logits_and_others_stay(source, capsys):
     workdir, source_detector, source_variables = source
     config = tiny_config()
     detector, initial = variables_of(config, TARGET, 2)
-    moved = init_from_run(f"{workdir}@7", config, detector, initial)
+    moved = init_from_run(f"{workdir}@7", detector, initial)
     image = np.random.default_rng(0).normal(0, 50, (1, 64, 64, 3)).astype(np.float32)
     before, before_boxes = source_detector.model.apply(source_variables, image, train=False)
     after, after_boxes = detector.model.apply(moved, image, train=False)
@@ -97,7 +97,7 @@ def test_levels_of_other_anchors_and_other_shapes_are_left(source, capsys):
     with config.unlocked():
         config.model.extra_channels = 256
     detector, initial = variables_of(config, SOURCE, 2)
-    moved = init_from_run(str(workdir), config, detector, initial)
+    moved = init_from_run(str(workdir), detector, initial)
     level = moved["params"]["head"]["level1"]["box_conv"]["kernel"]
     np.testing.assert_array_equal(level, initial["params"]["head"]["level1"]["box_conv"]["kernel"])
     level = moved["params"]["head"]["level2"]["class_conv"]["kernel"]  # same classes, same anchors
@@ -114,10 +114,10 @@ def test_a_missing_run_and_one_of_which_nothing_fits_are_named(source, tmp_path)
     config = tiny_config()
     detector, initial = variables_of(config, TARGET, 2)
     with pytest.raises(UserError, match=r"config\.init_from .*there is no run"):
-        init_from_run(str(tmp_path / "none"), config, detector, initial)
+        init_from_run(str(tmp_path / "none"), detector, initial)
     alien = {"params": {"other": {"kernel": np.zeros(3)}}, "batch_stats": {}}
     with pytest.raises(UserError, match="nothing of step 7 fits"):
-        init_from_run(str(source[0]), config, detector, alien)
+        init_from_run(str(source[0]), detector, alien)
 
 
 @pytest.mark.slow  # trains two runs

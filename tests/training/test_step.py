@@ -28,7 +28,7 @@ class Trainer:
         self._initial = jax.device_get(
             create_state(detector.model, optimizer, self.config.image_size, seed=3)
         )
-        self.step = self.mapping.map_train_step(make_train_step(self.config, detector, optimizer))
+        self.step = self.mapping.map_train_step(make_train_step(detector, optimizer))
 
     def run(self, batches):
         """States' parameters and metrics after each batch."""
