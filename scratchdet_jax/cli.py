@@ -12,7 +12,7 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from scratchdet_jax.config.fields import flatten
-from scratchdet_jax.errors import Preempted, UserError
+from scratchdet_jax.errors import Preempted, UserError, one_line
 
 
 def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> None:
@@ -135,7 +135,7 @@ def parse_flags(argv: Sequence[str]) -> flags.FlagValues:
     try:
         rest = flags.FLAGS(list(argv))
     except flags.Error as error:
-        raise UserError(" ".join(str(error).split())) from None
+        raise UserError(one_line(error)) from None
     if len(rest) > 1:
         raise UserError(f"unexpected argument {rest[1]!r}: options are written --name=value")
     return flags.FLAGS

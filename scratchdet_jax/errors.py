@@ -1,19 +1,34 @@
-"""The one exception that means: the user can mend this."""
+"""The exceptions that users see, and how they are worded."""
 
 import tempfile
 from pathlib import Path
 
 
 class UserError(Exception):
-    """Something in the user's files, flags or environment is wrong.
+    """Something in the user's files, flags or environment is wrong, and the user can fix it.
 
     The message is one clear sentence: what is wrong, where, and what to do. Entry points print it
     without a traceback and exit with status 1.
     """
 
 
+def one_line(error: object, limit: int = 300) -> str:
+    """The text of an exception on one line, cut after `limit` characters; its type if it has none.
+
+    Suitable as part of a UserError's message.
+    """
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= limit else text[:limit] + "…"
+
+
+def plural(count: int, noun: str) -> str:
+    """A count and its noun: "1 image", "2 images", "3 boxes", "2 classes"."""
+    many = noun + ("es" if noun.endswith(("s", "x")) else "s")
+    return f"{count:,} {noun if count == 1 else many}"
+
+
 def writable_folder(path: Path, flag: str) -> Path:
-    """Makes a folder if it is missing; a UserError names `flag` if nothing can be written."""
+    """Creates a folder if it is missing; a UserError names `flag` if it cannot be written to."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
@@ -29,7 +44,7 @@ PREEMPTED = 75  # exit status: EX_TEMPFAIL, "try again": the same command resume
 
 
 class Preempted(SystemExit):
-    """The run was asked to end by SIGTERM and what it did is saved; exit status 75."""
+    """SIGTERM asked the run to stop, and its progress is saved; exit status 75."""
 
     def __init__(self) -> None:
         super().__init__(PREEMPTED)

@@ -24,6 +24,7 @@ ROOMS = (
     "models",
     "data",
     "ops",
+    "files",
     "errors",
 )
 FILES = sorted((ROOT / PACKAGE).rglob("*.py"))

@@ -27,6 +27,7 @@ from scratchdet_jax import cli
 from scratchdet_jax.config import defaults
 from scratchdet_jax.config.fields import WITHOUT_EFFECT, flatten, number_of_steps
 from scratchdet_jax.errors import UserError, writable_folder
+from scratchdet_jax.files import write_text_atomically
 from scratchdet_jax.training.loop import train_and_evaluate
 
 _RECORD = "run.json"  # in a run's folder: what it is a run of
@@ -63,9 +64,7 @@ def _claim(workdir: Path, config: ml_collections.ConfigDict) -> None:
     fields = json.loads(json.dumps(fields))  # tuples become lists
     path = writable_folder(workdir, "--output") / _RECORD
     if not path.exists():
-        whole = path.with_suffix(".tmp")
-        whole.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
-        whole.replace(path)
+        write_text_atomically(path, json.dumps(fields, indent=2) + "\n")
         return
     # A field that is younger than the run had its default's effect in it.
     known = json.loads(json.dumps(flatten(defaults.get_config())))

@@ -1,9 +1,9 @@
-"""Maps the one-replica functions of step.py and the evaluator over all devices.
+"""Maps the one-replica functions of the training step and the evaluator over all devices.
 
-Two ways, one result: `jax.pmap` and `jax.jit(jax.shard_map)`. In both the state is one
+There are two equivalent ways, `jax.pmap` and `jax.jit(jax.shard_map)`. In both, the state is one
 replicated global array without a device axis, and the batch is split along its examples.
-`check_vma=False` keeps the meaning of gradients the same as pmap's (the psum in the step is
-the only reduction) and allows BatchNorm's grouped means.
+`check_vma=False` makes gradients mean the same as with pmap (the psum in the step is the only
+reduction) and allows BatchNorm's grouped means.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,22 +18,22 @@ AXIS = "batch"  # the mapped axis: the replicas of a step
 
 
 class DeviceMapping:
-    """The devices of a run and how functions and arrays are laid over them."""
+    """The devices of a run, and how functions and arrays are distributed over them."""
 
     def __init__(self, kind: str, devices: Sequence[jax.Device] | None = None) -> None:
         """`kind` is `config.parallel`: "shard_map" or "pmap"; `devices`: all by default."""
         self.kind = kind
-        if devices is None:  # a process's own together: it feeds consecutive rows of a batch
+        if devices is None:  # grouped by process: each feeds consecutive rows
             devices = sorted(jax.devices(), key=lambda d: (d.process_index, d.id))
         self.mesh = Mesh(np.asarray(devices), (AXIS,))
 
     @property
     def replicated(self) -> NamedSharding:
-        """The sharding of the state: a copy on each device."""
+        """The sharding of the state: one copy per device."""
         return NamedSharding(self.mesh, P())
 
     def replicate(self, tree: Any) -> Any:
-        """Puts a copy of every array on each device; all processes must hold the same values."""
+        """Puts a copy of every array on each device; all processes must have equal values."""
         if jax.process_count() == 1:
             return jax.device_put(tree, self.replicated)
         return jax.tree.map(
@@ -44,7 +44,7 @@ class DeviceMapping:
         )
 
     def map_train_step(self, step: Callable) -> Callable:
-        """Maps `(state, batch) → (state, metrics)`; the state's buffers are reused (donated)."""
+        """Maps `(state, batch) → (state, metrics)`; the state's buffers are donated."""
         if self.kind == "pmap":
             devices = list(self.mesh.devices)
             mapped = jax.pmap(
@@ -64,14 +64,14 @@ class DeviceMapping:
         return jax.jit(mapped, donate_argnums=0)
 
     def _joined(self, copies: jax.Array) -> jax.Array:
-        """One global array from the copies of a process, which is what pmap returns."""
+        """One global array from the copies in this process, which pmap returns."""
         shards = [shard.data for shard in copies.addressable_shards]
         return jax.make_array_from_single_device_arrays(copies.shape, self.replicated, shards)
 
     def map_eval_step(self, step: Callable) -> Callable:
         """Maps `(variables, batch) → outputs`; outputs keep the batch's leading axis [B, …].
 
-        The step sees a batch without the axis of parts that `put_batch` demands.
+        The step gets the batch without the axis of parts that `put_batch` requires.
         """
 
         def one_part(variables: Any, batch: Any) -> Any:
@@ -91,7 +91,7 @@ class DeviceMapping:
         )
 
     def local_rows(self, tree: Any) -> Any:
-        """This process's rows [b, …] of a mapped evaluation's outputs, as NumPy arrays."""
+        """The rows [b, …] of this process, of the outputs of a mapped evaluation, in NumPy."""
         if jax.process_count() == 1:
             return jax.device_get(tree)
 
@@ -102,7 +102,7 @@ class DeviceMapping:
         return jax.tree.map(rows, tree)
 
     def put_batch(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-        """Sends host arrays [parts, B, …] to the devices, split along the axis of B examples."""
+        """Sends host arrays [parts, B, …] to the devices, split along the B examples."""
         return {key: self._put(value) for key, value in batch.items()}
 
     def _put(self, array: np.ndarray) -> jax.Array:

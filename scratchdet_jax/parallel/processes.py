@@ -1,7 +1,7 @@
-"""Several processes as one run: joining them, and what they must do together.
+"""Several processes as one run: how they join, and what they must do together.
 
-`start` joins the processes before any device is touched; it does nothing for a single one. In all
-of them runs the same program on the same files; the first (index 0) alone prints, draws progress
+`start` joins the processes before any device is used; it does nothing for a single process. All
+processes run the same program on the same files; only the first (index 0) prints, draws progress
 bars and writes logs and results.
 """
 
@@ -16,10 +16,9 @@ from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from scratchdet_jax import cli
-from scratchdet_jax.errors import UserError
+from scratchdet_jax.errors import UserError, one_line
 
 T = TypeVar("T")
 
@@ -29,11 +28,11 @@ VARIABLES = {
     "process_id": "JAX_PROCESS_ID",
 }
 JOIN_SECONDS = 300
-HEARTBEAT_SECONDS = 30  # a process silent for so long is taken for dead, which ends the others
+HEARTBEAT_SECONDS = 30  # a process silent for longer is considered dead, which ends the others
 
 
 class Settings(NamedTuple):
-    """Where the processes meet, how many they are, and which one this is (from 0)."""
+    """Address of the coordinator, number of processes, and index of this one (from 0)."""
 
     coordinator: str
     num_processes: int
@@ -43,14 +42,14 @@ class Settings(NamedTuple):
 def explicit_settings(
     given: Mapping[str, Any], environment: Mapping[str, str] = os.environ
 ) -> Settings | None:
-    """The settings from flags or, where there is none, from the environment; None without any.
+    """The settings from flags, else from the environment; None if there are none.
 
     Args:
         given: values of the flags coordinator, num_processes and process_id, or None.
-        environment: variables, among them those of `VARIABLES`.
+        environment: environment variables; those in `VARIABLES` are used.
 
     Raises:
-        UserError: some are missing, or they make no sense.
+        UserError: some settings are missing or invalid.
     """
     values = {
         name: given.get(name) if given.get(name) is not None else environment.get(variable)
@@ -61,13 +60,13 @@ def explicit_settings(
         return None
     if missing:
         wanted = " and ".join(f"--{name} (or {VARIABLES[name]})" for name in missing)
-        raise UserError(f"this run of several processes is only half described: add {wanted}")
+        raise UserError(f"the settings for several processes are incomplete: add {wanted}")
     try:
         number, index = int(values["num_processes"]), int(values["process_id"])
     except ValueError:
         raise UserError(
             f"--num_processes {values['num_processes']} and --process_id {values['process_id']} "
-            "must be whole numbers"
+            "must be integers"
         ) from None
     if not 0 <= index < number:
         raise UserError(
@@ -77,16 +76,16 @@ def explicit_settings(
     host, _, port = str(values["coordinator"]).rpartition(":")
     if not host or not port.isdecimal():
         raise UserError(
-            f"--coordinator {values['coordinator']!r} must be HOST:PORT, of process 0, such as "
+            f"--coordinator {values['coordinator']!r} must be HOST:PORT of process 0, such as "
             "10.0.0.1:8476"
         )
     return Settings(str(values["coordinator"]), number, index)
 
 
 def cluster(environment: Mapping[str, str] = os.environ) -> str | None:
-    """Which launcher started several processes, as the environment tells; None for a single one.
+    """The launcher that started several processes, by the environment; None for a single one.
 
-    How many there are and where they meet JAX then finds out by itself.
+    JAX then finds their number and the coordinator's address.
     """
 
     def above_one(name: str) -> bool:
@@ -107,17 +106,17 @@ def _on_cloud_tpu() -> bool:
 
 
 def start(argv: Sequence[str]) -> None:
-    """Joins the processes of a run, by flags, environment or launcher; see docs/pods.md.
+    """Joins the processes of a run by flags, environment or launcher; see docs/pods.md.
 
-    Must come before the first use of a device, so it reads `argv` before it is parsed.
+    Must be called before the first use of a device, so it reads `argv` before flags are parsed.
 
     Raises:
-        UserError: the settings are incomplete, or the others were not met in time.
+        UserError: the settings are incomplete, or the processes did not join in time.
     """
     settings = explicit_settings({name: cli.flag_value(argv, name) for name in VARIABLES})
     wait = cli.flag_value(argv, "join_seconds") or str(JOIN_SECONDS)
     if not wait.isdecimal() or not int(wait):
-        raise UserError(f"--join_seconds is {wait}: it must be a whole number of seconds above 0")
+        raise UserError(f"--join_seconds is {wait}: it must be a positive integer")
     launcher = None if settings else cluster()
     if not settings and not launcher:
         return
@@ -129,14 +128,14 @@ def start(argv: Sequence[str]) -> None:
             "num_processes": settings.num_processes,
             "process_id": settings.process_id,
         }
-    where = f"at {settings.coordinator}" if settings else f"by {launcher}'s environment"
+    where = f"at {settings.coordinator}" if settings else f"in {launcher}'s environment"
     problem = (
-        f"the processes of this run did not find one another {where} within {wait} seconds: check "
-        "that all were started with the same address and number, and that process 0 can be reached "
-        "from the others"
+        f"the processes of this run did not find each other {where} within {wait} s: check that "
+        "all were started with the same address and number of processes, and that process 0 can be "
+        "reached from the others"
     )
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    # JAX itself would abort with the stack of its C++, later than this.
+    # JAX itself would abort later, with a C++ stack trace.
     patience = threading.Timer(int(wait), _give_up, (problem,))
     patience.daemon = True
     patience.start()
@@ -148,17 +147,16 @@ def start(argv: Sequence[str]) -> None:
             shutdown_timeout_seconds=HEARTBEAT_SECONDS,
         )
     except (RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{problem} ({reason})") from None
+        raise UserError(f"{problem} ({one_line(error)})") from None
     finally:
         patience.cancel()
-    if jax.process_index() > 0:  # one voice: errors still go to stderr
+    if not is_first():  # only the first prints; errors still go to stderr
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
         os.environ["TQDM_DISABLE"] = "1"
 
 
 def _check_port(settings: Settings) -> None:
-    """UserError if process 0 cannot listen; JAX itself would crash."""
+    """Raises a UserError if process 0 cannot listen; JAX itself would crash."""
     if settings.process_id == 0:
         port = int(settings.coordinator.rpartition(":")[2])
         with socket.socket() as listener:
@@ -168,7 +166,7 @@ def _check_port(settings: Settings) -> None:
             except (OSError, OverflowError) as error:
                 raise UserError(
                     f"process 0 cannot listen at --coordinator={settings.coordinator} ({error}): "
-                    "name another port"
+                    "choose another port"
                 ) from None
 
 
@@ -178,22 +176,24 @@ def _give_up(problem: str) -> None:
 
 
 def is_first() -> bool:
-    """Whether this process prints, logs and writes for all."""
+    """Whether this process prints, logs and writes for all processes."""
     return jax.process_index() == 0
 
 
 def together(make: Callable[[], T], first_alone: bool = False) -> T:
-    """Runs `make` in every process; an error of one ends all.
+    """Runs `make` in every process; an error in one ends all.
 
     Args:
-        make: what may raise UserError, without communication between processes.
-        first_alone: the first process runs it before the others (who may find what it has written).
+        make: a function that may raise UserError; it must not communicate between processes.
+        first_alone: the first process runs it before the others (which may find what it wrote).
 
     Raises:
-        UserError: of this process, or the note that another one has failed.
+        UserError: the error of this process, or a notice that another one failed.
     """
     if jax.process_count() == 1:
         return make()
+    from jax.experimental import multihost_utils  # slow to import
+
     result, problem = None, None
     for turn in (True, False) if first_alone else (None,):
         if problem is None and turn in (None, is_first()):
@@ -204,13 +204,13 @@ def together(make: Callable[[], T], first_alone: bool = False) -> T:
         failed = np.flatnonzero(multihost_utils.process_allgather(np.int32(problem is not None)))
         if len(failed):
             raise problem or UserError(
-                f"process {failed[0]} could not go on (its own message says why), so all stop"
+                f"process {failed[0]} failed (see its own message), so all processes stop"
             )
     return result
 
 
 def check_shared(folder: Path, flag: str) -> None:
-    """UserError unless every process sees the same `folder`."""
+    """Raises a UserError unless every process sees the same `folder`."""
     if jax.process_count() == 1:
         return
     token = folder / f".shared-{os.getpid() if is_first() else ''}"
@@ -221,7 +221,7 @@ def check_shared(folder: Path, flag: str) -> None:
         if not (folder / name).exists():
             raise UserError(
                 f"{flag} {folder} of process {jax.process_index()} is not the folder that process "
-                "0 sees: name one on a file system that all hosts share"
+                "0 sees: choose one on a file system that all hosts share"
             )
 
     try:
@@ -237,24 +237,30 @@ def _touch(path: Path) -> str:
 
 
 def _broadcast_text(text: str) -> str:
-    """The first process's text, in all (at most 255 bytes)."""
+    """The first process's text, in all processes (at most 255 bytes)."""
+    from jax.experimental import multihost_utils
+
     block = np.zeros(256, np.uint8)
     block[: len(text.encode())] = np.frombuffer(text.encode(), np.uint8)
     return bytes(np.asarray(multihost_utils.broadcast_one_to_all(block))).rstrip(b"\0").decode()
 
 
 def from_first(tree: Any) -> Any:
-    """The first process's arrays, in all, as NumPy arrays.
+    """The first process's arrays, in all processes, as NumPy arrays.
 
     The same computation may round differently on another kind of processor.
     """
     if jax.process_count() == 1:
         return tree
+    from jax.experimental import multihost_utils
+
     return jax.device_get(multihost_utils.broadcast_one_to_all(jax.device_get(tree)))
 
 
 def gather(tree: Any) -> Any:
-    """NumPy arrays [n, …] of every process, joined along the first axis in the processes' order."""
+    """NumPy arrays [n, …] of all processes, concatenated in the order of the processes."""
     if jax.process_count() == 1:
         return tree
+    from jax.experimental import multihost_utils
+
     return multihost_utils.process_allgather(tree, tiled=True)

@@ -1,1 +1,1 @@
-"""What a run leaves on disk, and how it survives interruptions."""
+"""What a run writes to disk, and how it survives interruptions."""

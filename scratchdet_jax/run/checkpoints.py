@@ -1,4 +1,4 @@
-"""Orbax checkpoints: asynchronous, atomic, checked, the latest few and the best."""
+"""Orbax checkpoints: asynchronous, atomic and checked; keeps the latest few and the best."""
 
 import json
 import shutil
@@ -12,43 +12,45 @@ import ml_collections
 import numpy as np
 import orbax.checkpoint as ocp
 
-from scratchdet_jax.errors import UserError
-from scratchdet_jax.run.integrity import damage, write_checksums, write_json
+from scratchdet_jax.errors import UserError, one_line
+from scratchdet_jax.files import write_text_atomically
+from scratchdet_jax.parallel.processes import is_first
+from scratchdet_jax.run.integrity import damage, write_checksums
 from scratchdet_jax.run.state import TrainState
 
 BEST_METRIC = "mAP"
-IMPORTED = "imported.json"  # in a workdir whose weights tools/import_torch has put there
-SCORE = "score.json"  # beside a checkpoint's own files, once it was evaluated
-CORRUPT = "corrupt"  # where damaged checkpoints are moved, beside the directory of the others
+IMPORTED = "imported.json"  # marks a workdir whose weights were imported by tools/import_torch
+SCORE = "score.json"  # in the directory of a checkpoint, once it was evaluated
+CORRUPT = "corrupt"  # folder for damaged checkpoints, beside `checkpoints`
 
 
 class RunInfo(NamedTuple):
-    """What a checkpoint knows besides the numbers."""
+    """What a checkpoint stores besides arrays."""
 
     config: ml_collections.ConfigDict
     class_names: tuple[str, ...]
 
 
 class _Preserved:
-    """Orbax's policy of what is kept: the latest few and the best."""
+    """Preservation policy for Orbax: the latest few and the best."""
 
     def __init__(self, checkpoints: "Checkpoints", keep: int) -> None:
         self._checkpoints, self._keep = checkpoints, keep
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        """Of each checkpoint, by increasing step."""
+        """Whether each checkpoint is kept, by increasing step."""
         steps = [info.step for info in checkpoints]
         kept = {*steps[-self._keep :], self._checkpoints.best_of(steps)}
         return [step in kept for step in steps]
 
 
 class Checkpoints:
-    """The checkpoints under `workdir/checkpoints`, one directory a step.
+    """The checkpoints under `workdir/checkpoints`, one directory per step.
 
-    Saving is asynchronous: the arrays are copied to the host, then written in the background into
-    a temporary directory, which gets checksums and is renamed when complete; so a killed run leaves
-    no half checkpoint. The last `keep` steps and the one with the highest mAP are kept. A save
-    that fails (a full disk) is told and harms nothing: see `wait`.
+    Saving is asynchronous: the arrays are copied to the host, then written in the background to
+    a temporary directory, which gets checksums and is renamed when complete, so a killed run leaves
+    no partial checkpoint. The last `keep` steps and the one with the highest mAP are kept. A save
+    that fails (a full disk) is reported and harms nothing; see `wait`.
     """
 
     def __init__(self, workdir: Path, keep: int = 1, read_only: bool = False) -> None:
@@ -57,7 +59,7 @@ class Checkpoints:
         if read_only and not self.directory.is_dir():
             raise UserError(
                 f"there is no run in {workdir}: {self.directory} does not exist; train first, or "
-                "name the run with --workdir"
+                "give the folder of a run with --workdir"
             )
         self._keep, self._read_only = keep, read_only
         self._scores: dict[int, float | None] = {}
@@ -65,9 +67,9 @@ class Checkpoints:
         self._open()
 
     def _open(self) -> None:
-        if not self._read_only and jax.process_index() == 0:
+        if not self._read_only and is_first():
             for partial in self.directory.glob("*.orbax-checkpoint-tmp*"):
-                shutil.rmtree(partial, ignore_errors=True)  # of a run that died while it wrote
+                shutil.rmtree(partial, ignore_errors=True)  # left by a run killed while writing
         on_commit = ocp.options.AsyncOptions(post_finalization_callback=self._add_checksums)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=_Preserved(self, self._keep),
@@ -85,19 +87,19 @@ class Checkpoints:
 
     @property
     def best_step(self) -> int | None:
-        """The step with the highest mAP; without any evaluation the newest."""
+        """The step with the highest mAP; the newest if none was evaluated."""
         best = self.best_of(self._steps())
         return self.latest_step if best is None else best
 
     def best_of(self, steps: Sequence[int]) -> int | None:
-        """The one of `steps` with the highest mAP, the later of equals; None without any."""
+        """The one of `steps` with the highest mAP, the later if equal; None if there is no mAP."""
         scored = {s: score for s in steps if (score := self._score(s)) is not None}
         return max(scored, key=lambda step: (scored[step], step)) if scored else None
 
     def newest_sound_step(self) -> int | None:
-        """The newest step whose files are whole; None if there is no checkpoint.
+        """The newest step whose files are intact; None if there is no checkpoint.
 
-        Newer ones that are damaged are moved aside, each with a sentence on stderr.
+        Newer, damaged ones are moved to `corrupt`, each with a warning on stderr.
 
         Raises:
             UserError: all are damaged (then none is moved).
@@ -112,8 +114,8 @@ class Checkpoints:
         if damaged:
             flaws = "; ".join(f"step {step}: {flaw}" for step, flaw in damaged)
             raise UserError(
-                f"every checkpoint in {self.directory} is damaged ({flaws}): put one back from a "
-                "copy, or choose a new --workdir"
+                f"every checkpoint in {self.directory} is damaged ({flaws}): restore one from a "
+                "backup, or choose a new --workdir"
             )
         return None
 
@@ -125,14 +127,14 @@ class Checkpoints:
         score: float | None = None,
         progress: dict[str, Any] | None = None,
     ) -> None:
-        """Starts writing `state`; waits for the save before.
+        """Starts writing `state`, after waiting for the previous save.
 
         Args:
-            step: updates made.
-            state: what is written; its buffers may be reused once this returns.
-            info: how it was trained.
-            score: the mAP, if it is known already; see `set_score`.
-            progress: anything else that a resumed run needs, as JSON knows it.
+            step: number of updates made.
+            state: the arrays; their buffers may be reused once this returns.
+            info: config and class names of the run.
+            score: the mAP, if it is already known; see `set_score`.
+            progress: anything else that a resumed run needs, as JSON values.
         """
         about = {
             "config": json.loads(info.config.to_json_best_effort()),
@@ -154,17 +156,19 @@ class Checkpoints:
             self.set_score(step, score)
 
     def set_score(self, step: int, score: float | None) -> None:
-        """Notes the mAP of a step that was saved; None where it is undefined."""
+        """Records the mAP of a saved step; None if it is undefined."""
         self.wait()
         if step not in self._steps():
-            return  # its save failed, which was told
+            return  # its save failed, which was reported
         self._scores[step] = score
-        if jax.process_index() == 0:
+        if is_first():
             try:
-                write_json(self.directory / str(step) / SCORE, {BEST_METRIC: score})
+                write_text_atomically(
+                    self.directory / str(step) / SCORE, json.dumps({BEST_METRIC: score})
+                )
             except OSError as error:
                 print(
-                    f"\nwarning: the mAP of step {step} could not be noted in {self.directory} "
+                    f"\nwarning: the mAP of step {step} could not be written to {self.directory} "
                     f"({error.strerror})",
                     file=sys.stderr,
                 )
@@ -174,17 +178,17 @@ class Checkpoints:
         return (self.directory / str(step) / SCORE).exists() or self._score(step) is not None
 
     def restore(self, step: int, like: TrainState) -> TrainState:
-        """The state of `step`, laid out (shape, type, sharding) as `like` is.
+        """The state of `step` with the structure, shapes, types and sharding of `like`.
 
         Raises:
-            UserError: its arrays are others, or it cannot be read.
+            UserError: its arrays differ from those of `like`, or it cannot be read.
         """
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         self._check_shapes(step, like)
         return self._restore(step, state=ocp.args.StandardRestore(abstract))["state"]
 
     def restore_variables(self, step: int, like: Any) -> Any:
-        """`params` and `batch_stats` of `step` alone, laid out as `like` is."""
+        """Only `params` and `batch_stats` of `step`, laid out like `like`."""
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         arguments = ocp.args.PyTreeRestore(
             item=abstract,
@@ -197,18 +201,18 @@ class Checkpoints:
             )
 
     def info(self, step: int) -> RunInfo:
-        """Config and class names that `step` was trained with."""
+        """Config and class names with which `step` was trained."""
         about = self._about(step)
         return RunInfo(
             ml_collections.ConfigDict(tuples(about["config"])), tuple(about["class_names"])
         )
 
     def progress(self, step: int) -> dict[str, Any] | None:
-        """What `save` was given as `progress`."""
+        """The argument `progress` of `save`."""
         return self._about(step).get("progress")
 
     def find(self, which: str) -> int:
-        """The step that `which` names: "best", "latest" or a number."""
+        """The step given by `which`: "best", "latest" or a number."""
         steps = sorted(self._steps())
         if not steps:
             raise UserError(f"there is no checkpoint in {self.directory}: train first")
@@ -222,12 +226,12 @@ class Checkpoints:
         return step
 
     def wait(self) -> None:
-        """Returns when the save under way has reached the disk, or has failed.
+        """Returns when the current save has reached the disk or has failed.
 
-        A failure is told on stderr: the run goes on to the next checkpoint.
+        A failure is reported on stderr, and the run continues to the next checkpoint.
 
         Raises:
-            UserError: it failed in a run of several processes, which cannot go on apart.
+            UserError: it failed in a run of several processes, which must stay together.
         """
         if self._writing is None:
             return
@@ -238,26 +242,25 @@ class Checkpoints:
             self._failed(error)
 
     def close(self) -> None:
-        """Waits for the saves and frees the threads."""
+        """Waits for the current save and frees the threads."""
         self.wait()
         self._manager.close()
 
     def _failed(self, error: Exception) -> None:
         step, self._writing = self._writing, None
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
         sentence = (
-            f"the checkpoint of step {step} could not be written to {self.directory} ({reason}): "
-            "make room on the disk; the checkpoints before it are unharmed"
+            f"the checkpoint of step {step} could not be written to {self.directory} "
+            f"({one_line(error)}): make room on the disk; earlier checkpoints are intact"
         )
         if jax.process_count() > 1:
             raise UserError(sentence) from error
-        print(f"\nwarning: {sentence}, and training goes on", file=sys.stderr)
-        # Orbax counts the failed step as there; a new manager looks, and removes what is half.
+        print(f"\nwarning: {sentence}, and training continues", file=sys.stderr)
+        # Orbax lists the failed step as existing; a new manager checks and removes partial files.
         self._open()
 
     def _add_checksums(self) -> None:
-        """Called in Orbax's thread when all files are written, before they get their name."""
-        if jax.process_index() == 0:
+        """Called in Orbax's thread when all files are written, before the final rename."""
+        if is_first():
             for directory in self.directory.glob(f"{self._writing}.orbax-checkpoint-tmp*"):
                 write_checksums(directory)
 
@@ -269,7 +272,7 @@ class Checkpoints:
         try:
             return damage(self.directory / str(step))
         except FileNotFoundError:
-            pass  # of before there were checksums: it is read on trial
+            pass  # of an older version, without checksums: try to read it
         try:
             self._about(step)
             self._reading(step, lambda: read_arrays(self._item(step, "state")))
@@ -282,22 +285,24 @@ class Checkpoints:
             name, copy = str(step), 1
             while (aside := self.directory.parent / CORRUPT / name).exists():
                 name, copy = f"{step}.{copy}", copy + 1
-            if jax.process_index() == 0:
+            if is_first():
                 aside.parent.mkdir(exist_ok=True)
                 shutil.move(self.directory / str(step), aside)
             print(
-                f"warning: the checkpoint of step {step} is damaged ({flaw}): it is now {aside}, "
-                "and the one before it is taken",
+                f"warning: the checkpoint of step {step} is damaged ({flaw}): it was moved to "
+                f"{aside}, and the previous one is used",
                 file=sys.stderr,
             )
         if damaged:
             if jax.process_count() > 1:
-                jax.experimental.multihost_utils.sync_global_devices("damaged checkpoints moved")
+                from jax.experimental import multihost_utils  # slow to import
+
+                multihost_utils.sync_global_devices("damaged checkpoints moved")
             self._manager.close()
             self._open()
 
     def _check_shapes(self, step: int, like: TrainState) -> None:
-        """A model that was changed on purpose (--resume=force) may not fit its checkpoint."""
+        """A model changed on purpose (--resume=force) may not fit its checkpoint."""
         with ocp.PyTreeCheckpointer() as reader:
             saved = self._reading(step, lambda: reader.metadata(self._item(step, "state")))
         wanted, found = _shapes(like), _shapes(saved.item_metadata.tree)
@@ -306,7 +311,7 @@ class Checkpoints:
                 raise UserError(
                     f"the checkpoint of step {step} in {self.directory} does not fit this config: "
                     f"{name} has shape {found.get(name)} there and {wanted.get(name)} here; "
-                    "choose a new --workdir, or begin with it by config.init_from"
+                    "choose a new --workdir, or start from it with --config.init_from"
                 )
 
     def _score(self, step: int) -> float | None:
@@ -315,7 +320,7 @@ class Checkpoints:
                 text = (self.directory / str(step) / SCORE).read_text()
                 self._scores[step] = json.loads(text)[BEST_METRIC]
             except FileNotFoundError:
-                # A checkpoint of before the score had a file has it in its recipe.
+                # Older versions stored the score in the recipe.
                 self._scores[step] = None if step == self._writing else self._old_score(step)
             except (OSError, ValueError, KeyError, TypeError):
                 self._scores[step] = None
@@ -325,7 +330,7 @@ class Checkpoints:
         try:
             return self._about(step).get(BEST_METRIC)
         except UserError:
-            return None  # damaged; told when it is asked for
+            return None  # damaged, which is reported when the step is used
 
     def _item(self, step: int, name: str) -> Path:
         return self.directory / str(step) / name
@@ -342,15 +347,15 @@ class Checkpoints:
         try:
             return read()
         except Exception as error:
-            reason = " ".join(str(error).split())[:300] or type(error).__name__
             raise UserError(
-                f"the checkpoint of step {step} in {self.directory} cannot be read ({reason}): "
-                "name another with --checkpoint, or resume training, which takes the one before"
+                f"the checkpoint of step {step} in {self.directory} cannot be read "
+                f"({one_line(error)}): choose another with --checkpoint, or resume training, which "
+                "uses the previous one"
             ) from error
 
 
 def read_arrays(item: Path) -> Any:
-    """The arrays under `checkpoints/STEP/state` as NumPy arrays, whatever devices wrote them."""
+    """The arrays in `checkpoints/STEP/state` as NumPy arrays, whatever devices wrote them."""
     with ocp.PyTreeCheckpointer() as reader:
         tree = reader.metadata(item).item_metadata.tree
         arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
@@ -358,7 +363,7 @@ def read_arrays(item: Path) -> Any:
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    """The shape of every array of a tree, or of Orbax's description of one, by its path."""
+    """The shapes of the arrays of a tree (or of Orbax's description of one) by path."""
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
@@ -366,7 +371,7 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
 
 
 def tuples(value: Any) -> Any:
-    """JSON has no tuples, configs have no lists: every list was a tuple."""
+    """Lists from JSON as tuples: JSON has no tuples, and configs have no lists."""
     if isinstance(value, dict):
         return {key: tuples(item) for key, item in value.items()}
     return tuple(tuples(item) for item in value) if isinstance(value, list) else value

@@ -1,7 +1,7 @@
-"""Files that grow during a run and must not end it: JSON lines and TensorBoard events.
+"""Log files that must not end a run: JSON lines and TensorBoard events.
 
-A full disk is told once; training goes on, and lines that found no room are written when there is
-some again. (tensorboardX's own SummaryWriter blocks for ever once its thread could not write.)
+A full disk is reported once; training continues, and the lines are written when there is room
+again. (The SummaryWriter of tensorboardX blocks forever once its thread could not write.)
 """
 
 import os
@@ -18,60 +18,60 @@ EVENTS_FLUSHED_EVERY = 30.0  # seconds
 
 
 class JsonLines:
-    """Appends lines to a file, whole or not at all."""
+    """Appends lines to a file, each completely or not at all."""
 
     def __init__(self, path: Path, waiting: Sequence[str] = ()) -> None:
-        """`waiting`: lines of before that found no room on the disk."""
+        """`waiting`: earlier lines that did not fit on the disk."""
         self._path = path
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         self.waiting = list(waiting)
-        self._told = False
+        self._reported = False
 
     def append(self, line: str) -> None:
-        """Writes a line (without its end), after those that wait; never raises OSError."""
+        """Writes a line (given without newline) after the waiting ones; never raises OSError."""
         self.waiting.append(line)
         while self.waiting:
-            whole = os.fstat(self._file).st_size
+            complete = os.fstat(self._file).st_size
             data = (self.waiting[0] + "\n").encode()
             try:
                 if os.write(self._file, data) < len(data):
-                    raise OSError("no room for the whole line")
+                    raise OSError("no room for the complete line")
             except OSError as error:
-                os.ftruncate(self._file, whole)  # half a line would spoil the next
-                self._tell(error)
+                os.ftruncate(self._file, complete)  # a partial line would corrupt the next one
+                self._report(error)
                 return
             self.waiting.pop(0)
 
     def sync(self) -> None:
-        """Returns when the lines have reached the disk itself."""
+        """Returns when the lines have reached the disk."""
         try:
             os.fsync(self._file)
         except OSError as error:
-            self._tell(error)
+            self._report(error)
 
     def close(self) -> None:
         """Closes the file."""
         os.close(self._file)
 
-    def _tell(self, error: OSError) -> None:
-        if not self._told:
+    def _report(self, error: OSError) -> None:
+        if not self._reported:
             print(
                 f"\nwarning: {self._path} cannot be written ({error.strerror or error}): training "
-                "goes on, and its lines are kept until there is room",
+                "continues, and lines are kept until there is room",
                 file=sys.stderr,
             )
-        self._told = True
+        self._reported = True
 
 
 class Events:
     """Scalars for TensorBoard, written in this thread."""
 
     def __init__(self, workdir: Path, purge_step: int) -> None:
-        """What an earlier process wrote from `purge_step` on is hidden."""
+        """Hides what an earlier process wrote from `purge_step` on."""
         self._writer: EventsWriter | None = None
         self._flushed = time.monotonic()
         try:
-            # Two processes of one second must not share a file.
+            # Two processes started in the same second must not share a file.
             self._writer = EventsWriter(str(workdir / "events"), f".{os.getpid()}")
             start = SessionLog(status=SessionLog.START)
             self._writer.write_event(
@@ -82,7 +82,7 @@ class Events:
             self._give_up(error)
 
     def add_scalar(self, tag: str, value: float, step: int) -> None:
-        """One point of a curve."""
+        """Adds one point to a curve."""
         if self._writer is None:
             return
         try:
@@ -107,7 +107,7 @@ class Events:
     def _give_up(self, error: OSError) -> None:
         self._writer = None
         print(
-            f"\nwarning: TensorBoard's events cannot be written ({error.strerror or error}): they "
-            "end here; metrics.jsonl has the same figures",
+            f"\nwarning: TensorBoard events cannot be written ({error.strerror or error}): they "
+            "end here; metrics.jsonl has the same values",
             file=sys.stderr,
         )

@@ -1,31 +1,33 @@
-"""Checksums of a checkpoint's files: a damaged one is known before anything is built upon it."""
+"""Checksums of checkpoint files: detect a damaged checkpoint before it is used."""
 
 import json
 import os
 import zlib
 from pathlib import Path
 
+from scratchdet_jax.files import write_text_atomically
+
 CHECKSUMS = "checksums.json"
-STAMPED = "_CHECKPOINT_METADATA"  # Orbax writes the time of completion into it last of all
+STAMPED = "_CHECKPOINT_METADATA"  # written last: Orbax adds the time of completion
 _CHUNK = 1 << 22  # bytes read at a time
 
 
 def write_checksums(directory: Path) -> None:
-    """Writes sizes and CRC-32 of all files of a complete checkpoint into it."""
+    """Adds the sizes and CRC-32 of all files to a complete checkpoint."""
     names = sorted(str(p.relative_to(directory)) for p in directory.rglob("*") if p.is_file())
     sums = {
         name: (os.stat(directory / name).st_size, _crc(directory / name))
         for name in names
         if name not in (CHECKSUMS, STAMPED)
     }
-    write_json(directory / CHECKSUMS, sums)
+    write_text_atomically(directory / CHECKSUMS, json.dumps(sums))
 
 
 def damage(directory: Path) -> str | None:
-    """What is wrong with a checkpoint's files, in a few words; None if nothing is.
+    """What is wrong with the files of a checkpoint, in a few words; None if they are intact.
 
     Raises:
-        FileNotFoundError: it has no checksums (it was written before there were any).
+        FileNotFoundError: it has no checksums (an older version wrote it).
     """
     text = (directory / CHECKSUMS).read_bytes()
     try:
@@ -49,16 +51,6 @@ def damage(directory: Path) -> str | None:
         except OSError as error:
             return f"{name} cannot be read ({error.strerror or error})"
     return None
-
-
-def write_json(path: Path, value: object) -> None:
-    """Writes a file so that it is there whole or not at all, whatever happens in between."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    with part.open("w", encoding="utf-8") as file:
-        json.dump(value, file)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
 
 
 def _crc(path: Path) -> int:

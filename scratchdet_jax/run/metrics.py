@@ -1,4 +1,4 @@
-"""Metrics of a run: JSON lines, TensorBoard events, a progress bar, and the non-finite check."""
+"""Metrics of a run: JSON lines, TensorBoard events, a progress bar, and a check for NaN."""
 
 import json
 import math
@@ -12,12 +12,14 @@ import jax
 from tqdm import tqdm
 
 from scratchdet_jax.errors import UserError
+from scratchdet_jax.files import write_text_atomically
+from scratchdet_jax.parallel.processes import is_first
 from scratchdet_jax.run.events import Events, JsonLines
 from scratchdet_jax.run.state import FINITE
 
 
 class Diverged(UserError):
-    """A quantity of an update is not finite; the state is still the one before that update."""
+    """A quantity of an update is not finite; the state is still the one before the update."""
 
     def __init__(self, step: int, quantity: str, sentence: str) -> None:
         super().__init__(sentence)
@@ -25,15 +27,15 @@ class Diverged(UserError):
 
 
 class MetricLogger:
-    """Logs each step one step late, so that reading a metric never stalls the device's queue.
+    """Logs each step one step late, so that reading metrics never stalls the device.
 
-    `metrics.jsonl` holds one JSON object a line: `{"kind": "train", "step": …}` every
-    `log_every` updates (that step's own values; `images_per_second` over the time since the
-    line before) and `{"kind": "eval", "step": …}` for each evaluation. A run that diverges ends
-    with `{"kind": "diverged", "step": …, "quantity": …}`. Process 0 writes; all check.
+    `metrics.jsonl` has one JSON object per line: `{"kind": "train", "step": …}` every
+    `log_every` updates (the values of that step; `images_per_second` since the previous line) and
+    `{"kind": "eval", "step": …}` for each evaluation. A run that diverges ends with
+    `{"kind": "diverged", "step": …, "quantity": …}`. Process 0 writes; all processes check.
 
-    `gradient_fluctuation` is the mean of |‖g_t‖₂ − ‖g_{t−1}‖₂| over *every* step since the line
-    before, so it means the same whatever `log_every` is. The first step has none.
+    `gradient_fluctuation` is the mean of |‖g_t‖₂ − ‖g_{t−1}‖₂| over *every* step since the previous
+    line, so its meaning does not depend on `log_every`. The first step has none.
     """
 
     def __init__(
@@ -47,21 +49,22 @@ class MetricLogger:
         progress: Mapping[str, Any] | None = None,
         evaluated: bool = True,
     ) -> None:
-        """Lines of steps after `start_step` (of a run that died) are removed.
+        """Removes the lines of steps after `start_step`, which a killed run left.
 
         Args:
-            workdir: where the files go.
-            start_step: updates made so far.
-            num_steps: updates of the whole run.
-            batch_size: images in an update.
+            workdir: folder for the files.
+            start_step: number of updates made so far.
+            num_steps: number of updates of the complete run.
+            batch_size: images per update.
             log_every: updates between lines.
-            progress: what `progress()` gave at `start_step`.
-            evaluated: whether an evaluation at `start_step` is complete; if not, its line goes too.
+            progress: the result of `progress()` at `start_step`.
+            evaluated: whether the evaluation at `start_step` is complete; if not, its line is
+                removed too.
         """
         self.path = Path(workdir) / "metrics.jsonl"
         self._lines, self._events = None, None
         last = {}
-        if jax.process_index() == 0:
+        if is_first():
             last = _drop_lines_after(self.path, start_step, evaluated)
             waiting = (progress or {}).get("lines", ())
             written = (
@@ -74,19 +77,19 @@ class MetricLogger:
             initial=start_step,
             unit="step",
             dynamic_ncols=True,
-            disable=jax.process_index() > 0,
+            disable=not is_first(),
         )
         self._batch_size, self._log_every = batch_size, log_every
         self._pending: tuple[int, dict[str, jax.Array]] | None = None
         self._since, self._images = time.perf_counter(), 0
-        if progress is None:  # a checkpoint of before they kept this
+        if progress is None:  # a checkpoint of an older version
             norm = last.get("gradient_norm") if last.get("step") == start_step else None
             progress = {"norm": norm, "changes": []}
         self._norm: float | None = progress["norm"]
         self._changes: list[float] = list(progress["changes"])
 
     def log_step(self, step: int, metrics: dict[str, jax.Array]) -> None:
-        """Takes the metrics of update `step` (from 1); writes those of the update before."""
+        """Accepts the metrics of update `step` (from 1) and writes those of the previous one."""
         self.flush()
         self._pending = (step, metrics)
 
@@ -94,7 +97,8 @@ class MetricLogger:
         """Writes the pending step.
 
         Raises:
-            Diverged: a metric, or what FINITE tells of, is not finite; names step and quantity.
+            Diverged: a metric, or an array reported by FINITE, is not finite; names step and
+                quantity.
         """
         if self._pending is None:
             return
@@ -123,9 +127,9 @@ class MetricLogger:
         self._write("eval", step, results)
 
     def progress(self) -> dict[str, Any]:
-        """What a checkpoint keeps, so that the lines after it come out as if it had not been.
+        """What a checkpoint keeps so that a resumed run logs the same as an uninterrupted one.
 
-        Lines written so far are on the disk afterwards.
+        Also waits until all lines written so far are on the disk.
         """
         if self._lines:
             self._lines.sync()
@@ -134,7 +138,7 @@ class MetricLogger:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Time spent inside does not count in images/s."""
+        """Excludes the time spent inside from images/s."""
         started = time.perf_counter()
         yield
         self._since += time.perf_counter() - started
@@ -152,7 +156,7 @@ class MetricLogger:
 
     def _check_finite(self, step: int, values: dict[str, float]) -> None:
         wrong = [name for name, value in values.items() if not math.isfinite(value)]
-        # Statistics and parameters tell yes or no; they name the cause where nothing else does.
+        # Flags of statistics and parameters; they name the cause only if no metric does.
         wrong += [
             n.removeprefix(FINITE) for n, v in values.items() if n.startswith(FINITE) and not v
         ]
@@ -160,13 +164,13 @@ class MetricLogger:
             name, rate = wrong[0], values["learning_rate"]
             value = values.get(name, math.nan)
             self._append("diverged", step, {"quantity": name, "value": str(value)})
-            is_what = f"{name} is {value}" if name in values else f"{name} are not finite"
+            cause = f"{name} is {value}" if name in values else f"{name} are not finite"
             raise Diverged(
                 step,
                 name,
-                f"training diverged: {is_what} at step {step} (learning rate {rate:.3g}); the "
-                f"checkpoints before it are kept in {self.path.parent}; lower "
-                "config.optimizer.learning_rate or lengthen config.optimizer.warmup_steps, and "
+                f"training diverged: {cause} at step {step} (learning rate {rate:.3g}); "
+                f"earlier checkpoints are kept in {self.path.parent}; lower "
+                "config.optimizer.learning_rate or increase config.optimizer.warmup_steps, and "
                 "start in a new --workdir",
             )
 
@@ -188,10 +192,10 @@ class MetricLogger:
 
 
 def _drop_lines_after(path: Path, step: int, evaluated: bool) -> dict[str, object]:
-    """Removes what a dead run wrote after the checkpoint that is resumed, and a torn last line.
+    """Removes what a killed run wrote after its last checkpoint, and a truncated last line.
 
     Returns:
-        The last training line that is kept; empty if there is none.
+        The last training record that is kept; empty if there is none.
     """
     if not path.exists():
         return {}
@@ -205,7 +209,5 @@ def _drop_lines_after(path: Path, step: int, evaluated: bool) -> dict[str, objec
                 last = record if record["kind"] == "train" else last
         except (json.JSONDecodeError, KeyError, TypeError):
             continue
-    whole = path.with_suffix(".tmp")  # a kill in here must not cost the history
-    whole.write_text("".join(kept), encoding="utf-8")
-    whole.replace(path)
+    write_text_atomically(path, "".join(kept))  # a kill must not lose the history
     return last

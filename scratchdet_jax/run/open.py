@@ -12,7 +12,7 @@ from scratchdet_jax.run.checkpoints import Checkpoints, RunInfo
 
 
 class SavedRun(NamedTuple):
-    """A checkpoint of a run, not yet loaded."""
+    """A checkpoint of a run that is not loaded yet."""
 
     workdir: Path
     step: int

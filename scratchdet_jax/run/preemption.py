@@ -1,4 +1,4 @@
-"""SIGTERM, the notice before a machine is taken away: save at once, leave, go on elsewhere."""
+"""SIGTERM, the notice before a machine is taken away: save, exit, and resume elsewhere."""
 
 import os
 import signal
@@ -13,13 +13,13 @@ from scratchdet_jax.errors import Preempted
 
 
 class Preemption:
-    """Whether a SIGTERM came; a context manager that listens while it is open.
+    """Handles SIGTERM while open as a context manager.
 
-    At its start and in `interruptible` parts, where there is nothing to save, a SIGTERM raises
-    Preempted there and then. Between `defer` and the end it is noted for `reached`.
+    Before `defer` and in `interruptible` parts there is nothing to save, so a SIGTERM raises
+    Preempted at once. After `defer` it is recorded, and `reached` reports it.
 
-    With several processes the notice may reach one of them, or each at another step. Then JAX's
-    coordination service listens in its place and finds a step that all processes come to.
+    With several processes the signal may reach only one of them, or each at a different step. Then
+    JAX's coordination service handles it and agrees on a step that all processes reach.
     """
 
     def __init__(self) -> None:
@@ -41,14 +41,14 @@ class Preemption:
             os.kill(os.getpid(), signal.SIGTERM)
 
     def defer(self) -> None:
-        """From now on SIGTERM is noted and the step under way is finished."""
+        """From now on, SIGTERM is recorded and the current step is finished."""
         self._deferred = True
-        if self._noted:  # what it raised was swallowed, as in a callback of the collector
+        if self._noted:  # its exception was swallowed, for example in a garbage collector callback
             raise Preempted
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """A part that a SIGTERM may break off, for all that went before it is saved."""
+        """A part that SIGTERM may interrupt, because everything before it is saved."""
         self._deferred = False
         try:
             if self._noted:
@@ -58,17 +58,16 @@ class Preemption:
             self._deferred = True
 
     def reached(self) -> bool:
-        """Whether the run is to be saved and left now; the same answer in all processes.
+        """Whether the run must save and stop now; the same answer in all processes.
 
-        To be asked after every update, by all.
+        All processes must call this after every update.
         """
-        import jax  # not before it is needed: train.py listens while JAX is imported
+        import jax  # imported late: train.py handles SIGTERM while JAX is being imported
 
         if jax.process_count() > 1:
             from jax.experimental import multihost_utils
 
-            # JAX counts from 0, the start of the process: a notice of before the first update is
-            # for number 1, and that number has to come.
+            # JAX may schedule the stop at sync point 1, so the counter starts at 1.
             self._updates += 1
             return multihost_utils.reached_preemption_sync_point(self._updates)
         return self._noted
@@ -78,14 +77,14 @@ class Preemption:
         if not self._deferred:
             print("\nstopped by SIGTERM", file=sys.stderr, flush=True)
             raise Preempted
-        print("\nSIGTERM: the step under way is finished and saved", file=sys.stderr, flush=True)
+        print("\nSIGTERM: finishing and saving the current step", file=sys.stderr, flush=True)
 
 
 def _listens() -> bool:
-    """Whether this process handles SIGTERM itself: Python does so in its main thread only."""
+    """Whether this process handles SIGTERM itself; Python allows it only in the main thread."""
     if threading.current_thread() is not threading.main_thread():
         return False
     jax = sys.modules.get("jax")
     if jax is None or not jax.distributed.is_initialized():
-        return True  # asking for the number of processes would start JAX, too early to join others
+        return True  # process_count would start JAX, before the processes are joined
     return jax.process_count() == 1

@@ -1,4 +1,4 @@
-"""Reads what a run has logged."""
+"""Reads the log of a run."""
 
 import json
 import sys
@@ -13,10 +13,10 @@ class RunRecords(NamedTuple):
     """The records of one run, each kind in order of step.
 
     Attributes:
-        name: the curve's name.
+        name: name of the curve.
         train: records of kind "train".
         eval: records of kind "eval".
-        diverged_at: the step at which the run was stopped because a figure was not finite.
+        diverged_at: the step at which the run stopped because a value was not finite.
     """
 
     name: str
@@ -28,18 +28,18 @@ class RunRecords(NamedTuple):
 def read_run(workdir: str | Path, name: str) -> RunRecords:
     """Reads the metrics.jsonl of a work folder.
 
-    A run that was resumed has some steps twice: the later record counts. A truncated last line
-    (the run was killed, or is writing it now) is skipped with a warning on the standard error.
+    If a step is there twice, the later record is used. A truncated last line (the run was killed,
+    or is writing it now) is skipped with a warning on stderr.
 
     Raises:
-        UserError: the file is missing, has no record, or is garbled.
+        UserError: the file is missing, has no records, or is garbled.
     """
     path = Path(workdir) / "metrics.jsonl"
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError as error:
         raise UserError(
-            f"{str(path)!r} cannot be read ({error.strerror}): give the work folder of a run."
+            f"{path} cannot be read ({error.strerror}): give the work folder of a run"
         ) from error
     records: dict[str, dict[int, dict[str, Any]]] = {"train": {}, "eval": {}, "diverged": {}}
     for number, line in enumerate(lines, start=1):
@@ -53,18 +53,18 @@ def read_run(workdir: str | Path, name: str) -> RunRecords:
                 print(f"warning: {path}: the last line is truncated; skipped", file=sys.stderr)
                 continue
             raise UserError(
-                f"{path}, line {number}: not a record with 'kind' and 'step': the file is garbled."
+                f"{path}, line {number} is not a record with 'kind' and 'step': the file is garbled"
             ) from error
         if kind in records:
             records[kind][step] = record
     train, evaluation, diverged = ([kept[s] for s in sorted(kept)] for kept in records.values())
     if not train and not evaluation and not diverged:
-        raise UserError(f"{str(path)!r} has no record yet: nothing to plot.")
+        raise UserError(f"{path} has no records yet: there is nothing to plot")
     return RunRecords(name, train, evaluation, diverged[-1]["step"] if diverged else None)
 
 
 def read_config(workdir: str | Path) -> dict[str, object] | None:
-    """The config of a run by dotted name of field, from its newest checkpoint; None without one."""
+    """The config of a run by dotted field name, from the newest checkpoint; None without one."""
     if not (Path(workdir) / "checkpoints").is_dir():
         return None
     from scratchdet_jax.run.checkpoints import Checkpoints  # JAX and Orbax: slow

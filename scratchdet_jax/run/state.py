@@ -1,4 +1,4 @@
-"""What training carries from step to step."""
+"""The state that training carries from step to step."""
 
 from typing import Any
 
@@ -11,10 +11,10 @@ from flax import linen as nn
 
 @flax.struct.dataclass
 class TrainState:
-    """Everything that a checkpoint holds; one replicated copy, no device axis.
+    """The arrays of a checkpoint; one replicated copy without a device axis.
 
     Attributes:
-        step: int32 scalar, updates made so far.
+        step: int32 scalar, the number of updates made.
         params: float32 parameters.
         batch_stats: float32 running statistics of BatchNorm (empty without BatchNorm).
         opt_state: the optimiser's state.
@@ -27,7 +27,7 @@ class TrainState:
 
     @property
     def variables(self) -> dict[str, Any]:
-        """What `model.apply` takes."""
+        """The variables for `model.apply`."""
         return {"params": self.params, "batch_stats": self.batch_stats}
 
 
@@ -50,4 +50,4 @@ def create_state(
     return jax.jit(init)()
 
 
-FINITE = "finite_"  # metrics of this beginning tell whether all of an array are finite (0 or 1)
+FINITE = "finite_"  # metrics with this prefix are 1 if all values of an array are finite, else 0

@@ -1,4 +1,4 @@
-"""Ends a run in which nothing moves any more: a stalled data source, a hung collective."""
+"""Ends a run that makes no progress: a stalled data source or a hung collective."""
 
 import contextlib
 import faulthandler
@@ -13,18 +13,18 @@ STALLED = 69  # exit status: EX_UNAVAILABLE; the same command resumes
 
 
 class Watchdog:
-    """A thread that ends the process if nothing ends within `seconds`.
+    """A thread that ends the process if it makes no progress for `seconds`.
 
-    What ends are steps and the batches of evaluations; the first of each compiles, which must not
-    take as long. Waiting for a checkpoint, while `paused`, is not watched.
+    Progress is a completed step or evaluation batch; the first of each compiles, which must take
+    less time than that. Waiting for a checkpoint (`paused`) is not watched.
     """
 
     def __init__(
         self, seconds: float, workdir: Path, end: Callable[[int], None] = os._exit
     ) -> None:
-        """Watches from now on; `seconds`: 0 for no watch. `end` is called with STALLED."""
+        """Starts watching unless `seconds` is 0; `end` is called with STALLED."""
         self._seconds, self._report, self._end = seconds, workdir / "stalled.txt", end
-        # When something ended last; None: nothing is expected to end.
+        # Time of the last progress; None while no progress is expected.
         self._last: float | None = time.monotonic()
         self._step = 0
         self._stop = threading.Event()
@@ -34,12 +34,12 @@ class Watchdog:
             self._thread.start()
 
     def beat(self, step: int | None = None) -> None:
-        """Something has ended: update `step`, or a batch of the evaluation after that."""
+        """Reports progress: update `step`, or a batch of the evaluation after it."""
         self._step, self._last = self._step if step is None else step, time.monotonic()
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """What runs inside may take as long as it likes."""
+        """Suspends the watch: the body may take any time."""
         self._last = None
         yield
         self._last = time.monotonic()
@@ -54,16 +54,16 @@ class Watchdog:
         while not self._stop.wait(min(self._seconds / 10, 5.0)):
             last = self._last
             if last is not None and time.monotonic() - last > self._seconds:
-                self._tell()
+                self._report_stall()
                 self._end(STALLED)
                 return
 
-    def _tell(self) -> None:
+    def _report_stall(self) -> None:
         sentence = (
-            f"nothing has moved for {self._seconds:g} s (config.stall_seconds) after step "
-            f"{self._step}: the data source or the other processes do not answer"
+            f"no progress for {self._seconds:g} s (config.stall_seconds) after step {self._step}: "
+            "the data source or another process does not respond"
         )
-        print(f"\nerror: {sentence}; where every thread stands:", file=sys.stderr, flush=True)
+        print(f"\nerror: {sentence}; stacks of all threads:", file=sys.stderr, flush=True)
         for open_report in (
             lambda: contextlib.nullcontext(sys.__stderr__),
             lambda: self._report.open("w", encoding="utf-8"),
@@ -72,7 +72,7 @@ class Watchdog:
                 print(sentence, file=file, flush=True)
                 faulthandler.dump_traceback(file, all_threads=True)
         print(
-            f"the same is in {self._report}; the same command resumes from the last checkpoint",
+            f"also written to {self._report}; the same command resumes from the last checkpoint",
             file=sys.stderr,
             flush=True,
         )

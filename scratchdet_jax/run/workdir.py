@@ -1,4 +1,4 @@
-"""Who may write into a workdir: one run at a time, and only a run of the same config."""
+"""Protects a workdir: one run at a time, and only with the same config."""
 
 import contextlib
 import errno
@@ -20,12 +20,12 @@ from scratchdet_jax.run.checkpoints import RunInfo
 
 
 def differences(saved: ml_collections.ConfigDict, now: ml_collections.ConfigDict) -> list[str]:
-    """What differs and changes the result, a field each: "config.seed: was 0, now 5".
+    """The fields that differ and affect the result, such as "config.seed: was 0, now 5".
 
-    The length of training counts as its number of updates, however it is written; own data by the
-    name that its folder gives the data set.
+    The length of training is compared as the number of updates, and `config.data.folder` as the
+    name of its data set.
     """
-    before, after = (_result_fields(config) for config in (with_defaults(saved), now))
+    before, after = _result_fields(with_defaults(saved)), _result_fields(now)
     return [
         f"config.{name}: was {before.get(name)!r}, now {after.get(name)!r}"
         for name in sorted(before.keys() | after.keys())
@@ -42,29 +42,29 @@ def _result_fields(config: ml_collections.ConfigDict) -> dict[str, object]:
 
 
 def check_resume(saved: RunInfo, now: RunInfo, workdir: Path, force: bool) -> None:
-    """Compares a run with the one that `workdir` holds.
+    """Compares the run to be resumed with the one in `workdir`.
 
     Args:
-        saved: of the checkpoint.
-        now: of the run that is to go on.
-        workdir: for the message.
-        force: print the differences and go on (`--resume=force`).
+        saved: config and classes of the checkpoint.
+        now: config and classes of the run to be resumed.
+        workdir: the run's folder, for messages.
+        force: print the differences and continue (`--resume=force`).
 
     Raises:
-        UserError: they differ in something that changes the result; names every such field.
+        UserError: they differ in something that affects the result; names every such field.
     """
     if saved.class_names != now.class_names:
         raise UserError(
-            f"{workdir} holds a run on the classes {', '.join(saved.class_names)}, not "
+            f"{workdir} has a run with the classes {', '.join(saved.class_names)}, not "
             f"{', '.join(now.class_names)}: choose a new --workdir"
         )
     found = differences(saved.config, now.config)
     if found and force:
-        print(f"resumed by force with another config: {'; '.join(found)}")
+        print(f"resuming with another config (--resume=force): {'; '.join(found)}")
     elif found:
         raise UserError(
-            f"{workdir} holds a run of another config ({'; '.join(found)}): give the same values "
-            "again, choose a new --workdir, or go on all the same with --resume=force"
+            f"{workdir} has a run with another config ({'; '.join(found)}): use the same values, "
+            "choose a new --workdir, or resume anyway with --resume=force"
         )
 
 
@@ -72,10 +72,10 @@ def check_resume(saved: RunInfo, now: RunInfo, workdir: Path, force: bool) -> No
 def locked(workdir: Path) -> Iterator[None]:
     """Holds `workdir/lock`, which the system releases however the process ends.
 
-    In a run of several processes only process 0 is to ask for it.
+    In a run of several processes only process 0 may call this.
 
     Raises:
-        UserError: another run holds it; names that run.
+        UserError: another run holds the lock; names that run.
     """
     path = workdir / "lock"
     with path.open("a+", encoding="utf-8") as file:
@@ -84,8 +84,8 @@ def locked(workdir: Path) -> Iterator[None]:
         except OSError as error:
             if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
                 print(
-                    f"warning: {path} cannot be locked ({error.strerror}): see to it that no "
-                    "second run writes into this workdir",
+                    f"warning: {path} cannot be locked ({error.strerror}): make sure that no other "
+                    "run writes to this workdir",
                     file=sys.stderr,
                 )
                 yield
@@ -93,9 +93,9 @@ def locked(workdir: Path) -> Iterator[None]:
             file.seek(0)
             raise UserError(
                 f"{workdir} is in use by another run ({file.read().strip() or 'just starting'}): "
-                "wait for its end, stop it, or choose a new --workdir"
+                "wait until it ends, stop it, or choose a new --workdir"
             ) from None
-        with contextlib.suppress(OSError):  # a full disk: the lock holds without its text
+        with contextlib.suppress(OSError):  # on a full disk the lock works without its text
             file.truncate(0)
             file.write(
                 f"process {os.getpid()} on {socket.gethostname()} since "

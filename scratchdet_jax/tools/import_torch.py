@@ -24,7 +24,7 @@ from scratchdet_jax import cli
 from scratchdet_jax.data import coco_classes
 from scratchdet_jax.data.builders.voc_scan import VOC_CLASSES
 from scratchdet_jax.detector import build_detector
-from scratchdet_jax.errors import UserError, writable_folder
+from scratchdet_jax.errors import UserError, one_line, writable_folder
 from scratchdet_jax.models.torch_weights import Imported, convert, number_of_classes
 from scratchdet_jax.run.checkpoints import IMPORTED, Checkpoints, RunInfo
 from scratchdet_jax.run.state import create_state
@@ -54,7 +54,7 @@ def read_state_dict(path: Path) -> dict[str, np.ndarray]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
-        reason = " ".join(str(error).split(". ")[0].split())[:200]
+        reason = one_line(str(error).split(". ")[0])
         raise UserError(
             f"--checkpoint {path} is no PyTorch checkpoint of tensors alone, which is all that is "
             f"read ({reason}): name a file that torch.save(model.state_dict(), …) has written"

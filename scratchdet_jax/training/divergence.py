@@ -1,7 +1,6 @@
 """A step that diverged, kept for replay: the state before it and the batch, as plain arrays."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +13,9 @@ from scratchdet_jax.data.loading import substitutes, train_loader
 from scratchdet_jax.data.records import DetectionSource
 from scratchdet_jax.detector import build_detector
 from scratchdet_jax.errors import UserError
+from scratchdet_jax.files import write_atomically
 from scratchdet_jax.parallel.devices import AXIS
+from scratchdet_jax.parallel.processes import is_first
 from scratchdet_jax.run.checkpoints import RunInfo, tuples
 from scratchdet_jax.run.state import TrainState, create_state
 from scratchdet_jax.training.optimizer import make_optimizer
@@ -88,12 +89,11 @@ def save_replay(
     arrays = {f"batch/{key}": value for key, value in batch.items()}
     arrays |= {f"state/{name}": np.asarray(value) for name, value in _by_name(state).items()}
     path = workdir / FOLDER / f"step_{step}.npz"
-    if jax.process_index() == 0:
+    if is_first():
         path.parent.mkdir(exist_ok=True)
-        part = path.with_suffix(f".{os.getpid()}.tmp")
-        with part.open("wb") as file:
-            np.savez(file, about=np.array(json.dumps(about)), **arrays)
-        part.replace(path)
+        write_atomically(
+            path, lambda file: np.savez(file, about=np.array(json.dumps(about)), **arrays)
+        )
     return path, ids
 
 

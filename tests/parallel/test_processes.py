@@ -41,9 +41,9 @@ def test_settings_come_from_flags_then_from_the_environment():
     ("settings", "message"),
     [
         (given("a:1", None, None), r"add --num_processes .* and --process_id"),
-        (given(None, 2, 0), r"half described: add --coordinator \(or JAX_COORDINATOR_ADDRESS\)"),
+        (given(None, 2, 0), r"incomplete: add --coordinator \(or JAX_COORDINATOR_ADDRESS\)"),
         (given("a:1", 2, 2), "--process_id is 2, but it must be from 0 to 1"),
-        (given("a:1", "two", 0), "must be whole numbers"),
+        (given("a:1", "two", 0), "must be integers"),
         (given("a", 2, 0), "must be HOST:PORT"),
     ],
 )
@@ -53,7 +53,7 @@ def test_settings_that_make_no_sense_are_named(settings, message):
 
 
 def test_a_time_to_wait_that_is_none_is_named():
-    with pytest.raises(UserError, match="--join_seconds is soon: it must be a whole number"):
+    with pytest.raises(UserError, match="--join_seconds is soon: it must be a positive integer"):
         processes.start(["train.py", "--join_seconds=soon"])
 
 
@@ -83,8 +83,8 @@ def test_processes_that_are_not_met_are_waited_for_so_long_and_no_longer(tmp_pat
         capture_output=True,
     )
     assert done.returncode == 1
-    assert done.stderr.startswith("error: the processes of this run did not find one another")
-    assert "within 1 seconds" in done.stderr and len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("error: the processes of this run did not find each other")
+    assert "within 1 s:" in done.stderr and len(done.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize(
@@ -253,7 +253,7 @@ def test_an_error_of_one_process_ends_all(data, tmp_path):
 FALLS_SILENT = """
 import os, runpy, sys, time
 sys.path.insert(0, os.getcwd())
-from scratchdet_jax import distributed
+from scratchdet_jax.parallel import processes
 
 join = processes.start
 def start(argv):
@@ -290,7 +290,7 @@ def test_a_collective_that_hangs_is_reported_with_where_it_stands(data, tmp_path
         waits.kill()
         silent.communicate()
     assert waits.returncode == 69, stderr
-    assert "nothing has moved for 40 s (config.stall_seconds) after step 5" in stderr
+    assert "no progress for 40 s (config.stall_seconds) after step 5" in stderr
     report = (tmp_path / "stalled.txt").read_text()
     assert "loop.py" in report and "_steps" in report
 

@@ -226,7 +226,7 @@ def test_what_leaves_the_result_alone_may_change_and_force_prints_the_rest(tmp_p
     other = INFO._replace(config=tiny_config(seed=1))
     check_resume(INFO, other, tmp_path, force=True)
     assert "config.seed: was 0, now 1" in capsys.readouterr().out
-    with pytest.raises(UserError, match="holds a run on the classes a, b, not c"):
+    with pytest.raises(UserError, match="has a run with the classes a, b, not c"):
         check_resume(INFO, INFO._replace(class_names=("c",)), tmp_path, force=True)
 
 
@@ -316,7 +316,7 @@ def test_silence_is_reported_with_the_stacks_of_all_threads(tmp_path, capfd):
     watchdog.close()
     assert statuses == [watchdogs.STALLED] == [69]
     report = (tmp_path / "stalled.txt").read_text()
-    assert "nothing has moved for 0.4 s (config.stall_seconds) after step 7" in report
+    assert "no progress for 0.4 s (config.stall_seconds) after step 7" in report
     assert "test_silence_is_reported" in report and "_watch" in report
 
 
@@ -325,7 +325,7 @@ def test_the_first_step_is_watched_too(tmp_path, capfd):
     watchdog = watchdogs.Watchdog(0.2, tmp_path, lambda status: ended.set())
     assert ended.wait(10)
     watchdog.close()
-    assert "after step 0: the data source or the other processes" in capfd.readouterr().err
+    assert "after step 0: the data source or another process" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("harmed", ["params", "batch_stats", "metric"])

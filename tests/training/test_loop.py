@@ -152,7 +152,7 @@ def test_a_disk_that_fills_up_harms_no_checkpoint_and_ends_in_a_sentence(
     told = capsys.readouterr().err
     for step in (8, 9):
         assert f"the checkpoint of step {step} could not be written" in told
-    assert "and training goes on" in told
+    assert "and training continues" in told
     state = jax.device_get(loop.train_and_evaluate(config, tmp_path))
     assert "resumed from step 4 of 9" in capsys.readouterr().out
     assert_same_end(state, tmp_path, finished)
