@@ -1,6 +1,6 @@
-"""COCO's published table of categories."""
+"""COCO's published category table."""
 
-# The 80 classes of COCO in the order of their ids, which leave out ten of 1…90.
+# The 80 classes of COCO in the order of their ids; ten of the ids 1…90 are unused.
 NAMES = (
     "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat",
     "traffic light", "fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat", "dog",

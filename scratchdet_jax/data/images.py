@@ -1,9 +1,9 @@
 """Encoded images of any kind → RGB pixels: headers, decoding, EXIF turns, reduction to a canvas.
 
-OpenCV decodes (it leaves Python's other threads free), Pillow reads headers. Grey and palette
-images become RGB, 16-bit samples keep their high byte, alpha is dropped (hidden pixels show the
-colour stored beneath), CMYK is converted without its colour profile. Of several pictures in a
-file the first one counts.
+OpenCV decodes (it releases the GIL), Pillow reads headers. Grey and palette images become RGB,
+16-bit samples keep their high byte, alpha is dropped (hidden pixels show the colour stored
+beneath), CMYK is converted without its colour profile. Of several pictures in a file the first one
+is used.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from PIL import ExifTags, Image
 
 MAX_PIXELS = 178_956_970  # more is refused as a decompression bomb: Pillow's own limit
 
-# Images above this are decoded one at a time, so that threads do not add up their memory.
+# Images above this many pixels are decoded one at a time, to bound the memory of all threads.
 _LARGE = 2**24
 _large_images = threading.Lock()
 _FLAGS = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
@@ -30,26 +30,26 @@ _REDUCED = {
     4: cv2.IMREAD_REDUCED_COLOR_4,
     8: cv2.IMREAD_REDUCED_COLOR_8,
 }
-# A marker in a JPEG stream: not a stuffed 0xFF, a restart marker or a fill byte.
+# A marker in a JPEG stream, as opposed to a stuffed 0xFF, a restart marker or a fill byte.
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
-# Start-of-frame markers, which carry the size: C0 to CF but for C4, C8 and CC.
+# Start-of-frame markers, which carry the size: C0 to CF except C4, C8 and CC.
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _JPEG_SCAN = 0xDA
-# A progressive JPEG has some ten scans; libjpeg goes through the whole image for each.
+# A progressive JPEG has about ten scans; libjpeg processes the entire image for each.
 _MAX_SCANS = 100
-# Pillow warns of odd metadata, and from half of its limit on, without saying of which file.
+# Pillow warns of odd metadata and of half its pixel limit without naming the file.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 class ImageHeader(NamedTuple):
-    """What an image file says of itself.
+    """The header of an image file.
 
     Attributes:
-        format: Pillow's name of it, such as JPEG, PNG or WEBP.
+        format: Pillow's name of the format, such as JPEG, PNG or WEBP.
         size: (height, width) in pixels, as stored.
-        orientation: EXIF's, 1…8; 1 (as stored) where it is absent or nonsense. Of TIFF always 1:
-            its decoders make the turn themselves, and `size` is after it.
+        orientation: the EXIF orientation, 1…8; 1 (as stored) if it is absent or invalid. Always 1
+            for TIFF: its decoders make the turn themselves, and `size` is the size after it.
     """
 
     format: str
@@ -58,7 +58,7 @@ class ImageHeader(NamedTuple):
 
     @property
     def displayed_size(self) -> tuple[int, int]:
-        """(height, width) after the turn that `orientation` asks for."""
+        """(height, width) after the turn given by `orientation`."""
         return _turned_size(self.size, self.orientation)
 
 
@@ -66,7 +66,7 @@ def read_header(encoded: bytes) -> ImageHeader:
     """Format, size and orientation; no pixel is decoded.
 
     Raises:
-        ValueError: no image, or one of more than MAX_PIXELS pixels.
+        ValueError: the bytes are not an image, or it has more than MAX_PIXELS pixels.
     """
     with _opened(encoded) as image:
         orientation = 1
@@ -81,11 +81,11 @@ def decode_image(encoded: bytes, orientation: int = 1) -> np.ndarray:
     """An encoded image as uint8 [h, w, 3], RGB.
 
     Args:
-        encoded: the file.
-        orientation: the turn to make, 1…8 as in EXIF. The file's own tag is not looked at.
+        encoded: content of the file.
+        orientation: the turn to make, 1…8 as in EXIF. The file's own tag is ignored.
 
     Raises:
-        ValueError: the bytes are no image that can be decoded, or one of too many pixels.
+        ValueError: the image cannot be decoded or has too many pixels.
     """
     (height, width), _ = _size(encoded)
     with _memory_for(height * width):
@@ -95,55 +95,55 @@ def decode_image(encoded: bytes, orientation: int = 1) -> np.ndarray:
 def decode_to_canvas(
     encoded: bytes, canvas: tuple[int, int], orientation: int = 1
 ) -> tuple[np.ndarray, tuple[int, int]]:
-    """An image shrunk to fit a canvas, keeping its proportions; never enlarged.
+    """An image reduced to fit a canvas, keeping its proportions; never enlarged.
 
-    A JPEG of at least twice the wanted size is decoded at a half, a quarter or an eighth (libjpeg
-    then skips most of the work); the rest of the way is INTER_AREA. An edge that this factor does
-    not divide is then filled up, by less than a pixel of the canvas.
+    A JPEG of at least twice the target size is decoded at a half, a quarter or an eighth (libjpeg
+    then skips most of the work); INTER_AREA does the rest. An edge that this factor does not divide
+    is padded by less than a pixel of the canvas.
 
-    Memory: three bytes for each pixel decoded, and up to six more for each pixel of a progressive
-    JPEG, reduced or not (CMYK: eight), which libjpeg holds whole. Of images above 16 megapixels
-    in this sense, one is decoded at a time: at most MAX_PIXELS × 9 bytes (11) for all of them.
+    Memory: three bytes per decoded pixel, and up to six more (CMYK: eight) per pixel of a
+    progressive JPEG, reduced or not, because libjpeg buffers all of it. Images above 16 megapixels
+    in this sense are decoded one at a time: at most MAX_PIXELS × 9 bytes (11) for all threads.
 
     Args:
-        encoded: the file.
+        encoded: content of the file.
         canvas: (H, W) in pixels.
-        orientation: as in decode_image; the canvas holds the turned image.
+        orientation: as in `decode_image`; the canvas holds the turned image.
 
     Returns:
-        uint8 [h, w, 3] RGB with h ≤ H and w ≤ W, and (height, width) of the whole image as turned.
+        uint8 [h, w, 3] RGB with h ≤ H and w ≤ W, and (height, width) of the turned, full image.
 
     Raises:
-        ValueError: as decode_image.
+        ValueError: as in `decode_image`.
     """
     stored, is_jpeg = _size(encoded)
     full = _turned_size(stored, orientation)
-    wanted = _turned_size(_fitted(full, canvas), orientation)  # a turn is its own inverse here
+    target = _turned_size(_fitted(full, canvas), orientation)  # a turn of a size is its own inverse
     factor = 1
     if is_jpeg:
-        scale = min(stored[0] // wanted[0], stored[1] // wanted[1])
+        scale = min(stored[0] // target[0], stored[1] // target[1])
         factor = max((f for f in _REDUCED if f <= scale), default=1)
     flags = _FLAGS if factor == 1 else _REDUCED[factor] | cv2.IMREAD_IGNORE_ORIENTATION
-    held = stored[0] * stored[1]
-    if factor > 1 and held > _LARGE and not _jpeg_is_held_whole(encoded):
-        held //= factor**2
-    with _memory_for(held):
+    buffered = stored[0] * stored[1]
+    if factor > 1 and buffered > _LARGE and not _jpeg_is_buffered(encoded):
+        buffered //= factor**2
+    with _memory_for(buffered):
         pixels = _decode(encoded, flags)
         if factor > 1:
             cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, dst=pixels)
-        return _turn(_reduce(pixels, wanted), orientation), full
+        return _turn(_reduce(pixels, target), orientation), full
 
 
 def fit_to_canvas(image: np.ndarray, canvas: tuple[int, int]) -> np.ndarray:
-    """Shrinks uint8 [h, w, 3] to fit (H, W), keeping its proportions; never enlarges."""
+    """Reduces uint8 [h, w, 3] to fit (H, W), keeping its proportions; never enlarges."""
     return _reduce(image, _fitted(image.shape[:2], canvas))
 
 
-def check_whole(encoded: bytes) -> None:
-    """Makes sure that an image goes on to its end and can be decoded.
+def check_complete(encoded: bytes) -> None:
+    """Makes sure that an image is not truncated and can be decoded.
 
     Raises:
-        ValueError: it cannot, or has too many pixels.
+        ValueError: it is truncated, cannot be decoded, or has too many pixels.
     """
     with _opened(encoded) as image, _memory_for(image.height * image.width):
         flags = _FLAGS
@@ -155,20 +155,20 @@ def check_whole(encoded: bytes) -> None:
             try:
                 image.load()  # unlike OpenCV, Pillow is strict about the end of a file
             except Exception as error:
-                raise ValueError(f"it cannot be decoded whole: {error}") from None
+                raise ValueError(f"it cannot be decoded completely: {error}") from None
             image.close()
         _decode(encoded, flags)
 
 
 def turn_boxes(boxes: np.ndarray, orientation: int) -> np.ndarray:
-    """Boxes of the stored frame in the frame after the turn of `orientation` (EXIF 1…8).
+    """Transforms boxes from the stored frame to the frame after an EXIF turn.
 
     Args:
         boxes: [n, 4], (ymin, xmin, ymax, xmax) normalised to [0, 1].
-        orientation: 1…8.
+        orientation: the turn, 1…8.
 
     Returns:
-        [n, 4], likewise, in the turned frame.
+        [n, 4] in the same form, in the turned frame.
     """
     ymin, xmin, ymax, xmax = np.moveaxis(np.asarray(boxes), -1, 0)
     if orientation >= 5:
@@ -181,7 +181,7 @@ def turn_boxes(boxes: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def _turn(image: np.ndarray, orientation: int) -> np.ndarray:
-    """uint8 [h, w, 3] turned as EXIF's orientation asks; contiguous."""
+    """uint8 [h, w, 3] turned according to the EXIF orientation; contiguous."""
     if orientation >= 5:
         image = image.transpose(1, 0, 2)
     if orientation in (2, 3, 6, 7):
@@ -196,7 +196,7 @@ def _turned_size(size: tuple[int, int], orientation: int) -> tuple[int, int]:
 
 
 def _fitted(size: tuple[int, int], canvas: tuple[int, int]) -> tuple[int, int]:
-    """The size within a canvas, at the same proportions and not above the size itself."""
+    """The size reduced to fit a canvas, with the same proportions; never enlarged."""
     scale = min(canvas[0] / size[0], canvas[1] / size[1])
     if scale >= 1:
         return size
@@ -215,8 +215,8 @@ def _reduce(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def _size(encoded: bytes) -> tuple[tuple[int, int], bool]:
     """(height, width) as stored, and whether it is a JPEG.
 
-    JPEGs are looked through here, marker by marker, which takes a fifth of Pillow's time; the
-    loader does so for every image.
+    JPEGs are scanned here, marker by marker, in a fifth of Pillow's time, because the loader does
+    it for every image.
     """
     for marker, position in _jpeg_segments(encoded):
         if marker in _JPEG_FRAMES and position + 9 <= len(encoded):
@@ -224,7 +224,7 @@ def _size(encoded: bytes) -> tuple[tuple[int, int], bool]:
             if height and width:
                 return _bounded((height, width)), True
             break
-    with _opened(encoded) as image:  # what is odd in any way is left to Pillow
+    with _opened(encoded) as image:  # anything unusual is left to Pillow
         return (image.height, image.width), image.format in ("JPEG", "MPO")
 
 
@@ -235,14 +235,14 @@ def _bounded(size: tuple[int, int]) -> tuple[int, int]:
 
 
 def _opened(encoded: bytes) -> Image.Image:
-    """Pillow's view of an image, of which only the header has been read."""
+    """The image opened by Pillow, which reads only the header."""
     try:
         image = Image.open(io.BytesIO(encoded))
     except Image.DecompressionBombError:
         raise ValueError(f"it has more than {MAX_PIXELS} pixels, a decompression bomb") from None
     except Exception:  # Pillow's readers fail on broken headers in many ways
-        raise ValueError("no readable image") from None
-    _bounded((image.height, image.width))  # Pillow's own limit may have been lifted
+        raise ValueError("it is not a readable image") from None
+    _bounded((image.height, image.width))  # Pillow's own limit may have been disabled
     return image
 
 
@@ -251,7 +251,7 @@ def _memory_for(pixels: int) -> contextlib.AbstractContextManager:
 
 
 def _decode(encoded: bytes, flags: int) -> np.ndarray:
-    """The pixels uint8 [h, w, 3], as OpenCV decodes them."""
+    """The pixels uint8 [h, w, 3] as decoded by OpenCV."""
     if encoded[:2] in (b"II", b"MM"):
         with _opened(encoded) as image:
             if image.format == "TIFF" and image.mode in ("RGBA", "RGBa"):
@@ -261,15 +261,15 @@ def _decode(encoded: bytes, flags: int) -> np.ndarray:
     except cv2.error as error:
         raise ValueError(str(error.err or error)) from None
     if pixels is None:
-        raise ValueError("no readable image")
+        raise ValueError("it is not a readable image")
     return pixels
 
 
 def _straight_colours(image: Image.Image) -> np.ndarray:
-    """Of a TIFF with alpha, by Pillow, as OpenCV multiplies the colours of such by alpha."""
+    """The colours of a TIFF with alpha, by Pillow: OpenCV would multiply them by alpha."""
     try:
         image.load()
-        if image.mode == "RGBa":  # stored multiplied
+        if image.mode == "RGBa":  # stored multiplied by alpha
             image = image.convert("RGBA")
         return np.ascontiguousarray(np.asarray(image)[..., :3])
     except Exception as error:  # Pillow's readers fail in many ways
@@ -279,7 +279,7 @@ def _straight_colours(image: Image.Image) -> np.ndarray:
 def _jpeg_segments(encoded: bytes) -> Iterator[tuple[int, int]]:
     """Marker and position of each segment of a JPEG up to the data of its first scan.
 
-    Ends early at what is unusual, such as a marker without a segment.
+    Stops early at anything unusual, such as a marker without a segment.
     """
     position = 2 if encoded.startswith(b"\xff\xd8") else len(encoded)
     while position + 4 <= len(encoded) and encoded[position] == 0xFF:
@@ -292,8 +292,8 @@ def _jpeg_segments(encoded: bytes) -> Iterator[tuple[int, int]]:
         position += 2 + int.from_bytes(encoded[position + 2 : position + 4], "big")
 
 
-def _jpeg_is_held_whole(encoded: bytes) -> bool:
-    """Whether libjpeg has to keep the whole image's coefficients: several scans, or progressive."""
+def _jpeg_is_buffered(encoded: bytes) -> bool:
+    """Whether libjpeg keeps all coefficients in memory: progressive, or several scans."""
     components = b""
     for marker, position in _jpeg_segments(encoded):
         if marker in _JPEG_FRAMES:
@@ -306,9 +306,9 @@ def _jpeg_is_held_whole(encoded: bytes) -> bool:
 
 
 def _check_scans(encoded: bytes) -> None:
-    """Refuses a JPEG that ends before its end marker (OpenCV fills up what is missing with grey).
+    """Refuses a truncated JPEG (OpenCV would fill the missing part with grey).
 
-    Or one with so many scans that decoding it would take minutes.
+    Also refuses a JPEG with so many scans that decoding it would take minutes.
     """
     position, scans = 2, 0
     while marker := _JPEG_MARKER.search(encoded, position):

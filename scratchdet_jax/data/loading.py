@@ -19,19 +19,19 @@ import numpy as np
 
 from scratchdet_jax.data.images import decode_to_canvas
 from scratchdet_jax.data.records import DetectionSource, Example
-from scratchdet_jax.errors import UserError
+from scratchdet_jax.errors import UserError, plural
 
 Batch = dict[str, np.ndarray]
 T = TypeVar("T")
 
 
 class TrainingOrder(Sequence[int]):
-    """Which example stands at each position of one process's endless training stream.
+    """The index of the example at each position of one process's endless training stream.
 
-    Every epoch is a permutation of its own, keyed by (seed, epoch). Global batch k is positions
-    k·B … k·B + B − 1 of the permutations laid end to end, whatever the number of processes;
+    Every epoch has its own permutation, keyed by (seed, epoch). Global batch k is positions
+    k·B … k·B + B − 1 of the concatenated permutations, whatever the number of processes;
     process p holds rows p·b … p·b + b − 1 of it, b = B / processes. A permutation is drawn when
-    its first position is asked for, so starting late costs nothing.
+    its first position is needed, so starting late costs nothing.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class TrainingOrder(Sequence[int]):
         self._first_row = process_index * self._rows
 
     def __len__(self) -> int:
-        return sys.maxsize // self._batch_size * self._rows  # endless, as Sequence can say it
+        return sys.maxsize // self._batch_size * self._rows  # as good as endless
 
     def __getitem__(self, position: int) -> int:
         step, row = divmod(position, self._rows)
@@ -61,15 +61,16 @@ class TrainingOrder(Sequence[int]):
 
 
 def _permutation(count: int, seed: int, epoch: int) -> np.ndarray:
-    """The order of one epoch; RandomState's numbers are frozen, so it outlives NumPy's versions."""
+    """The order of one epoch. RandomState is frozen, so it is the same in all NumPy versions."""
     bits = np.random.MT19937(np.random.SeedSequence((seed, epoch)))
     return np.random.RandomState(bits).permutation(count)
 
 
 class EvaluationOrder(Sequence[int]):
-    """Which example stands at each position of one process's pass over a split.
+    """The index of the example at each position of one process's pass over a split.
 
-    In split order, rows laid out as in TrainingOrder; −1 fills the last global batch.
+    Examples come in split order, rows are laid out as in TrainingOrder, and −1 pads the last global
+    batch.
     """
 
     def __init__(
@@ -90,9 +91,9 @@ class EvaluationOrder(Sequence[int]):
 
 
 class _Rows:
-    """Fills batches, a chunk of rows at a time, in an order; used from Grain's threads.
+    """Fills batches in a given order, a chunk of rows at a time; used from Grain's threads.
 
-    The thread that decoded an image copies it into its batch, while it is in the core's cache.
+    The thread that decodes an image also copies it into its batch, while it is in the core's cache.
     """
 
     def __init__(
@@ -104,15 +105,15 @@ class _Rows:
         max_boxes: int,
         substituted: dict[int, str] | None = None,
     ) -> None:
-        """`rows` of a batch are this process's; `substituted` as in train_batches."""
-        # Handing over one row at a time would cost a tenth of its decoding.
+        """`rows` is this process's share of a batch; `substituted` as in `train_batches`."""
+        # Handing over one row at a time would cost a tenth of the decoding time.
         self.chunk = math.gcd(rows, 4)
         self._source, self._order, self._rows = source, order, rows
         self._canvas, self._max_boxes = canvas, max_boxes
         self._substituted = substituted
         self._batches: dict[int, Batch] = {}
         self._lock = threading.Lock()
-        self._memory: list[np.ndarray] = []  # of batches that are no longer in use
+        self._memory: list[np.ndarray] = []  # of batches no longer in use
 
     def __len__(self) -> int:
         return len(self._order) // self.chunk
@@ -134,7 +135,7 @@ class _Rows:
         return step * self._rows + first + self.chunk
 
     def take(self, step: int) -> Batch:
-        """Hands over a batch, all of whose rows are filled."""
+        """Removes and returns a batch whose rows are all filled."""
         with self._lock:
             return self._batches.pop(step)
 
@@ -157,10 +158,10 @@ class _Rows:
         batch["id"][row] = index
 
     def _usable(self, index: int) -> tuple[int, Example, np.ndarray, tuple[int, int]]:
-        """The example at `index`, decoded; by policy the next one that can be, and its index.
+        """The index, example and image at `index`, or of the next one that can be decoded.
 
-        Which one it is depends on the data set alone, so it is the same for any number of
-        processes and after a stop.
+        The substitute depends on the data set alone, so it is the same for any number of processes
+        and after a resume.
         """
         for step in range(len(self._source)):
             taken = (index + step) % len(self._source)
@@ -172,7 +173,7 @@ class _Rows:
                 with self._lock:
                     if taken not in self._substituted:
                         self._substituted[taken] = str(error)
-        raise UserError(f"not one image of {self._source.spec} can be read: prepare it again")
+        raise UserError(f"no image of {self._source.spec} can be read: prepare it again")
 
     def _decoded(self, index: int) -> tuple[Example, np.ndarray, tuple[int, int]]:
         example = self._source[index]
@@ -183,7 +184,7 @@ class _Rows:
         except ValueError as error:
             raise UserError(
                 f"{example['filename']}, {self._source.describe(index)}, cannot be decoded "
-                f"({error}): the data set is damaged; prepare it again, or train without it by "
+                f"({error}): the data set is damaged; prepare it again, or train without it with "
                 "--config.data.on_error=substitute"
             ) from None
 
@@ -201,35 +202,36 @@ def train_batches(
     process_count: int = 1,
     substituted: dict[int, str] | None = None,
 ) -> Iterator[Batch]:
-    """Endless training batches, from global batch `start_step` on; see TrainingOrder.
+    """Endless training batches, starting at global batch `start_step`; see TrainingOrder.
 
-    Host memory: the batches that hold the next max(rows of this process, 8·threads) examples (two
-    where that is the rows), besides the one handed out; and what decoding `threads` images takes
-    (three bytes for each of their pixels; see decode_to_canvas for large ones).
+    Host memory: the batch handed out; the batches that hold the next max(rows of this process,
+    8·threads) examples (two batches if the rows are more); and what decoding `threads` images takes
+    (three bytes per pixel; see `decode_to_canvas` for large ones).
 
     Args:
         source: the examples.
-        batch_size: global; this process gets batch_size / process_count consecutive rows.
-        canvas: (H, W) in pixels; larger images are reduced to fit, smaller ones are left alone.
-        max_boxes: slots M for boxes.
-        seed: of the order of the examples, 0 … 2³² − 1.
-        start_step: global batches to pass over.
-        threads: that read and decode; 0 = one for every core.
-        process_index: of this process.
-        process_count: of all processes; divides batch_size.
-        substituted: None stops at an image that cannot be read or decoded; a dictionary gets its
-            position and the reason, and the next image of the source takes its place.
+        batch_size: images in a global batch; this process gets batch_size / process_count
+            consecutive rows.
+        canvas: (H, W) in pixels; larger images are reduced to fit, smaller ones are not resized.
+        max_boxes: number of box slots M.
+        seed: seed of the order of the examples, 0 … 2³² − 1.
+        start_step: number of global batches to skip.
+        threads: number of threads that read and decode; 0 = one per core.
+        process_index: index of this process.
+        process_count: number of processes; divides batch_size.
+        substituted: None raises an error at an image that cannot be read or decoded; a dictionary
+            receives its position and the reason, and the next image of the source replaces it.
 
     Yields:
         image uint8 [b, H, W, 3] RGB, zero outside the valid part; size int32 [b, 2], height and
         width of the valid part; original_size int32 [b, 2], before the reduction; boxes float32
         [b, M, 4]; labels int32 [b, M]; ignore bool [b, M]; id int32 [b], position in the source.
-        The arrays are not to be written to: on CPU the device may be using them. Call `close()` on
-        the iterator to stop its threads.
+        Do not write to the arrays: on CPU the device may be using them. Call `close()` on the
+        iterator to stop its threads.
 
     Raises:
-        UserError: sizes that do not fit together, an image that cannot be decoded, or one with
-            more than `max_boxes` boxes.
+        UserError: the sizes do not fit together, an image cannot be decoded, or one has more than
+            `max_boxes` boxes.
     """
     rows = _rows(batch_size, process_index, process_count)
     if not 0 <= seed < 2**32:
@@ -294,20 +296,20 @@ def _microbatches(batches: Iterator[Batch], count: int) -> Iterator[Batch]:
 
 
 def substitutes(config: ml_collections.ConfigDict) -> dict[int, str] | None:
-    """What `train_batches` takes as `substituted` by the policy `config.data.on_error`."""
+    """The argument `substituted` of `train_batches` for the policy `config.data.on_error`."""
     return {} if config.data.on_error == "substitute" else None
 
 
 def substituted_line(source: DetectionSource, substituted: dict[int, str]) -> str:
-    """A sentence on the images that others took the place of; "" if there is none."""
+    """A sentence about the images that were replaced by others; "" if there is none."""
     if not substituted:
         return ""
     places = sorted(substituted)
     named = "; ".join(substituted[place] for place in places[:3])
     more = f"; and {len(places) - 3} more" if len(places) > 3 else ""
     return (
-        f"{len(places)} images of {source.spec} could not be read, and others took their place "
-        f"(config.data.on_error): {named}{more}"
+        f"{plural(len(places), 'image')} of {source.spec} could not be read; the next readable "
+        f"image was used instead (config.data.on_error): {named}{more}"
     )
 
 
@@ -321,10 +323,10 @@ def eval_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Batch]:
-    """Every example of the source once, in its order; arguments and batches as in train_batches.
+    """Every example of the source once, in order; arguments and batches as in `train_batches`.
 
-    The number of batches is the same for every process. The last ones are padded with black
-    examples of id −1, without boxes, whose size is the canvas's.
+    The number of batches is the same for every process. The last ones are padded with black images
+    of id −1, the size of the canvas and without boxes.
     """
     rows = _rows(batch_size, process_index, process_count)
     order = EvaluationOrder(len(source), batch_size, process_index, process_count)
@@ -354,9 +356,9 @@ def to_device(batches: Iterable[Batch], put: Callable[[Batch], T], depth: int = 
     """Applies `put` (the transfer) ahead of use.
 
     Args:
-        batches: of the host; closed when this iterator ends or is closed.
+        batches: batches on the host; closed when this iterator ends or is closed.
         put: starts the transfer of a batch and returns without waiting for it.
-        depth: batches on the device at a time, the one handed out last included.
+        depth: number of batches on the device at a time, including the one handed out last.
 
     Yields:
         The results of `put`, in order.
@@ -380,8 +382,8 @@ def _rows(batch_size: int, process_index: int, process_count: int) -> int:
     """Rows of a global batch that one process holds."""
     if batch_size < 1 or batch_size % process_count:
         raise UserError(
-            f"a batch of {batch_size} images cannot be shared evenly by {process_count} processes: "
-            "choose a multiple"
+            f"a batch of {plural(batch_size, 'image')} cannot be split evenly among "
+            f"{process_count} processes: choose a multiple"
         )
     if not 0 <= process_index < process_count:
         raise ValueError(f"process {process_index} of {process_count}")
@@ -398,14 +400,14 @@ def _batches(filler: _Rows, rows: int, threads: int) -> Iterator[Batch]:
 
 
 def _cores() -> int:
-    """Cores this process may use (a container's share, where the system tells)."""
+    """Number of cores this process may use (a container's share, if the system reports it)."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def _filled(ends: Any, filler: _Rows, rows: int) -> Iterator[Batch]:
-    """Hands batches over as their last rows come; chunks come in order."""
+    """Yields each batch when its last row is filled; chunks come in order."""
     try:
         for end in ends:
             step, more = divmod(end, rows)
@@ -416,7 +418,7 @@ def _filled(ends: Any, filler: _Rows, rows: int) -> Iterator[Batch]:
 
 
 def _empty_batch(image: np.ndarray, max_boxes: int) -> Batch:
-    """A batch around the memory of its images, which holds what it held before."""
+    """A batch around the memory of its images, which is not cleared."""
     rows = len(image)
     size = np.broadcast_to(np.array(image.shape[1:3], np.int32), (rows, 2))
     return {
@@ -431,10 +433,10 @@ def _empty_batch(image: np.ndarray, max_boxes: int) -> Batch:
 
 
 def _borrow(free: list[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
-    """A uint8 array that is not zeroed, in memory taken from `free` or, if there is none, new.
+    """An uninitialised uint8 array, in memory taken from `free` or newly allocated.
 
-    Fresh memory would cost a tenth of the time of decoding, as the system zeroes it page by page.
-    Memory begins at a multiple of 64 bytes, which JAX uses on CPU without copying it.
+    New memory costs a tenth of the decoding time, because the system zeroes it page by page.
+    It starts at a multiple of 64 bytes, so that JAX on CPU can use it without a copy.
     """
     try:
         memory = free.pop()
@@ -447,9 +449,9 @@ def _borrow(free: list[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
 
 
 class _Loan:
-    """What NumPy takes for the owner of borrowed memory: gives it back once nothing uses it.
+    """The owner of borrowed memory, for NumPy: returns it when nothing uses it any more.
 
-    Every view of the array, and JAX while it reads or uses it, keeps this object alive.
+    Every view of the array keeps this object alive, and so does JAX while it uses the array.
     """
 
     def __init__(self, memory: np.ndarray, free: list[np.ndarray]) -> None:

@@ -1,4 +1,4 @@
-"""Prepared TFDS data sets → examples with random access; no TensorFlow."""
+"""Prepared TFDS data sets → examples with random access, without TensorFlow."""
 
 import bisect
 import itertools
@@ -13,7 +13,7 @@ import numpy as np
 
 from scratchdet_jax.data.builders.shapes import prepare_shapes
 from scratchdet_jax.data.tfds_dataset import PreparedSplit, open_prepared
-from scratchdet_jax.errors import UserError
+from scratchdet_jax.errors import UserError, plural
 
 
 class Example(TypedDict):
@@ -21,13 +21,13 @@ class Example(TypedDict):
 
     Attributes:
         image: the encoded file (JPEG, PNG, …), as it was prepared.
-        orientation: 1…8, the turn of EXIF that makes it the image that the boxes refer to; 1, no
-            turn, where the data set does not say.
+        orientation: 1…8, the EXIF turn that yields the image the boxes refer to; 1, no turn, if the
+            data set has no such field.
         boxes: float32 [n, 4], (ymin, xmin, ymax, xmax) in [0, 1], each of positive area.
         labels: int32 [n], 1…C.
         ignore: bool [n], difficult (VOC) or crowd (COCO).
         filename: name of the image file.
-        image_id: the data set's own id, or the file name without its ending.
+        image_id: the data set's own id, or the file name without its suffix.
     """
 
     image: bytes
@@ -40,7 +40,7 @@ class Example(TypedDict):
 
 
 class SpecPart(NamedTuple):
-    """One part of what is asked for: NAME[/CONFIG], SPLIT, and DIR or ""."""
+    """One part of a spec: NAME[/CONFIG], SPLIT, and DIR or ""."""
 
     name: str
     split: str
@@ -48,7 +48,7 @@ class SpecPart(NamedTuple):
 
 
 class LeftOut(NamedTuple):
-    """Boxes that were read and left out, each counted once, and the images they are of."""
+    """Boxes that were read but left out, each counted once, and the number of their images."""
 
     no_area: int
     no_label: int
@@ -61,15 +61,15 @@ class DetectionSource:
     Safe to read from several threads; pickled as its spec and opened again on unpickling.
 
     Attributes:
-        spec: what was asked for, `NAME[/CONFIG]:SPLIT[@DIR][,…]`.
-        data_dir: where the prepared data sets lie, but for parts with a DIR of their own.
+        spec: the data sets and splits, `NAME[/CONFIG]:SPLIT[@DIR][,…]`.
+        data_dir: folder of the prepared data sets, except of parts with their own DIR.
         class_names: label i is `class_names[i - 1]`.
-        category_ids: the original COCO category id of each label; None where the data set has none,
-            or where its parts have different ones.
+        category_ids: the original COCO category id of each label; None if the data set has none or
+            its parts have different ones.
     """
 
     def __init__(self, spec: str, data_dir: str | Path) -> None:
-        """Opens `spec`; see open_source."""
+        """Opens `spec`; see `open_source`."""
         self.spec, self.data_dir = spec, str(data_dir)
         self._parts = [_open_part(part, self.data_dir) for part in parse_spec(spec)]
         first = self._parts[0]
@@ -115,71 +115,73 @@ class DetectionSource:
         return _image_id(part, fields, _filename(part, position, fields))
 
     def record(self, index: int) -> dict[str, Any]:
-        """The record at a position as TFDS decodes it, unchecked, its pictures left encoded.
+        """The record at a position as TFDS decodes it, unchecked and with encoded images.
 
-        Its names, nesting and types are TFDS's; labels are 0…C − 1, and −1 for none.
+        Names, nesting and types are those of TFDS; labels are 0…C − 1, and −1 for none.
         """
         part, position = self._locate(index)
         return part.read_decoded(position)
 
     def describe(self, index: int) -> str:
-        """The place of an image for messages: record 3 of voc/2007:train in DIR."""
+        """Where an image is, for messages: record 3 of voc/2007:train in DIR."""
         part, position = self._locate(index)
         directory = Path(part.shards[0].filename).parent
         return f"record {position} of {part.name} in {directory}"
 
     def require_boxes(self, field: str) -> None:
-        """Refuses data that have nothing to learn from or to be scored on.
+        """Refuses data without annotations, on which nothing can be trained or scored.
 
         Reads no further than the first box.
 
         Args:
-            field: of the config that names the data, in the message.
+            field: the config field that names the data, for the message.
 
         Raises:
             UserError: a part is published without annotations, or no image has a box.
         """
         advice = (
-            "it can be predicted on (eval.py --config.eval.metric=none), but neither trained on "
-            "nor scored: name another split"
+            "eval.py can predict on it (--config.eval.metric=none), but it can be neither trained "
+            "on nor scored: name another split"
         )
         for part in self._parts:
             if part.unlabelled:
                 raise UserError(
-                    f"{field} {self.spec}: the split {part.unlabelled} of {part.name} comes "
-                    f"without annotations; {advice}"
+                    f"{field} {self.spec}: the split {part.unlabelled} of {part.name} has no "
+                    f"annotations; {advice}"
                 )
         if not any(len(self[i]["labels"]) for i in range(len(self))):
             raise UserError(
-                f"{field} {self.spec}: none of its {len(self)} images has a box; {advice}"
+                f"{field} {self.spec}: none of {plural(len(self), 'image')} has a box; {advice}"
             )
 
     @property
     def left_out(self) -> LeftOut:
-        """The boxes left out so far; however often an image is read, they count once."""
+        """The boxes left out so far, counted once however often an image is read."""
         with self._lock:
             counts = list(self._left_out.values())
         return LeftOut(sum(n for n, _ in counts), sum(n for _, n in counts), len(counts))
 
     def left_out_line(self) -> str:
-        """A sentence on the boxes left out so far; "" if there is none."""
+        """A sentence about the boxes left out so far; "" if there is none."""
         found = self.left_out
         if not found.images:
             return ""
         return (
-            f"{found.no_area + found.no_label} boxes of {found.images} images of {self.spec} were "
-            f"left out: {found.no_area} have no area inside the image, {found.no_label} have no "
-            "label"
+            f"left out {plural(found.no_area + found.no_label, 'box')} of "
+            f"{plural(found.images, 'image')} of {self.spec}: {found.no_area:,} without area "
+            f"inside the image, {found.no_label:,} without label"
         )
 
     def _locate(self, index: int) -> tuple[PreparedSplit, int]:
         if not 0 <= index < len(self):
-            raise IndexError(f"{self.spec} has {len(self)} images, there is no number {index}")
+            raise IndexError(
+                f"{self.spec} has {plural(len(self), 'image')}: there is no image {index}"
+            )
         which = bisect.bisect_right(self._ends, index)
         return self._parts[which], index - (self._ends[which - 1] if which else 0)
 
     def _usable(self, index: int, example: Example, part: PreparedSplit) -> np.ndarray | None:
-        """Which boxes can be used, bool [n]; None: all. Counts the others; warns of the first."""
+        """Which boxes are usable, bool [n], or None for all; counts the others, warns once."""
         boxes, labels = example["boxes"], example["labels"]
         has_area = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
         has_label = (labels > 0) & (labels <= len(self.class_names))
@@ -192,9 +194,9 @@ class DetectionSource:
             self._left_out[index] = counts
         if first:
             warnings.warn(
-                f"{example['filename']} of {part.name}: {sum(counts)} of its boxes left out, for "
-                "they have no area inside the image or no label; further ones are counted, and "
-                "the sum is told at the end",
+                f"{example['filename']} of {part.name}: {sum(counts)} of its boxes left out for "
+                "lack of area inside the image or of a label; further ones are counted, and the "
+                "total is reported at the end",
                 stacklevel=3,
             )
         return usable
@@ -204,17 +206,16 @@ def open_source(spec: str, data_dir: str | Path) -> DetectionSource:
     """Opens data sets prepared with TFDS as ArrayRecord files.
 
     Args:
-        spec: `NAME[/CONFIG]:SPLIT[@DIR]`, or several joined by commas; SPLIT in TFDS's split
-            language, DIR where that part lies if not in `data_dir`: `shapes:train`,
-            `voc/2007:train+validation,voc/2012:train+validation@/disk/tfds`,
+        spec: `NAME[/CONFIG]:SPLIT[@DIR]`, or several joined by commas. SPLIT is in TFDS's split
+            language; DIR is the folder of that part if it is not `data_dir`. Examples:
+            `shapes:train`, `voc/2007:train+validation,voc/2012:train+validation@/disk/tfds`,
             `voc_folder/cells:train[:80%]`. `shapes` is made at first use. A comma always ends a
-            part, and the first @ begins its DIR, which may hold further @ and colons: TFDS's split
-            language has neither comma nor @, and a directory with a comma in its name can only be
-            given as `data_dir` (or by a link of another name).
+            part, and the first @ starts its DIR, which may contain more @ and colons. A folder
+            with a comma in its name can only be given as `data_dir` (or through a link).
         data_dir: TFDS's data_dir.
 
     Raises:
-        UserError: a data set is missing or stored as TFRecord (the sentence names the command that
+        UserError: a data set is missing or stored as TFRecord (the message names the command that
             helps), damaged or unreadable, a split is unknown or empty, the features are not those
             of detection, or the classes of joined data sets differ.
     """
@@ -222,10 +223,10 @@ def open_source(spec: str, data_dir: str | Path) -> DetectionSource:
 
 
 def parse_spec(spec: str) -> list[SpecPart]:
-    """The parts of a spec, which open_source explains.
+    """The parts of a spec; see `open_source`.
 
     Raises:
-        UserError: a part is not of the form NAME[/CONFIG]:SPLIT[@DIR].
+        UserError: a part does not have the form NAME[/CONFIG]:SPLIT[@DIR].
     """
     parts = []
     for text in spec.split(","):
@@ -236,7 +237,7 @@ def parse_spec(spec: str) -> list[SpecPart]:
             raise UserError(
                 f"{text.strip()!r} in the data set {spec!r} is not NAME[/CONFIG]:SPLIT or "
                 "NAME[/CONFIG]:SPLIT@DIR, such as voc/2007:train+validation (commas join several; "
-                "no name may hold one)"
+                "no name may contain one)"
             )
         parts.append(SpecPart(name, split, directory))
     return parts
@@ -251,10 +252,10 @@ def _open_part(part: SpecPart, data_dir: str) -> PreparedSplit:
 
 
 def _example(part: PreparedSplit, position: int, fields: Any) -> Example:
-    """A record as an example, boxes clipped, nothing left out yet.
+    """A record as an example, with clipped boxes; nothing is left out yet.
 
     Raises:
-        ValueError, IndexError, KeyError, OverflowError: it lacks something or contradicts itself.
+        ValueError, IndexError, KeyError, OverflowError: it is incomplete or inconsistent.
     """
     labels = np.fromiter(_values(fields, "objects/label", "int64_list"), np.int32) + np.int32(1)
     boxes = np.fromiter(_values(fields, "objects/bbox", "float_list"), np.float32)
@@ -267,7 +268,7 @@ def _example(part: PreparedSplit, position: int, fields: Any) -> Example:
     if "image/orientation" in part.keys:
         orientation = _values(fields, "image/orientation", "int64_list")[0]
         if not 1 <= orientation <= 8:
-            raise ValueError(f"image/orientation is {orientation}, not one of 1 to 8")
+            raise ValueError(f"image/orientation is {orientation}, not in 1 to 8")
     filename = _filename(part, position, fields)
     return Example(
         image=_values(fields, "image", "bytes_list")[0],
@@ -281,7 +282,7 @@ def _example(part: PreparedSplit, position: int, fields: Any) -> Example:
 
 
 def _values(fields: Any, key: str, kind: str) -> Any:
-    """The values of one field of a record; asking for a key that is not there would add it."""
+    """The values of one field of a record (reading a missing key directly would add it)."""
     if key not in fields:
         raise KeyError(f"it has no {key}")
     return getattr(fields[key], kind).value

@@ -1,4 +1,4 @@
-"""From `config.data` to an opened data set, preparing a user's own folder at first use."""
+"""`config.data` → an opened data set; a user's own folder is prepared at first use."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ def open_split(settings: ml_collections.ConfigDict, field: str) -> DetectionSour
     into `config.data.dir` at first use.
 
     Raises:
-        UserError: nothing is named, or the data set or split does not exist.
+        UserError: the field is empty, or the data set or split does not exist.
     """
     spec = settings[field]
     if not spec:

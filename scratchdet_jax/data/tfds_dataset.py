@@ -1,4 +1,4 @@
-"""Data sets that TFDS prepared: found, checked and opened as ArrayRecord files; no TensorFlow."""
+"""Finds, checks and opens data sets prepared by TFDS as ArrayRecord files, without TensorFlow."""
 
 import bisect
 import itertools
@@ -14,9 +14,9 @@ from etils import epath
 from tensorflow_datasets.proto import tf_example_pb2
 
 from scratchdet_jax.data import coco_classes
-from scratchdet_jax.errors import UserError
+from scratchdet_jax.errors import UserError, one_line, plural
 
-# TFDS 4.9.10 itself asks for the last three only when its command stops for want of them.
+# TFDS 4.9.10 asks for the last three only when its command fails without them.
 _FOR_TFDS = (
     "(`pip install tensorflow tensorflow-datasets array_record importlib_resources apache-beam "
     "mlcroissant`; nothing else here needs TensorFlow)"
@@ -26,23 +26,23 @@ _FOR_TFDS = (
 _UNLABELLED = {"voc/2012": {"test"}, "coco/2014": {"test", "test2015"}, "coco/2017": {"test"}}
 
 
-# Forms of box features that are read; a plain tensor names none.
+# Accepted formats of box features; a plain tensor has none.
 _YXYX = ("None", str(getattr(tfds.features.BBoxFeature(), "bbox_format", None)))
 
 
 class PreparedSplit(NamedTuple):
-    """One split of one data set, its records open for reading by position.
+    """One split of a prepared data set, its records readable by position.
 
     Safe to read from several threads.
 
     Attributes:
-        name: NAME[/CONFIG]:SPLIT, in messages.
-        unlabelled: the name of a split in it that is published without annotations, or "".
+        name: NAME[/CONFIG]:SPLIT, for messages.
+        unlabelled: the name of a contained split that is published without annotations, or "".
         class_names: in the order of the labels.
         category_ids: the original COCO category id of each label, or None.
-        keys: the features of its records, by their flat names, such as objects/bbox.
-        features: TFDS's description of them.
-        shards: the files, and how many records of each belong to it.
+        keys: flat names of the features, such as objects/bbox.
+        features: TFDS's description of the features.
+        shards: the files, and how many records of each belong to the split.
         records: array_record's data source.
     """
 
@@ -67,16 +67,16 @@ class PreparedSplit(NamedTuple):
         """
         try:
             return tf_example_pb2.Example.FromString(self.records[index]).features.feature
-        except Exception as error:  # array_record has no errors of its own
+        except Exception as error:  # array_record has no exception types of its own
             raise self.damaged(index, error) from error
 
     def read_decoded(self, index: int) -> dict[str, Any]:
-        """A record as TFDS decodes it, pictures left encoded.
+        """A record as TFDS decodes it, with encoded images.
 
         Raises:
             UserError: the file is damaged.
         """
-        # Any other picture (COCO's panoptic maps, say) stays encoded too.
+        # Other images (such as COCO's panoptic maps) stay encoded too.
         decoders = {
             key: tfds.decode.SkipDecoding()
             for key, feature in self.features.items()
@@ -88,26 +88,26 @@ class PreparedSplit(NamedTuple):
             raise self.damaged(index, error) from error
 
     def damaged(self, index: int, reason: object) -> UserError:
-        """What to say of a record that cannot be used: its number, its file, and the reason."""
+        """The error for an unusable record: its number, its file and the reason."""
         ends = list(itertools.accumulate(shard.take for shard in self.shards))
         file = self.shards[bisect.bisect_right(ends, index)].filename
         return UserError(
-            f"record {index} of {self.name} cannot be read ({_one_line(reason)}): {file} is "
+            f"record {index} of {self.name} cannot be read ({_cause(reason)}): {file} is "
             "damaged; delete the data set and prepare it again"
         )
 
 
 def open_prepared(name: str, split: str, data_dir: str) -> PreparedSplit:
-    """Opens a split, and looks whether its files are whole.
+    """Opens a split after checking that its files are intact.
 
     Args:
         name: NAME[/CONFIG].
         split: in TFDS's split language.
-        data_dir: where prepared data sets lie.
+        data_dir: folder of the prepared data sets.
 
     Raises:
-        UserError: the data set is missing, damaged, unreadable, stored as TFRecord or not of
-            detection, or the split is unknown or empty.
+        UserError: the data set is missing, damaged, unreadable, stored as TFRecord or not a
+            detection data set, or the split is unknown or empty.
     """
     directory = _newest_version(name, data_dir)
     builder = _open_builder(directory)
@@ -122,10 +122,10 @@ def open_prepared(name: str, split: str, data_dir: str) -> PreparedSplit:
         file_format = builder.info.file_format.value
         raise UserError(_how_to_convert(name, data_dir, directory, file_format)) from None
     except ValueError as error:
-        if "0 length" not in str(error):  # array_record's way of saying that there is nothing
+        if "0 length" not in str(error):  # array_record's message for an empty split
             raise UserError(_damage(directory, error)) from error
         known = _known(builder.info.splits)
-        raise UserError(f"{name}:{split} holds no image; {name} has {known}") from None
+        raise UserError(f"{name}:{split} has no images; {name} has {known}") from None
     shards = builder.info.splits[split].file_instructions
     _check_shards(name, shards)
     return PreparedSplit(
@@ -144,7 +144,7 @@ def _open_builder(directory: epath.Path) -> Any:
     try:
         builder = tfds.builder_from_directory(directory)
     except Exception as error:
-        cause: BaseException | None = error  # TFDS wraps what the file system says
+        cause: BaseException | None = error  # TFDS wraps the error of the file system
         while cause and not isinstance(cause, PermissionError):
             cause = cause.__cause__ or cause.__context__
         if cause:
@@ -157,10 +157,10 @@ def _open_builder(directory: epath.Path) -> Any:
 
 
 def _split_names(name: str, split: str, splits: Any) -> set[str]:
-    """The splits that a text in TFDS's split language draws on."""
+    """The splits used by an expression in TFDS's split language."""
     try:
         pieces = tfds.core.ReadInstruction.from_spec(split).to_absolute(splits)
-        # TFDS takes train[2:1] for train[2:].
+        # TFDS reads train[2:1] as train[2:].
         if any(piece.to is not None and piece.to < (piece.from_ or 0) for piece in pieces):
             raise ValueError("a slice ends before it starts")
     except (ValueError, AssertionError, KeyError) as error:
@@ -172,27 +172,27 @@ def _split_names(name: str, split: str, splits: Any) -> set[str]:
 
 
 def _known(splits: Any) -> str:
-    counts = (f"{name} ({info.num_examples} images)" for name, info in splits.items())
+    counts = (f"{name} ({plural(info.num_examples, 'image')})" for name, info in splits.items())
     return ", ".join(counts) or "none"
 
 
 def _check_features(name: str, features: Any) -> frozenset[str]:
-    """The flat names of the features, if they are those of detection."""
+    """The flat names of the features, if they are those of a detection data set."""
     kinds = tfds.features
     known = dict(features.items())  # TFDS's FeaturesDict has no get
     image, objects = known.get("image"), known.get("objects")
-    # A tfds.features.Dataset is a Sequence too, but is stored otherwise.
+    # A tfds.features.Dataset is a Sequence too, but is stored differently.
     nested = isinstance(objects, kinds.Sequence) and not isinstance(objects, kinds.Dataset)
     fields = objects.feature if nested and isinstance(objects.feature, kinds.FeaturesDict) else {}
     if not isinstance(image, kinds.Image) or not {"bbox", "label"} <= set(fields):
         raise UserError(
-            f"{name} is not a detection data set of TFDS's form: it needs the features image and "
-            f"objects with bbox and label, and has {', '.join(sorted(features))}"
+            f"{name} is not a detection data set in TFDS's form: it needs the features image and "
+            f"objects with bbox and label, but it has {', '.join(sorted(features))}"
         )
     box, label = fields["bbox"], fields["label"]
     if box.shape != (4,) or str(getattr(box, "bbox_format", None)) not in _YXYX:
         raise UserError(
-            f"{name}: objects/bbox must be (ymin, xmin, ymax, xmax) in [0, 1], TFDS's default form"
+            f"{name}: objects/bbox must be (ymin, xmin, ymax, xmax) in [0, 1], TFDS's default"
         )
     if not isinstance(label, kinds.ClassLabel):
         raise UserError(f"{name}: objects/label must be a ClassLabel, which names its classes")
@@ -200,28 +200,28 @@ def _check_features(name: str, features: Any) -> frozenset[str]:
 
 
 def _class_names(directory: epath.Path, label: tfds.features.ClassLabel) -> tuple[str, ...]:
-    """Read here, for TFDS passes over a file of names that is missing or wrong."""
+    """Reads the class names, because TFDS ignores a missing or wrong file of names."""
     file = directory / "objects-label.labels.txt"
     try:
         lines = file.read_text(encoding="utf-8").split("\n")
     except FileNotFoundError:
         raise UserError(
-            f"{file}, which names the {label.num_classes} classes, is missing: write one name a "
-            "line there, or prepare the data set again"
+            f"{file}, which names the {plural(label.num_classes, 'class')}, is missing: create it "
+            "with one name per line, or prepare the data set again"
         ) from None
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror or error}") from None
     except ValueError as error:
-        raise UserError(_damage(directory, f"{file.name}: {_one_line(error)}")) from None
+        raise UserError(_damage(directory, f"{file.name}: {_cause(error)}")) from None
     names = tuple(line.strip() for line in lines if line.strip())
     if len(names) != label.num_classes or len(set(names)) < len(names):
-        reason = f"{file.name} does not hold {label.num_classes} different names"
+        reason = f"{file.name} does not have {label.num_classes} different names"
         raise UserError(_damage(directory, reason))
     return names
 
 
 def _check_shards(name: str, shards: list[Any]) -> None:
-    """A file cut short or exchanged must not make a smaller data set."""
+    """Makes sure that no file is truncated or replaced, which would shrink the data set."""
     with ThreadPoolExecutor(16) as threads:
         flaws = list(threads.map(_flaw, shards))
     for shard, flaw in zip(shards, flaws, strict=True):
@@ -230,11 +230,11 @@ def _check_shards(name: str, shards: list[Any]) -> None:
 
 
 def _flaw(shard: Any) -> str:
-    """What is wrong with a file, or ""; damage among the records shows only when they are read."""
+    """What is wrong with a file, or ""; damaged records are found only when they are read."""
     advice = "delete the data set and prepare it again"
     try:
         with epath.Path(shard.filename).open("rb"):
-            pass  # array_record does not say why it cannot open a file
+            pass  # array_record does not report why it cannot open a file
         reader = ArrayRecordReader(shard.filename, options="readahead_buffer_size:0")
         count = reader.num_records()
         reader.close()
@@ -242,12 +242,12 @@ def _flaw(shard: Any) -> str:
         return f"is missing: {advice}"
     except PermissionError as error:
         return f"cannot be read: {error.strerror}"
-    except Exception as error:  # array_record has no errors of its own
-        return f"cannot be read ({_one_line(error)}): {advice}"
+    except Exception as error:  # array_record has no exception types of its own
+        return f"cannot be read ({_cause(error)}): {advice}"
     if count == shard.examples_in_shard:
         return ""
     return (
-        f"is damaged or of another data set: it holds {count} readable records instead of "
+        f"is damaged or of another data set: it has {plural(count, 'readable record')} instead of "
         f"{shard.examples_in_shard}; {advice}"
     )
 
@@ -255,7 +255,7 @@ def _flaw(shard: Any) -> str:
 def _category_ids(
     name: str, directory: epath.Path, class_names: tuple[str, ...]
 ) -> tuple[int, ...] | None:
-    """From the report of coco_folder's sets, by COCO's table for TFDS's, else None."""
+    """From report.json for coco_folder, from COCO's table for TFDS's coco, else None."""
     head = name.partition("/")[0]
     if head == "coco" and set(class_names) <= set(coco_classes.IDS):
         return tuple(coco_classes.IDS[class_name] for class_name in class_names)
@@ -264,10 +264,10 @@ def _category_ids(
     try:
         ids = json.loads((directory / "report.json").read_text())["category_ids"]
         if len(ids) != len(class_names) or len(set(ids)) < len(ids):
-            raise ValueError(f"category_ids does not fit the {len(class_names)} classes")
+            raise ValueError(f"category_ids does not match the {plural(len(class_names), 'class')}")
         return tuple(map(int, ids))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(_damage(directory, f"report.json: {_one_line(error)}")) from None
+        raise UserError(_damage(directory, f"report.json: {_cause(error)}")) from None
 
 
 def _newest_version(name: str, data_dir: str) -> epath.Path:
@@ -280,15 +280,15 @@ def _newest_version(name: str, data_dir: str) -> epath.Path:
         return directory
     if configs := _configs(root):
         names = " or ".join(f"{name}/{config}" for config in configs)
-        raise UserError(f"{name} comes in several configs: write {names}")
+        raise UserError(f"{name} has several configs: write {names}")
     raise UserError(
-        f"there is no data set {name} in {data_dir} (it holds {_inventory(data_dir)}): "
+        f"there is no data set {name} in {data_dir} (it has {_inventory(data_dir)}): "
         f"{_how_to_provide(name, data_dir)}"
     )
 
 
 def _list(directory: epath.Path) -> list[str]:
-    """Names in a directory; none if there is no such directory."""
+    """Names in a directory; empty if it does not exist."""
     try:
         return sorted(path.name for path in directory.iterdir())
     except (FileNotFoundError, NotADirectoryError):
@@ -315,7 +315,7 @@ def _inventory(data_dir: str) -> str:
 
 
 def _how_to_provide(name: str, data_dir: str) -> str:
-    """The commands that make a missing data set."""
+    """The commands that create a missing data set."""
     head, _, config = name.partition("/")
     where = f"--data_dir={shlex.quote(data_dir)}"
 
@@ -328,14 +328,14 @@ def _how_to_provide(name: str, data_dir: str) -> str:
         command = own("coco --split=SPLIT:ANNOTATIONS.json:IMAGE_FOLDER", config or "NAME")
         return f"run {command}, with one --split for each split"
     build = (
-        f"run `tfds build {name} --file_format=array_record {where}`, in an environment of its own "
+        f"run `tfds build {name} --file_format=array_record {where}`, in a separate environment "
         f"{_FOR_TFDS}"
     )
     if head == "voc":
         year = config or "2007"
         command = own(f"voc --folder=VOCdevkit/VOC{year}", f"voc{year}")
         return (
-            f"{build}; or, from an unpacked VOCdevkit, run {command} and use voc_folder/voc{year}"
+            f"{build}; or, with an unpacked VOCdevkit, run {command} and use voc_folder/voc{year}"
         )
     if head == "coco":
         year = config or "2017"
@@ -345,7 +345,7 @@ def _how_to_provide(name: str, data_dir: str) -> str:
         )
         command = own(f"coco {splits}", f"coco{year}")
         return (
-            f"{build}; or, where COCO's annotations, train{year} and val{year} are unpacked, run "
+            f"{build}; or, in the folder with COCO's annotations, train{year} and val{year}, run "
             f"{command} and use coco_folder/coco{year}"
         )
     return build
@@ -355,20 +355,19 @@ def _how_to_convert(name: str, data_dir: str, directory: epath.Path, file_format
     return (
         f"{name} in {data_dir} is stored as {file_format}, which has no random access: run `tfds "
         f"convert_format --dataset_version_dir={shlex.quote(str(directory))} "
-        "--out_file_format=array_record`, or build it anew with "
+        "--out_file_format=array_record`, or build it again with "
         f"`tfds build {name} --file_format=array_record --data_dir={shlex.quote(data_dir)} "
-        f"--overwrite`, in an environment of its own {_FOR_TFDS}"
+        f"--overwrite`, in a separate environment {_FOR_TFDS}"
     )
 
 
 def _damage(directory: epath.Path, reason: object) -> str:
     return (
-        f"{directory} cannot be read as a TFDS data set ({_one_line(reason)}): delete it and "
+        f"{directory} cannot be read as a TFDS data set ({_cause(reason)}): delete it and "
         "prepare it again"
     )
 
 
-def _one_line(reason: object) -> str:
-    """An error's text, short enough for a sentence; C++ adds source positions after a semicolon."""
-    text = " ".join(str(reason).partition(";")[0].split()) or type(reason).__name__
-    return text if len(text) <= 200 else text[:200] + "…"
+def _cause(reason: object) -> str:
+    """An error's text on one line, without the source positions that C++ adds after a semicolon."""
+    return one_line(reason).partition(";")[0]

@@ -1,4 +1,4 @@
-"""PASCAL VOC annotation files, read without trusting them."""
+"""Reads PASCAL VOC annotation files without trusting them."""
 
 import math
 from typing import NamedTuple
@@ -13,10 +13,10 @@ class VocObject(NamedTuple):
 
     Attributes:
         name: its class.
-        box_pixels: (ymin, xmin, ymax, xmax) as written, or None where it cannot be read.
-        is_difficult: the flag; False where absent.
-        is_truncated: the flag; False where absent.
-        problem: why `box_pixels` is None, or which flag cannot be read; "" if all is well.
+        box_pixels: (ymin, xmin, ymax, xmax) as written, or None if it cannot be read.
+        is_difficult: the flag; False if absent.
+        is_truncated: the flag; False if absent.
+        problem: why `box_pixels` is None, or which flag cannot be read; "" if there is none.
     """
 
     name: str
@@ -27,7 +27,7 @@ class VocObject(NamedTuple):
 
 
 class VocAnnotation(NamedTuple):
-    """One annotation file: the image's (height, width) as it states it, and the objects."""
+    """One annotation file: the image's (height, width) as stated, and the objects."""
 
     size: tuple[int, int] | None
     objects: tuple[VocObject, ...]
@@ -37,9 +37,9 @@ def parse_annotation(data: bytes) -> VocAnnotation:
     """Reads one annotation.
 
     Raises:
-        ValueError: it is not well-formed XML, is no VOC annotation, is nested absurdly, or declares
-            a document type or entities (which VOC files never do, and which can make a small file
-            expand without end).
+        ValueError: the data is not well-formed XML, not a VOC annotation or too deeply nested, or
+            it declares a document type or entities (VOC files never do, and a small file could
+            expand without bound).
     """
     root = _parse(data)
     if root.tag != "annotation":
@@ -92,7 +92,7 @@ def _size(root: ElementTree.Element) -> tuple[int, int] | None:
 
 
 def _object(element: ElementTree.Element) -> VocObject:
-    name = " ".join((_text(element, "name") or "").split())  # names are stored one a line
+    name = " ".join((_text(element, "name") or "").split())  # names are stored one per line
     difficult, difficult_problem = _flag(element, "difficult")
     truncated, truncated_problem = _flag(element, "truncated")
     problem = difficult_problem or truncated_problem
@@ -123,4 +123,4 @@ def _flag(element: ElementTree.Element, key: str) -> tuple[bool, str]:
     text = _text(element, key)
     if text in (None, "0", "1"):
         return text == "1", ""
-    return False, f"its flag {key} is {text!r}, taken as 0"
+    return False, f"its flag {key} is {text!r}; 0 is assumed"

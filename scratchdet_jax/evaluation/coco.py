@@ -4,10 +4,12 @@ Labels here are contiguous, 1…C; COCO's category ids are not (80 classes use i
 way from one to the other is the category table: label i ↔ class name i ↔ the category of that name.
 """
 
+import collections
 import contextlib
 import io
 import json
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +18,7 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from scratchdet_jax.data import coco_classes
+from scratchdet_jax.data import coco_classes, coco_json
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.evaluation.detections import (
     ImageDetections,
@@ -154,57 +156,60 @@ def submission_category_ids(class_names: Sequence[str]) -> tuple[int, ...]:
 
 
 def read_annotations(path: str | Path) -> dict[str, list[dict[str, Any]]]:
-    """Reads a COCO annotation file: what scoring needs of its images, categories and annotations.
+    """Reads a COCO annotation file as `tools.prepare` does: the fields that scoring needs.
 
-    A missing "area" is taken as the box's, a missing "iscrowd" as 0. Categories come sorted by id,
-    which is the order of the labels of `scratchdet_jax`.
+    A missing or unusable "area" is replaced by the box's, a missing or unusable "iscrowd" by 0;
+    unusable ones are counted on stderr. Image ids may also be text. Unlike in `tools.prepare`, an
+    annotation that cannot be read is an error, because leaving it out would change the score.
+    Categories are sorted by id, which is the order of the labels.
 
     Raises:
-        UserError: the file is missing, is not such a file, or contradicts itself.
+        UserError: the file is missing, not a COCO annotation file, or inconsistent.
     """
-    content = _read_json(path)
-    if not isinstance(content, dict) or not all(
-        isinstance(content.get(key), list) for key in ("images", "annotations", "categories")
-    ):
-        raise UserError(
-            f"{path} is not a COCO annotation file: it must be an object with the lists 'images', "
-            f"'annotations' and 'categories' (test sets have no annotations and cannot be scored)."
-        )
-    images = _read_entries(path, content, "images", lambda entry: {"id": _hashable(entry["id"])})
-    categories = _read_entries(
-        path, content, "categories", lambda entry: {"id": int(entry["id"]), "name": entry["name"]}
-    )
-    for what, values in (
-        ("image ids", [str(entry["id"]) for entry in images]),
-        ("category ids", [entry["id"] for entry in categories]),
-        ("category names", [entry["name"] for entry in categories]),
-    ):
-        if len(set(values)) < len(values):
-            twice = next(value for value in values if values.count(value) > 1)
-            raise UserError(f"{path}: the {what} must differ, but {twice!r} is there twice.")
+    file = coco_json.read_coco(Path(path))
+
+    def image_id(value: Any) -> int | str:
+        number = coco_json.integer(value)
+        return _hashable(value) if number is None else number
+
+    content = {"images": file.images, "annotations": file.annotations}
+    images = _read_entries(path, content, "images", lambda entry: {"id": image_id(entry["id"])})
+    ids = collections.Counter(str(entry["id"]) for entry in images)
+    if twice := [value for value, count in ids.items() if count > 1]:
+        raise UserError(f"{path}: image ids must be unique, but {twice[0]!r} is there twice")
     image_ids = {entry["id"] for entry in images}
-    known_categories = {entry["id"] for entry in categories}
+    known_categories = {number for number, _ in file.categories}
+    replaced: collections.Counter[str] = collections.Counter()
 
     def annotation(entry: dict[str, Any]) -> dict[str, Any]:
-        x, y, width, height = map(float, entry["bbox"])
-        if entry["image_id"] not in image_ids:
-            raise ValueError(f"image {entry['image_id']!r} is not in 'images'")
-        if entry["category_id"] not in known_categories:
+        image, category = image_id(entry["image_id"]), coco_json.integer(entry["category_id"])
+        box, area = coco_json.numbers(entry["bbox"], 4), coco_json.stated_area(entry)
+        is_crowd = coco_json.crowd_flag(entry)
+        if image not in image_ids:
+            raise ValueError(f"image {image!r} is not in 'images'")
+        if category not in known_categories:
             raise ValueError(f"category {entry['category_id']!r} is not in 'categories'")
-        if not np.isfinite((x, y, width, height)).all():
-            raise ValueError(f"the box {entry['bbox']} is not finite")
+        if box is None:
+            raise ValueError(f"the bbox {entry['bbox']!r} is not four finite numbers x, y, w, h")
+        replaced["areas"] += area is None and "area" in entry
+        replaced["flags iscrowd"] += is_crowd is None
         return {
-            "image_id": entry["image_id"],
-            "category_id": entry["category_id"],
-            "bbox": [x, y, width, height],
-            "area": float(entry.get("area", width * height)),
-            "iscrowd": int(entry.get("iscrowd", 0)),
+            "image_id": image,
+            "category_id": category,
+            "bbox": list(box),
+            "area": box[2] * box[3] if area is None else area,
+            "iscrowd": int(bool(is_crowd)),
         }
 
+    annotations = _read_entries(path, content, "annotations", annotation)
+    for what, count in replaced.items():
+        if count:
+            value = "the area of the box" if what == "areas" else "0"
+            print(f"note: {path}: unusable {what}, replaced by {value}: {count}", file=sys.stderr)
     return {
         "images": images,
-        "categories": sorted(categories, key=lambda category: category["id"]),
-        "annotations": _read_entries(path, content, "annotations", annotation),
+        "categories": [{"id": number, "name": name} for number, name in file.categories],
+        "annotations": annotations,
     }
 
 

@@ -9,7 +9,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from scratchdet_jax.data.builders import coco_json
+from scratchdet_jax.data import coco_json
 from scratchdet_jax.data.builders.coco_folder import CocoSplit, prepare_coco_folder
 from scratchdet_jax.data.builders.defects import Kind
 from scratchdet_jax.data.builders.report import PrepareReport
@@ -230,7 +230,7 @@ DEFECTS = {
     "ending": (
         lambda f: f.notes([entry(name="1.JPG"), entry(2)], [box(), box(2, number=2)]),
         Kind.RENAMED,
-        "1.JPG: there is 1.jpg",
+        "1.JPG: found as 1.jpg",
         1,
     ),
     "backslashes": (
@@ -238,13 +238,13 @@ DEFECTS = {
             [entry(name="sub\\x.jpg"), entry(2)], [box(), box(2, number=2)]
         ),
         Kind.RENAMED,
-        "there is sub/x.jpg",
+        "found as sub/x.jpg",
         1,
     ),
     "missing": (
         lambda f: f.notes([entry(name="x/1.jpg"), entry(2)], [box(), box(2, number=2)]),
         Kind.NO_IMAGE,
-        "but there is 1.jpg without the folders before it",
+        "but 1.jpg is there without the leading folders",
         None,
     ),
     "in another folder": (
@@ -252,7 +252,7 @@ DEFECTS = {
             [entry(name="3.jpg"), entry(2)], [box(), box(2, number=2)]
         ),
         Kind.NO_IMAGE,
-        "train, but in its folder below",
+        "train, but in its subfolder below",
         None,
     ),
     "broken": (
@@ -316,7 +316,7 @@ DEFECTS = {
     "twice": (
         lambda f: f.notes([entry(), entry(2), entry()], [box(), box(2, number=2)]),
         Kind.LISTED_TWICE,
-        "image 1 stands there 2 times",
+        "image 1 is listed 2 times",
         1,
     ),
     "one id for two files": (
@@ -423,11 +423,11 @@ def test_the_categories_of_all_splits_must_be_the_same(files):
 
 def test_wrong_splits_and_names_are_errors(files, tmp_path):
     files.image("1.jpg").notes([entry()], [box()])
-    with pytest.raises(UserError, match="no split is named"):
+    with pytest.raises(UserError, match="no split is given"):
         prepare_coco_folder([], tmp_path / "data", "mine")
-    with pytest.raises(UserError, match="two splits are called 'train'"):
+    with pytest.raises(UserError, match="two splits are named 'train'"):
         files.prepare("train", "train")
-    with pytest.raises(UserError, match="there is no folder"):
+    with pytest.raises(UserError, match=r"image folder .* does not exist"):
         files.prepare("val")
     (tmp_path / "all").mkdir()
     with pytest.raises(UserError, match="cannot name a split"):
@@ -459,7 +459,7 @@ def test_prepared_once_while_nothing_changes(files, capsys):
     files.image("1.jpg").notes([entry()], [box()])
     report = files.prepare()
     assert files.prepare(strict=True) == report
-    assert "prepared already" in capsys.readouterr().out
+    assert "already prepared" in capsys.readouterr().out
     files.image("1.jpg", picture() + b"\0")
     with pytest.raises(UserError, match="delete that directory"):
         files.prepare()

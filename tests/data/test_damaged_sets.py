@@ -85,7 +85,7 @@ def test_a_shard_that_is_missing_replaced_or_grown(data_dir):
     path.unlink()
     assert f"{path} of handmade/noise is missing" in refusal(data_dir)
     shutil.copy(other, path)
-    words = f"is damaged or of another data set: it holds 3 readable records instead of {COUNT}"
+    words = f"is damaged or of another data set: it has 3 readable records instead of {COUNT}"
     assert f"{path} of handmade/noise {words}" in refusal(data_dir)
     for content in (whole + b"x", random.Random(0).randbytes(len(whole)), bytes(len(whole))):
         path.write_bytes(content)
@@ -272,7 +272,7 @@ def test_what_is_not_there(data_dir):
     assert "it has no dataset_info.json" in refusal(data_dir)
     files(data_dir).rmdir()
     for place in (data_dir, data_dir / "nowhere", files(data_dir).parent):
-        assert f"there is no data set handmade/noise in {place} (it holds none)" in refusal(place)
+        assert f"there is no data set handmade/noise in {place} (it has none)" in refusal(place)
     (data_dir / "file").write_text("")
     assert "no data set handmade/noise" in refusal(data_dir / "file")
 

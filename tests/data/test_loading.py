@@ -302,7 +302,7 @@ def test_too_many_boxes_name_the_field_the_file_and_the_number():
 
 def test_sizes_that_do_not_fit_are_refused_at_once():
     source = Source(4)
-    with pytest.raises(UserError, match="6 images cannot be shared evenly by 4 processes"):
+    with pytest.raises(UserError, match="6 images cannot be split evenly among 4 processes"):
         train(source, 6, process_count=4)
     with pytest.raises(UserError, match="batch of 0 images"):
         eval_batches(source, batch_size=0, canvas=CANVAS, max_boxes=4)

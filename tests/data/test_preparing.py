@@ -32,7 +32,7 @@ def test_prepared_once_while_nothing_changes(folder, prepare, tmp_path, capsys):
     before = {p: p.stat().st_mtime_ns for p in directory.iterdir()}
     capsys.readouterr()
     assert prepare() == report
-    assert "prepared already" in capsys.readouterr().out
+    assert "already prepared" in capsys.readouterr().out
     assert {p: p.stat().st_mtime_ns for p in directory.iterdir()} == before
 
     with pytest.raises(UserError, match="delete that directory"):
@@ -64,7 +64,7 @@ def test_a_preparation_that_fails_leaves_nothing_that_looks_finished(
     with pytest.raises(UserError, match="there is no data set"):
         examples(tmp_path)
     monkeypatch.undo()
-    monkeypatch.setattr(checks, "check_whole", None)  # not called again
+    monkeypatch.setattr(checks, "check_complete", None)  # not called again
     prepare()
     assert set(examples(tmp_path)) == {"a", "b"}
     assert [p.name for p in (tmp_path / "data").iterdir()] == ["voc_folder"]
@@ -104,7 +104,7 @@ def test_a_journal_cut_short_or_of_another_version_is_no_obstacle(folder, prepar
 
 def test_strict_shows_the_report_and_writes_nothing(folder, prepare, tmp_path, capsys):
     folder.both("a", obj(), obj(box=(3, 3, 3, 9))).split("train", "a")
-    with pytest.raises(UserError, match="1 defects, which --strict does not allow: nothing was"):
+    with pytest.raises(UserError, match="1 defect, which --strict does not allow: nothing was"):
         prepare(strict=True)
     assert "1 × box without area" in capsys.readouterr().out
     assert not (tmp_path / "data" / "voc_folder").exists()

@@ -82,7 +82,7 @@ def test_ids_and_orientations(tmp_path):
     assert source[by_number["-7"]]["orientation"] == 6
     assert source[by_number[str(2**40)]]["orientation"] == 1
     for number in "34":
-        with pytest.raises(UserError, match=r"image/orientation is [09], not one of 1 to 8.*train"):
+        with pytest.raises(UserError, match=r"image/orientation is [09], not in 1 to 8.*train"):
             source[by_number[number]]
 
 
@@ -134,8 +134,8 @@ def test_boxes_are_clipped_or_left_out_counted_and_told(odd):
     assert len(seen) == 1
     assert source.left_out == (8, 4, 2)
     assert source.left_out_line() == (
-        "12 boxes of 2 images of handmade/odd:train,handmade/odd:sound were left out: 8 have no "
-        "area inside the image, 4 have no label"
+        "left out 12 boxes of 2 images of handmade/odd:train,handmade/odd:sound: 8 without area "
+        "inside the image, 4 without label"
     )
 
 
@@ -151,9 +151,7 @@ def test_left_out_boxes_count_once_for_many_threads(odd):
 @pytest.mark.filterwarnings("ignore:.*left out")
 def test_a_set_without_a_usable_box_is_refused_where_boxes_are_needed(odd):
     open_source("handmade/odd:alone,handmade/odd:train", odd).require_boxes("config.data.train")
-    with pytest.raises(
-        UserError, match=r"config\.data\.train handmade/odd:alone: none of its 1 im"
-    ):
+    with pytest.raises(UserError, match=r"config\.data\.train handmade/odd:alone: none of 1 im"):
         open_source("handmade/odd:alone", odd).require_boxes("config.data.train")
 
 
@@ -277,12 +275,12 @@ def test_pickled_and_read_from_threads(data_dir):
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        ("handmade/2007:test", ["no split 'test'", "train (3 images), validation (1 images)"]),
+        ("handmade/2007:test", ["no split 'test'", "train (3 images), validation (1 image)"]),
         ("handmade/2007:train[", ["no split 'train['", "train (3 images)"]),
         ("handmade/2007:train[:9]", ["[:9] incompatible with 3 examples"]),
-        ("handmade/2007:train[:0]", ["handmade/2007:train[:0] holds no image"]),
+        ("handmade/2007:train[:0]", ["handmade/2007:train[:0] has no images"]),
         ("handmade/2007:train[2:1]", ["ends before it starts"]),
-        ("handmade:train", ["several configs", "handmade/2007"]),
+        ("handmade:train", ["has several configs", "handmade/2007"]),
         ("handmade/2007", ["is not NAME[/CONFIG]:SPLIT"]),
         ("handmade/2007:train,", ["'' in the data set"]),
         ("handmade/2007:train+", ["no split 'train+'"]),
@@ -316,7 +314,7 @@ def test_pickled_and_read_from_threads(data_dir):
         ),
         ("handmade/2007:train@", ["is not NAME[/CONFIG]:SPLIT or NAME[/CONFIG]:SPLIT@DIR"]),
         ("handmade/2007:@/x", ["is not NAME[/CONFIG]:SPLIT"]),
-        ("handmade/2007:train@/a,b", ["'b' in the data set", "no name may hold one"]),
+        ("handmade/2007:train@/a,b", ["'b' in the data set", "no name may contain one"]),
     ],
 )
 def test_errors_say_what_to_do(spec, words, data_dir):
@@ -334,7 +332,7 @@ def test_other_kinds_of_data_sets_are_refused(tmp_path):
         }
     )
     make(tmp_path, "mnist", features, {"train": [{"image": PICTURE, "label": 1}]})
-    with pytest.raises(UserError, match="objects with bbox and label, and has image, label"):
+    with pytest.raises(UserError, match="objects with bbox and label, but it has image, label"):
         open_source("handmade/mnist:train", tmp_path)
 
 

@@ -99,7 +99,7 @@ def test_nothing_hides_more_than_seven_tenths(monkeypatch):
 def test_prepared_once_and_read_back(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(shapes, "SPLIT_SIZES", {"train": 5, "validation": 3})
     source = open_source("shapes:validation", tmp_path)
-    assert "making the shapes data set" in capsys.readouterr().out
+    assert "creating the shapes data set" in capsys.readouterr().out
     assert len(source) == 3
     assert source.class_names == shapes.CLASS_NAMES
     for example in (source[i] for i in range(3)):

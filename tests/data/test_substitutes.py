@@ -90,5 +90,5 @@ def test_what_takes_the_place_does_not_depend_on_processes_or_start():
 
 
 def test_a_source_of_broken_images_alone_is_refused():
-    with pytest.raises(UserError, match="not one image of made:train can be read"):
+    with pytest.raises(UserError, match="no image of made:train can be read"):
         batches(1, {}, broken=range(8))

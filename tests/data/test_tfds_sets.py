@@ -103,7 +103,7 @@ def test_voc_07_and_12_join(data_dir):
     # TFDS's voc/2012 has a test split of images alone; joined, it would be all false positives.
     unlabelled = open_source("voc/2007:test,voc/2012:test", data_dir)
     assert len(unlabelled) == 3
-    with pytest.raises(UserError, match=r"test of voc/2012:test comes without annotations"):
+    with pytest.raises(UserError, match=r"test of voc/2012:test has no annotations"):
         unlabelled.require_boxes("config.data.eval")
     open_source("voc/2007:test", data_dir).require_boxes("config.data.eval")
 

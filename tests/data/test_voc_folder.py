@@ -11,11 +11,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from scratchdet_jax.data.builders.defects import Kind
-from scratchdet_jax.data.builders.files import MAX_IMAGE_BYTES, MAX_XML_BYTES
 from scratchdet_jax.data.builders.objects import fit_box
 from scratchdet_jax.data.builders.report import PrepareReport
 from scratchdet_jax.data.builders.voc_folder import dataset_name, prepare_voc_folder
 from scratchdet_jax.data.builders.voc_scan import VOC_CLASSES
+from scratchdet_jax.data.untrusted import MAX_IMAGE_BYTES, MAX_XML_BYTES
 from scratchdet_jax.data.voc_xml import parse_annotation
 from scratchdet_jax.errors import UserError
 from tests.data.voc_layout import HEIGHT, WIDTH, Folder, annotation, examples, jpeg, obj, with_exif
@@ -172,7 +172,7 @@ DEFECTS = {
         lambda f: f.both("x").split("train", "sound", "x", "x.jpg"),
         Kind.NO_IMAGE,
         "ImageSets/Main/train.txt",
-        "without the file's ending",
+        "without the file suffix",
         1,
     ),
     "cut short": (
@@ -228,14 +228,14 @@ DEFECTS = {
         lambda f: f.both("x").split("train", "x", "sound", "x"),
         Kind.LISTED_TWICE,
         "ImageSets/Main/train.txt",
-        "x stands there 2 times",
+        "x is listed 2 times",
         1,
     ),
     "empty split": (
         lambda f: f.both("x").split("val"),
         Kind.EMPTY_SPLIT,
         "ImageSets/Main (val)",
-        "none of its 0 images",
+        "listed: 0",
         1,
     ),
     "path out of the folder": (
@@ -453,14 +453,14 @@ def test_given_classes_keep_their_order_and_others_are_left_out(folder, prepare,
 def test_classes_that_differ_in_capitals_only_are_pointed_out(folder, prepare):
     folder.both("a", obj("Cell"), obj("cell")).split("train", "a")
     notes = prepare().notes
-    assert any("Cell" in note and "capitals" in note for note in notes)
+    assert any("Cell" in note and "upper and lower case" in note for note in notes)
 
 
 def test_without_lists_every_image_is_for_training(folder, prepare, tmp_path):
     folder.both("a").both("b").note("lost", annotation(obj())).split("cell_train", "a 1", "b -1")
     report = prepare()
     assert report.images == {"train": 2}
-    assert any("all images are the split train" in note for note in report.notes)
+    assert any("all images form the split train" in note for note in report.notes)
     assert [(d.kind, d.file) for d in report.defects] == [(Kind.NO_IMAGE, "Annotations/lost.xml")]
     assert set(examples(tmp_path)) == {"a", "b"}
 
@@ -470,7 +470,7 @@ def test_splits_can_be_chosen_and_odd_names_are_made_to_fit(folder, prepare, tmp
     folder.split("train-1", "a").split("all", "a", "b").split("my set", "b")
     report = prepare()
     assert report.images == {"train-1": 1, "all_images": 2, "my_set": 1}
-    assert "1 images of JPEGImages are in no split that is used" in report.notes
+    assert "images of JPEGImages in none of the splits used: 1" in report.notes
     for split, count in report.images.items():
         assert len(examples(tmp_path, split)) == count
     chosen = prepare_voc_folder(folder.path, tmp_path / "data", "one", splits=["train-1"])

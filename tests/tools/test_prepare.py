@@ -41,7 +41,7 @@ def test_voc_prints_the_report_and_prepares(folder, tmp_path, capsys):
     arguments = ["voc", f"--folder={folder}", "--name=cells", f"--data_dir={data}"]
     assert prepare.main(arguments) == 0
     printed = capsys.readouterr().out
-    assert "set_a: 1 images" in printed
+    assert "set_a: 1 image\n" in printed
     assert "2 × box without area (left out)" in printed
     assert "Annotations/b.xml: object 3 (red)" in printed
     assert "use it as voc_folder/cells:SPLIT, SPLIT being one of set_a, set_b" in printed
@@ -93,7 +93,7 @@ def test_coco_prints_the_report_and_prepares(coco, tmp_path, capsys):
     assert prepare.main(coco) == 0
     printed = capsys.readouterr().out
     assert "train: 6 images (1 without boxes)" in printed
-    assert "10 boxes (0 crowd) of 1 classes: x 10" in printed
+    assert "10 boxes (0 crowd) of 1 class: x 10" in printed
     assert "2 × box without area (left out)" in printed
     assert "use it as coco_folder/mine:SPLIT, SPLIT being one of train, val" in printed
     assert len(open_source("coco_folder/mine:train+val", tmp_path / "data")) == 12
@@ -124,7 +124,7 @@ def run_until(arguments, patch, reached):
     """Runs the tool in another process, slowed down by `patch`, and kills it once `reached`."""
     program = (
         "import sys, time\n"
-        "from scratchdet_jax.data.builders import checks, preparing\n"
+        "from scratchdet_jax.data.builders import checks, folder_builder\n"
         f"{patch}\n"
         "from scratchdet_jax.tools import prepare\n"
         "sys.exit(prepare.main(sys.argv[1:]))\n"
@@ -144,16 +144,16 @@ def run_until(arguments, patch, reached):
 @pytest.fixture
 def count_checks(monkeypatch):
     """The images that are decoded from here on."""
-    seen, check = [], checks.check_whole
-    monkeypatch.setattr(checks, "check_whole", lambda data: (seen.append(data), check(data)))
+    seen, check = [], checks.check_complete
+    monkeypatch.setattr(checks, "check_complete", lambda data: (seen.append(data), check(data)))
     return seen
 
 
 def test_killed_while_checking_it_goes_on_from_there(coco, tmp_path, count_checks):
     journal = tmp_path / "data" / ".preparing.coco_folder.mine.jsonl"
     slow = (
-        "check = checks.check_whole\n"
-        "checks.check_whole = lambda data: (time.sleep(0.3), check(data))"
+        "check = checks.check_complete\n"
+        "checks.check_complete = lambda data: (time.sleep(0.3), check(data))"
     )
     run_until(coco, slow, lambda: journal.exists() and journal.read_text().count("\n") >= 4)
     with pytest.raises(UserError, match="there is no data set"):
@@ -169,8 +169,8 @@ def test_killed_while_checking_it_goes_on_from_there(coco, tmp_path, count_check
 def test_killed_while_writing_it_leaves_nothing_that_looks_finished(coco, tmp_path, count_checks):
     place = tmp_path / "data" / "coco_folder" / "mine"
     stuck = (
-        "read = preparing._read_unchanged\n"
-        "preparing._read_unchanged = lambda image, root: ("
+        "read = folder_builder._read_unchanged\n"
+        "folder_builder._read_unchanged = lambda image, root: ("
         "time.sleep(60 * (image.image_id == 3)), read(image, root))[1]"
     )
     run_until(coco, stuck, lambda: list(place.glob("incomplete.*/*array_record*")))
@@ -209,7 +209,7 @@ def test_ctrl_c_is_no_traceback_and_does_not_wait_for_the_rest(coco, monkeypatch
             raise KeyboardInterrupt
         time.sleep(0.1)
 
-    monkeypatch.setattr(checks, "check_whole", interrupt)
+    monkeypatch.setattr(checks, "check_complete", interrupt)
     assert prepare.main(coco) == 130
     assert len(seen) < 12  # all there are
     assert capsys.readouterr().err == "stopped; the same command goes on from here\n"

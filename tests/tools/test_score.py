@@ -223,4 +223,4 @@ def test_coco_bad_results(tmp_path, capsys, results, message):
 
 def test_coco_missing_file(tmp_path, capsys):
     assert score.main(["coco", "--annotations=/none.json", "--detections=/none.json"]) == 1
-    assert "'/none.json' does not exist" in capsys.readouterr().err
+    assert "/none.json does not exist" in capsys.readouterr().err

@@ -1,1 +1,1 @@
-"""TFDS builders that need no TensorFlow."""
+"""TFDS builders that do not need TensorFlow."""

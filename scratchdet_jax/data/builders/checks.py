@@ -1,4 +1,4 @@
-"""Decoding every image once, in parallel, and remembering across killed runs which are sound."""
+"""Decodes every image once, in parallel, and remembers the results across killed runs."""
 
 import contextlib
 import json
@@ -12,20 +12,20 @@ from typing import NamedTuple, Self, TextIO
 from tqdm import tqdm
 
 from scratchdet_jax.data.builders.defects import Kind
-from scratchdet_jax.data.builders.files import (
+from scratchdet_jax.data.images import ImageHeader, check_complete, read_header
+from scratchdet_jax.data.untrusted import (
     MAX_IMAGE_BYTES,
     OutsideFolderError,
     Stamp,
     read_inside,
     stamp_inside,
 )
-from scratchdet_jax.data.images import ImageHeader, check_whole, read_header
 
-_VERSION = 1  # raise it when check_images finds other images sound than before
+_VERSION = 1  # increase it when check_images accepts other images than before
 
 
 class Checked(NamedTuple):
-    """An image file that was looked at: its header if it is sound, else what is wrong with it."""
+    """The result for one image file: its header if it is intact, else what is wrong with it."""
 
     stamp: Stamp | None
     header: ImageHeader | None
@@ -34,15 +34,15 @@ class Checked(NamedTuple):
 
 
 class Journal:
-    """Remembers checked images in a hidden file until the data set stands.
+    """Remembers checked images in a hidden file until the data set is complete.
 
-    A line is written for every image as soon as it is checked, so that a run that comes after a
-    killed one need not decode it again. Entries are valid for a path, size and time of
-    modification. Several processes may append at once.
+    Every image is recorded as soon as it is checked, so a run after a killed one does not decode
+    it again. An entry is valid for a path, size and modification time. Several processes may append
+    at the same time.
     """
 
     def __init__(self, path: Path) -> None:
-        """`path`: of the file, which is made with the first entry."""
+        """`path` is the file; it is created with the first entry."""
         self._path = path
         self._file: TextIO | None = None
         self._entries: dict[tuple[str, Stamp], Checked] = {}
@@ -50,7 +50,7 @@ class Journal:
     def __enter__(self) -> Self:
         with contextlib.suppress(OSError):
             for line in self._path.read_text(encoding="utf-8").splitlines():
-                with contextlib.suppress(ValueError, KeyError, TypeError):  # a line cut short
+                with contextlib.suppress(ValueError, KeyError, TypeError):  # a truncated line
                     self._load(json.loads(line))
         return self
 
@@ -65,22 +65,22 @@ class Journal:
                 self._file.close()
 
     def find(self, path: Path, stamp: Stamp) -> Checked | None:
-        """What is known of a file."""
+        """The recorded result for a file, or None."""
         return self._entries.get((str(path), stamp))
 
     def add(self, path: Path, checked: Checked) -> None:
-        """Notes down a file, unless it is known or could not even be opened."""
+        """Records a file, unless it is known already or could not be opened."""
         if checked.stamp is None or (str(path), checked.stamp) in self._entries:
             return
         fields = {"version": _VERSION, "path": str(path), **checked._asdict()}
-        with contextlib.suppress(OSError):  # a full disk will tell when the data is written
+        with contextlib.suppress(OSError):  # a full disk is reported when the data is written
             if self._file is None:
                 self._file = self._path.open("a", encoding="utf-8", buffering=1)
             self._file.write(json.dumps(fields) + "\n")
         self._entries[str(path), checked.stamp] = checked
 
     def remove(self) -> None:
-        """Forgets everything: the data set stands."""
+        """Deletes the file, once the data set is complete."""
         self._path.unlink(missing_ok=True)
 
     def _load(self, fields: dict) -> None:
@@ -95,15 +95,15 @@ class Journal:
 
 
 def check_images(paths: Sequence[Path], root: Path, journal: Journal) -> dict[Path, Checked]:
-    """Decodes every image whole, unless the journal knows it; shows a progress bar.
+    """Decodes every image completely, unless the journal has it; shows a progress bar.
 
     Args:
-        paths: of the image files.
-        root: the resolved folder that they must be in.
-        journal: of what has been checked already; gets the rest.
+        paths: the image files.
+        root: the resolved folder that must contain them.
+        journal: images checked earlier; the others are added.
 
     Returns:
-        The findings by path.
+        The results by path.
     """
     found = {}
     with ThreadPoolExecutor(os.cpu_count()) as threads:
@@ -116,7 +116,7 @@ def check_images(paths: Sequence[Path], root: Path, journal: Journal) -> dict[Pa
             ):
                 journal.add(path, checked)
                 found[path] = checked
-        except BaseException:  # Ctrl-C, say, should not wait for the rest
+        except BaseException:  # Ctrl-C, for example, must not wait for the rest
             threads.shutdown(wait=False, cancel_futures=True)
             raise
     return found
@@ -134,7 +134,7 @@ def _check(path: Path, root: Path, journal: Journal) -> Checked:
         return Checked(None, None, Kind.BROKEN_IMAGE, str(error))
     try:
         header = read_header(encoded)
-        check_whole(encoded)
+        check_complete(encoded)
     except ValueError as error:
         return Checked(stamp, None, Kind.BROKEN_IMAGE, str(error))
     return Checked(stamp, header)

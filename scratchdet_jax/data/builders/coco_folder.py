@@ -1,4 +1,4 @@
-"""COCO annotation files and folders of images → a prepared TFDS data set, with a report."""
+"""COCO annotation files and image folders → a prepared TFDS data set and a report."""
 
 import re
 from collections.abc import Sequence
@@ -8,16 +8,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow_datasets as tfds
 
-from scratchdet_jax.data.builders.coco_json import CocoFile, read_coco
 from scratchdet_jax.data.builders.coco_scan import fingerprint, list_split, scan
-from scratchdet_jax.data.builders.files import as_user_errors
-from scratchdet_jax.data.builders.folder_builder import FolderBuilder, check_name, prepare
+from scratchdet_jax.data.builders.folder_builder import FolderBuilder, check_name, prepare_dataset
 from scratchdet_jax.data.builders.report import PrepareReport
+from scratchdet_jax.data.coco_json import CocoFile, read_coco
+from scratchdet_jax.data.untrusted import as_user_errors
 from scratchdet_jax.errors import UserError
 
 
 class CocoSplit(NamedTuple):
-    """What a split is made of: an annotation file and the folder of its images."""
+    """The input of a split: an annotation file and the folder of its images."""
 
     name: str
     annotations: Path
@@ -39,27 +39,27 @@ class CocoFolder(FolderBuilder):
 def prepare_coco_folder(
     splits: Sequence[CocoSplit], data_dir: str | Path, name: str, strict: bool = False
 ) -> PrepareReport:
-    """Prepares COCO files as the data set `coco_folder/<name>` unless it is there.
+    """Prepares COCO files as the data set `coco_folder/<name>` unless it exists.
 
-    Labels are 1…C in the order of the category ids (COCO's 80 of 90 ids become 1…80); the ids are
-    in report.json. Image ids must be integers and are kept, as are annotation ids, areas (in whole
-    pixels) and crowd flags; segmentations are not. Every image is decoded, whole, and every box
-    checked. What cannot be used is left out, counted and named, and the rest is used. Images are
-    stored byte for byte; boxes refer to them as displayed, after the turn in image/orientation.
-    Nothing outside the named folders is read.
+    Labels are 1…C in the order of the category ids (COCO's 80 ids up to 90 become 1…80); the ids
+    are in report.json. Image ids must be integers and are kept, as are annotation ids, areas (as
+    integers, in pixels) and crowd flags; segmentations are not. Every image is decoded completely
+    and every box checked. Unusable data are left out, counted and named; the rest is used. Images
+    are stored byte for byte; boxes refer to them as displayed, after the turn in
+    image/orientation. Nothing outside the named folders is read.
 
     Args:
         splits: at least one; all with the same categories.
         data_dir: TFDS's data_dir.
-        name: of the data set.
-        strict: any defect is an error, and nothing is written.
+        name: name of the data set.
+        strict: treat any defect as an error and write nothing.
 
     Returns:
-        The report, read back where the data set is there already.
+        The report, read back if the data set existed.
 
     Raises:
-        UserError: a file or folder is missing, a file is no COCO annotation file, the category
-            tables differ, or nothing can be used; and as `preparing.prepare`.
+        UserError: a file or folder is missing, a file is not a COCO annotation file, the category
+            tables differ, or an error of `prepare_dataset`.
     """
     check_name(name)
     _check_splits(splits)
@@ -73,20 +73,20 @@ def prepare_coco_folder(
             listings[split.name] = list_split(file, split.images)
         identity = fingerprint(listings)
     source = ", ".join(str(split.annotations) for split in splits)
-    return prepare(
+    return prepare_dataset(
         CocoFolder,
         name,
         data_dir,
         source,
         identity,
-        lambda journal: scan(listings, source, journal),
+        lambda journal: scan(listings, journal),
         strict,
     )
 
 
 def _check_splits(splits: Sequence[CocoSplit]) -> None:
     if not splits:
-        raise UserError("no split is named: give at least one as NAME:ANNOTATIONS:IMAGES")
+        raise UserError("no split is given: give at least one as NAME:ANNOTATIONS:IMAGES")
     names = [split.name for split in splits]
     for split in splits:
         if not re.fullmatch(r"\w[\w-]*", split.name) or split.name.lower() == "all":
@@ -94,9 +94,9 @@ def _check_splits(splits: Sequence[CocoSplit]) -> None:
                 f"{split.name!r} cannot name a split: use letters, digits, _ and - (and not 'all')"
             )
         if names.count(split.name) > 1:
-            raise UserError(f"two splits are called {split.name!r}: give each its own name")
+            raise UserError(f"two splits are named {split.name!r}: give each its own name")
         if not split.images.is_dir():
-            raise UserError(f"there is no folder {split.images} for the images of {split.name}")
+            raise UserError(f"the image folder {split.images} of split {split.name} does not exist")
 
 
 def _check_categories(first: CocoFile, other: CocoFile) -> None:
@@ -105,7 +105,7 @@ def _check_categories(first: CocoFile, other: CocoFile) -> None:
     (number, name), *_ = sorted({*first.categories} ^ {*other.categories})
     has, lacks = (first, other) if (number, name) in first.categories else (other, first)
     raise UserError(
-        f"{first.path} and {other.path} cannot be splits of one data set, as their categories "
+        f"{first.path} and {other.path} cannot be splits of one data set because their categories "
         f"differ: {has.path.name} has {number} = {name!r}, {lacks.path.name} has "
         f"{dict(lacks.categories).get(number, 'no such id')!r}"
     )

@@ -1,4 +1,4 @@
-"""Reading and checking a COCO annotation file and its folder of images."""
+"""Reads and checks a COCO annotation file and its image folder."""
 
 import collections
 import hashlib
@@ -10,24 +10,23 @@ from reprlib import repr as brief
 from typing import Any, NamedTuple
 
 from scratchdet_jax.data.builders.checks import Checked, Journal, check_images
-from scratchdet_jax.data.builders.coco_json import CocoFile, integer, numbers
 from scratchdet_jax.data.builders.defects import Defect, Kind
-from scratchdet_jax.data.builders.files import ImageFolder, OutsideFolderError, as_text
-from scratchdet_jax.data.builders.folder_builder import Contents, refuse_empty
+from scratchdet_jax.data.builders.folder_builder import Contents
 from scratchdet_jax.data.builders.objects import (
     Box,
     CocoItem,
     Frame,
-    PreparedImage,
+    UsableImage,
     annotated_frame,
     fit_box,
     turned,
 )
-from scratchdet_jax.data.builders.report import PrepareReport, statistics
+from scratchdet_jax.data.coco_json import CocoFile, crowd_flag, integer, numbers, stated_area
+from scratchdet_jax.data.untrusted import ImageFolder, OutsideFolderError, as_text
 
 
-class Image(NamedTuple):
-    """A listed image whose file exists; `stated` is its (height, width) by the list."""
+class ListedImage(NamedTuple):
+    """A listed image whose file exists; `stated` is its (height, width) in the list."""
 
     path: Path
     file_name: str
@@ -39,23 +38,23 @@ class Listing(NamedTuple):
 
     Attributes:
         file: the annotation file.
-        root: the resolved folder of the images.
-        images: by id, those whose file exists.
-        ids: of all images that are listed, usable or not.
-        count: of different images that are listed.
-        defects: what was wrong so far.
+        root: the resolved image folder.
+        images: listed images whose file exists, by id.
+        ids: ids of all listed images, usable or not.
+        count: number of different listed images.
+        defects: defects found so far.
     """
 
     file: CocoFile
     root: Path
-    images: dict[int, Image]
+    images: dict[int, ListedImage]
     ids: set[int]
     count: int
     defects: list[Defect]
 
 
 def list_split(file: CocoFile, folder: Path) -> Listing:
-    """Finds the files of the images that an annotation file lists; opens none."""
+    """Finds the files of the images listed in an annotation file, without opening them."""
     root, name = folder.resolve(), as_text(file.path.name)
     defects: list[Defect] = []
     entries, ids, count = _distinct(file, name, defects)
@@ -72,15 +71,15 @@ def list_split(file: CocoFile, folder: Path) -> Listing:
             defects.append(Defect.of(Kind.NO_IMAGE, name, f"{where}: not in {folder}{hint}"))
             continue
         if remark:
-            defects.append(Defect.of(Kind.RENAMED, name, f"{where}: there is {as_text(remark)}"))
+            defects.append(Defect.of(Kind.RENAMED, name, f"{where}: found as {as_text(remark)}"))
         stated = integer(entry.get("height")), integer(entry.get("width"))
-        images[image_id] = Image(path, entry["file_name"], None if None in stated else stated)
+        images[image_id] = ListedImage(path, entry["file_name"], None if None in stated else stated)
     _note_shared(images, name, defects)
     return Listing(file, root, images, ids, count, defects)
 
 
 def fingerprint(listings: Mapping[str, Listing]) -> str:
-    """Changes with the splits, an annotation file, or an image's name or size in bytes."""
+    """A hash of the splits, the annotation files, and the images' names and file sizes."""
     digest = hashlib.sha256()
     for split, listing in listings.items():
         digest.update(json.dumps([split, listing.file.digest]).encode())
@@ -91,18 +90,12 @@ def fingerprint(listings: Mapping[str, Listing]) -> str:
     return digest.hexdigest()
 
 
-def scan(
-    listings: Mapping[str, Listing], source: str, journal: Journal
-) -> tuple[Contents, PrepareReport]:
+def scan(listings: Mapping[str, Listing], journal: Journal) -> Contents:
     """Decodes the images and checks the annotations.
 
     Args:
         listings: by split, all with the same categories.
-        source: what is prepared, in messages.
-        journal: of images checked before.
-
-    Raises:
-        UserError: no image or no box can be used.
+        journal: images checked earlier.
     """
     defects, notes, splits, left_out = [], [], {}, {}
     categories = next(iter(listings.values())).file.categories
@@ -113,29 +106,23 @@ def scan(
         if images:
             splits[split] = images
         else:
-            reason = f"none of its {listing.count} images can be used"
+            reason = f"none of its images is usable; listed: {listing.count}"
             defects.append(
                 Defect.of(Kind.EMPTY_SPLIT, f"{listing.file.path.name} ({split})", reason)
             )
     names = tuple(name for _, name in categories)
-    contents = Contents(splits, {split: listings[split].root for split in splits})
-    fields = statistics(splits, names)
-    if empty := [name for name, count in fields["boxes"].items() if not count]:
+    used = {item.name for images in splits.values() for image in images for item in image.objects}
+    if empty := [name for name in names if name not in used]:
         notes.append(f"no box is of the class{'es' * (len(empty) > 1)} {', '.join(empty)}")
-    report = PrepareReport(
-        name="",
-        source="",
-        directory="",
-        fingerprint="",
+    return Contents(
+        splits=splits,
+        roots={split: listings[split].root for split in splits},
         class_names=names,
         category_ids=tuple(number for number, _ in categories),
         left_out=left_out,
         notes=notes,
         defects=defects,
-        **fields,
     )
-    refuse_empty(source, contents, report)
-    return contents, report
 
 
 def _distinct(
@@ -159,7 +146,7 @@ def _distinct(
             unreadable += len(names)
             continue
         if len(same) > 1:
-            reason = f"image {image_id} stands there {len(same)} times"
+            reason = f"image {image_id} is listed {len(same)} times"
             defects.append(Defect.of(Kind.LISTED_TWICE, name, reason))
         entries[image_id] = same[0]
     return entries, set(by_id), len(entries) + unreadable
@@ -175,7 +162,7 @@ def _entry_problem(entry: Any) -> str:
     return ""
 
 
-def _note_shared(images: Mapping[int, Image], name: str, defects: list[Defect]) -> None:
+def _note_shared(images: Mapping[int, ListedImage], name: str, defects: list[Defect]) -> None:
     by_path: dict[Path, list[int]] = collections.defaultdict(list)
     for image_id, image in images.items():
         by_path[image.path].append(image_id)
@@ -187,37 +174,37 @@ def _note_shared(images: Mapping[int, Image], name: str, defects: list[Defect]) 
 
 def _scan_split(
     listing: Listing, categories: Mapping[int, str], journal: Journal
-) -> tuple[list[PreparedImage], list[Defect]]:
+) -> tuple[list[UsableImage], list[Defect]]:
     """The usable images in the order of their list, and the defects."""
     name = as_text(listing.file.path.name)
     paths = list(dict.fromkeys(image.path for image in listing.images.values()))
     checked = check_images(paths, listing.root, journal)
     entries, defects = _by_image(listing, name)
     reader = _AnnotationReader(name, categories, listing.file.annotations, defects)
-    prepared = []
+    images = []
     for image_id, image in listing.images.items():
         found = checked[image.path]
         if found.header is None:
             reason = f"image {image_id}, {as_text(image.file_name)}: {found.reason}"
             defects.append(Defect.of(found.kind, name, reason))
         else:
-            prepared.append(_prepare_image(image_id, image, found, entries[image_id], reader))
-    return prepared, defects
+            images.append(_usable_image(image_id, image, found, entries[image_id], reader))
+    return images, defects
 
 
-def _prepare_image(
+def _usable_image(
     image_id: int,
-    image: Image,
+    image: ListedImage,
     checked: Checked,
     entries: Sequence[tuple[int, dict[str, Any]]],
     reader: "_AnnotationReader",
-) -> PreparedImage:
+) -> UsableImage:
     frame = annotated_frame(image.stated, checked.header)
     if frame.problem:
-        kind = Kind.SIZE if frame.orientation == 1 else Kind.TURNED
-        reader.note(kind, f"image {image_id}, {as_text(image.file_name)}: {frame.problem}")
+        kind, reason = frame.problem
+        reader.note(kind, f"image {image_id}, {as_text(image.file_name)}: {reason}")
     items = [reader.read(position, entry, frame) for position, entry in entries]
-    return PreparedImage(
+    return UsableImage(
         image.path,
         checked.stamp,
         as_text(image.file_name),
@@ -231,7 +218,7 @@ def _prepare_image(
 def _by_image(
     listing: Listing, name: str
 ) -> tuple[dict[int, list[tuple[int, dict[str, Any]]]], list[Defect]]:
-    """The annotations, with their positions, by image; those of images left out are dropped."""
+    """Annotations and their positions by image, without those of images that are left out."""
     entries: dict[int, list[tuple[int, dict[str, Any]]]] = {i: [] for i in listing.images}
     defects = []
     for position, entry in enumerate(listing.file.annotations):
@@ -249,7 +236,7 @@ def _by_image(
 
 
 class _AnnotationReader:
-    """Reads the annotations of one file, noting what is wrong with them."""
+    """Reads the annotations of one file and records their defects."""
 
     def __init__(
         self,
@@ -264,11 +251,11 @@ class _AnnotationReader:
         self._ids: set[int] = set()
 
     def note(self, kind: Kind, reason: str) -> None:
-        """Adds a defect of this file."""
+        """Records a defect of this file."""
         self._defects.append(Defect.of(kind, self._name, reason))
 
     def read(self, position: int, entry: Mapping[str, Any], frame: Frame) -> CocoItem | None:
-        """The usable object of an annotation, its box in the displayed frame; or None."""
+        """The object of an annotation, its box in the displayed frame; None if unusable."""
         where = f"annotations[{position}] (image {entry['image_id']})"
         values = numbers(entry.get("bbox"), 4)
         if values is None:
@@ -297,10 +284,10 @@ class _AnnotationReader:
         )
 
     def _area(self, entry: Mapping[str, Any], box: Box, frame: Frame, where: str) -> int:
-        """In whole pixels, as TFDS stores it: rounding up would change COCO's size classes."""
-        found = numbers([entry["area"]], 1) if "area" in entry else None
-        if found is not None and 0 <= found[0] < 2**62:
-            return int(found[0])
+        """An integer, as TFDS stores it. Rounding up would change COCO's size classes."""
+        found = stated_area(entry)
+        if found is not None:
+            return int(found)
         if "area" in entry:
             self.note(Kind.AREA, f"{where}: its area is {brief(entry['area'])}")
         height, width = frame.size
@@ -317,8 +304,7 @@ class _AnnotationReader:
         return number
 
     def _flag(self, entry: Mapping[str, Any], where: str) -> bool:
-        flag = entry.get("iscrowd", 0)
-        if flag in (0, 1) and isinstance(flag, (int, float)):
-            return bool(flag)
-        self.note(Kind.FLAG, f"{where}: iscrowd is {brief(flag)}")
-        return False
+        flag = crowd_flag(entry)
+        if flag is None:
+            self.note(Kind.FLAG, f"{where}: iscrowd is {brief(entry['iscrowd'])}")
+        return bool(flag)

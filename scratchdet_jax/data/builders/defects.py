@@ -1,13 +1,16 @@
-"""The vocabulary of defects: what can be wrong in a folder of images and annotations."""
+"""Kinds of defect: what can be wrong in a folder of images and annotations."""
 
 import enum
 from typing import NamedTuple
 
-from scratchdet_jax.data.builders.files import printable
+from scratchdet_jax.data.untrusted import printable
 
 
 class Kind(enum.StrEnum):
-    """Kinds of defect; each says what became of it."""
+    """Kinds of defect, each with its consequence.
+
+    The texts are stored in report.json and in journals, so they must not change.
+    """
 
     SWAPPED = "box with swapped corners (repaired)"
     CLIPPED = "box reaching out of the image (clipped)"
@@ -36,7 +39,7 @@ class Kind(enum.StrEnum):
 
 
 class Defect(NamedTuple):
-    """One thing wrong in the input: its kind, the file (relative to it), and the details."""
+    """One defect of the input: its kind, the file (a relative path) and the details."""
 
     kind: Kind
     file: str
@@ -44,5 +47,5 @@ class Defect(NamedTuple):
 
     @classmethod
     def of(cls, kind: Kind, file: str, reason: str) -> "Defect":
-        """A defect whose texts fit on one line, whatever the file names and values in them."""
+        """A defect whose texts fit on one line, whatever names and values they contain."""
         return cls(kind, printable(file), printable(reason))

@@ -1,4 +1,4 @@
-"""What VOC and COCO folders have in common: from checked images to a TFDS data set and a report."""
+"""Common to VOC and COCO folders: checked images → a TFDS data set and a report."""
 
 import abc
 import functools
@@ -13,35 +13,48 @@ from tensorflow_datasets.core.utils import shard_utils
 from tqdm import tqdm
 
 from scratchdet_jax.data.builders.checks import Journal
-from scratchdet_jax.data.builders.files import as_user_errors, printable, read_inside, stamp_inside
-from scratchdet_jax.data.builders.objects import PreparedImage
-from scratchdet_jax.data.builders.report import PrepareReport
+from scratchdet_jax.data.builders.defects import Defect
+from scratchdet_jax.data.builders.objects import UsableImage
+from scratchdet_jax.data.builders.report import PrepareReport, statistics
 from scratchdet_jax.data.builders.writing import write_dataset
-from scratchdet_jax.errors import UserError, writable_folder
+from scratchdet_jax.data.untrusted import as_user_errors, printable, read_inside, stamp_inside
+from scratchdet_jax.errors import UserError, one_line, plural, writable_folder
 
 
 class Contents(NamedTuple):
-    """What goes into the data set: the usable images by split, in the order of their list.
+    """What a scan of the input found.
 
-    `roots` are the resolved folders that hold the images, by split.
+    Attributes:
+        splits: the usable images by split, in the order of their list.
+        roots: the resolved folder of the images, by split.
+        class_names: in the order of the labels.
+        category_ids: the COCO category id of each label; None for VOC.
+        left_out: number of listed images that cannot be used, by split.
+        notes: decisions made for the user.
+        defects: everything that was left out or repaired.
     """
 
-    splits: Mapping[str, Sequence[PreparedImage]]
+    splits: Mapping[str, Sequence[UsableImage]]
     roots: Mapping[str, Path]
+    class_names: tuple[str, ...]
+    category_ids: tuple[int, ...] | None
+    left_out: dict[str, int]
+    notes: list[str]
+    defects: list[Defect]
 
 
 class FolderBuilder(tfds.core.ShardBasedBuilder):
-    """Writes checked images as they are, in order; at most one shard is held in memory.
+    """Writes checked images unchanged and in order, with at most one shard in memory.
 
-    (TFDS's GeneratorBasedBuilder shuffles by itself, which takes TensorFlow above 1 GB.)
+    (TFDS's GeneratorBasedBuilder shuffles, which needs TensorFlow above 1 GB.)
     """
 
-    # Nothing is downloaded. (TFDS's own search for checksums of downloads imports
-    # importlib_resources, which neither TFDS nor etils installs.)
+    # Nothing is downloaded. TFDS's search for checksums of downloads would import
+    # importlib_resources, which neither TFDS nor etils installs.
     url_infos = None
 
     def __init__(self, data_dir: str | Path, contents: Contents, report: PrepareReport) -> None:
-        """`report` gives the name and the classes and is stored beside the data."""
+        """`report` gives the name and the classes and is stored with the data."""
         self._contents, self._report = contents, report
         name = report.name.rpartition("/")[2]
         config = tfds.core.BuilderConfig(name=name, description=report.source)
@@ -53,7 +66,7 @@ class FolderBuilder(tfds.core.ShardBasedBuilder):
 
     @abc.abstractmethod
     def _object_features(self) -> dict[str, Any]:
-        """The TFDS features of an object, besides its label and its box."""
+        """The TFDS features of an object besides its label and its box."""
 
     def _info(self) -> tfds.core.DatasetInfo:
         names = list(self._report.class_names)
@@ -93,7 +106,7 @@ class FolderBuilder(tfds.core.ShardBasedBuilder):
         ]
 
     def _generate(
-        self, split: str, images: Sequence[PreparedImage], progress: tqdm
+        self, split: str, images: Sequence[UsableImage], progress: tqdm
     ) -> Iterator[tuple[str | int, dict[str, Any]]]:
         labels = {name: i for i, name in enumerate(self._report.class_names)}
         for image in images:
@@ -122,32 +135,32 @@ class FolderBuilder(tfds.core.ShardBasedBuilder):
                 progress.close()
 
 
-def prepare(
+def prepare_dataset(
     builder: type[FolderBuilder],
     name: str,
     data_dir: str | Path,
     source: str,
     fingerprint: str,
-    scan: Callable[[Journal], tuple[Contents, PrepareReport]],
+    scan: Callable[[Journal], Contents],
     strict: bool,
 ) -> PrepareReport:
-    """Prepares `<builder>/<name>` unless it is there, and prints the report.
+    """Prepares the data set `<builder>/<name>` unless it exists, and prints the report.
 
     Args:
-        builder: of the data set.
-        name: of the data set; see check_name.
+        builder: the class that writes the data set.
+        name: name of the data set; see `check_name`.
         data_dir: TFDS's data_dir.
-        source: what is prepared, in messages.
-        fingerprint: of the input's contents and of the choices made.
-        scan: checks the input; its report lacks name, source, directory and fingerprint.
-        strict: any defect is an error, and nothing is written.
+        source: the input, for messages.
+        fingerprint: hash of the input's contents and of the options.
+        scan: reads and checks the input.
+        strict: treat any defect as an error and write nothing.
 
     Returns:
-        The report, read back where the data set is there already.
+        The report, read back if the data set existed.
 
     Raises:
-        UserError: nothing can be used, something is wrong and `strict`, `name` is taken by other
-            data, a file changed meanwhile, or the data folder cannot be written.
+        UserError: nothing is usable, there are defects and `strict` is set, `name` is taken by
+            other data, a file changed meanwhile, or the data folder cannot be written.
     """
     directory = Path(data_dir) / builder.name / name / str(builder.VERSION)
     if directory.exists():
@@ -158,9 +171,20 @@ def prepare(
     writable_folder(Path(data_dir), "the data folder")
     journal_file = Path(data_dir) / f".preparing.{builder.name}.{name}.jsonl"
     with as_user_errors(source), Journal(journal_file) as journal:
-        contents, report = scan(journal)
-        report.name, report.source = f"{builder.name}/{name}", printable(source)
-        report.directory, report.fingerprint = printable(str(directory)), fingerprint
+        contents = scan(journal)
+        report = PrepareReport(
+            name=f"{builder.name}/{name}",
+            source=printable(source),
+            directory=printable(str(directory)),
+            fingerprint=fingerprint,
+            class_names=contents.class_names,
+            category_ids=contents.category_ids,
+            left_out=contents.left_out,
+            notes=contents.notes,
+            defects=contents.defects,
+            **statistics(contents.splits, contents.class_names),
+        )
+        _refuse_empty(source, report)
         allowed = not (strict and report.defects)
         if allowed:
             write_dataset(lambda: builder(data_dir, contents, report))
@@ -171,29 +195,31 @@ def prepare(
 
 
 def check_name(name: str) -> None:
-    """Raises a UserError unless the text can name a data set."""
+    """Raises a UserError if the text cannot name a data set."""
     if not re.fullmatch(r"\w[\w.+-]*", name) or re.fullmatch(r"\d+\.\d+\.\d+", name):
-        raise UserError(f"{name!r} cannot name a data set: use letters, digits, and _ . + - inside")
+        raise UserError(
+            f"{name!r} cannot name a data set: use letters and digits, with _ . + - inside"
+        )
 
 
-def refuse_empty(source: str, contents: Contents, report: PrepareReport) -> None:
-    """Raises a UserError if there is no image or no box at all."""
-    if contents.splits and sum(report.boxes.values()):
+def _refuse_empty(source: str, report: PrepareReport) -> None:
+    """Raises a UserError if there is no usable image or no usable box."""
+    if report.images and sum(report.boxes.values()):
         return
-    what = "box" if contents.splits else "image"
+    what = "box" if report.images else "image"
     causes = ", ".join(f"{count} × {kind}" for kind, count in report.counts().items())
     first = report.defects[0] if report.defects else None
     example = f"; the first: {first.file}: {first.reason}" if first else ""
-    raise UserError(f"{source} holds no usable {what}: {causes or 'it is empty'}{example}")
+    raise UserError(f"{source} has no usable {what}: {causes or 'it is empty'}{example}")
 
 
-def _read_unchanged(image: PreparedImage, root: Path) -> bytes:
-    """The image's bytes, if they are still those that were checked."""
+def _read_unchanged(image: UsableImage, root: Path) -> bytes:
+    """The image's bytes, if the file has not changed since it was checked."""
     try:
         data = read_inside(image.path, root, image.stamp.size)
         if stamp_inside(image.path, root, image.stamp.size) == image.stamp:
             return data
-        reason = "its size or time differs"
+        reason = "its size or modification time differs"
     except ValueError as error:
         reason = str(error)
     raise UserError(
@@ -202,33 +228,36 @@ def _read_unchanged(image: PreparedImage, root: Path) -> bytes:
 
 
 def _stored_report(directory: Path, source: str, fingerprint: str) -> PrepareReport:
-    """The report of a prepared data set, if that was made of the same files and choices."""
+    """The report of an existing data set, if it was prepared from the same input and options."""
     try:
         report = PrepareReport.from_json((directory / "report.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{directory} holds no readable report.json ({error}): delete it to prepare {source}"
+            f"{directory} has no readable report.json ({one_line(error)}): delete the directory to "
+            f"prepare {source}"
         ) from None
     if report.fingerprint != fingerprint:
         raise UserError(
-            f"{report.name} in {directory} was prepared from {report.source} with other files, "
-            f"classes or splits than {source} has now: delete that directory to prepare it again, "
-            "or choose another name"
+            f"{report.name} in {directory} was prepared from {report.source}, whose files, classes "
+            f"or splits differ from those of {source} now: delete that directory to prepare it "
+            "again, or choose another name"
         )
     return report
 
 
 def _reuse_message(report: PrepareReport) -> str:
-    splits = ", ".join(f"{split} {count} images" for split, count in report.images.items())
+    splits = ", ".join(
+        f"{split} {plural(count, 'image')}" for split, count in report.images.items()
+    )
     return (
-        f"{report.name}: prepared already in {report.directory} ({splits}; "
-        f"{len(report.defects)} defects, see report.json)"
+        f"{report.name}: already prepared in {report.directory} ({splits}; "
+        f"{plural(len(report.defects), 'defect')}, see report.json)"
     )
 
 
 def _refuse_defects(report: PrepareReport, strict: bool, consequence: str) -> None:
     if strict and report.defects:
         raise UserError(
-            f"{report.source} has {len(report.defects)} defects, which --strict does not allow: "
-            f"{consequence}"
+            f"{report.source} has {plural(len(report.defects), 'defect')}, which --strict does not "
+            f"allow: {consequence}"
         )

@@ -1,4 +1,4 @@
-"""What goes into a data set: objects whose boxes fit their image, and the images they are in."""
+"""What goes into a data set: usable images, and objects whose boxes fit their image."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,17 +7,17 @@ from typing import NamedTuple
 import numpy as np
 
 from scratchdet_jax.data.builders.defects import Kind
-from scratchdet_jax.data.builders.files import Stamp
 from scratchdet_jax.data.images import ImageHeader, turn_boxes
+from scratchdet_jax.data.untrusted import Stamp
 
 Box = tuple[float, float, float, float]
 
-# How far a box may reach out without a word: coordinates are often rounded to hundredths.
+# How far a box may extend beyond the image unreported: coordinates are often rounded to 0.01.
 _ROUNDING = 0.02  # pixels
 
 
 class VocItem(NamedTuple):
-    """An object of a VOC annotation; `box` as in fit_box."""
+    """An object of a VOC annotation; `box` as in `fit_box`."""
 
     name: str
     box: Box
@@ -31,7 +31,7 @@ class VocItem(NamedTuple):
 
 
 class CocoItem(NamedTuple):
-    """An object of a COCO annotation; `box` as in fit_box, `area` in pixels."""
+    """An object of a COCO annotation; `box` as in `fit_box`, `area` in pixels."""
 
     name: str
     box: Box
@@ -45,16 +45,16 @@ class CocoItem(NamedTuple):
         return self.is_crowd
 
 
-class PreparedImage(NamedTuple):
-    """One usable image.
+class UsableImage(NamedTuple):
+    """A checked image and its usable objects.
 
     Attributes:
-        path: of its file.
-        stamp: of the file when it was checked.
-        filename: as stored in the data set.
+        path: its file.
+        stamp: version of the file that was checked.
+        filename: name stored in the data set.
         image_id: text (VOC) or number (COCO).
-        orientation: the turn that EXIF asks for, 1…8.
-        size: (height, width) as displayed, which is what the boxes refer to.
+        orientation: the EXIF orientation, 1…8.
+        size: (height, width) as displayed, which the boxes refer to.
         objects: VocItem or CocoItem.
     """
 
@@ -68,36 +68,37 @@ class PreparedImage(NamedTuple):
 
 
 class Frame(NamedTuple):
-    """The frame that the boxes of an annotation are written in.
+    """The frame that the boxes of an annotation refer to.
 
     Attributes:
         size: its (height, width).
-        orientation: what turns it into the displayed frame; 1 where it is that frame.
-        problem: how the stated size differs from the image's, or "".
+        orientation: the turn from it to the displayed frame; 1 if it is the displayed frame.
+        problem: kind and details of a stated size that differs from the image's, or None.
     """
 
     size: tuple[int, int]
     orientation: int
-    problem: str
+    problem: tuple[Kind, str] | None
 
 
 def annotated_frame(stated: tuple[int, int] | None, header: ImageHeader) -> Frame:
     """Decides whether boxes refer to the image as displayed or as stored.
 
-    As displayed, unless the annotation states the size of the stored image, and that is another.
+    They refer to the displayed image, unless the annotation states the size of the stored image and
+    the two sizes differ.
     """
     height, width = header.displayed_size
     if stated in (None, (height, width)):
-        return Frame((height, width), 1, "")
+        return Frame((height, width), 1, None)
     says = f"it says {stated[1]}×{stated[0]} pixels, the image has"
     if stated == header.size:
         problem = f"{says} them as stored, and {width}×{height} as shown"
-        return Frame(header.size, header.orientation, problem)
-    return Frame((height, width), 1, f"{says} {width}×{height}")
+        return Frame(header.size, header.orientation, (Kind.TURNED, problem))
+    return Frame((height, width), 1, (Kind.SIZE, f"{says} {width}×{height}"))
 
 
 def turned(box: Box, orientation: int) -> Box:
-    """A normalised box of the stored image in the displayed one."""
+    """A normalised box of the stored image, in the displayed image."""
     if orientation == 1:
         return box
     return tuple(map(float, turn_boxes(np.array([box]), orientation)[0]))
@@ -111,8 +112,8 @@ def fit_box(corners: Box, size: tuple[int, int]) -> tuple[Box | None, list[Kind]
         size: (height, width) of the image.
 
     Returns:
-        (ymin, xmin, ymax, xmax) in [0, 1], of positive area in float32 too, in which it is stored;
-        or None; and what had to be done.
+        (ymin, xmin, ymax, xmax) in [0, 1], of positive area also in float32, in which it is stored,
+        or None; and the defects found.
     """
     (ymin, ymax), (xmin, xmax) = sorted(corners[::2]), sorted(corners[1::2])
     height, width = size

@@ -1,4 +1,4 @@
-"""The closing report of a preparation: counts, and every defect with its file and reason."""
+"""The report of a preparation: counts, and every defect with its file and reason."""
 
 import collections
 import dataclasses
@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from scratchdet_jax.data.builders.defects import Defect, Kind
-from scratchdet_jax.data.builders.files import printable
-from scratchdet_jax.data.builders.objects import PreparedImage
+from scratchdet_jax.data.builders.objects import UsableImage
+from scratchdet_jax.data.untrusted import printable
+from scratchdet_jax.errors import plural
 
-_EXAMPLES = 3  # defects of one kind that the summary spells out
-_TIE = "\N{NO-BREAK SPACE}"  # between a class and its count, where no line breaks
+_EXAMPLES = 3  # defects of one kind listed in the summary
+_TIE = "\N{NO-BREAK SPACE}"  # between a class and its count, to prevent a line break
 _SMALL, _LARGE = 32**2, 96**2  # pixels, COCO's limits
 
 
@@ -23,10 +24,10 @@ class PrepareReport:
     For every split, images + left_out is the number of different images that its list names.
 
     Attributes:
-        name: of the data set with its builder: train on `<name>:<split>`.
+        name: the data set with its builder: train on `<name>:<split>`.
         source: where it came from.
-        directory: where it was put.
-        fingerprint: of the input's contents and the choices made; tells whether it has changed.
+        directory: where it was written.
+        fingerprint: hash of the input's contents and the options, to detect changes.
         class_names: in the order of the labels.
         category_ids: the COCO category id of each label; None for VOC.
         images: number of images by split.
@@ -36,7 +37,7 @@ class PrepareReport:
         ignored: how many of them are marked difficult (VOC) or crowd (COCO).
         image_sizes: (height, width) as displayed of the smallest, the median and the largest image.
         box_sizes: boxes by COCO's small (area below 32²), medium, and large (96² pixels and more).
-        notes: choices made on the user's behalf.
+        notes: decisions made for the user.
         defects: everything that was left out or repaired.
     """
 
@@ -61,26 +62,30 @@ class PrepareReport:
         return dict(collections.Counter(str(defect.kind) for defect in self.defects))
 
     def summary(self, stored: bool = True) -> str:
-        """The report in a few lines; kinds with many defects show the first of them.
+        """The report in a few lines, with the first defects of each kind.
 
-        `stored`: there is a report.json, which has them all.
+        `stored`: whether report.json, which has all defects, was written.
         """
         lines = [f"{self.name}: {self.source} -> {self.directory}"]
         for split, count in self.images.items():
             asides = [
-                f"{number} {what}"
+                f"{number:,} {what}"
                 for number, what in (
                     (self.boxless[split], "without boxes"),
                     (self.left_out[split], "more left out"),
                 )
                 if number
             ]
-            lines.append(f"  {split}: {count} images" + (f" ({', '.join(asides)})" * bool(asides)))
+            lines.append(
+                f"  {split}: {plural(count, 'image')}" + (f" ({', '.join(asides)})" * bool(asides))
+            )
         flag = "difficult" if self.category_ids is None else "crowd"
-        boxes = [f"{printable(name)} {count}" for name, count in self.boxes.items()]
+        boxes = [
+            f"{printable(name)} {count:,}".replace(" ", _TIE) for name, count in self.boxes.items()
+        ]
         text = (
-            f"{sum(self.boxes.values())} boxes ({self.ignored} {flag}) of "
-            f"{len(self.class_names)} classes: {', '.join(b.replace(' ', _TIE) for b in boxes)}"
+            f"{plural(sum(self.boxes.values()), 'box')} ({self.ignored:,} {flag}) of "
+            f"{plural(len(self.class_names), 'class')}: {', '.join(boxes)}"
         )
         wrapped = textwrap.wrap(
             text,
@@ -95,7 +100,7 @@ class PrepareReport:
         lines.append(f"  image sizes (width×height): {sizes}")
         small, medium, large = self.box_sizes.values()
         lines.append(
-            f"  box sizes: {small} small (below 32² px), {medium} medium, {large} large "
+            f"  box sizes: {small:,} small (below 32² px), {medium:,} medium, {large:,} large "
             "(96² px and more)"
         )
         lines += [f"  note: {printable(note)}" for note in self.notes]
@@ -115,7 +120,7 @@ class PrepareReport:
         return lines
 
     def to_json(self) -> str:
-        """All of the report, for report.json."""
+        """The complete report, for report.json."""
         fields = dataclasses.asdict(self)
         fields["counts"] = self.counts()
         fields["defects"] = [defect._asdict() for defect in self.defects]
@@ -123,10 +128,10 @@ class PrepareReport:
 
     @classmethod
     def from_json(cls, text: str) -> "PrepareReport":
-        """Reads what `to_json` wrote.
+        """Reads the output of `to_json`.
 
         Raises:
-            ValueError, KeyError, TypeError, AttributeError: the text is something else.
+            ValueError, KeyError, TypeError, AttributeError: the text is not such a report.
         """
         fields = json.loads(text)
         fields.pop("counts")
@@ -141,9 +146,9 @@ class PrepareReport:
 
 
 def statistics(
-    splits: Mapping[str, Sequence[PreparedImage]], class_names: Sequence[str]
+    splits: Mapping[str, Sequence[UsableImage]], class_names: Sequence[str]
 ) -> dict[str, Any]:
-    """The fields of a report that count what is used; an image of several splits counts once."""
+    """The fields of a report that count usable data; an image in several splits counts once."""
     unique = {(image.path, image.image_id): image for m in splits.values() for image in m}
     images = list(unique.values())
     boxes = collections.Counter(o.name for image in images for o in image.objects)
@@ -167,5 +172,5 @@ def statistics(
 def _area(box: tuple[float, float, float, float], size: tuple[int, int]) -> float:
     """Area in pixels of a normalised box in an image of (height, width)."""
     ymin, xmin, ymax, xmax = box
-    # Rounded, as a box of exactly 32² pixels may fall a hair short of it by normalising.
+    # Rounded, because normalising can make a box of exactly 32² pixels slightly smaller.
     return round((ymax - ymin) * (xmax - xmin) * size[0] * size[1], 3)

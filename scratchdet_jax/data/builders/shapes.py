@@ -1,11 +1,11 @@
-"""Shapes: procedural scenes of six kinds of object, made on the spot and the same everywhere.
+"""Shapes: procedural scenes of six kinds of object, generated locally and identical everywhere.
 
-A scene is 128×128 px: a muted, textured background, clutter that is no object (among it half
-discs, open arcs and elongated bars, which resemble the objects), and 3–10 objects of 14–76 px,
-half of them below 24 px, that may overlap or leave the image. Most objects have a hue near their
-class's, as things in photos do, but some have any, and so has the clutter: colour is a hint, shape
-decides. (With colours that say nothing a detector needs ten times the images to leave its first
-plateau: contrast of either sign has no linear relation to the classes.)
+A scene is 128×128 px: a muted, textured background, clutter (including half discs, open arcs and
+elongated bars, which resemble the objects), and 3–10 objects of 14–76 px, half of them below 24 px,
+that may overlap or extend beyond the image. Most objects have a hue near that of their class, as
+things in photos do, but some objects, and the clutter, have any hue: colour is a hint, shape
+decides. (With uninformative colours a detector needs ten times the images to leave its first
+plateau, because contrast of either sign has no linear relation to the classes.)
 """
 
 import colorsys
@@ -26,22 +26,22 @@ SIZE = 128  # pixels, both sides
 SEED = 2019
 
 _SUPERSAMPLING = 4  # outlines are drawn this much larger and reduced by area
-_MIN_VISIBLE = 0.3  # nothing may cover more of an object than the rest
-_DIFFICULT_BELOW = 0.5  # visible share under which an object is marked difficult
-_TYPICAL_COLOUR = 0.9  # share of objects about their class's hue; the rest, and clutter, have any
+_MIN_VISIBLE = 0.3  # share of an object that stays visible
+_DIFFICULT_BELOW = 0.5  # visible share below which an object is marked difficult
+_TYPICAL_COLOUR = 0.9  # share of objects near the hue of their class; the rest have any
 _HUE_SPREAD = 18.0  # degrees, standard deviation; neighbouring classes are 60 apart
 _MIN_CONTRAST = 80.0  # RGB distance between an object and what it is placed on
 
 
 class Scene(NamedTuple):
-    """One labelled picture.
+    """One labelled image.
 
     Attributes:
         image: uint8 [128, 128, 3], RGB.
-        boxes: float64 [n, 4], (ymin, xmin, ymax, xmax) in [0, 1], around the whole extent of an
-            object, hidden parts included, clipped to the image.
+        boxes: float64 [n, 4], (ymin, xmin, ymax, xmax) in [0, 1], around the full extent of an
+            object, including hidden parts, clipped to the image.
         labels: int [n], index into CLASS_NAMES.
-        difficult: bool [n], less than half of the object can be seen.
+        difficult: bool [n], less than half of the object is visible.
     """
 
     image: np.ndarray
@@ -53,10 +53,8 @@ class Scene(NamedTuple):
 class Shapes(tfds.core.GeneratorBasedBuilder):
     """Procedural scenes of six shapes; features named as in TFDS's voc."""
 
-    VERSION = tfds.core.Version("1.0.0")  # raise it whenever the pictures change
-    # Nothing is downloaded. (TFDS's own search for checksums of downloads imports
-    # importlib_resources, which neither TFDS nor etils installs.)
-    url_infos = None
+    VERSION = tfds.core.Version("1.0.0")  # increase it whenever the images change
+    url_infos = None  # nothing is downloaded; see FolderBuilder
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
@@ -87,11 +85,11 @@ class Shapes(tfds.core.GeneratorBasedBuilder):
 
 
 def prepare_shapes(data_dir: str | Path) -> None:
-    """Makes the data set in `data_dir`/shapes unless it is there (some seconds)."""
+    """Creates the data set in `data_dir`/shapes unless it exists (takes some seconds)."""
     builder = Shapes(data_dir=str(data_dir))
     if builder.data_path.exists():
         return
-    print(f"making the shapes data set in {builder.data_path}", flush=True)
+    print(f"creating the shapes data set in {builder.data_path}", flush=True)
     write_dataset(lambda: builder)
 
 
@@ -118,7 +116,7 @@ def encode_scene(split: str, index: int) -> dict[str, Any]:
 
 
 def make_scene(split: str, index: int) -> Scene:
-    """Draws scene `index` of `split`: a pure function of both (and of SEED)."""
+    """Draws scene `index` of `split`: a pure function of both and of SEED."""
     rng = np.random.default_rng([SEED, list(SPLIT_SIZES).index(split), index])
     image = _background(rng)
     _draw_clutter(rng, image, int(rng.integers(1, 5)))
@@ -132,9 +130,9 @@ def _place_objects(
     rng: np.random.Generator, image: np.ndarray, count: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Paints up to `count` objects, later ones in front; returns boxes, labels, difficult."""
-    owner = np.full((SIZE, SIZE), -1)  # which object a pixel shows
+    owner = np.full((SIZE, SIZE), -1)  # index of the object visible at each pixel
     boxes, labels = [], []
-    areas, visible = np.zeros(0), np.zeros(0)  # pixels of each object, and those that can be seen
+    areas, visible = np.zeros(0), np.zeros(0)  # pixels and visible pixels of each object
     for _ in range(3 * count):
         if len(boxes) == count:
             break
@@ -157,13 +155,13 @@ def _place_objects(
 
 
 def _object_size(rng: np.random.Generator) -> float:
-    """Longer side of an object's box in pixels: mostly small."""
+    """Longer side of an object's box in pixels, mostly small."""
     low, high = ((14, 24), (24, 44), (44, 76))[rng.choice(3, p=(0.5, 0.3, 0.2))]
     return float(rng.uniform(low, high))
 
 
 def _outline(rng: np.random.Generator, name: str) -> list[np.ndarray]:
-    """Contours [k, 2] of a shape about the origin; a second one is a hole."""
+    """Contours [k, 2] of a shape around the origin; a second contour is a hole."""
     if name == "circle":
         return [_regular(48)]
     if name == "ring":
@@ -187,7 +185,7 @@ def _regular(corners: int) -> np.ndarray:
 
 
 def _place(rng: np.random.Generator, contours: list[np.ndarray], size: float) -> list[np.ndarray]:
-    """Squeezes, turns, scales to `size` px and moves; at most a fifth of a side is outside."""
+    """Squeezes, rotates, scales to `size` px and moves; at most a fifth of a side is outside."""
     angle, squeeze = rng.uniform(0, 2 * np.pi), rng.uniform(0.8, 1.0)
     rotation = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
     turned = [(c * [1.0, squeeze]) @ rotation for c in contours]
@@ -199,13 +197,13 @@ def _place(rng: np.random.Generator, contours: list[np.ndarray], size: float) ->
 
 
 class _Patch(NamedTuple):
-    """A contour's coverage on its own small raster.
+    """The coverage of a contour on its own small raster.
 
     Attributes:
-        mask: float32 [h, w], share of each pixel that is covered.
+        mask: float32 [h, w], the covered share of each pixel.
         origin: (x, y) of the raster's first pixel in the image.
-        inside: slices of the image under the raster.
-        visible: slices of the raster over the image.
+        inside: slices of the image that the raster covers.
+        visible: slices of the raster that are inside the image.
     """
 
     mask: np.ndarray
@@ -238,7 +236,7 @@ class _Patch(NamedTuple):
 
 
 def _to_raster(contours: list[np.ndarray], origin: np.ndarray) -> list[np.ndarray]:
-    # fillPoly's integer coordinates are centres of pixels.
+    # The integer coordinates of fillPoly are pixel centres.
     return [np.rint((c - origin) * _SUPERSAMPLING - 0.5).astype(np.int32) for c in contours]
 
 
@@ -274,7 +272,7 @@ def _paint_object(
 def _contrasting(
     rng: np.random.Generator, other: np.ndarray, hue: float | None = None
 ) -> np.ndarray:
-    """A vivid colour, about `hue` (degrees) or any, that can be told from `other`."""
+    """A vivid colour, near `hue` (degrees) or any, that contrasts with `other`."""
     while True:
         colour = _vivid(rng, hue)
         if np.linalg.norm(colour - other) >= _MIN_CONTRAST:
@@ -282,7 +280,7 @@ def _contrasting(
 
 
 def _vivid(rng: np.random.Generator, hue: float | None = None) -> np.ndarray:
-    """A saturated colour, RGB float32 [3]; its hue is spread about `hue` or uniform."""
+    """A saturated colour, RGB float32 [3]; its hue is spread around `hue` or uniform."""
     angle = rng.uniform(0, 360) if hue is None else rng.normal(hue, _HUE_SPREAD)
     return _colour(angle, rng.uniform(0.5, 1.0), rng.uniform(0.55, 1.0))
 
@@ -298,7 +296,7 @@ def _colour(hue: float, saturation: float, value: float) -> np.ndarray:
 
 
 def _texture(rng: np.random.Generator, shape: tuple[int, int], colour: np.ndarray) -> np.ndarray:
-    """float32 [h, w, 3] about `colour`: plain, a gradient, stripes or speckles."""
+    """float32 [h, w, 3] around `colour`: plain, a gradient, stripes or speckles."""
     kind = rng.integers(4)
     if kind == 0:
         return np.broadcast_to(colour, (*shape, 3))
@@ -314,19 +312,19 @@ def _waves(rng: np.random.Generator, shape: tuple[int, int], periods: float) -> 
     rate = 2 * np.pi * periods / max(shape)
     y = rate * np.sin(angle) * np.arange(shape[0])[:, None]
     x = rate * np.cos(angle) * np.arange(shape[1]) + phase
-    # sin(x + y) of two axes: two outer products instead of a sine per pixel
+    # sin(x + y) as two outer products instead of one sine per pixel
     sine = np.sin(x) * np.cos(y) + np.cos(x) * np.sin(y)
     return sine.astype(np.float32)
 
 
 def _smooth_noise(rng: np.random.Generator, shape: tuple[int, int], cell: float) -> np.ndarray:
-    """Noise of about ±1, float32 [h, w], that changes over `cell` pixels."""
+    """Noise of about ±1, float32 [h, w], that varies over `cell` pixels."""
     coarse = rng.uniform(-1, 1, [int(np.ceil(s / cell)) + 1 for s in shape]).astype(np.float32)
     return cv2.resize(coarse, shape[::-1], interpolation=cv2.INTER_LINEAR)
 
 
 def _background(rng: np.random.Generator) -> np.ndarray:
-    """float32 [128, 128, 3]: a gradient with noise, stripes or blobs over it."""
+    """float32 [128, 128, 3]: a gradient overlaid with noise, stripes or blobs."""
     shape = SIZE, SIZE
     first, second = _muted(rng), _muted(rng)
     blend = 0.5 + 0.5 * _waves(rng, shape, periods=rng.uniform(0.2, 0.6))
@@ -339,18 +337,18 @@ def _background(rng: np.random.Generator) -> np.ndarray:
         pattern = _waves(rng, shape, periods=rng.uniform(3, 16))
     elif kind == 2:
         pattern = _waves(rng, shape, rng.uniform(3, 12)) * _waves(rng, shape, rng.uniform(3, 12))
-    else:  # blobs with edges
+    else:  # blobs with sharp edges
         pattern = np.sign(_smooth_noise(rng, shape, cell=rng.uniform(12, 32)))
     return image + pattern[..., None] * strength
 
 
 def _draw_clutter(rng: np.random.Generator, image: np.ndarray, count: int) -> None:
-    """Paints things that are no object, some of which look like parts of one."""
+    """Paints things that are not objects, some of which look like parts of one."""
     for _ in range(count):
         kind = rng.integers(5)
         if kind == 0:
             _draw_line(rng, image, thickness=int(rng.integers(1, 4)))
-        elif kind == 1:  # an arc, which a ring is not
+        elif kind == 1:  # an open arc, unlike a ring
             centre, axes = rng.integers(0, SIZE, 2), rng.integers(5, 30, 2)
             start, span = rng.uniform(0, 360), rng.uniform(60, 200)
             cv2.ellipse(
@@ -376,12 +374,12 @@ def _draw_clutter(rng: np.random.Generator, image: np.ndarray, count: int) -> No
 
 
 def _clutter_colour(rng: np.random.Generator) -> np.ndarray:
-    """As vivid as an object's in half of the cases: colour alone does not tell clutter."""
+    """As vivid as an object's in half of the cases: colour alone does not reveal clutter."""
     return _vivid(rng) if rng.random() < 0.5 else _muted(rng)
 
 
 def _wobble(rng: np.random.Generator) -> np.ndarray:
-    """Radii [24] of a closed smooth outline that is far from round."""
+    """Radii [24] of a smooth closed outline that is far from round."""
     angles = np.arange(24) * (2 * np.pi / 24)
     amplitude, phase = rng.uniform(0.15, 0.3, 3), rng.uniform(0, 2 * np.pi, 3)
     return 1 + sum(
@@ -390,9 +388,9 @@ def _wobble(rng: np.random.Generator) -> np.ndarray:
 
 
 def _place_inside(rng: np.random.Generator, outline: np.ndarray, size: float) -> np.ndarray:
-    """Turns and scales an outline and puts it wholly inside.
+    """Rotates and scales an outline and places it completely inside.
 
-    Half a disc whose straight side is cut off by the image's edge would be an unlabelled circle.
+    Half a disc whose straight side is cut off by the edge of the image would look like a circle.
     """
     angle = rng.uniform(0, 2 * np.pi)
     rotation = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])

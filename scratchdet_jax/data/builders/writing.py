@@ -1,4 +1,4 @@
-"""Running a TFDS builder: quietly, all or nothing, and clearing away what killed runs left."""
+"""Runs a TFDS builder quietly and atomically, and removes what killed runs left behind."""
 
 import contextlib
 import fcntl
@@ -18,11 +18,11 @@ from scratchdet_jax.errors import UserError
 def write_dataset(make_builder: Callable[[], tfds.core.DatasetBuilder]) -> None:
     """Writes a data set as ArrayRecord files; it appears under its name only when complete.
 
-    Several processes may do so at once: the first to finish wins, and the others' copies, which
-    hold the same, are dropped.
+    Several processes may do so at the same time: the first to finish wins, and the identical copies
+    of the others are dropped.
 
     Raises:
-        UserError: the disk is full, or nothing may be written there.
+        UserError: the disk is full or the directory is not writable.
     """
     tfds.disable_progress_bar()
     verbosity = logging.get_verbosity()
@@ -30,14 +30,14 @@ def write_dataset(make_builder: Callable[[], tfds.core.DatasetBuilder]) -> None:
     try:
         builder = make_builder()
         directory = Path(builder.data_path)
-        # Nothing is downloaded, yet TFDS says that it is and makes a directory for it.
+        # Nothing is downloaded, but TFDS announces it and creates a directory for it.
         with tempfile.TemporaryDirectory() as unused:
             try:
                 with _writing_into(directory.parent), contextlib.redirect_stdout(io.StringIO()):
                     builder.download_and_prepare(download_dir=unused, file_format="array_record")
             except (OSError, RuntimeError) as error:
                 reason = _write_failure(error)
-                if reason and not directory.exists():  # else another process was faster
+                if reason and not directory.exists():  # otherwise another process was faster
                     raise UserError(
                         f"{directory} cannot be written ({reason}): make room or choose another "
                         "data folder"
@@ -49,26 +49,26 @@ def write_dataset(make_builder: Callable[[], tfds.core.DatasetBuilder]) -> None:
 
 
 def _write_failure(error: OSError | RuntimeError) -> str:
-    """What went wrong in writing; "" if the error is of another kind."""
+    """Why writing failed; "" if the error has another cause."""
     if isinstance(error, OSError):
         return error.strerror or str(error)
-    # array_record's own: "write() failed: No space left on device; writing FILE; at byte …"
+    # From array_record: "write() failed: No space left on device; writing FILE; at byte …"
     reason, writing, _ = str(error).partition("; writing ")
     return reason.removeprefix("write() failed: ") if writing else ""
 
 
 @contextlib.contextmanager
 def _writing_into(folder: Path) -> Iterator[None]:
-    """Marks a folder as being written into; first removes what killed runs left in it.
+    """Marks a folder as being written to, after removing what killed runs left in it.
 
-    The mark is a shared lock on the folder, which ends with the process, however that ends. Who
-    gets it alone knows that no other process is writing, and so that incomplete directories are
-    nobody's.
+    The mark is a shared lock on the folder, which the system releases however the process ends. If
+    a process can get it exclusively, no other one is writing and incomplete directories are
+    leftovers.
     """
     folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder, os.O_RDONLY)
     try:
-        with contextlib.suppress(OSError):  # others write; or a file system without locks
+        with contextlib.suppress(OSError):  # others are writing, or the file system has no locks
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             for path in folder.glob("incomplete.*"):
                 shutil.rmtree(path, ignore_errors=True)

@@ -146,7 +146,7 @@ def look_closer(
     def decode(i: int) -> tuple[int, Signature | str]:
         example = sources[census.split[i]][int(census.position[i])]
         try:
-            images.check_whole(example["image"])
+            images.check_complete(example["image"])
             small, _ = images.decode_to_canvas(
                 example["image"], (_SIGNATURE_SIDE, _SIGNATURE_SIDE), example["orientation"]
             )

@@ -1,4 +1,4 @@
-"""Reading the files of a folder that nobody vouches for: only inside it, only so much of them."""
+"""Reading untrusted files: only inside the named folder, and only up to a maximum size."""
 
 import codecs
 import contextlib
@@ -30,30 +30,30 @@ _BYTE_ORDER_MARKS = (
 
 
 class OutsideFolderError(ValueError):
-    """A path leads out of the named folder."""
+    """A path leads outside the named folder."""
 
 
 class Stamp(NamedTuple):
-    """What tells whether a file has changed: bytes, and the time of modification in ns."""
+    """Identifies a version of a file: its size in bytes and modification time in ns."""
 
     size: int
     mtime_ns: int
 
 
 def printable(text: str) -> str:
-    """The text on one line: what cannot be printed is escaped, and what is too long is cut."""
+    """The text on one line: unprintable characters are escaped, and a long text is cut."""
     cut = text if len(text) <= _LONGEST else text[:_LONGEST] + "…"
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut)
 
 
 def as_text(name: str) -> str:
-    """A file name as Unicode text: bytes that are not UTF-8 are taken for Latin-1.
+    """A file name as Unicode text: bytes that are not UTF-8 are decoded as Latin-1.
 
-    Python hands such bytes over as lone surrogates, which no file of text can hold.
+    Python represents such bytes as lone surrogates, which a text file cannot hold.
     """
     try:
         raw = name.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:  # a surrogate that came out of a JSON escape
+    except UnicodeEncodeError:  # a surrogate from a JSON escape
         return name.encode("utf-8", "backslashreplace").decode()
     try:
         return raw.decode("utf-8")
@@ -62,12 +62,12 @@ def as_text(name: str) -> str:
 
 
 def as_key(name: str) -> str:
-    """The same for all spellings of a name: é in one or two characters, UTF-8 or Latin-1."""
+    """One key for all encodings of a name: é as one or two characters, UTF-8 or Latin-1."""
     return unicodedata.normalize("NFC", as_text(name))
 
 
 def decode_text(data: bytes) -> str:
-    """UTF-8, or what a byte order mark says; other bytes become lone surrogates."""
+    """Decodes by the byte order mark, else as UTF-8; invalid bytes become lone surrogates."""
     for mark, encoding in _BYTE_ORDER_MARKS:
         if data.startswith(mark):
             data = data.removeprefix(mark) if encoding == "utf-8" else data
@@ -78,16 +78,18 @@ def decode_text(data: bytes) -> str:
 
 
 def stamp_inside(path: Path, root: Path, limit: int) -> Stamp:
-    """Looks at a file that is about to be read.
+    """Checks a file before it is read.
+
+    The texts of the errors are hashed into fingerprints of data sets, so they must not change.
 
     Args:
-        path: somewhere in `root`, as one believes.
+        path: the file, supposed to be inside `root`.
         root: the named folder, resolved.
-        limit: bytes that would be read at most.
+        limit: maximum size in bytes.
 
     Raises:
-        OutsideFolderError: the path leads out of `root`, by ".." or by a link.
-        ValueError: there is no such file, it is no regular file, or it is too large.
+        OutsideFolderError: the path leads outside `root`, through ".." or a link.
+        ValueError: the file does not exist, is not a regular file, or is too large.
     """
     try:
         if not Path(os.path.realpath(path)).is_relative_to(root):
@@ -103,7 +105,7 @@ def stamp_inside(path: Path, root: Path, limit: int) -> Stamp:
 
 
 def read_inside(path: Path, root: Path, limit: int) -> bytes:
-    """The bytes of a file; arguments and errors as in stamp_inside."""
+    """Reads a file; arguments and errors as in `stamp_inside`."""
     stamp_inside(path, root, limit)
     try:
         with path.open("rb") as file:
@@ -114,7 +116,7 @@ def read_inside(path: Path, root: Path, limit: int) -> bytes:
 
 @contextlib.contextmanager
 def as_user_errors(what: str) -> Iterator[None]:
-    """Whatever the file system refuses becomes a UserError that names the file, or `what`."""
+    """Turns an OSError into a UserError that names the file, or `what` if no file is known."""
     try:
         yield
     except OSError as error:
@@ -123,31 +125,32 @@ def as_user_errors(what: str) -> Iterator[None]:
 
 
 class ImageFolder:
-    """Finds image files by the names that a list gives them, and nothing outside the folder."""
+    """Finds listed image files in a folder, and nothing outside it."""
 
     def __init__(self, root: Path) -> None:
-        """`root`: the resolved folder."""
+        """`root` is the resolved folder."""
         self.root = root
         self._spellings: dict[Path, dict[str, list[str]]] = {}
         self._folders: list[str] | None = None
 
     def find(self, name: str) -> tuple[Path | None, str]:
-        """Looks a name up.
+        """Looks up a name.
 
         Args:
-            name: relative to the folder. If there is no such file, other spellings are tried: of
-                the ending (.JPG), of accents, and backslashes for slashes.
+            name: path relative to the folder. If there is no such file, other spellings are tried:
+                upper or lower case of the suffix, composed or decomposed accents, and backslashes
+                as separators.
 
         Returns:
-            The path, and "" or the name under which the file was found; or None, and a hint.
+            The path, and "" or the name under which the file was found; or None and a hint.
 
         Raises:
-            OutsideFolderError: the name leads out of the folder.
+            OutsideFolderError: the name leads outside the folder.
         """
         windows = PureWindowsPath(name)
         if name.startswith("/") or windows.root or ".." in windows.parts:
             raise OutsideFolderError("it is not a path inside the folder")
-        with contextlib.suppress(OSError, ValueError):  # no such file, no possible name
+        with contextlib.suppress(OSError, ValueError):  # no such file, or an impossible name
             path = self.root / name
             path.lstat()
             return path, ""
@@ -160,21 +163,21 @@ class ImageFolder:
         return None, self._hint(parts) if parts else ""
 
     def _hint(self, parts: list[str]) -> str:
-        """Where a missing file may be: higher up, or in a folder below."""
+        """Where a missing file may be: in the folder itself or in one of its subfolders."""
         if len(parts) > 1 and self._same_spelling(self.root, parts[-1]):
-            return f"but there is {parts[-1]} without the folders before it"
+            return f"but {parts[-1]} is there without the leading folders"
         if self._folders is None:
             with os.scandir(self.root) as entries:
                 self._folders = sorted(e.path for e in entries if e.is_dir(follow_symlinks=False))
         for folder in self._folders[:_FOLDERS_SEARCHED]:
             if self._same_spelling(Path(folder), parts[-1]):
-                return f"but in its folder {os.path.basename(folder)}"
+                return f"but in its subfolder {os.path.basename(folder)}"
         return ""
 
     def _same_spelling(self, parent: Path, name: str) -> list[str]:
         if parent not in self._spellings:
             table: dict[str, list[str]] = {}
-            with contextlib.suppress(OSError, ValueError):  # no such folder, no possible name
+            with contextlib.suppress(OSError, ValueError):  # no such folder, or an impossible name
                 if Path(os.path.realpath(parent)).is_relative_to(self.root):
                     for other in sorted(os.listdir(parent)):
                         table.setdefault(_spelling(other), []).append(other)
