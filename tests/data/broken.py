@@ -1,4 +1,4 @@
-"""Sound inputs to spoil, and what must come of any spoilt one: a sentence, or a counted repair."""
+"""Intact inputs to damage, and checks of the outcome: a one-line error or a counted repair."""
 
 import contextlib
 import io
@@ -16,10 +16,10 @@ from scratchdet_jax.data.images import decode_image
 from scratchdet_jax.data.records import open_source
 from scratchdet_jax.errors import UserError
 
-IDS = ("one", "two", "three", "four")  # "two" is what gets spoilt
+IDS = ("one", "two", "three", "four")  # "two" gets damaged
 SECONDS = 20  # for one input
 
-# Kinds of defect by which an image is lost.
+# Kinds of defect that lose an image.
 LOSSES = {
     Kind.NO_IMAGE,
     Kind.BROKEN_IMAGE,
@@ -72,7 +72,7 @@ PICTURES = {name: encoded(seed=i) for i, name in enumerate(IDS)}
 
 
 def make_voc(folder):
-    """A sound folder in VOC layout."""
+    """An intact folder in VOC layout."""
     root = folder / "Set"
     for part in ("JPEGImages", "Annotations", "ImageSets/Main"):
         (root / part).mkdir(parents=True)
@@ -84,7 +84,7 @@ def make_voc(folder):
 
 
 def make_coco(folder):
-    """A sound COCO file and its images."""
+    """An intact COCO file and its images."""
     root = folder / "Set"
     (root / "images").mkdir(parents=True)
     for name in IDS:
@@ -95,7 +95,7 @@ def make_coco(folder):
 
 @contextlib.contextmanager
 def time_limit():
-    """Whatever hangs is stopped."""
+    """Stops whatever hangs."""
 
     def stop(*_):
         raise TimeoutError(f"not done after {SECONDS} s")
@@ -110,7 +110,7 @@ def time_limit():
 
 
 def one_sentence(error, *names):
-    """The message of a UserError: one line that names a file."""
+    """The message of a UserError, which must be one line that names a file."""
     text = str(error)
     assert text
     assert "\n" not in text
@@ -120,7 +120,7 @@ def one_sentence(error, *names):
 
 
 def check_voc(root):
-    """Prepares; either a sentence, or every listed image is prepared or named as left out."""
+    """Prepares; every listed image is prepared or named, or there is a one-line error."""
     data_dir = root.parent / "data"
     try:
         with time_limit():
@@ -131,7 +131,7 @@ def check_voc(root):
 
 
 def check_coco(root, given=4):
-    """As check_voc; `given`: the entries of the file's list of images."""
+    """Like check_voc; `given` is the number of entries in the list of images."""
     data_dir = root.parent / "data"
     split = CocoSplit("train", root / "train.json", root / "images")
     try:
@@ -145,7 +145,7 @@ def check_coco(root, given=4):
 
 
 def check_outcome(report, name, data_dir):
-    """What was prepared can be read and decoded; what was not is named."""
+    """Prepared images can be read and decoded, and the others are named."""
     assert set(report.images) <= set(report.left_out)
     lost = [defect for defect in report.defects if defect.kind in LOSSES]
     assert bool(lost) == bool(sum(report.left_out.values()))
@@ -158,12 +158,12 @@ def check_outcome(report, name, data_dir):
             image = decode_image(example["image"], example["orientation"])
             assert image.dtype == np.uint8
             assert np.isfinite(example["boxes"]).all()
-        assert source.left_out.images == 0  # nothing is left for the reader to drop
+        assert source.left_out.images == 0  # the reader does not leave out any more boxes
     return report
 
 
 def mutated(data, rng):
-    """Bytes with one to three random injuries."""
+    """Bytes with one to three random mutations."""
     data = bytearray(data)
     for _ in range(rng.randint(1, 3)):
         at, length = rng.randrange(len(data) + 1), rng.randint(1, 1 + len(data) // 4)

@@ -1,4 +1,4 @@
-"""Broken images and bombs: each is left out and counted, or can be decoded, in bounded memory."""
+"""Broken images and bombs: left out and counted, or decodable, in bounded memory."""
 
 import random
 import struct
@@ -32,7 +32,7 @@ def voc(tmp_path):
 
 
 def png(width, height, rows=b"", depth=8, colour=2):
-    """A PNG with any header."""
+    """A PNG with a given header."""
 
     def chunk(kind, data):
         check = zlib.crc32(kind + data)
@@ -48,7 +48,7 @@ def png(width, height, rows=b"", depth=8, colour=2):
 
 
 def jpeg_of_size(width, height):
-    """A JPEG whose header claims another size."""
+    """A JPEG whose header claims a different size."""
     data = encoded(".jpg")
     at = data.index(b"\xff\xc0") + 5
     return data[:at] + struct.pack(">HH", height, width) + data[at + 4 :]
@@ -114,8 +114,8 @@ def test_mutated_images(suffix, seed, voc):
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".bmp"])
-def test_cut_images_are_left_out(suffix, voc):
-    """However little is missing; 9 cuts of each format in one folder."""
+def test_truncated_images_are_left_out(suffix, voc):
+    """However little is missing: 9 lengths of each format in one folder."""
     data = encoded(suffix)
     names = []
     for i, share in enumerate(np.linspace(0.1, 0.99, 9)):
@@ -128,8 +128,8 @@ def test_cut_images_are_left_out(suffix, voc):
     assert report.left_out == {"train": 9}
 
 
-def test_bombs_take_little_memory(voc):
-    """All of them in one folder, by a process of its own."""
+def test_decompression_bombs_take_little_memory(voc):
+    """All of them in one folder, prepared by a separate process."""
     names = list(IDS)
     bombs = {n: IMAGES[n] for n in IMAGES if "bomb" in n or "2³¹" in n}
     for i, data in enumerate(bombs.values()):

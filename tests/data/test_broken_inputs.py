@@ -1,4 +1,4 @@
-"""Broken annotations, lists and paths: each ends in one sentence or in a counted repair.
+"""Broken annotations, lists and paths: each gives a one-line error or a counted repair.
 
 Broken images are in test_broken_images.py, broken prepared data in test_broken_prepared.py;
 together they are well over 200 inputs.
@@ -75,7 +75,7 @@ VALUES = (
 
 
 def places(tree, path=()):
-    """The paths of all values in a JSON tree."""
+    """Paths of all values in a JSON tree."""
     children = tree.items() if isinstance(tree, dict) else enumerate(tree)
     for key, value in children:
         yield (*path, key)
@@ -84,7 +84,7 @@ def places(tree, path=()):
 
 
 def injured(rng):
-    """COCO's tree with one or two values replaced, removed or repeated; and its image count."""
+    """The COCO tree with one or two values replaced, removed or repeated."""
     tree = copy.deepcopy(COCO)
     for _ in range(rng.randint(1, 2)):
         *parents, key = rng.choice(list(places(tree)))

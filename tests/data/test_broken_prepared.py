@@ -1,4 +1,4 @@
-"""Damaged prepared data sets: refused in one sentence, or read as if nothing had happened."""
+"""Damaged prepared data sets: refused with a one-line error, or read correctly."""
 
 import os
 import random
@@ -16,7 +16,7 @@ from tests.data.broken import make_coco, mutated, one_sentence, time_limit
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    """A sound prepared data set, and what is read of it."""
+    """An intact prepared data set, and its content."""
     root = make_coco(tmp_path_factory.mktemp("prepared"))
     split = CocoSplit("train", root / "train.json", root / "images")
     prepare_coco_folder([split], root / "data", "mine")
@@ -32,7 +32,7 @@ def read_back(data_dir):
 
 
 def check_prepared(data_dir, expected):
-    """A sentence, or the very same examples."""
+    """There is a one-line error, or the examples are the same."""
     try:
         with time_limit():
             count, names, ids, arrays = read_back(data_dir)
@@ -46,7 +46,7 @@ def check_prepared(data_dir, expected):
 
 @pytest.fixture
 def spoilt(prepared, tmp_path):
-    """A copy of the prepared data set: (its data_dir, its directory, what should be read)."""
+    """A copy of the prepared data set: (data_dir, directory, expected content)."""
     data_dir = tmp_path / "data"
     shutil.copytree(prepared[0], data_dir)
     return data_dir, data_dir / "coco_folder" / "mine" / "1.0.0", prepared[1]

@@ -53,7 +53,7 @@ def entry(image_id=1, name=None, width=WIDTH, height=HEIGHT):
 
 
 class Files:
-    """Annotation files beside folders of images."""
+    """Annotation files beside image folders."""
 
     def __init__(self, path):
         self.path = path
@@ -86,7 +86,7 @@ def files(tmp_path):
     return Files(tmp_path)
 
 
-def test_a_sound_set_comes_back_as_it_is(files, tmp_path, capsys):
+def test_an_intact_set_comes_back_unchanged(files, tmp_path, capsys):
     files.image("1.jpg").image("sub/a b.png", picture(".png")).image("3.jpg", split="val")
     files.notes(
         [entry(139), entry(5, "sub/a b.png"), entry(2**40, "1.jpg")][1:],
@@ -140,8 +140,8 @@ def test_cocos_90_ids_become_80_labels(files):
     assert "no box is of the classes c1, c2" in report.notes[0]
 
 
-# (annotations and images of a set whose image 2 is sound and whose image 1 is not,
-#  the defect's kind, words of the reason, boxes left of image 1, or None if it is left out)
+# (function that makes a set whose image 2 is intact and whose image 1 is not, kind of the
+#  defect, words of the reason, boxes left in image 1 or None if it is left out)
 DEFECTS = {
     "negative width": (
         lambda f: f.notes([entry(), entry(2)], [box(bbox=[30, 5, -20, 20]), box(2, number=2)]),
@@ -368,7 +368,7 @@ def test_a_defect_is_named_and_the_rest_is_used(name, files, capsys):
 
 
 @pytest.mark.parametrize("name", BOXES)
-def test_a_box_that_is_no_box_is_left_out(name, files):
+def test_an_invalid_box_is_left_out(name, files):
     files.image("1.jpg").notes([entry()], [box(bbox=BOXES[name]), box(number=2)])
     (defect,) = files.prepare().defects
     assert defect.kind == Kind.UNREADABLE_BOX
@@ -394,7 +394,7 @@ def test_boxes_refer_to_the_image_as_displayed(files):
         )
 
 
-def test_links_out_of_the_folder_are_refused_and_the_folder_may_be_one(files, tmp_path):
+def test_links_out_of_the_folder_are_refused_but_the_folder_may_be_a_link(files, tmp_path):
     (tmp_path / "secret.jpg").write_bytes(picture())
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "3.jpg").write_bytes(picture())
@@ -436,7 +436,7 @@ def test_wrong_splits_and_names_are_errors(files, tmp_path):
         files.prepare(name="../x")
 
 
-def test_nothing_usable_is_an_error_that_says_why(files, tmp_path):
+def test_nothing_usable_is_an_error_with_the_reasons(files, tmp_path):
     files.image("1.jpg").notes([entry("a"), entry("b")], [])
     with pytest.raises(UserError, match=r"no usable image: 2 × image entry .*number the images"):
         files.prepare()
@@ -488,7 +488,7 @@ JSONS = {
 
 
 @pytest.mark.parametrize("name", JSONS)
-def test_what_is_no_annotation_file_is_one_sentence(name, files, tmp_path):
+def test_an_invalid_annotation_file_is_reported_in_one_line(name, files, tmp_path):
     data, words = JSONS[name]
     files.image("1.jpg")
     (tmp_path / "train.json").write_bytes(data)
@@ -513,7 +513,7 @@ def test_what_is_no_annotation_file_is_one_sentence(name, files, tmp_path):
         [{"id": True, "name": "a"}],
     ],
 )
-def test_categories_that_cannot_be_labels_are_errors(categories, files):
+def test_invalid_categories_are_errors(categories, files):
     files.image("1.jpg").notes([entry()], [box()], categories)
     with pytest.raises(UserError, match=r"train\.json.*categor"):
         files.prepare()

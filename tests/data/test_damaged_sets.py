@@ -1,4 +1,4 @@
-"""Prepared data sets that were damaged: one sentence each, at opening or at reading."""
+"""Damaged prepared data sets: a one-line error each, when opened or when read."""
 
 import contextlib
 import itertools
@@ -26,7 +26,7 @@ COUNT = 24
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory):
-    """A data set of pictures of noise, so that every byte of its shards counts."""
+    """A data set of noise images, so that every byte of its shards matters."""
     path = tmp_path_factory.mktemp("sound")
     rng = np.random.default_rng(0)
     rows = []
@@ -60,7 +60,7 @@ def shard(data_dir):
 
 
 def refusal(data_dir):
-    """The sentence at opening, or for the first record that cannot be read."""
+    """The error when opening, or from the first record that cannot be read."""
     with pytest.raises(UserError) as error:
         source = open_source("handmade/noise:train", data_dir)
         for i in range(len(source)):
@@ -73,13 +73,13 @@ CUTS = (0, 1, 100, 0.1, 0.3, 0.5, 0.7, 0.9, 0.99, -1)
 
 
 @pytest.mark.parametrize("cut", CUTS)
-def test_a_shard_cut_short(cut, data_dir):
+def test_a_truncated_shard(cut, data_dir):
     whole = shard(data_dir).read_bytes()
     shard(data_dir).write_bytes(whole[: cut if isinstance(cut, int) else int(cut * len(whole))])
     assert str(shard(data_dir)) in refusal(data_dir)
 
 
-def test_a_shard_that_is_missing_replaced_or_grown(data_dir):
+def test_a_missing_replaced_or_extended_shard(data_dir):
     path, whole = shard(data_dir), shard(data_dir).read_bytes()
     (other,) = files(data_dir).glob("*test.array_record*")
     path.unlink()
@@ -93,12 +93,12 @@ def test_a_shard_that_is_missing_replaced_or_grown(data_dir):
     path.unlink()
     path.mkdir()
     assert str(path) in refusal(data_dir)
-    # The other split is as whole as before.
+    # The other split is still intact.
     assert len(open_source("handmade/noise:test", data_dir)) == 3
 
 
 def damage_data(path, rng):
-    """Overwrites bytes among the records (the last 64 KiB hold the index)."""
+    """Overwrites bytes of the records (the last 64 KiB are the index)."""
     data = bytearray(path.read_bytes())
     start = rng.randrange(len(data) - 65536)
     length = rng.choice((1, 10, 1000, 20000))
@@ -125,7 +125,7 @@ def test_garbage_in_a_shard_never_changes_an_example(seed, data_dir, images):
                 source.image_id(i)
 
 
-def test_enough_of_that_garbage_is_met(sound, tmp_path):
+def test_most_of_that_garbage_is_detected(sound, tmp_path):
     met = 0
     for seed in range(10):
         copy = shutil.copytree(sound, tmp_path / str(seed))
@@ -139,7 +139,7 @@ def test_enough_of_that_garbage_is_met(sound, tmp_path):
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_the_loaders_threads_say_the_same(threads, data_dir):
+def test_the_threads_of_the_loader_report_the_same(threads, data_dir):
     data = bytearray(shard(data_dir).read_bytes())
     middle = (len(data) - 65536) // 2
     data[middle : middle + 5000] = bytes(5000)
@@ -155,7 +155,7 @@ def test_the_loaders_threads_say_the_same(threads, data_dir):
 
 
 def rewrite(path, change):
-    """Writes a shard anew with other records, of which it may have any number."""
+    """Rewrites a shard with one record changed."""
     reader = ArrayRecordReader(str(path))
     records = reader.read_all()
     reader.close()
@@ -204,7 +204,7 @@ def other_kind(fields):
         lambda fields: b"no message",
     ],
 )
-def test_a_record_of_something_else(change, data_dir):
+def test_an_invalid_record(change, data_dir):
     rewrite(shard(data_dir), lambda fields: None)
     source = open_source("handmade/noise:train", data_dir)
     [source[i] for i in range(COUNT)]
@@ -218,10 +218,10 @@ METADATA = ("dataset_info.json", "features.json", "objects-label.labels.txt")
 
 
 @pytest.mark.parametrize("name", METADATA)
-@pytest.mark.parametrize(  # as names of the two classes, each of these is too few
+@pytest.mark.parametrize(  # as class names, each of these is too few
     "content", [None, b"", b"{}", b"[]", b"null", b"\xff\x00\xfe", b'{"a": {"b": 3}}', b"7"]
 )
-def test_metadata_of_something_else(name, content, data_dir):
+def test_invalid_metadata(name, content, data_dir):
     path = files(data_dir) / name
     path.unlink()
     if content is not None:
@@ -232,7 +232,7 @@ def test_metadata_of_something_else(name, content, data_dir):
 @pytest.mark.parametrize("name", METADATA)
 @pytest.mark.parametrize("seed", range(25))
 def test_mutated_metadata(name, seed, data_dir, images):
-    """It is refused in a sentence, or every image is there all the same."""
+    """It is refused with a one-line error, or every image is still there."""
     rng, path = random.Random(seed), files(data_dir) / name
     data = bytearray(path.read_bytes())
     start = rng.randrange(len(data))
@@ -255,7 +255,7 @@ def test_mutated_metadata(name, seed, data_dir, images):
 
 
 @pytest.mark.parametrize("lengths", [["23"], ["25"], ["0"], ["-1"], [], ["12", "12"], ["1e3"]])
-def test_wrong_counts_never_make_another_data_set(lengths, data_dir):
+def test_wrong_counts_never_change_the_data_set(lengths, data_dir):
     path = files(data_dir) / "dataset_info.json"
     info = json.loads(path.read_text())
     (split,) = (split for split in info["splits"] if split["name"] == "train")
@@ -265,7 +265,7 @@ def test_wrong_counts_never_make_another_data_set(lengths, data_dir):
     assert "handmade/noise" in refusal(data_dir)
 
 
-def test_what_is_not_there(data_dir):
+def test_missing_directories(data_dir):
     shutil.rmtree(files(data_dir))
     files(data_dir).mkdir()
     assert f"{files(data_dir)} cannot be read" in refusal(data_dir)
@@ -279,7 +279,7 @@ def test_what_is_not_there(data_dir):
 
 @contextlib.contextmanager
 def as_somebody():
-    """Root may read everything, so it steps down for a while."""
+    """Root may read everything, so it becomes another user for a while."""
     if os.geteuid():
         yield
         return
@@ -292,7 +292,7 @@ def as_somebody():
 
 @pytest.mark.parametrize("what", [*METADATA, "shard", "version", "root"])
 def test_missing_permissions(what, sound):
-    # Not in pytest's own directory, which is open to its owner alone.
+    # Not in pytest's directory, which only its owner can enter.
     with tempfile.TemporaryDirectory() as directory:
         data_dir = shutil.copytree(sound, Path(directory) / "data")
         for path in (data_dir.parent, data_dir, *data_dir.rglob("*")):

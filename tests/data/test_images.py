@@ -1,4 +1,4 @@
-"""Every kind of image, against Pillow; turns, reduction, and what must be refused."""
+"""Every kind of image, compared with Pillow; turns, reduction, and images to refuse."""
 
 import contextlib
 import io
@@ -52,13 +52,13 @@ CMYK = encoded(Image.fromarray(np.dstack([255 - smooth(), smooth()[..., 1]]), "C
 
 
 def without_adobe(jpeg):
-    """Its Adobe segment, which says that the inks are stored inverted, left out."""
+    """Removes the Adobe segment, which says that the inks are stored inverted."""
     start = jpeg.index(b"\xff\xee")
     return jpeg[:start] + jpeg[start + 2 + int.from_bytes(jpeg[start + 2 : start + 4], "big") :]
 
 
 def as_ycck(jpeg):
-    """Said to hold YCCK (the Adobe segment's transform is 2)."""
+    """Declares YCCK (the transform in the Adobe segment is 2)."""
     at = jpeg.index(b"Adobe") + 11
     return jpeg[:at] + b"\x02" + jpeg[at + 1 :]
 
@@ -122,7 +122,7 @@ def test_one_pixel():
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "JPEG"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_turns_are_exifs(orientation, kind):
+def test_turns_follow_exif(orientation, kind):
     data = with_orientation(RGB, orientation, kind, **{"lossless": True} if kind == "WEBP" else {})
     assert read_header(data).orientation == orientation
     upright = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
@@ -131,7 +131,7 @@ def test_turns_are_exifs(orientation, kind):
     assert found.flags.c_contiguous
     assert read_header(data).displayed_size == upright.shape[:2]
     stored = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
-    np.testing.assert_array_equal(decode_image(data), stored)  # only if asked for
+    np.testing.assert_array_equal(decode_image(data), stored)  # only on request
     reduced, full = decode_to_canvas(data, (50, 50), orientation)
     assert full == upright.shape[:2]
     expected = fit_to_canvas(upright.copy(), (50, 50)).astype(int)
@@ -172,7 +172,7 @@ def test_boxes_turn_with_the_image(orientation):
         np.testing.assert_allclose(scaled, expected, atol=1e-9)
 
 
-def test_nonsense_in_exif_means_no_turn():
+def test_an_invalid_exif_orientation_means_no_turn():
     assert read_header(with_orientation(RGB, 99)).orientation == 1
     assert read_header(with_orientation(RGB, 0)).orientation == 1
 
@@ -204,7 +204,9 @@ def test_reduction_by_a_whole_number_averages():
 
 @settings(max_examples=40, deadline=None)
 @given(*[st.integers(200, 900)] * 2, *[st.integers(50, 200)] * 2, st.booleans())
-def test_reduced_jpegs_are_what_the_whole_ones_reduce_to(height, width, canvas_h, canvas_w, even):
+def test_jpegs_decoded_reduced_match_full_ones_reduced_afterwards(
+    height, width, canvas_h, canvas_w, even
+):
     if even:
         height, width = height // 8 * 8, width // 8 * 8
     picture = cv2.resize(smooth(), (width, height), interpolation=cv2.INTER_CUBIC)
@@ -213,12 +215,12 @@ def test_reduced_jpegs_are_what_the_whole_ones_reduce_to(height, width, canvas_h
     assert full == (height, width)
     expected = fit_to_canvas(decode_image(data), (canvas_h, canvas_w))
     assert found.shape == expected.shape
-    # libjpeg averages in the frequency domain, before it rounds to bytes;
-    # and two reductions blur a little more than one.
+    # libjpeg averages in the frequency domain, before rounding to bytes, and two reductions blur
+    # slightly more than one.
     difference = np.abs(found.astype(int) - expected).mean()
     if even:
         assert difference < 3
-    else:  # it fills up an edge that the factor does not divide: less than a pixel of the canvas
+    else:  # an edge that the factor does not divide is padded by less than a canvas pixel
         step = np.abs(np.diff(expected.astype(int), axis=1)).mean()
         step += np.abs(np.diff(expected.astype(int), axis=0)).mean()
         assert difference < 3 + step
@@ -242,7 +244,7 @@ def test_large_jpegs_are_decoded_reduced(monkeypatch):
 
 
 def png_of(height, width):
-    """A PNG that claims a size and has next to no data."""
+    """A PNG that claims a size but has almost no data."""
 
     def chunk(kind, body):
         return (
@@ -274,7 +276,7 @@ def test_bombs_and_nonsense_are_refused(read):
 
 @pytest.mark.parametrize("kind", [k for k in KINDS if k not in ("GIF", "two pictures in a JPEG")])
 @pytest.mark.parametrize("share", [0.3, 0.9])
-def test_a_file_that_ends_early_is_not_whole(kind, share):
+def test_a_truncated_file_is_not_complete(kind, share):
     data = KINDS[kind]
     with pytest.raises(ValueError, match=r"\w"):
         check_complete(data[: int(share * len(data))])
@@ -284,10 +286,10 @@ def test_a_size_cannot_be_hidden():
     data = KINDS["JPEG"]
     frame = data.index(b"\xff\xc0")
     decoy = data[frame : frame + 5] + struct.pack(">HH", 2, 2) + data[frame + 9 :]
-    # The marker 01 has no length; taken for one, FF E0 would lead from it to the decoy.
+    # The marker 01 has no length; reading FF E0 as its length would lead to the decoy.
     hidden = (b"\xff\xd8\xff\x01" + data[2:]).ljust(4 + 0xFFE0, b"\0") + decoy
     for read in (decode_image, lambda data: decode_to_canvas(data, (99, 99))):
-        with pytest.raises(ValueError, match="not a readable image"):  # so Pillow says
+        with pytest.raises(ValueError, match="not a readable image"):  # according to Pillow
             read(hidden)
 
 

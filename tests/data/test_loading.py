@@ -152,7 +152,7 @@ def test_training_batches_hold_the_examples(processes):
 
 
 def check_row(source, batch, row):
-    """One row against its example, decoded and reduced one by one."""
+    """Compares one row with its example, decoded and reduced separately."""
     example = source.examples[batch["id"][row]]
     image = cv2.imdecode(np.frombuffer(example["image"], np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
     assert batch["original_size"][row].tolist() == list(image.shape[:2])
@@ -188,7 +188,7 @@ def test_batches_do_not_depend_on_the_number_of_threads():
             np.testing.assert_array_equal(a[key], b[key])
 
 
-def test_memory_is_used_again_without_a_trace_of_before(monkeypatch):
+def test_reused_memory_shows_no_trace_of_earlier_batches(monkeypatch):
     memories = {}
 
     class Watched(loading._Loan):
@@ -204,13 +204,13 @@ def test_memory_is_used_again_without_a_trace_of_before(monkeypatch):
         assert batch["image"].ctypes.data % 64 == 0
         for row in range(4):
             check_row(source, batch, row)
-    assert len(memories) < 15  # as many as may be alive
+    assert len(memories) < 15  # the number that may be alive
     batches.close()
     for batch in eval_batches(source, batch_size=3, canvas=CANVAS, max_boxes=4, threads=1):
         assert not batch["image"][batch["id"] < 0].any()
 
 
-def test_memory_in_use_is_left_alone():
+def test_memory_in_use_is_not_reused():
     batches = train(Source(13), 4)
     used = []
     for _ in range(8):
@@ -267,7 +267,7 @@ def encode(image, suffix=".png"):
     return cv2.imencode(suffix, image)[1].tobytes()
 
 
-def test_images_are_turned_as_the_record_says():
+def test_images_are_turned_by_the_orientation_of_the_record():
     source = Source(3)
     for example in source.examples:
         example["orientation"] = 6
@@ -300,7 +300,7 @@ def test_too_many_boxes_name_the_field_the_file_and_the_number():
     take(train(Source(4), 4, max_boxes=3), 1)
 
 
-def test_sizes_that_do_not_fit_are_refused_at_once():
+def test_inconsistent_sizes_are_refused_immediately():
     source = Source(4)
     with pytest.raises(UserError, match="6 images cannot be split evenly among 4 processes"):
         train(source, 6, process_count=4)
@@ -346,7 +346,7 @@ def test_closing_ends_the_threads():
     assert settle(lambda: not loader_threads())
 
 
-def test_the_program_ends_without_closing():
+def test_the_program_exits_without_closing_the_loader():
     program = (
         "import sys; sys.path[:0] = ['tests/data', '.']\n"
         "from test_loading import Source, train\n"
@@ -370,7 +370,7 @@ def test_to_device_keeps_order_and_runs_ahead(depth):
     assert list(moved) == []
 
 
-def test_to_device_hands_on_errors_and_closes():
+def test_to_device_propagates_errors_and_closes():
     closed = []
 
     def batches():

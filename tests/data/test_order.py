@@ -1,4 +1,4 @@
-"""Which examples a run sees, on a data set prepared from files, through the whole loader."""
+"""Which examples a run sees, with a prepared data set and the complete loader."""
 
 import functools
 import io
@@ -27,7 +27,7 @@ LOADER = {"canvas": (24, 32), "max_boxes": 3}
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """Eleven images of two splits: of several sizes, some to be turned, with no to two boxes."""
+    """Eleven images in two splits: of several sizes, some turned by EXIF, with 0–2 boxes."""
     folder = tmp_path_factory.mktemp("made")
     splits = []
     numbers = iter(range(1, 999))
@@ -63,7 +63,7 @@ def source(tmp_path_factory):
 
 
 def write_image(path, number):
-    """A picture of a colour of its own; every fourth one lies on its side. Displayed size."""
+    """Writes an image of a unique colour, every fourth one turned; returns its displayed size."""
     rng = np.random.default_rng(number)
     height, width = (int(side) for side in rng.integers(10, 90, 2))
     image = Image.fromarray(np.full((height, width, 3), rng.integers(0, 256, 3), np.uint8))
@@ -76,7 +76,7 @@ def write_image(path, number):
 
 
 def joined(per_process):
-    """The global batches of the processes' batches."""
+    """The global batches, from the batches of each process."""
     return [
         {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
         for parts in zip(*per_process, strict=True)
@@ -144,9 +144,10 @@ def test_the_global_batches_do_not_depend_on_processes_start_or_threads(
     processes=st.lists(st.sampled_from([1, 2, 3, 6]), min_size=3, max_size=3),
     depth=st.integers(1, 3),
 )
-def test_a_run_stopped_and_resumed_sees_what_it_would_have_seen(source, stops, processes, depth):
-    """Stopped after some steps with batches already decoded and sent ahead; each part of the run
-    on another number of processes."""
+def test_a_resumed_run_sees_the_same_batches_as_an_uninterrupted_one(
+    source, stops, processes, depth
+):
+    """The run stops with batches decoded and sent ahead, and resumes with other processes."""
     seen, step = [], 0
     for taken, count in zip(stops, processes, strict=False):
         parts = []
@@ -174,7 +175,7 @@ def test_each_epoch_visits_each_image_once(source, batch_size, steps):
     batches = take(train_batches(source, batch_size=batch_size, seed=3, threads=2, **LOADER), steps)
     ids = np.concatenate([batch["id"] for batch in batches]).reshape(-1, COUNT)
     np.testing.assert_array_equal(np.sort(ids), np.tile(np.arange(COUNT), (len(ids), 1)))
-    assert len({tuple(epoch) for epoch in ids}) == len(ids)  # each in an order of its own
+    assert len({tuple(epoch) for epoch in ids}) == len(ids)  # each in a different order
     content = {i: batch["image"][row] for batch in batches for row, i in enumerate(batch["id"])}
     assert len({image.tobytes() for image in content.values()}) == COUNT
 
@@ -216,9 +217,7 @@ def test_an_evaluation_covers_the_split_once(source, kind, devices, rows, proces
 
 
 @pytest.mark.parametrize(("batch_size", "threads"), [(8, 1), (16, 2), (4, 3), (1, 2), (6, 2)])
-def test_the_batches_alive_at_a_time_are_as_many_as_stated(
-    source, batch_size, threads, monkeypatch
-):
+def test_the_number_of_live_batches_is_as_documented(source, batch_size, threads, monkeypatch):
     alive, most, borrow = weakref.WeakSet(), [0], loading._borrow
 
     def counted(free, shape):
@@ -231,8 +230,8 @@ def test_the_batches_alive_at_a_time_are_as_many_as_stated(
     batches = train_batches(source, batch_size=batch_size, seed=0, threads=threads, **LOADER)
     for _ in range(4):
         next(batches)
-        time.sleep(0.1)  # the loader runs as far ahead as it may
+        time.sleep(0.1)  # lets the loader run ahead as far as possible
     batches.close()
     ahead = max(batch_size, 8 * threads)
-    # Examples ahead may begin within a batch, and one batch is being handed out.
+    # Examples ahead may start within a batch, and one batch is handed out.
     assert 2 <= most[0] <= -(-ahead // batch_size) + 1 + 1

@@ -1,4 +1,4 @@
-"""Once and for all: what survives failures, kills, changes and other processes."""
+"""Preparing survives failures, kills, changes and other processes."""
 
 import fcntl
 import json
@@ -45,7 +45,7 @@ def test_prepared_once_while_nothing_changes(folder, prepare, tmp_path, capsys):
         prepare()
 
 
-def test_a_preparation_that_fails_leaves_nothing_that_looks_finished(
+def test_a_failed_preparation_leaves_nothing_that_looks_complete(
     folder, prepare, tmp_path, monkeypatch
 ):
     folder.both("a").both("b").split("train", "a", "b")
@@ -70,7 +70,7 @@ def test_a_preparation_that_fails_leaves_nothing_that_looks_finished(
     assert [p.name for p in (tmp_path / "data").iterdir()] == ["voc_folder"]
 
 
-def test_a_changed_image_is_checked_again_and_one_changed_meanwhile_is_an_error(
+def test_a_changed_image_is_checked_again_and_a_change_during_preparation_is_an_error(
     folder, prepare, tmp_path, monkeypatch
 ):
     folder.both("a").both("b").split("train", "a", "b")
@@ -88,7 +88,7 @@ def test_a_changed_image_is_checked_again_and_one_changed_meanwhile_is_an_error(
     assert prepare().counts() == {Kind.BROKEN_IMAGE: 1}
 
 
-def test_a_journal_cut_short_or_of_another_version_is_no_obstacle(folder, prepare, tmp_path):
+def test_a_truncated_journal_or_one_of_another_version_is_harmless(folder, prepare, tmp_path):
     folder.both("a").both("b").split("train", "a", "b")
     with pytest.raises(UserError, match="nothing was written"):
         folder.both("c", obj(box=(3, 3, 3, 9))).split("train", "a", "b", "c")
@@ -113,7 +113,7 @@ def test_strict_shows_the_report_and_writes_nothing(folder, prepare, tmp_path, c
         prepare(strict=True)
 
 
-def test_large_sets_are_split_into_shards_and_keep_the_lists_order(
+def test_large_sets_are_split_into_shards_and_keep_the_order_of_the_list(
     folder, prepare, tmp_path, monkeypatch
 ):
     ids = [f"im{(7 * i) % 40:02}" for i in range(40)]
@@ -145,7 +145,7 @@ def test_leftovers_of_killed_runs_are_removed_unless_a_process_still_writes(
     assert [p.name for p in place.iterdir()] == ["2.0.0"]
 
 
-def test_an_older_preparation_is_made_anew_beside_it(folder, prepare, tmp_path):
+def test_an_older_version_is_prepared_again_beside_it(folder, prepare, tmp_path):
     folder.both("a").split("train", "a")
     (tmp_path / "data" / "voc_folder" / "mine" / "1.0.0").mkdir(parents=True)
     prepare()

@@ -38,7 +38,7 @@ def by_id(source):
     return {e["image_id"]: e for e in (source[i] for i in range(len(source)))}
 
 
-def test_tfds_vocs_own_layout_is_read(data_dir):
+def test_the_layout_of_tfds_voc_is_read(data_dir):
     source = open_source("handmade/2007:train", data_dir)
     assert source.class_names == ("cat", "dog")
     assert source.spec == "handmade/2007:train"
@@ -87,7 +87,7 @@ def test_ids_and_orientations(tmp_path):
 
 
 ANY_BOX = tfds.features.Tensor(shape=(4,), dtype=np.float32)
-ODD_BOXES = [  # two of them can be used
+ODD_BOXES = [  # two of them are usable
     ((-0.5, 0.1, 0.5, 1.5), 0),
     ((0.2, 0.2, 0.2, 0.5), 0),
     ((0.5, 0.1, 0.4, 0.2), 1),
@@ -117,7 +117,7 @@ def odd(tmp_path_factory):
     return path
 
 
-def test_boxes_are_clipped_or_left_out_counted_and_told(odd):
+def test_boxes_are_clipped_or_left_out_counted_and_reported(odd):
     source = open_source("handmade/odd:train,handmade/odd:sound", odd)
     assert source.left_out_line() == ""
     with pytest.warns(UserWarning, match=r"odd\.jpg of handmade/odd:train: 6 of its boxes") as seen:
@@ -149,14 +149,14 @@ def test_left_out_boxes_count_once_for_many_threads(odd):
 
 
 @pytest.mark.filterwarnings("ignore:.*left out")
-def test_a_set_without_a_usable_box_is_refused_where_boxes_are_needed(odd):
+def test_a_set_without_usable_boxes_is_refused_where_boxes_are_needed(odd):
     open_source("handmade/odd:alone,handmade/odd:train", odd).require_boxes("config.data.train")
     with pytest.raises(UserError, match=r"config\.data\.train handmade/odd:alone: none of 1 im"):
         open_source("handmade/odd:alone", odd).require_boxes("config.data.train")
 
 
 @pytest.mark.filterwarnings("ignore:.*left out")
-def test_the_unchecked_record_is_there_too(odd):
+def test_the_unchecked_record_is_available_too(odd):
     source = open_source("handmade/odd:train", odd)
     for i in range(3):
         record = source.record(i)
@@ -203,7 +203,7 @@ def test_unions_take_parts_from_their_own_directories(data_dir, tmp_path):
         open_source(f"handmade/2007:train,handmade/2012:train@{here}", data_dir)
 
 
-def test_a_directory_may_begin_at_home(data_dir, monkeypatch):
+def test_a_directory_may_start_with_a_tilde(data_dir, monkeypatch):
     monkeypatch.setenv("HOME", str(data_dir.parent))
     assert len(open_source(f"handmade/2007:train@~/{data_dir.name}", "nowhere")) == 3
 
@@ -217,7 +217,7 @@ def test_parse_spec():
 
 
 def coco_folder(data_dir, name, category_ids, names=("cat", "dog")):
-    """A set as coco_folder's builder leaves it, which is told apart by its directory."""
+    """A set as written by the builder coco_folder, recognised by its directory."""
     features = plain_features(label=tfds.features.ClassLabel(names=names), **{"image/id": np.int64})
     row = {"image": PICTURE, "objects": [{"bbox": tfds.features.BBox(*BOX), "label": 1}]}
     directory = make(data_dir, name, features, {"train": [{**row, "image/id": 5}]})
@@ -236,7 +236,7 @@ def test_category_ids(tmp_path):
     assert open_source("coco_folder/mine:train", tmp_path).category_ids == (3, 90)
     joined = open_source("coco_folder/mine:train,coco_folder/same:train", tmp_path)
     assert joined.category_ids == (3, 90)
-    # Their image ids clash, which harms no training.
+    # Their image ids clash, which does not matter for training.
     assert joined[0]["image_id"] == joined[1]["image_id"] == "5"
     with pytest.raises(UserError) as error:
         Evaluator(types.SimpleNamespace(config=None), None, joined)
@@ -348,7 +348,7 @@ def test_other_kinds_of_data_sets_are_refused(tmp_path):
         ),
     ],
 )
-def test_other_forms_of_boxes_and_labels_are_refused(features, words, tmp_path):
+def test_other_formats_of_boxes_and_labels_are_refused(features, words, tmp_path):
     box = np.zeros(features["objects"].feature["bbox"].shape, np.float32)
     row = {"image": PICTURE, "objects": [{"bbox": box, "label": 0}]}
     make(tmp_path, "form", features, {"train": [row]})

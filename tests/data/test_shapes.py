@@ -23,7 +23,7 @@ def test_a_scene_depends_on_split_and_index_only():
 
 
 def test_scenes_are_the_same_on_every_machine():
-    # Written down once. The boxes come from the generator alone, the mean also from OpenCV.
+    # Recorded values. The boxes depend only on the generator, the mean also on OpenCV.
     scene = shapes.make_scene("validation", 2)
     np.testing.assert_allclose(scene.boxes[0], [0.524014, 0.293831, 0.639527, 0.416890], atol=1e-6)
     assert scene.labels.tolist() == [5, 2, 3, 3, 3, 1, 3, 3, 4]
@@ -52,7 +52,7 @@ def test_scenes_are_varied_and_mostly_of_small_objects(scenes):
     assert {len(scene.boxes) for scene in scenes} == set(range(3, 11))
     assert 0 < np.mean(np.concatenate([scene.difficult for scene in scenes])) < 0.1
     touching = np.mean(np.any((boxes == 0) | (boxes == 1), axis=1))
-    assert 0.02 < touching < 0.5  # some objects leave the image, most do not
+    assert 0.02 < touching < 0.5  # some objects extend beyond the image, most do not
 
 
 @settings(max_examples=60, deadline=None)
@@ -111,7 +111,7 @@ def test_prepared_once_and_read_back(tmp_path, monkeypatch, capsys):
         np.testing.assert_array_equal(example["ignore"], scene.difficult)
         image = cv2.imdecode(np.frombuffer(example["image"], np.uint8), cv2.IMREAD_COLOR)
         difference = image[..., ::-1].astype(int) - scene.image
-        assert np.abs(difference).mean() < 12  # JPEG, of a noisy picture
+        assert np.abs(difference).mean() < 12  # JPEG of a noisy image
     files = sorted((tmp_path / "shapes").rglob("*"))
     before = [f.stat().st_mtime_ns for f in files]
     assert len(open_source("shapes:train", tmp_path)) == 5

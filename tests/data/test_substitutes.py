@@ -1,4 +1,4 @@
-"""Training images that cannot be decoded: the run stops, or the next image takes their place."""
+"""Training images that cannot be decoded: the run stops, or the next image replaces them."""
 
 import cv2
 import numpy as np
@@ -11,7 +11,7 @@ BROKEN = (2, 3, 7)
 
 
 class Source:
-    """Eight pictures of one colour each, three of which are broken files."""
+    """Eight images of one colour each, three of which are broken."""
 
     spec = "made:train"
 
@@ -64,7 +64,7 @@ def test_the_run_stops_and_names_the_record():
         batches(2, None)
 
 
-def test_the_next_image_takes_the_place_of_a_broken_one():
+def test_the_next_image_replaces_a_broken_one():
     substituted = {}
     whole = batches(6, None, broken=())
     found = batches(6, substituted)
@@ -79,7 +79,7 @@ def test_the_next_image_takes_the_place_of_a_broken_one():
     assert substituted_line(Source(), {}) == ""
 
 
-def test_what_takes_the_place_does_not_depend_on_processes_or_start():
+def test_the_substitute_does_not_depend_on_processes_or_start():
     whole = batches(6, {})
     for process in (0, 1):
         rows = slice(2 * process, 2 * process + 2)

@@ -1,4 +1,4 @@
-"""What TFDS's own builders of voc and coco write is read, without TensorFlow."""
+"""Data sets written by TFDS's builders voc and coco are read without TensorFlow."""
 
 import subprocess
 import sys
@@ -43,7 +43,7 @@ def coco_box(number, image, category, bbox, crowd=0):
     }
 
 
-# A box over all of the image, one at the right and lower border, a crowd, and no box at all.
+# A box covering the image, one at the right and lower border, a crowd, and no box.
 COCO = {
     "train2017": (
         [coco_image(139), coco_image(9)],
@@ -100,7 +100,7 @@ def test_voc_07_and_12_join(data_dir):
     spec = "voc/2007:train+validation,voc/2012:train+validation"
     source = open_source(spec, data_dir)
     assert sorted(by_id(source)) == ["000005", "000007", "000009", "2008_000002", "2008_000008"]
-    # TFDS's voc/2012 has a test split of images alone; joined, it would be all false positives.
+    # The test split of TFDS's voc/2012 has no annotations: all its detections would be false.
     unlabelled = open_source("voc/2007:test,voc/2012:test", data_dir)
     assert len(unlabelled) == 3
     with pytest.raises(UserError, match=r"test of voc/2012:test has no annotations"):
@@ -117,7 +117,7 @@ def test_coco(year, data_dir):
     found = by_id(source)
     first = found["139"]
     corner = (380.25 / 400, 450.5 / 500, 1, 1)
-    # TFDS puts annotations in the order of their ids.
+    # TFDS orders annotations by id.
     np.testing.assert_allclose(first["boxes"], [corner, (0, 0, 1, 1)], atol=1e-6)
     assert [source.category_ids[i - 1] for i in first["labels"]] == [1, 90]
     assert [source.class_names[i - 1] for i in first["labels"]] == ["person", "toothbrush"]
@@ -146,7 +146,7 @@ def test_coco_without_annotations_can_only_be_predicted_on(spec, split, data_dir
 
 
 @pytest.mark.parametrize("name", ["voc/2012", "coco/2017"])
-def test_tfrecord_is_refused_with_the_commands_that_help(name, data_dir, tmp_path):
+def test_tfrecord_is_refused_and_the_commands_that_help_are_named(name, data_dir, tmp_path):
     if name == "voc/2012":
         build_voc(tmp_path / "data", tmp_path / "files", "2012", VOC2012)
     else:
@@ -165,7 +165,7 @@ def test_tfrecord_is_refused_with_the_commands_that_help(name, data_dir, tmp_pat
         assert words in str(error.value)
 
 
-def test_fields_are_those_that_tfds_reads(data_dir):
+def test_fields_equal_those_read_by_tfds(data_dir):
     for spec in ("voc/2007:train+validation+test", "coco/2017:train+validation+test"):
         source = open_source(spec, data_dir)
         for i in range(len(source)):
@@ -173,7 +173,7 @@ def test_fields_are_those_that_tfds_reads(data_dir):
             assert example["image"] == record["image"]
             assert example["filename"] == record["image/filename"].decode()
             objects = record["objects"]
-            # TFDS loses the shape where there is no object.
+            # TFDS loses the shape if there is no object.
             boxes = np.reshape(objects["bbox"], (-1, 4))
             np.testing.assert_array_equal(example["boxes"], boxes)
             np.testing.assert_array_equal(example["labels"], np.asarray(objects["label"], int) + 1)

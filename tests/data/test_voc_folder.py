@@ -31,7 +31,7 @@ def prepare(folder, tmp_path):
     return lambda **options: prepare_voc_folder(folder.path, tmp_path / "data", "mine", **options)
 
 
-def test_a_sound_folder_comes_back_as_it_is(folder, prepare, tmp_path, capsys):
+def test_an_intact_folder_comes_back_unchanged(folder, prepare, tmp_path, capsys):
     folder.image("a", jpeg(seed=1)).image("b.1", jpeg(seed=2), ".JPEG")
     png = cv2.imencode(".png", np.full((HEIGHT, WIDTH), 7, np.uint8))[1].tobytes()
     folder.image("c", png, ".png")
@@ -74,8 +74,8 @@ def test_a_sound_folder_comes_back_as_it_is(folder, prepare, tmp_path, capsys):
     assert PrepareReport.from_json((directory / "report.json").read_text()) == report
 
 
-# (what is done to a sound folder, the defect's kind, its file, words of the reason,
-#  objects left of image "x", or None where the image is left out)
+# (function that damages an intact folder, kind of the defect, its file, words of the reason,
+#  objects left in image "x" or None if the image is left out)
 DEFECTS = {
     "swapped x": (
         lambda f: f.both("x", obj(box=(30, 5, 10, 25))),
@@ -338,7 +338,7 @@ def test_a_defect_is_named_and_the_rest_is_used(name, folder, prepare, tmp_path,
     assert json.loads(stored.read_text())["counts"] == {kind: 1}
 
 
-def test_many_defects_of_a_kind_are_all_in_the_report_and_some_in_the_summary(folder, prepare):
+def test_the_report_has_all_defects_of_a_kind_and_the_summary_some(folder, prepare):
     bad = [obj(box=(3, 3, 3, 9))] * 8
     report = folder.both("a", obj(), *bad).split("train", "a") and prepare()
     assert len(report.defects) == 8
@@ -355,7 +355,7 @@ def test_a_box_can_be_swapped_and_clipped_at_once(folder, prepare, tmp_path):
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.one_of(st.integers(-9, 70), st.floats(-9, 70)), min_size=4, max_size=4))
-@example([5, 5, 5.000000001, 9])  # of no area in float32
+@example([5, 5, 5.000000001, 9])  # no area in float32
 @example([-0.01, 0, 40, 60.015])  # rounding
 def test_fit_box_is_the_part_inside_the_image(numbers):
     corners = tuple(map(float, numbers))
@@ -397,7 +397,7 @@ def test_boxes_refer_to_the_image_as_displayed(folder, prepare, tmp_path):
     assert {bytes(found[i]["image"]) for i in ("shown", "stored", "unsaid")} == {turned}
     boxes = {i: found[i]["objects"]["bbox"][0] for i in found}
     np.testing.assert_allclose(boxes["shown"], [6 / 60, 10 / 40, 24 / 60, 36 / 40], rtol=1e-6)
-    # a quarter turn clockwise: what was left is on top, what was at the bottom is left
+    # A quarter turn clockwise: left becomes top, bottom becomes left.
     np.testing.assert_allclose(boxes["stored"], [6 / 60, 10 / 40, 24 / 60, 36 / 40], rtol=1e-6)
     np.testing.assert_allclose(boxes["unsaid"], [5 / 60, 10 / 40, 25 / 60, 30 / 40], rtol=1e-6)
     np.testing.assert_allclose(boxes["mirrored"], [5 / 40, 10 / 60, 25 / 40, 30 / 60], rtol=1e-6)
@@ -450,7 +450,7 @@ def test_given_classes_keep_their_order_and_others_are_left_out(folder, prepare,
     assert list(examples(tmp_path)["a"]["labels"]) == [2, 1]
 
 
-def test_classes_that_differ_in_capitals_only_are_pointed_out(folder, prepare):
+def test_classes_that_differ_only_in_case_are_noted(folder, prepare):
     folder.both("a", obj("Cell"), obj("cell")).split("train", "a")
     notes = prepare().notes
     assert any("Cell" in note and "upper and lower case" in note for note in notes)
@@ -465,7 +465,7 @@ def test_without_lists_every_image_is_for_training(folder, prepare, tmp_path):
     assert set(examples(tmp_path)) == {"a", "b"}
 
 
-def test_splits_can_be_chosen_and_odd_names_are_made_to_fit(folder, prepare, tmp_path):
+def test_splits_can_be_chosen_and_odd_names_are_adapted(folder, prepare, tmp_path):
     folder.both("a").both("b").both("c")
     folder.split("train-1", "a").split("all", "a", "b").split("my set", "b")
     report = prepare()
@@ -479,7 +479,7 @@ def test_splits_can_be_chosen_and_odd_names_are_made_to_fit(folder, prepare, tmp
         prepare_voc_folder(folder.path, tmp_path / "data", "two", splits=["test"])
 
 
-def test_nothing_usable_is_an_error_that_says_why(folder, prepare, tmp_path):
+def test_nothing_usable_is_an_error_with_the_reasons(folder, prepare, tmp_path):
     folder.image("a").split("train", "a", "b")
     with pytest.raises(UserError) as error:
         prepare()
@@ -513,7 +513,7 @@ def test_the_default_name_comes_from_the_folder():
 def test_file_names_in_any_encoding(folder, prepare, tmp_path):
     images, notes = folder.path / "JPEGImages", folder.path / "Annotations"
     text = annotation(obj())
-    (images / "Zelle_ä.JPG").write_bytes(jpeg())  # composed; the list has it in two characters
+    (images / "Zelle_ä.JPG").write_bytes(jpeg())  # composed; decomposed in the list
     (notes / unicodedata.normalize("NFD", "Zelle_ä.XML")).write_text(text)
     latin = b"caf\xe9"
     with open(os.fsencode(images) + b"/" + latin + b".webp", "wb") as file:
@@ -538,7 +538,7 @@ def test_file_names_in_any_encoding(folder, prepare, tmp_path):
     }
 
 
-def test_the_root_may_be_a_link_and_its_parts_may_not_lead_out(folder, prepare, tmp_path):
+def test_the_root_may_be_a_link_but_its_parts_must_not_lead_outside(folder, prepare, tmp_path):
     folder.both("a").split("train", "a")
     (tmp_path / "link").symlink_to(folder.path)
     report = prepare_voc_folder(tmp_path / "link", tmp_path / "data", "linked")

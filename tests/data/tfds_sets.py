@@ -1,4 +1,4 @@
-"""Data sets for tests: of any features by hand, and by the code of TFDS's own voc and coco."""
+"""Data sets for tests: with given features, and from TFDS's builders voc and coco."""
 
 import json
 import types
@@ -18,7 +18,7 @@ BOX, OTHER = (0.1, 0.2, 0.3, 0.4), (0.0, 0.5, 1.0, 1.0)
 
 
 class Handmade(tfds.core.GeneratorBasedBuilder):
-    """A data set of given features and examples."""
+    """A data set with given features and examples."""
 
     VERSION = tfds.core.Version("5.0.0")
     url_infos = None
@@ -46,7 +46,7 @@ def make(data_dir, name, features, splits, version="5.0.0"):
 
 
 def voc_features(names=("cat", "dog")):
-    """Features of voc, with other classes."""
+    """Features of voc with other classes."""
     label = tfds.features.ClassLabel(names=names)
     return tfds.features.FeaturesDict(
         {
@@ -96,7 +96,7 @@ VALIDATION = [voc_example("2008_000004.jpg", ("dog", BOX, True))]
 
 
 def plain_features(box=None, label=None, **more):
-    """The least that a detection data set has, and more."""
+    """The required features of a detection data set, and more."""
     return tfds.features.FeaturesDict(
         {
             "image": tfds.features.Image(encoding_format="jpeg"),
@@ -111,7 +111,7 @@ def plain_features(box=None, label=None, **more):
     )
 
 
-# TFDS's own code, but for its checksums of downloads, whose search needs more packages.
+# TFDS's code without checksums of downloads, whose search needs more packages.
 class Voc(tfds_voc.Voc, skip_registration=True):
     url_infos = None
 
@@ -120,14 +120,14 @@ class Coco(tfds_coco.Coco, skip_registration=True):
     url_infos = None
 
 
-# All that this code takes from TensorFlow.
+# Everything that this code uses from TensorFlow.
 _STAND_IN = types.SimpleNamespace(
     int64=np.int64, io=types.SimpleNamespace(gfile=types.SimpleNamespace(GFile=open))
 )
 
 
 def _build(builder_class, config, data_dir, folder):
-    """Runs TFDS's builder; `folder` holds all that it downloads, unpacked."""
+    """Runs TFDS's builder; `folder` contains its unpacked downloads."""
 
     def unpacked(manager, urls):
         return dict.fromkeys(urls, str(folder))
@@ -144,8 +144,8 @@ def _build(builder_class, config, data_dir, folder):
 def build_voc(data_dir, folder, year, lists):
     """voc/<year>; `lists`: train, val, test → {id: [(class, (xmin, ymin, xmax, ymax), flag)]}.
 
-    The flag says difficult. Pictures have 100 × 50 pixels. VOC 2012's test gets no annotations,
-    whatever is given.
+    The flag means difficult. Images have 100 × 50 pixels. The builder ignores annotations of VOC
+    2012's test split.
     """
     root = folder / "VOCdevkit" / f"VOC{year}"
     for name in ("ImageSets/Main", "JPEGImages", "Annotations"):
@@ -185,7 +185,7 @@ def _fill(element, fields):
 def build_coco(data_dir, folder, year, splits):
     """coco/<year>; `splits`: train<year> … → (images, annotations) of COCO's JSON.
 
-    Annotations are None for a split without. Images lie where TFDS expects them.
+    Annotations are None for a split without any. Images are where TFDS expects them.
     """
     categories = [{"id": number, "name": name} for name, number in IDS.items()]
     for name, (images, annotations) in splits.items():

@@ -1,4 +1,4 @@
-"""Folders in VOC layout, made file by file."""
+"""Creates folders in VOC layout, file by file."""
 
 import struct
 
@@ -16,7 +16,7 @@ def jpeg(height=HEIGHT, width=WIDTH, seed=0):
 
 
 def obj(name="cell", box=(10, 5, 30, 25), difficult="0", extra=""):
-    """One <object>; `box` is (xmin, ymin, xmax, ymax), as people read it."""
+    """One <object>; `box` is (xmin, ymin, xmax, ymax)."""
     corners = "".join(
         f"<{k}>{v}</{k}>" for k, v in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True)
     )
@@ -32,7 +32,7 @@ def annotation(*objects, width=WIDTH, height=HEIGHT):
 
 
 class Folder:
-    """A folder in VOC layout, made file by file."""
+    """A folder in VOC layout, created file by file."""
 
     def __init__(self, path):
         self.path = path
@@ -64,7 +64,7 @@ class Folder:
 
 
 def with_exif(data, orientation):
-    """The JPEG with an EXIF block that asks for a turn (6 = a quarter clockwise)."""
+    """The JPEG with an EXIF block with an orientation (6 = a quarter turn clockwise)."""
     tiff = b"MM\0*" + struct.pack(">IHHHIHH", 8, 1, 0x0112, 3, 1, orientation, 0) + b"\0" * 4
     block = b"Exif\0\0" + tiff
     return data[:2] + b"\xff\xe1" + struct.pack(">H", len(block) + 2) + block + data[2:]

@@ -1,10 +1,10 @@
-"""Kills runs at random moments, starts them again, and compares their ends with an undisturbed run.
+"""Kills runs at random moments, restarts them, and compares the results with an undisturbed run.
 
 python tests/faults/campaign.py --kills=50 --processes=1 --output=faults.json
 
-A run is `train.py` with a tiny detector. Nobody helps it: it is started again with the same
-command until it ends with status 0. Its end must be that of the run without faults: all parameters,
-momentum and statistic, every line of metrics.jsonl but the speed, and the AP.
+A run is `train.py` with a tiny detector. It is restarted with the same command, without any other
+help, until it ends with status 0. Its result must equal that of the run without faults: all
+parameters, momenta and statistics, every line of metrics.jsonl except the speed, and the AP.
 """
 
 import argparse
@@ -27,8 +27,8 @@ sys.path.insert(0, str(ROOT))
 
 STEPS, CHECKPOINT_EVERY, EVALUATE_EVERY, BATCH = 120, 10, 30, 4
 MOMENTS = ("start-up", "step", "checkpoint", "evaluation")
-PATIENCE = 600.0  # seconds for one start of a run; more is a hang
-GRACE = 60.0  # seconds between SIGTERM and SIGKILL for whoever is left
+PATIENCE = 600.0  # seconds for one start of a run; longer is a hang
+GRACE = 60.0  # seconds between SIGTERM and SIGKILL for the remaining processes
 
 OVERRIDES = {
     "image_size": 64,
@@ -52,17 +52,17 @@ OVERRIDES = {
 
 
 class Kill(NamedTuple):
-    """One kill: when it was meant to come, and how much is done again."""
+    """One kill: the intended moment, and how much is repeated."""
 
     moment: str
     signal: str
-    statuses: list[int]  # of all processes, whichever of them were hit
-    step: int  # the last step of metrics.jsonl when the processes were gone
-    repeated: int  # steps done again by the next start
+    statuses: list[int]  # of all processes, signalled or not
+    step: int  # last step in metrics.jsonl after the processes ended
+    repeated: int  # steps repeated by the next start
 
 
 def command(workdir: Path, data: Path, cache: Path) -> list[str]:
-    """The command of a run; the same at every start."""
+    """The command of a run, the same at every start."""
     fields = OVERRIDES | {
         "data.folder": data / "boxes",
         "data.dir": data / "prepared",
@@ -74,7 +74,7 @@ def command(workdir: Path, data: Path, cache: Path) -> list[str]:
 
 
 def make_data(folder: Path) -> None:
-    """A folder in VOC layout: coloured boxes on noise, 30 images to train on and 24 to score."""
+    """A folder in VOC layout: coloured boxes on noise, 30 images for training and 24 to score."""
     import cv2
 
     for part in ("JPEGImages", "Annotations", "ImageSets/Main"):
@@ -99,7 +99,7 @@ def make_data(folder: Path) -> None:
 
 
 def start(arguments: Sequence[str], processes: int, log: Path) -> list[subprocess.Popen]:
-    """Starts a run of so many processes with one CPU device each."""
+    """Starts a run of `processes` processes with one CPU device each."""
     port = _free_port()
     started = []
     for index in range(processes):
@@ -127,7 +127,7 @@ def _free_port() -> int:
 
 
 def last_step(workdir: Path) -> int:
-    """The last update that metrics.jsonl tells of (log_every apart)."""
+    """The last update in metrics.jsonl (one line every log_every updates)."""
     try:
         lines = (workdir / "metrics.jsonl").read_bytes().splitlines()
         return max((json.loads(x)["step"] for x in lines[-2:] if x.endswith(b"}")), default=0)
@@ -136,7 +136,7 @@ def last_step(workdir: Path) -> int:
 
 
 def newest_checkpoint(workdir: Path) -> int:
-    """The step that a start would resume from."""
+    """The step from which a start would resume."""
     names = [p.name for p in (workdir / "checkpoints").glob("*")]
     return max((int(name) for name in names if name.isdecimal()), default=0)
 
@@ -144,7 +144,7 @@ def newest_checkpoint(workdir: Path) -> int:
 def wait_for(
     moment: str, workdir: Path, running: list[subprocess.Popen], rng: random.Random
 ) -> bool:
-    """Sleeps until a moment of the kind; False if the run ended before."""
+    """Sleeps until a moment of the given kind; False if the run ended earlier."""
     begun, first = time.monotonic(), last_step(workdir)
     delay = {
         "start-up": rng.uniform(0.0, 8.0),
@@ -155,7 +155,7 @@ def wait_for(
     beyond = first + rng.randrange(3, 2 * CHECKPOINT_EVERY)
     while all(process.poll() is None for process in running):
         if time.monotonic() - begun > PATIENCE:
-            raise SystemExit(f"{workdir} hangs: it waits for {moment} after step {first}")
+            raise SystemExit(f"{workdir} hangs: no {moment} after step {first}")
         step = last_step(workdir)
         if moment == "start-up":
             come = True
@@ -184,7 +184,7 @@ def wait_for(
 
 
 def finish(running: list[subprocess.Popen], seconds: float) -> list[int]:
-    """Exit statuses; whoever has not ended in time is killed."""
+    """Exit statuses; processes that do not end in time are killed."""
     deadline = time.monotonic() + seconds
     for process in running:
         try:
@@ -197,7 +197,7 @@ def finish(running: list[subprocess.Popen], seconds: float) -> list[int]:
 def disturbed_run(
     workdir: Path, arguments: list[str], processes: int, kills: int, rng: random.Random
 ) -> list[Kill]:
-    """Runs to the end with up to `kills` kills on the way."""
+    """Completes a run with up to `kills` kills on the way."""
     done: list[Kill] = []
     log = workdir.with_suffix(".log")
     began = time.monotonic()
@@ -213,14 +213,14 @@ def disturbed_run(
             statuses = finish(running, PATIENCE)
             if any(statuses):
                 raise SystemExit(f"{workdir}: statuses {statuses} without a kill; see {log}")
-            return done  # the run was faster
+            return done  # the run ended first
         number = rng.choice((signal.SIGKILL, signal.SIGTERM))
-        # The whole job goes, as when a machine does, or one process of it.
+        # Hit the entire job, as when a machine fails, or one process of it.
         hit = running if rng.random() < 0.5 else [rng.choice(running)]
         for process in hit:
             process.send_signal(number)
-        # After SIGTERM there is time to leave. After a crash of one the scheduler takes the others,
-        # at once or when they have not found out by themselves.
+        # After SIGTERM there is time to exit. After a crash of one process the scheduler stops the
+        # others, at once or if they have not noticed the crash themselves.
         patient = number == signal.SIGTERM or rng.random() < 0.5
         statuses = finish(running, GRACE if patient else 0.0)
         reached, kept = last_step(workdir), newest_checkpoint(workdir)
@@ -233,7 +233,7 @@ def disturbed_run(
 
 
 def outcome(workdir: Path) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
-    """Every array of the last checkpoint, and the lines of metrics.jsonl without the speed."""
+    """All arrays of the last checkpoint, and the lines of metrics.jsonl without the speed."""
     import jax
 
     from scratchdet_jax.run.checkpoints import read_arrays
@@ -261,10 +261,10 @@ def campaign(
     per_run: int = 8,
     output: Path | None = None,
 ) -> dict[str, Any]:
-    """At least `kills` kills over as many runs as that takes.
+    """Makes at least `kills` kills in as many runs as necessary.
 
     Returns:
-        A record of figures, which is written to `output` after every run.
+        A record of the results, which is also written to `output` after every run.
     """
     os.environ["JAX_PLATFORMS"] = "cpu"
     rng = random.Random(seed)
@@ -284,7 +284,7 @@ def campaign(
     expected = outcome(workdir)
     if not same(outcome(first), expected):
         raise SystemExit(
-            "two runs without faults, the second with cached programs, end differently"
+            "two runs without faults, the second with cached programs, have different results"
         )
     print(f"without faults: {seconds:.1f} s, {len(expected[1])} lines", flush=True)
     done: list[Kill] = []
@@ -321,7 +321,7 @@ def campaign(
 
 
 def by_moment(kills: Sequence[Kill]) -> dict[str, dict[str, Any]]:
-    """Kills, their exit statuses and the steps repeated, for each moment that was aimed at."""
+    """Kills, exit statuses and repeated steps for each intended moment."""
     table = {}
     for moment in MOMENTS:
         aimed = [kill for kill in kills if kill.moment == moment]
@@ -348,7 +348,7 @@ def main() -> None:
     )
     print(json.dumps({k: v for k, v in record.items() if k != "list"}, indent=2))
     if record["runs_that_ended_differently"]:
-        raise SystemExit("runs ended differently")
+        raise SystemExit("runs had different results")
 
 
 if __name__ == "__main__":

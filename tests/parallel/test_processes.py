@@ -1,4 +1,4 @@
-"""Several processes are one run: how they are found, and that they train and score as one."""
+"""Several processes as one run: how they join, and that they train and score as one."""
 
 import json
 import os
@@ -47,12 +47,12 @@ def test_settings_come_from_flags_then_from_the_environment():
         (given("a", 2, 0), "must be HOST:PORT"),
     ],
 )
-def test_settings_that_make_no_sense_are_named(settings, message):
+def test_invalid_settings_are_named(settings, message):
     with pytest.raises(UserError, match=message):
         processes.explicit_settings(settings, {})
 
 
-def test_a_time_to_wait_that_is_none_is_named():
+def test_an_invalid_waiting_time_is_named():
     with pytest.raises(UserError, match="--join_seconds is soon: it must be a positive integer"):
         processes.start(["train.py", "--join_seconds=soon"])
 
@@ -67,7 +67,7 @@ def test_a_port_that_is_in_use_is_named():
             processes.start(["train.py", *flags])
 
 
-def test_processes_that_are_not_met_are_waited_for_so_long_and_no_longer(tmp_path):
+def test_missing_processes_are_waited_for_only_join_seconds(tmp_path):
     flags = ["--coordinator=127.0.0.1:1", "--num_processes=2", "--process_id=1"]
     done = subprocess.run(
         [
@@ -99,17 +99,17 @@ def test_processes_that_are_not_met_are_waited_for_so_long_and_no_longer(tmp_pat
         ({"TPU_WORKER_HOSTNAMES": "localhost"}, None),
     ],
 )
-def test_launchers_are_told_by_their_variables(environment, launcher):
+def test_launchers_are_recognised_by_their_variables(environment, launcher):
     assert processes.cluster(environment) == launcher
 
 
 def start(programs, devices, *arguments):
-    """Starts as many processes of one run on this machine as there are programs."""
+    """Starts one process per program, all of one run, on this machine."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     environment = os.environ | {
-        # What is compiled without optimisation is there in half the time.
+        # Compiling without optimisation takes half the time.
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} "
         "--xla_backend_optimization_level=0",
         "JAX_PLATFORMS": "cpu",
@@ -130,7 +130,7 @@ def start(programs, devices, *arguments):
 
 
 def launch(program, processes, devices, *arguments):
-    """Runs a program as several processes; their return codes and outputs."""
+    """Runs a program in several processes; returns their exit statuses and outputs."""
     running = start([program] * processes, devices, *arguments)
     outputs = [process.communicate(timeout=400) for process in running]
     return [process.returncode for process in running], outputs
@@ -146,7 +146,7 @@ def data(tmp_path_factory):
 def arguments(data, **overrides):
     """A tiny run; every dotted field may be overridden.
 
-    At a recipe's rate a fresh detector makes any rounding tenfold in a step.
+    At a recipe's learning rate a new detector amplifies rounding errors tenfold per step.
     """
     fields = {
         "data.dir": data,
@@ -188,7 +188,7 @@ def records(workdir, kind):
 
 
 def same_run(one, other):
-    """Losses and AP of two runs agree, and each was logged once."""
+    """Checks that losses and AP of two runs agree, and that each was logged once."""
     losses = [[record["loss"] for record in records(w, "train")] for w in (one, other)]
     assert len(losses[0]) == len(losses[1]) == 3
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
@@ -202,23 +202,23 @@ def test_two_processes_train_and_score_as_one(data, tmp_path):
     outputs = train(data, tmp_path / "two", 2, 2)
     same_run(tmp_path / "one", tmp_path / "two")
     assert "step 3: mAP" in outputs[0][0]
-    assert "step 3" not in outputs[1][0]  # the first process speaks for all
+    assert "step 3" not in outputs[1][0]  # only the first process prints
     assert len(list((tmp_path / "two").glob("events.*"))) == 1
 
-    # One process goes on with what two have written, and scores it alike.
+    # One process can use the checkpoints of two, and its scores are equal.
     results = []
     for count in (1, 2):
         output = tmp_path / f"scored{count}"
-        codes, told = launch(
+        codes, outputs = launch(
             "eval.py", count, 2 // count, f"--workdir={tmp_path / 'two'}", f"--output={output}"
         )
-        assert codes == [0] * count, told
+        assert codes == [0] * count, outputs
         results.append(json.loads((output / "results.json").read_text()))
     assert results[0] == results[1]
     logged = records(tmp_path / "two", "eval")[0]["mAP"]
     assert results[0]["mAP"] == pytest.approx(logged, abs=1e-3)
 
-    # It also goes on with their training, from the checkpoint before the last.
+    # It can also resume their training, from the last checkpoint but one.
     shutil.rmtree(tmp_path / "two/checkpoints/3")
     outputs = train(data, tmp_path / "two", 1, 4)
     assert "resumed from step 2 of 3" in outputs[0][0]
@@ -274,7 +274,7 @@ runpy.run_path("train.py", run_name="__main__")
 
 
 @pytest.mark.slow  # waits
-def test_a_collective_that_hangs_is_reported_with_where_it_stands(data, tmp_path):
+def test_a_hung_collective_is_reported_with_its_stack(data, tmp_path):
     (tmp_path / "silent.py").write_text(FALLS_SILENT)  # alive, but the others wait for it
     waits, silent = start(
         ["train.py", tmp_path / "silent.py"],

@@ -1,4 +1,4 @@
-"""Checkpoints: what is kept, what comes back, and what a missing one says."""
+"""Checkpoints: what is kept, what is restored, and the error for a missing one."""
 
 import jax
 import jax.numpy as jnp
@@ -67,7 +67,7 @@ def test_the_recipe_comes_back(saved):
     assert info.config.to_dict() == INFO.config.to_dict()
 
 
-def test_a_checkpoint_that_is_not_there_is_named(saved, tmp_path):
+def test_a_missing_checkpoint_is_named(saved, tmp_path):
     with pytest.raises(UserError, match=r"no checkpoint '30'.*best, latest, 20, 40, 50"):
         Checkpoints(saved, read_only=True).find("30")
     with pytest.raises(UserError, match="there is no run in"):

@@ -1,4 +1,4 @@
-"""metrics.jsonl: one line a step, late by one, cut back on resume, stopped by NaN."""
+"""metrics.jsonl: one line per step, one step late, truncated on resume, stopped by NaN."""
 
 import json
 
@@ -21,7 +21,7 @@ def lines(workdir) -> list[dict]:
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_each_step_is_written_when_the_next_one_is_under_way(tmp_path):
+def test_each_step_is_written_after_the_next_one_has_started(tmp_path):
     log = logger(tmp_path)
     log.log_step(1, metrics(3.0))
     assert lines(tmp_path) == []
@@ -56,7 +56,7 @@ def test_resuming_drops_the_lines_of_the_lost_steps(tmp_path):
     log.log_evaluation(6, {"mAP": 0.5, "AP": {"a": 0.5, "b": None}})
     log.close()
     with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write('{"kind": "train", "st')  # torn by the kill
+        file.write('{"kind": "train", "st')  # truncated by the kill
     log = logger(tmp_path, start=4)
     log.log_step(5, metrics(50))
     log.flush()

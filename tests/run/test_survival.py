@@ -1,4 +1,4 @@
-"""What a run survives: damaged checkpoints, a full disk, a second run, SIGTERM, silence."""
+"""What a run survives: damaged checkpoints, a full disk, a second run, SIGTERM, a stall."""
 
 import json
 import os
@@ -90,18 +90,17 @@ DAMAGES = (
 
 
 @pytest.mark.parametrize("harm", DAMAGES)
-def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_taken(saved, harm, capsys):
+def test_a_damaged_checkpoint_is_moved_and_the_previous_one_used(saved, harm, capsys):
     harm(saved / "checkpoints/30")
     checkpoints = Checkpoints(saved, keep=3)
     assert checkpoints.newest_sound_step() == 20
-    told = capsys.readouterr().err
-    assert "the checkpoint of step 30 is damaged (" in told
+    assert "the checkpoint of step 30 is damaged (" in capsys.readouterr().err
     assert (saved / "corrupt/30").is_dir()
     assert checkpoints.latest_step == 20
     restored = checkpoints.restore(20, state(0))
     jax.tree.map(np.testing.assert_array_equal, restored, state(20))
     assert checkpoints.progress(20) == {"at": 20}
-    checkpoints.save(30, state(30), INFO)  # the step can be written anew
+    checkpoints.save(30, state(30), INFO)  # the step can be written again
     checkpoints.close()
     assert Checkpoints(saved, read_only=True).latest_step == 30
 
@@ -136,18 +135,21 @@ def test_a_score_comes_later_and_says_whether_the_evaluation_is_complete(saved):
     assert again.best_step == 20
     checkpoints.save(40, state(40), INFO)
     checkpoints.close()
-    assert sorted(Checkpoints(saved, read_only=True)._steps()) == [20, 40]  # the best, the latest
+    assert sorted(Checkpoints(saved, read_only=True)._steps()) == [
+        20,
+        40,
+    ]  # the best and the latest
 
 
-def test_a_full_disk_costs_one_checkpoint_and_none_before_it(tmp_path, capsys):
+def test_a_full_disk_loses_one_checkpoint_and_no_earlier_one(tmp_path, capsys):
     checkpoints = Checkpoints(tmp_path, keep=3)
     checkpoints.save(10, state(10), INFO)
     checkpoints.wait()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    try:  # as on a full disk no file of weights can be written
+    try:  # weights cannot be written, as on a full disk
         resource.setrlimit(resource.RLIMIT_FSIZE, (16_000, hard))
         checkpoints.save(20, state(20, 400), INFO)
-        checkpoints.set_score(20, 0.5)  # of a checkpoint that is not there
+        checkpoints.set_score(20, 0.5)  # of a missing checkpoint
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert "the checkpoint of step 20 could not be written" in capsys.readouterr().err
@@ -161,7 +163,7 @@ def test_a_full_disk_costs_one_checkpoint_and_none_before_it(tmp_path, capsys):
     checkpoints.close()
 
 
-def test_lines_wait_for_room_on_the_disk_and_are_never_torn(tmp_path, monkeypatch, capsys):
+def test_lines_wait_for_room_on_the_disk_and_are_never_partial(tmp_path, monkeypatch, capsys):
     lines, write = JsonLines(tmp_path / "m.jsonl"), os.write
     lines.append("1")
     with monkeypatch.context() as full:
@@ -186,7 +188,7 @@ def test_restoring_needs_no_pickle(saved, monkeypatch):
     assert checkpoints.info(30).class_names == ("a", "b")
 
 
-def test_another_shape_is_named(saved):
+def test_a_different_shape_is_named(saved):
     with pytest.raises(UserError, match=r"/w has shape \(64, 64\) there and \(8, 8\) here"):
         Checkpoints(saved, read_only=True).restore(30, state(0, 8))
 
@@ -207,7 +209,7 @@ def test_every_field_that_changes_the_result_is_named_at_once(tmp_path):
         assert part in str(error.value)
 
 
-def test_what_leaves_the_result_alone_may_change_and_force_prints_the_rest(tmp_path, capsys):
+def test_fields_without_effect_may_change_and_force_prints_the_others(tmp_path, capsys):
     free = tiny_config(
         **{
             "log_every": 7,
@@ -238,7 +240,7 @@ def test_two_runs_cannot_write_into_one_workdir(tmp_path):
         pass
 
 
-def test_a_lock_dies_with_its_process(tmp_path):
+def test_a_lock_ends_with_its_process(tmp_path):
     code = (
         "import os, pathlib, signal, sys; sys.path.insert(0, os.getcwd())\n"
         "from scratchdet_jax.run.workdir import locked\n"
@@ -253,7 +255,7 @@ def test_a_lock_dies_with_its_process(tmp_path):
         pass
 
 
-def test_sigterm_is_noted_in_steps_and_breaks_off_what_is_saved():
+def test_sigterm_is_recorded_in_steps_and_interrupts_parts_that_are_saved():
     before = signal.getsignal(signal.SIGTERM)
     with Preemption() as preemption:
         preemption.defer()
@@ -261,7 +263,7 @@ def test_sigterm_is_noted_in_steps_and_breaks_off_what_is_saved():
         os.kill(os.getpid(), signal.SIGTERM)
         assert preemption.reached()
         with pytest.raises(Preempted) as left, preemption.interruptible():
-            raise AssertionError("the part is not begun")
+            raise AssertionError("the part must not start")
         assert left.value.code == PREEMPTED == 75
     assert signal.getsignal(signal.SIGTERM) == before
     with Preemption(), pytest.raises(Preempted):
@@ -269,20 +271,20 @@ def test_sigterm_is_noted_in_steps_and_breaks_off_what_is_saved():
         time.sleep(5)
 
 
-def test_a_sigterm_that_is_swallowed_at_the_start_counts_before_the_first_step():
+def test_a_sigterm_swallowed_during_start_up_is_raised_before_the_first_step():
     with Preemption() as preemption:
         try:
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(5)
         except Preempted:
-            pass  # as Python does with what is raised in a callback of the garbage collector
+            pass  # as Python does with exceptions in garbage collector callbacks
         with Preemption() as inner, pytest.raises(Preempted):
             inner.defer()
         with pytest.raises(Preempted):
             preemption.defer()
 
 
-def test_with_several_processes_jax_is_asked_by_a_count_that_begins_with_the_process(monkeypatch):
+def test_with_several_processes_jax_is_asked_with_a_counter_that_starts_at_1(monkeypatch):
     asked = []
     monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(jax, "process_count", lambda: 2)
@@ -293,12 +295,12 @@ def test_with_several_processes_jax_is_asked_by_a_count_that_begins_with_the_pro
     )
     before = signal.getsignal(signal.SIGTERM)
     with Preemption() as preemption:
-        assert signal.getsignal(signal.SIGTERM) == before  # JAX listens
+        assert signal.getsignal(signal.SIGTERM) == before  # JAX handles the signal
         assert [preemption.reached() for _ in range(3)] == [False, True, False]
     assert asked == [1, 2, 3]
 
 
-def test_silence_is_reported_with_the_stacks_of_all_threads(tmp_path, capfd):
+def test_a_stall_is_reported_with_the_stacks_of_all_threads(tmp_path, capfd):
     ended = threading.Event()
     statuses = []
 
@@ -317,7 +319,7 @@ def test_silence_is_reported_with_the_stacks_of_all_threads(tmp_path, capfd):
     assert statuses == [watchdogs.STALLED] == [69]
     report = (tmp_path / "stalled.txt").read_text()
     assert "no progress for 0.4 s (config.stall_seconds) after step 7" in report
-    assert "test_silence_is_reported" in report and "_watch" in report
+    assert "test_a_stall_is_reported" in report and "_watch" in report
 
 
 def test_the_first_step_is_watched_too(tmp_path, capfd):
@@ -329,7 +331,7 @@ def test_the_first_step_is_watched_too(tmp_path, capfd):
 
 
 @pytest.mark.parametrize("harmed", ["params", "batch_stats", "metric"])
-def test_an_update_that_is_not_finite_is_not_made_nor_any_after_it(harmed):
+def test_a_non_finite_update_is_skipped_and_so_are_all_later_ones(harmed):
     before, after = state(4), state(5)
     metrics = {"loss": jnp.float32(1.0)}
     if harmed == "metric":
@@ -338,11 +340,11 @@ def test_an_update_that_is_not_finite_is_not_made_nor_any_after_it(harmed):
         spoiled = jax.tree.map(lambda x: x.at[0].set(jnp.inf), getattr(after, harmed))
         bad, shown = after.replace(**{harmed: spoiled}), metrics
     update = jax.jit(update_unless_diverged)
-    kept, told = update(before, bad, shown)
+    kept, reported = update(before, bad, shown)
     assert int(kept.step) == ~4
     jax.tree.map(np.testing.assert_array_equal, kept.replace(step=before.step), before)
-    assert int(told[FINITE + "parameters"]) == (harmed != "params")
-    assert int(told[FINITE + "statistics"]) == (harmed != "batch_stats")
+    assert int(reported[FINITE + "parameters"]) == (harmed != "params")
+    assert int(reported[FINITE + "statistics"]) == (harmed != "batch_stats")
     later, _ = update(kept, after, metrics)
     jax.tree.map(np.testing.assert_array_equal, later, kept)
     made, _ = update(before, after, metrics)

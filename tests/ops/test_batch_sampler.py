@@ -1,4 +1,4 @@
-"""SSD's batch sampler and expansion: how their windows are distributed, against a simulation."""
+"""SSD's batch sampler and expansion: the distribution of windows, against a simulation."""
 
 import dataclasses
 import functools
@@ -44,7 +44,7 @@ def ssd_samples(rng, count):
 
 
 def sequential_ssd(rng, size, boxes):
-    """Expand and crop as SSD's code does it, a trial at a time; returns the window in pixels."""
+    """Expands and crops like SSD's code, one trial at a time; returns the window in pixels."""
     height, width = size
     canvas_height, canvas_width, off_y, off_x = height, width, 0, 0
     if rng.random() < 0.5:
@@ -82,7 +82,7 @@ def sequential_ssd(rng, size, boxes):
 
 
 def window_statistics(windows, size, boxes):
-    """[n, k]: what is compared of each window; areas are in areas of the image."""
+    """[n, k]: statistics of each window; areas are relative to the image."""
     windows = np.asarray(windows, np.float64)
     top, left, height, width = windows.T
     centre_y = (boxes[:, 0] + boxes[:, 2])[:, None] / 2 * size[0]
@@ -161,7 +161,7 @@ def test_free_samples_are_distributed_as_ssds():
     assert np.all(width / height > 0.5 - 1e-4)
 
 
-def test_expansion_is_uniform_and_holds_the_image():
+def test_expansion_is_uniform_and_contains_the_image():
     options = dataclasses.replace(DEFAULT, crop=False, expand_probability=1.0)
     size = np.array([3000, 2000], np.int32)
     draw = functools.partial(
@@ -182,7 +182,7 @@ def test_expansion_is_uniform_and_holds_the_image():
     assert same_distribution((-left / (width - 2000 + 1e-9))[room], uniform[2])
 
 
-def test_windows_lie_in_the_expanded_image():
+def test_windows_are_inside_the_expanded_image():
     windows = draw_many_windows(7, 20000, np.zeros((0, 4)))
     top, left, height, width = windows.T
     assert np.all((height >= 1) & (width >= 1))
@@ -190,8 +190,8 @@ def test_windows_lie_in_the_expanded_image():
     assert np.all((left > -4 * 500) & (left + width <= 4 * 500))
 
 
-def test_without_boxes_only_whole_and_free_crops_are_found():
+def test_without_boxes_only_full_images_and_free_crops_occur():
     windows = draw_many_windows(8, 20000, np.zeros((0, 4)))
     whole = np.all(windows == [0, 0, 375, 500], axis=1)
-    # Half the whole images are expanded; a free sample is never the whole.
+    # Half of the full images are expanded; a free sample is never the full image.
     assert abs(whole.mean() - 0.25) < 4 * np.sqrt(0.25 * 0.75 / 20000)
