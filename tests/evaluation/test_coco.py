@@ -422,3 +422,20 @@ def test_evaluations_result_file_holds_the_original_ids_and_scores_the_same(tmp_
     assert ours == stats
     assert 0.1 < results["mAP"] < 0.9
     assert results["AP"]["apple"] is None
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_annotation_files_are_repaired_as_by_prepare(tmp_path, capsys, encoding):
+    box = {"image_id": 7.0, "category_id": 13, "bbox": [10, 10, 50, 40]}
+    content = {
+        "images": [{"id": 7}],
+        "categories": [{"id": 13, "name": "stop\nsign"}],
+        "annotations": [{**box, "area": "big"}, {**box, "iscrowd": [1]}, box],
+    }
+    (tmp_path / "a.json").write_text(json.dumps(content), encoding)
+    found = coco.read_annotations(tmp_path / "a.json")
+    assert [(row["area"], row["iscrowd"]) for row in found["annotations"]] == [(2000.0, 0)] * 3
+    assert found["categories"] == [{"id": 13, "name": "stop sign"}]
+    notes = capsys.readouterr().err
+    assert "unusable areas, replaced by the area of the box: 1" in notes
+    assert "unusable flags iscrowd, replaced by 0: 1" in notes
