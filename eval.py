@@ -4,6 +4,11 @@ The run's own config is used; any field can be overridden, such as
 --config.data.eval=voc/2007:test or --config.eval.metric=voc_area.
 """
 
+from scratchdet_jax import stopping
+
+if __name__ == "__main__":
+    stopping.listen()  # before the slow imports
+
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,7 +27,7 @@ def main(argv: Sequence[str]) -> None:
     """Parses the command line and evaluates."""
     workdir = cli.flag_value(argv, "workdir")
     if not workdir:
-        raise UserError("name the run to evaluate: --workdir=runs/INFO")
+        raise UserError("name the run to evaluate: --workdir=runs/RECIPE")
     from scratchdet_jax.parallel import processes
 
     processes.start(argv)

@@ -7,13 +7,17 @@ overridden:
 --config.batch_size=256 --config.optimizer.learning_rate=0.02
 """
 
+from scratchdet_jax import stopping
+
+if __name__ == "__main__":
+    stopping.listen()  # before the slow imports
+
 from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
 
 from scratchdet_jax import cli
-from scratchdet_jax.run.preemption import Preemption
 
 flags.DEFINE_string("workdir", None, "Where the run lives; default: runs/<recipe>.")
 cli.define_process_flags()
@@ -27,16 +31,16 @@ flags.DEFINE_enum(
 
 def main(argv: Sequence[str]) -> None:
     """Parses the command line and trains."""
-    with Preemption() as preemption:
-        config = cli.parse_config(argv)
-        from scratchdet_jax.parallel import processes
+    stopping.listen().terminable = True
+    config = cli.parse_config(argv)
+    from scratchdet_jax.parallel import processes
 
-        processes.start(argv)
-        from scratchdet_jax.training.loop import train_and_evaluate
+    processes.start(argv)
+    from scratchdet_jax.training.loop import train_and_evaluate
 
-        workdir = Path(flags.FLAGS.workdir or f"runs/{config.name}")
-        train_and_evaluate(config, workdir, flags.FLAGS.resume, preemption)
+    workdir = Path(flags.FLAGS.workdir or f"runs/{config.name}")
+    train_and_evaluate(config, workdir, flags.FLAGS.resume)
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, advice="run the same command to resume")

@@ -2,7 +2,6 @@
 
 import difflib
 import importlib.util
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,28 +10,30 @@ import ml_collections
 from absl import flags, logging
 from ml_collections import config_flags
 
+from scratchdet_jax import stopping
 from scratchdet_jax.config.fields import flatten
-from scratchdet_jax.errors import Preempted, UserError, one_line
+from scratchdet_jax.errors import UserError, one_line
 
 
-def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> None:
-    """Runs `main(argv)`; a UserError becomes one sentence on stderr and exit status 1."""
-    arguments = list(sys.argv if argv is None else argv)
+def run(main: Callable[[Sequence[str]], None], advice: str = "") -> None:
+    """Runs `main(sys.argv)` as the whole of a process.
+
+    A UserError becomes one sentence on stderr and exit status 1. Ctrl-C ends the process with
+    status 130 wherever nothing is lost (see stopping.py).
+
+    Args:
+        main: takes the command line with the program's name.
+        advice: what the user can do after Ctrl-C, such as "run the same command to resume".
+    """
+    stopping.listen().advice = advice
     quiet_libraries()
     try:
-        main(arguments)
+        main(sys.argv)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
-    except Preempted as left:
-        # All is saved and closed. Threads of libraries that are broken off in their start may crash
-        # while the interpreter is taken down; the scheduler must see this status and no other.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(left.code)
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        sys.exit(130)
+    except stopping.Stopped as stopped:
+        stopping.leave_process(stopped.code)
 
 
 def define_process_flags() -> None:

@@ -38,13 +38,3 @@ def writable_folder(path: Path, flag: str) -> Path:
             f"{flag} {path} cannot be written ({error.strerror}): choose another folder"
         ) from None
     return path
-
-
-PREEMPTED = 75  # exit status: EX_TEMPFAIL, "try again": the same command resumes
-
-
-class Preempted(SystemExit):
-    """SIGTERM asked the run to stop, and its progress is saved; exit status 75."""
-
-    def __init__(self) -> None:
-        super().__init__(PREEMPTED)

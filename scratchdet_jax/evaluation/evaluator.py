@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from scratchdet_jax.config.scales import Scale, parse_scales
 from scratchdet_jax.data.loading import eval_loader, to_device
@@ -23,6 +22,7 @@ from scratchdet_jax.evaluation.multiscale import make_scale_step, merge_scales
 from scratchdet_jax.ops.nms import Detections
 from scratchdet_jax.parallel import processes
 from scratchdet_jax.parallel.devices import DeviceMapping
+from scratchdet_jax.progress import track
 
 
 class Evaluation(NamedTuple):
@@ -122,9 +122,7 @@ class Evaluator:
 
         total = -(-len(self._source) // settings.eval.batch_size)
         pending = None
-        for host, device in tqdm(
-            to_device(loader, put), total=total, desc="evaluating", unit="batch", leave=False
-        ):
+        for host, device in track(to_device(loader, put), total, "evaluating", "batch"):
             running = (host, [step(variables, device) for step in self._steps])
             if pending:
                 yield self._merged(*pending)

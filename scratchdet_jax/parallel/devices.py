@@ -43,6 +43,13 @@ class DeviceMapping:
             tree,
         )
 
+    def shapes(self, make: Callable[[], Any]) -> Any:
+        """What `replicate(make())` would be, as shapes, types and sharding, without computing."""
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.replicated),
+            jax.eval_shape(make),
+        )
+
     def map_train_step(self, step: Callable) -> Callable:
         """Maps `(state, batch) → (state, metrics)`; the state's buffers are donated."""
         if self.kind == "pmap":
@@ -62,6 +69,10 @@ class DeviceMapping:
             step, mesh=self.mesh, in_specs=(P(), P(None, AXIS)), out_specs=P(), check_vma=False
         )
         return jax.jit(mapped, donate_argnums=0)
+
+    def compile(self, mapped: Callable, *arguments: Any) -> Callable:
+        """Compiles a mapped training step for its arguments, where JAX can do so in advance."""
+        return mapped if self.kind == "pmap" else mapped.lower(*arguments).compile()
 
     def _joined(self, copies: jax.Array) -> jax.Array:
         """One global array from the copies in this process, which pmap returns."""

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import numpy as np
 
-from scratchdet_jax import cli
+from scratchdet_jax import cli, stopping
 from scratchdet_jax.errors import UserError, one_line
 
 T = TypeVar("T")
@@ -150,6 +150,8 @@ def start(argv: Sequence[str]) -> None:
         raise UserError(f"{problem} ({one_line(error)})") from None
     finally:
         patience.cancel()
+    if command := stopping.of_command():
+        command.processes_joined()
     if not is_first():  # only the first prints; errors still go to stderr
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
         os.environ["TQDM_DISABLE"] = "1"

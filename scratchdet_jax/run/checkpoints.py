@@ -93,7 +93,7 @@ class Checkpoints:
 
     def best_of(self, steps: Sequence[int]) -> int | None:
         """The one of `steps` with the highest mAP, the later if equal; None if there is no mAP."""
-        scored = {s: score for s in steps if (score := self._score(s)) is not None}
+        scored = {s: score for s in steps if (score := self.score(s)) is not None}
         return max(scored, key=lambda step: (scored[step], step)) if scored else None
 
     def newest_sound_step(self) -> int | None:
@@ -175,7 +175,7 @@ class Checkpoints:
 
     def is_scored(self, step: int) -> bool:
         """Whether the evaluation of a step is complete, even if its mAP is undefined."""
-        return (self.directory / str(step) / SCORE).exists() or self._score(step) is not None
+        return (self.directory / str(step) / SCORE).exists() or self.score(step) is not None
 
     def restore(self, step: int, like: TrainState) -> TrainState:
         """The state of `step` with the structure, shapes, types and sharding of `like`.
@@ -314,7 +314,8 @@ class Checkpoints:
                     "choose a new --workdir, or start from it with --config.init_from"
                 )
 
-    def _score(self, step: int) -> float | None:
+    def score(self, step: int) -> float | None:
+        """The mAP of a step; None if it was not evaluated or has no defined mAP."""
         if step not in self._scores:
             try:
                 text = (self.directory / str(step) / SCORE).read_text()

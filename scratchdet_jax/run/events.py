@@ -95,6 +95,15 @@ class Events:
         except OSError as error:
             self._give_up(error)
 
+    def sync(self) -> None:
+        """Writes what is buffered."""
+        if self._writer is None:
+            return
+        try:
+            self._writer.flush()
+        except OSError as error:
+            self._give_up(error)
+
     def close(self) -> None:
         """Writes what is buffered and closes the file."""
         if self._writer is None:

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from tqdm import tqdm
 
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.files import write_text_atomically
 from scratchdet_jax.parallel.processes import is_first
+from scratchdet_jax.progress import Progress
 from scratchdet_jax.run.events import Events, JsonLines
 from scratchdet_jax.run.state import FINITE
 
@@ -72,13 +72,8 @@ class MetricLogger:
             )
             self._lines = JsonLines(self.path, [line for line in waiting if line not in written])
             self._events = Events(Path(workdir), purge_step=start_step + 1)
-        self._bar = tqdm(
-            total=num_steps,
-            initial=start_step,
-            unit="step",
-            dynamic_ncols=True,
-            disable=not is_first(),
-        )
+        self._progress = Progress(num_steps, "training", "step", start_step)
+        self._note = ""  # what the last logged step said
         self._batch_size, self._log_every = batch_size, log_every
         self._pending: tuple[int, dict[str, jax.Array]] | None = None
         self._since, self._images = time.perf_counter(), 0
@@ -109,7 +104,6 @@ class MetricLogger:
         values = {name: value for name, value in values.items() if not name.startswith(FINITE)}
         self._follow_norm(values.get("gradient_norm"))
         self._images += self._batch_size
-        self._bar.update()
         if step % self._log_every == 0:
             now = time.perf_counter()
             values["images_per_second"] = self._images / (now - self._since)
@@ -118,9 +112,9 @@ class MetricLogger:
                 values["gradient_fluctuation"] = sum(self._changes) / len(self._changes)
                 self._changes = []
             self._write("train", step, values)
-            self._bar.set_postfix_str(
-                f"loss {values['loss']:.3f}, {values['images_per_second']:.1f} images/s"
-            )
+            rate = values["images_per_second"]
+            self._note = f"loss {values['loss']:.3f}, {rate:.1f} images/s"
+        self._progress.update(self._note)
 
     def log_evaluation(self, step: int, results: dict[str, object]) -> None:
         """Writes an evaluation's results (numbers, or numbers by class)."""
@@ -136,16 +130,22 @@ class MetricLogger:
         waiting = self._lines.waiting if self._lines else []
         return {"norm": self._norm, "changes": list(self._changes), "lines": list(waiting)}
 
+    def sync(self) -> None:
+        """Returns when everything logged so far has reached the disk."""
+        for file in filter(None, (self._events, self._lines)):
+            file.sync()
+
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Excludes the time spent inside from images/s."""
         started = time.perf_counter()
-        yield
+        with self._progress.paused():
+            yield
         self._since += time.perf_counter() - started
 
     def close(self) -> None:
         """Closes the files and the bar."""
-        self._bar.close()
+        self._progress.close()
         for file in filter(None, (self._events, self._lines)):
             file.close()
 

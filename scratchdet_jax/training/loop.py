@@ -1,6 +1,7 @@
 """Trains, evaluates and checkpoints: from a config to a trained detector."""
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,20 +9,20 @@ from typing import Any, NamedTuple
 import jax
 import ml_collections
 
+from scratchdet_jax import stopping
 from scratchdet_jax.config.fields import number_of_steps
 from scratchdet_jax.config.validation import validate
 from scratchdet_jax.data.loading import substituted_line, substitutes, to_device, train_loader
 from scratchdet_jax.data.records import DetectionSource
 from scratchdet_jax.data.sources import open_split
 from scratchdet_jax.detector import Detector, build_detector
-from scratchdet_jax.errors import Preempted, UserError, writable_folder
+from scratchdet_jax.errors import UserError, writable_folder
 from scratchdet_jax.evaluation.evaluator import Evaluator, summary_line
 from scratchdet_jax.models.ssd import backbone_name
 from scratchdet_jax.parallel import processes
 from scratchdet_jax.parallel.devices import AXIS, DeviceMapping
 from scratchdet_jax.run.checkpoints import IMPORTED, Checkpoints, RunInfo
 from scratchdet_jax.run.metrics import Diverged, MetricLogger
-from scratchdet_jax.run.preemption import Preemption
 from scratchdet_jax.run.state import TrainState, create_state
 from scratchdet_jax.run.watchdog import Watchdog
 from scratchdet_jax.run.workdir import check_resume, locked
@@ -32,10 +33,7 @@ from scratchdet_jax.training.step import make_train_step
 
 
 def train_and_evaluate(
-    config: ml_collections.ConfigDict,
-    workdir: Path,
-    resume: str = "auto",
-    preemption: Preemption | None = None,
+    config: ml_collections.ConfigDict, workdir: Path, resume: str = "auto"
 ) -> TrainState:
     """Trains, evaluates and checkpoints; resumes if `workdir` holds a checkpoint.
 
@@ -43,7 +41,6 @@ def train_and_evaluate(
         config: a recipe's config (scratchdet_jax/config/defaults.py explains every field).
         workdir: where checkpoints, metrics.jsonl and TensorBoard events go.
         resume: "auto" refuses a workdir of another config; "force" resumes it anyway.
-        preemption: already listening for SIGTERM; by default the function listens itself.
 
     Returns:
         The final state.
@@ -51,16 +48,15 @@ def train_and_evaluate(
     Raises:
         UserError: a config, data set or file is wrong, training diverged, or the last checkpoint
             could not be written.
-        Preempted: SIGTERM came; all finished steps are saved.
+        Stopped: SIGTERM or Ctrl-C came; all finished steps are saved.
     """
     writable_folder(workdir, "--workdir")
     _refuse_imported(workdir)
     use_compilation_cache(config.compilation_cache)
     alone = locked(workdir) if processes.is_first() else contextlib.nullcontext()
-    listening = contextlib.nullcontext(preemption) if preemption else Preemption()
-    with alone, listening as preemption:
-        preemption.processes_joined()
-        return _train(config, workdir, resume == "force", preemption)
+    command = stopping.of_command()
+    with alone, contextlib.nullcontext(command) if command else stopping.Stop() as stop:
+        return _train(config, workdir, resume == "force", stop)
 
 
 def use_compilation_cache(folder: str) -> None:
@@ -76,17 +72,18 @@ class _Loop(NamedTuple):
 
     config: ml_collections.ConfigDict
     workdir: Path
+    mapping: DeviceMapping
     source: DetectionSource
     evaluator: Evaluator | None
     info: RunInfo
     checkpoints: Checkpoints
     logger: MetricLogger
     watchdog: Watchdog
-    preemption: Preemption
+    stop: stopping.Stop
 
 
 def _train(
-    config: ml_collections.ConfigDict, workdir: Path, force: bool, preemption: Preemption
+    config: ml_collections.ConfigDict, workdir: Path, force: bool, stop: stopping.Stop
 ) -> TrainState:
     # Can this config run at all?
     mapping = DeviceMapping(config.parallel)
@@ -104,26 +101,33 @@ def _train(
         processes.together(lambda: check_resume(saved, info, workdir, force))
 
     detector = build_detector(config, source.class_names, AXIS)
-    evaluator = Evaluator(detector, mapping, eval_source) if eval_source else None
     optimizer = make_optimizer(config)
-    state = mapping.replicate(
-        processes.from_first(
-            create_state(detector.model, optimizer, config.image_size, config.seed)
-        )
-    )
+
+    def fresh_state() -> TrainState:
+        return create_state(detector.model, optimizer, config.image_size, config.seed)
+
+    if start:
+        state = checkpoints.restore(start, like=mapping.shapes(fresh_state))
+    else:
+        state = mapping.replicate(processes.from_first(fresh_state()))
+    # The last evaluation may have been interrupted; it comes before the next step.
+    evaluates = eval_source is not None
+    owed = bool(start) and _due(config, evaluates, start) and not checkpoints.is_scored(start)
+    if start >= num_steps and not owed:
+        print(f"nothing is left to train: {workdir} has all {num_steps} steps")
+        print(_finish(workdir, checkpoints, evaluates))
+        checkpoints.close()
+        return state
+
     _introduce(workdir, mapping, source, detector, state)
     if start:
-        state = checkpoints.restore(start, like=state)
         print(f"resumed from step {start} of {num_steps}")
     elif config.init_from:
         variables = init_from_run(config.init_from, detector, jax.device_get(state.variables))
         state = state.replace(**mapping.replicate(variables))
-    if start >= num_steps:
-        print("nothing is left to train")
+    evaluator = Evaluator(detector, mapping, eval_source) if evaluates else None
 
     train_step = mapping.map_train_step(make_train_step(detector, optimizer))
-    # The last evaluation may have been interrupted; it comes before the next step.
-    owed = bool(start) and _evaluates(config, evaluator, start) and not checkpoints.is_scored(start)
     logger = MetricLogger(
         workdir,
         start_step=start,
@@ -136,25 +140,29 @@ def _train(
     watchdog = Watchdog(config.stall_seconds, workdir)
     substituted = substitutes(config)
     batches = _device_batches(config, source, mapping, start, substituted)
-    run = _Loop(config, workdir, source, evaluator, info, checkpoints, logger, watchdog, preemption)
-    try:
-        if owed:
-            _evaluate(run, start, state)
-        state = _steps(run, train_step, state, batches, start, num_steps)
-    finally:
-        watchdog.close()
-        batches.close()
-        logger.close()
-        checkpoints.close()
-        notes = [data.left_out_line() for data in (source, eval_source) if data]
-        for line in filter(None, [*notes, substituted_line(source, substituted or {})]):
-            print(line)
+    run = _Loop(
+        config, workdir, mapping, source, evaluator, info, checkpoints, logger, watchdog, stop
+    )
+    with stop.deferred():
+        try:
+            if owed:
+                _evaluate(run, start, state)
+            state = _steps(run, train_step, state, batches, start, num_steps)
+        finally:
+            watchdog.close()
+            batches.close()
+            logger.close()
+            checkpoints.close()
+            notes = [data.left_out_line() for data in (source, eval_source) if data]
+            for line in filter(None, [*notes, substituted_line(source, substituted or {})]):
+                print(line)
     if start < num_steps != checkpoints.latest_step:
         raise UserError(
             f"training is complete, but its last checkpoint could not be written to {workdir}: "
             "free disk space and run the same command again; it repeats the steps since the "
             "previous checkpoint"
         )
+    print(_finish(workdir, checkpoints, evaluates))
     return state
 
 
@@ -166,21 +174,24 @@ def _steps(
     start: int,
     num_steps: int,
 ) -> TrainState:
-    """Runs updates `start + 1` to `num_steps`; a SIGTERM takes effect between two of them."""
-    run.preemption.defer()
+    """Runs updates `start + 1` to `num_steps`; a request to stop takes effect between two."""
     try:
         for step in range(start + 1, num_steps + 1):
-            state, metrics = train_step(state, next(batches))
+            batch = next(batches)
+            if step == start + 1:
+                train_step = _compile(run, train_step, state, batch)
+            state, metrics = train_step(state, batch)
             run.logger.log_step(step, metrics)
             run.watchdog.beat(step - 1)  # log_step has waited for its end
-            evaluate = _evaluates(run.config, run.evaluator, step)
-            leave = run.preemption.reached()
-            if leave or evaluate or step == num_steps or _due(step, run.config.checkpoint_every):
+            evaluate = _due(run.config, run.evaluator is not None, step)
+            leave = run.stop.requested()
+            if leave or evaluate or step == num_steps or _every(step, run.config.checkpoint_every):
                 run.logger.flush()  # a step is only checkpointed if it is known to be finite
                 with run.logger.paused(), run.watchdog.paused():
                     run.checkpoints.save(step, state, run.info, progress=run.logger.progress())
                     if leave:
-                        raise _preempted(run, step)
+                        print(_saved(run, step), file=sys.stderr)
+                        raise run.stop.error()
                 if evaluate:
                     _evaluate(run, step, state)
     except Diverged as error:
@@ -188,25 +199,41 @@ def _steps(
     return state
 
 
+def _compile(run: _Loop, train_step: Callable, state: TrainState, batch: Any) -> Callable:
+    """Compiles the step, which may take minutes; nothing is lost if that is interrupted."""
+    print("compiling the training step", file=sys.stderr)
+
+    def nothing_lost() -> str:
+        return f"stopped by {run.stop.name} while compiling: run the same command to resume"
+
+    with run.stop.interruptible(nothing_lost), run.logger.paused(), run.watchdog.paused():
+        return run.mapping.compile(train_step, state, batch)
+
+
 def _evaluate(run: _Loop, step: int, state: TrainState) -> None:
-    """Evaluates a state whose checkpoint is written or being written: SIGTERM may interrupt it."""
-    with run.preemption.interruptible(), run.logger.paused():
-        results = run.evaluator.evaluate(state.variables, run.watchdog.beat).results
+    """Evaluates a state whose checkpoint is written or being written, so it may be interrupted."""
+
+    def on_batch() -> None:
+        run.watchdog.beat()
+        run.stop.poll()
+
+    with run.stop.interruptible(lambda: _saved(run, step)), run.logger.paused():
+        results = run.evaluator.evaluate(state.variables, on_batch).results
     run.logger.log_evaluation(step, results)
     print(f"\nstep {step}: {summary_line(results)}")
     with run.watchdog.paused():
         run.checkpoints.set_score(step, results["mAP"])
 
 
-def _preempted(run: _Loop, step: int) -> Preempted:
-    """Waits for the checkpoint and reports it."""
+def _saved(run: _Loop, step: int) -> str:
+    """Waits until all that is saved is on the disk; returns the sentence that says so."""
     run.checkpoints.wait()
+    run.logger.sync()
     saved = run.checkpoints.latest_step
-    print(
-        f"\nstopped by SIGTERM after step {step}; saved up to step {saved}: run the same command "
-        "to resume"
+    return (
+        f"stopped by {run.stop.name} after step {step}; saved up to step {saved}: run the same "
+        "command to resume"
     )
-    return Preempted()
 
 
 def _diverged(run: _Loop, error: Diverged, state: TrainState) -> UserError:
@@ -223,13 +250,28 @@ def _diverged(run: _Loop, error: Diverged, state: TrainState) -> UserError:
     )
 
 
-def _evaluates(config: ml_collections.ConfigDict, evaluator: Evaluator | None, step: int) -> bool:
+def _due(config: ml_collections.ConfigDict, evaluates: bool, step: int) -> bool:
+    """Whether a run that evaluates does so after `step`."""
     last = step == number_of_steps(config)
-    return evaluator is not None and (last or _due(step, config.eval.every_steps))
+    return evaluates and (last or _every(step, config.eval.every_steps))
 
 
-def _due(step: int, every: int) -> bool:
-    return every > 0 and step % every == 0
+def _every(step: int, period: int) -> bool:
+    return period > 0 and step % period == 0
+
+
+def _finish(workdir: Path, checkpoints: Checkpoints, evaluates: bool) -> str:
+    """What was reached, and the commands that come next."""
+    best = checkpoints.best_step
+    reached = f"trained {checkpoints.latest_step} steps"
+    if evaluates and (score := checkpoints.score(best)) is not None:
+        reached += f"; best mAP {score:.4f} at step {best}"
+    return (
+        f"{reached}\n"
+        f"next: python eval.py --workdir={workdir}\n"
+        f"      python -m scratchdet_jax.tools.predict --workdir={workdir} "
+        f"--output={workdir / 'pictures'} [IMAGE …]"
+    )
 
 
 def _device_batches(

@@ -16,13 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental import multihost_utils
+from scratchdet_jax.run.preemption import Preemption
 
 from scratchdet_jax.errors import PREEMPTED, Preempted, UserError
 from scratchdet_jax.run import watchdog as watchdogs
 from scratchdet_jax.run.checkpoints import Checkpoints, RunInfo
 from scratchdet_jax.run.events import JsonLines
 from scratchdet_jax.run.integrity import CHECKSUMS
-from scratchdet_jax.run.preemption import Preemption
 from scratchdet_jax.run.state import FINITE, TrainState
 from scratchdet_jax.run.workdir import check_resume, differences, locked
 from scratchdet_jax.training.step import update_unless_diverged

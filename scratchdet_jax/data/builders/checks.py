@@ -9,8 +9,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self, TextIO
 
-from tqdm import tqdm
-
 from scratchdet_jax.data.builders.defects import Kind
 from scratchdet_jax.data.images import ImageHeader, check_complete, read_header
 from scratchdet_jax.data.untrusted import (
@@ -20,6 +18,7 @@ from scratchdet_jax.data.untrusted import (
     read_inside,
     stamp_inside,
 )
+from scratchdet_jax.progress import track
 
 _VERSION = 1  # increase it when check_images accepts other images than before
 
@@ -110,9 +109,7 @@ def check_images(paths: Sequence[Path], root: Path, journal: Journal) -> dict[Pa
         try:
             results = threads.map(lambda path: _check(path, root, journal), paths)
             for path, checked in zip(
-                paths,
-                tqdm(results, "checking images", len(paths), unit="image", disable=None),
-                strict=True,
+                paths, track(results, len(paths), "checking images", "image"), strict=True
             ):
                 journal.add(path, checked)
                 found[path] = checked

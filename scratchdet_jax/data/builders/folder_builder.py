@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.utils import shard_utils
-from tqdm import tqdm
 
 from scratchdet_jax.data.builders.checks import Journal
 from scratchdet_jax.data.builders.defects import Defect
@@ -19,6 +18,7 @@ from scratchdet_jax.data.builders.report import PrepareReport, statistics
 from scratchdet_jax.data.builders.writing import write_dataset
 from scratchdet_jax.data.untrusted import as_user_errors, printable, read_inside, stamp_inside
 from scratchdet_jax.errors import UserError, one_line, plural, writable_folder
+from scratchdet_jax.progress import Progress
 
 
 class Contents(NamedTuple):
@@ -99,14 +99,14 @@ class FolderBuilder(tfds.core.ShardBasedBuilder):
         size = sum(image.stamp.size for image in images)
         count = shard_utils.ShardConfig.calculate_number_shards(size, len(images))
         ends = shard_utils.get_shard_boundaries(len(images), count)
-        progress = tqdm(total=len(images), desc=f"writing {split}", unit="image", disable=None)
+        progress = Progress(len(images), f"writing {split}", "image")
         return [
             functools.partial(self._generate, split, images[start:end], progress)
             for start, end in zip([0, *ends], ends, strict=False)
         ]
 
     def _generate(
-        self, split: str, images: Sequence[UsableImage], progress: tqdm
+        self, split: str, images: Sequence[UsableImage], progress: Progress
     ) -> Iterator[tuple[str | int, dict[str, Any]]]:
         labels = {name: i for i, name in enumerate(self._report.class_names)}
         for image in images:

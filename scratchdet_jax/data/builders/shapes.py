@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 import tensorflow_datasets as tfds
-from tqdm import tqdm
 
 from scratchdet_jax.data.builders.writing import write_dataset
+from scratchdet_jax.progress import track
 
 CLASS_NAMES = ("circle", "square", "triangle", "star", "ring", "cross")
 SPLIT_SIZES = {"train": 4000, "validation": 500}
@@ -80,7 +80,7 @@ class Shapes(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
         indices = range(SPLIT_SIZES[split])
-        for index in tqdm(indices, f"drawing {split}", unit="scene", disable=None):
+        for index in track(indices, len(indices), f"drawing {split}", "scene"):
             yield index, encode_scene(split, index)
 
 

@@ -1,0 +1,98 @@
+"""Progress of long work on stderr: a bar in a terminal, plain lines in a log file."""
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from tqdm import tqdm
+
+T = TypeVar("T")
+
+SECONDS = 5.0  # between plain lines, at least
+
+
+class Progress:
+    """Counts finished units of work, with the time left.
+
+    Where stderr is not a terminal, at most one line every SECONDS is printed, without carriage
+    returns or cursor codes. TQDM_DISABLE, which libraries heed as well, silences both forms.
+    """
+
+    def __init__(self, total: int, title: str, unit: str, initial: int = 0) -> None:
+        """`total` units of work, of which `initial` are done already."""
+        self._total, self._title, self._unit, self._done = total, title, unit, initial
+        self._plain = not sys.stderr.isatty()
+        self._bar: tqdm | None = None
+        if not self._plain:
+            self._bar = tqdm(
+                total=total, initial=initial, desc=title, unit=unit, leave=False, dynamic_ncols=True
+            )
+        self._printed = time.monotonic()
+        self._seconds, self._counted = 0.0, 0  # of work that counts for the time left
+        self._since: float | None = time.monotonic()
+
+    def update(self, note: str = "") -> None:
+        """Counts one finished unit; `note` is what there is to say about it."""
+        self._done += 1
+        if self._bar is not None:
+            if note:
+                self._bar.set_postfix_str(note, refresh=False)
+            self._bar.update()
+            return
+        now = time.monotonic()
+        if self._since is not None:
+            self._seconds, self._since = self._seconds + now - self._since, now
+            self._counted += 1
+        if now - self._printed >= SECONDS:
+            self._printed = now
+            self._print(note)
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time spent inside, such as compilation, does not count for the time left."""
+        self._since = None
+        yield
+        self._since = time.monotonic()
+        if self._bar is not None:
+            self._bar.unpause()
+
+    def close(self) -> None:
+        """Removes the bar."""
+        if self._bar is not None:
+            self._bar.close()
+
+    def _print(self, note: str) -> None:
+        if os.environ.get("TQDM_DISABLE"):
+            return
+        parts = [f"{self._title}: {self._unit} {self._done}/{self._total}"]
+        parts += [note] if note else []
+        if self._counted and self._seconds > 0:
+            left = (self._total - self._done) * self._seconds / self._counted
+            parts.append(f"{duration(left)} left")
+        print(", ".join(parts), file=sys.stderr, flush=True)
+
+
+def track(items: Iterable[T], total: int, title: str, unit: str) -> Iterator[T]:
+    """Yields the items; one is finished when the next is asked for."""
+    progress = Progress(total, title, unit)
+    try:
+        for item in items:
+            yield item
+            progress.update()
+    finally:
+        progress.close()
+
+
+def duration(seconds: float) -> str:
+    """A rounded time in words: "12 s", "3 min 20 s", "5 h 10 min"."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min"

@@ -1,0 +1,244 @@
+"""Ctrl-C (SIGINT) and SIGTERM as requests to stop: answered at once, never lost, no traceback.
+
+An exception raised by a signal handler is unsafe in this program. Python runs handlers in the
+main thread, and only when compiled code returns; the exception may be swallowed in a callback;
+threads of libraries may crash while the interpreter unwinds. So a command blocks both signals, and
+a thread of its own receives them (`listen`). While nothing can be lost, that thread ends the
+process. While a step has to be saved first, it records the request, and the training loop asks
+for it.
+"""
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
+
+INTERRUPTED = 130  # exit status after Ctrl-C: 128 + SIGINT
+PREEMPTED = 75  # exit status after SIGTERM: EX_TEMPFAIL; the same command resumes
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_POLL = 0.2  # seconds between looks at which signals to receive
+
+
+class Stopped(SystemExit):
+    """A signal asked the run to stop, and its finished steps are saved; `code` is the status."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(PREEMPTED if number == signal.SIGTERM else INTERRUPTED)
+
+
+class Stop:
+    """Whether this process was asked to stop, and what has to be done first.
+
+    Inside `deferred`, a request is recorded and `requested` reports it. Inside `interruptible`, and
+    outside of both, nothing is lost if the process ends. A second request ends a command at once.
+    """
+
+    def __init__(self) -> None:
+        self.advice = ""  # what the user can do after a stop in which nothing was lost
+        self.terminable = True  # SIGTERM is a request to stop, too
+        self._lock = threading.RLock()
+        self._number: int | None = None  # of the first signal that came
+        # Completes what is under way and returns the sentence for the user; None: deferred.
+        self._leave: Callable[[], str] | None = self._nothing_lost
+        self._handles = {n for n in _SIGNALS if signal.getsignal(n) != signal.SIG_IGN}
+        self._before: dict[int, Any] = {}
+        self._sync_points = 0
+
+    @property
+    def name(self) -> str:
+        """The request in a message: "Ctrl-C" or "SIGTERM"."""
+        return _name(self._number)
+
+    def error(self) -> Stopped:
+        """What to raise once everything is saved."""
+        return Stopped(self._number)
+
+    @contextlib.contextmanager
+    def deferred(self) -> Iterator[None]:
+        """A part in which a step has to be saved before the process may end.
+
+        Raises:
+            Stopped: a request came before.
+        """
+        self.poll()
+        with self._lock:
+            before, self._leave = self._leave, None
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._leave = before
+
+    @contextlib.contextmanager
+    def interruptible(self, leave: Callable[[], str]) -> Iterator[None]:
+        """A part, inside a deferred one, that a request may interrupt.
+
+        With several processes it may not: all of them have to stop at the same step.
+
+        Args:
+            leave: completes what is under way elsewhere, such as the writing of a checkpoint, and
+                returns the sentence for the user. It may be called in another thread.
+
+        Raises:
+            Stopped: a request came before.
+        """
+        if _several_processes():
+            yield
+            return
+        with self._lock:
+            self._leave = leave
+        try:
+            self.poll()
+            yield
+        finally:
+            with self._lock:
+                self._leave = None
+
+    def poll(self) -> None:
+        """Raises Stopped if a request came; to be called now and then in interruptible parts."""
+        with self._lock:
+            if self._number is not None and self._leave is not None:
+                _say(self._leave())
+                raise self.error()
+
+    def requested(self) -> bool:
+        """Whether the run must save and stop now; the same answer in all processes.
+
+        All processes must call this after every update.
+        """
+        if not _several_processes():
+            return self._number is not None
+        from jax.experimental import multihost_utils
+
+        # JAX may schedule the stop at sync point 1, so the counter starts at 1.
+        self._sync_points += 1
+        if not multihost_utils.reached_preemption_sync_point(self._sync_points):
+            return False
+        self._number = self._number or signal.SIGTERM
+        return True
+
+    def processes_joined(self) -> None:
+        """Leaves SIGTERM to JAX if there are several processes, which agree on a step to stop at.
+
+        A request that came earlier is passed on.
+        """
+        if not _several_processes():
+            return
+        self._handles.discard(signal.SIGTERM)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+        if self._number is not None:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def __enter__(self) -> "Stop":
+        """Handles the signals in the main thread of a program that is not one of our commands.
+
+        No handler raises: `poll`, `deferred` and `requested` act on the request. A second Ctrl-C
+        raises KeyboardInterrupt.
+        """
+        if threading.current_thread() is threading.main_thread():
+            numbers = {signal.SIGINT} if _several_processes() else _SIGNALS
+            self._before = {n: signal.signal(n, self._on_signal) for n in numbers}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def receive(self) -> None:
+        """Blocks the signals and receives them in a thread, for the rest of the process."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, self._handles)
+        threading.Thread(target=self._receive, name="signals", daemon=True).start()
+
+    def _nothing_lost(self) -> str:
+        return f"stopped by {self.name}" + (f": {self.advice}" if self.advice else "")
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self._number is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._number = self._number or number
+        self._announce()
+
+    def _announce(self) -> None:
+        _say(f"{self.name}: finishing and saving the current step")
+        if _several_processes():
+            os.kill(os.getpid(), signal.SIGTERM)  # JAX tells the other processes
+
+    def _receive(self) -> None:
+        while True:
+            found = signal.sigtimedwait(self._handles, _POLL)
+            if found is None:
+                continue
+            number = found.si_signo
+            if number == signal.SIGTERM and not self.terminable:
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+                os.kill(os.getpid(), signal.SIGTERM)  # ends the process as if nobody listened
+            if self._number is not None:
+                # No lock, no buffer: whatever is stuck, this ends the process.
+                os.write(2, f"\nstopped at once by {_name(number)}\n".encode())
+                os._exit(Stopped(number).code)
+            self._number = number
+            # Completing what is under way takes time; a second request must be heard meanwhile.
+            threading.Thread(target=self._first, name="stopping", daemon=True).start()
+
+    def _first(self) -> None:
+        with self._lock:
+            if self._leave is None:
+                self._announce()
+                return
+            try:
+                _say(self._leave())
+            finally:
+                leave_process(self.error().code)
+
+
+_command: Stop | None = None
+
+
+def listen() -> Stop:
+    """Receives SIGINT and SIGTERM for this process; to be called before other threads start.
+
+    Returns:
+        The Stop of the command, the same at every call. SIGTERM ends the process as usual, until
+        the command sets `terminable`.
+    """
+    global _command
+    if _command is None:
+        _command = Stop()
+        _command.terminable = False
+        _command.receive()
+    return _command
+
+
+def of_command() -> Stop | None:
+    """The Stop of this process if it is one of our commands; otherwise None."""
+    return _command
+
+
+def leave_process(status: int) -> None:
+    """Ends the process without unwinding it, which could crash threads of libraries."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(status)
+
+
+def _name(number: int | None) -> str:
+    return "SIGTERM" if number == signal.SIGTERM else "Ctrl-C"
+
+
+def _say(sentence: str) -> None:
+    with contextlib.suppress(OSError, ValueError):
+        start = "\n" if sys.stderr.isatty() else ""  # a progress bar has no end of line
+        print(f"{start}{sentence}", file=sys.stderr, flush=True)
+
+
+def _several_processes() -> bool:
+    jax = sys.modules.get("jax")
+    joined = getattr(getattr(jax, "distributed", None), "is_initialized", None)
+    # process_count would initialise JAX, which must not happen before the processes are joined;
+    # and the import of JAX may be under way.
+    return joined is not None and joined() and jax.process_count() > 1
