@@ -22,7 +22,7 @@ def main(argv: Sequence[str]) -> None:
     """Parses the command line and evaluates."""
     workdir = cli.flag_value(argv, "workdir")
     if not workdir:
-        raise UserError("name the run to evaluate: --workdir=runs/INFO")
+        raise UserError("name the run to evaluate: --workdir=runs/RECIPE")
     from scratchdet_jax.parallel import processes
 
     processes.start(argv)
