@@ -14,33 +14,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import ml_collections
-import numpy as np
 
 from scratchdet_jax import cli
 from scratchdet_jax.config import defaults
 from scratchdet_jax.config.validation import validate
-from scratchdet_jax.detector import augment_options
 from scratchdet_jax.errors import UserError
-from scratchdet_jax.tools.doctor.census import (
-    Census,
-    look_closer,
-    select_images,
-    size_on_canvas,
-    take_census,
-    without_ignored,
-)
-from scratchdet_jax.tools.doctor.findings import find
-from scratchdet_jax.tools.doctor.fit import fit_anchors, fit_augmented, make_levels, what_if
-from scratchdet_jax.tools.doctor.measure import Recipe, make_report
-from scratchdet_jax.tools.doctor.opening import Opened, open_dataset
-from scratchdet_jax.tools.doctor.page import Gallery, to_html
-from scratchdet_jax.tools.doctor.pictures import photo, training_samples
+from scratchdet_jax.tools.doctor.opening import open_dataset
 from scratchdet_jax.tools.doctor.report import Report
-from scratchdet_jax.tools.doctor.text import to_text
-
-_DRAWS = 4  # augmentations of each image
-_FIRST_PERCENTS = (3.0, 4.0, 5.0, 7.0, 10.0, 14.0)  # anchor sizes to try
-_PAIRS_SHOWN = 8
+from scratchdet_jax.tools.doctor.study import Study
 
 
 def main(argv: Sequence[str]) -> None:
@@ -52,104 +33,21 @@ def main(argv: Sequence[str]) -> None:
         if path := getattr(options, flag):
             _write(Path(path), "", flag)  # better now than after minutes
     opened = open_dataset(options.dataset, options.data_dir or config.data.dir)
+    page = None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of boxes left out, which the report lists
-        report, census = examine(options.dataset, opened, config, options.images)
-        gallery = _gallery(report, census, opened, config, options) if options.html else None
-    report.seconds = time.perf_counter() - started
-    print(to_text(report))
-    if gallery:
-        _write(Path(options.html), to_html(report, gallery), "html")
+        study = Study(options.dataset, opened, config, options.images)
+        report = Report.measure(study)
+        if options.html:
+            page = report.to_html(study, options.samples, lambda: time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    print(report.to_text(study, seconds))
+    if page:
+        _write(Path(options.html), page, "html")
         print(f"page: {options.html}")
     if options.json:
-        _write(Path(options.json), json.dumps(report.to_dict(), indent=1) + "\n", "json")
-
-
-def examine(
-    dataset: str, opened: Opened, config: ml_collections.ConfigDict, most_images: int
-) -> tuple[Report, Census]:
-    """Measures a data set.
-
-    Args:
-        dataset: its name on the command line.
-        opened: its splits.
-        config: a run's config.
-        most_images: if there are more, so many are drawn, the same in every run, for all that needs
-            decoding or anchors.
-
-    Returns:
-        The report with its findings, and the census it rests on.
-    """
-    levels = make_levels(config)
-    census = take_census(opened.splits, config.data.threads)
-    chosen = np.flatnonzero(census.distinct)
-    if len(chosen) > most_images:
-        chosen = np.sort(np.random.default_rng(0).choice(chosen, most_images, replace=False))
-    closer = look_closer(census, opened.splits, chosen, config.data.threads)
-
-    table, index = select_images(census.table, chosen)
-    table = table._replace(sizes=size_on_canvas(table.sizes, tuple(config.data.canvas)))
-    threshold, keep = config.loss.match_iou, config.data.train_on_ignored
-    trained, kept = (table, np.arange(len(index))) if keep else without_ignored(table)
-    before = fit_anchors(levels, trained, threshold)
-    after, left = fit_augmented(
-        levels,
-        table,
-        threshold,
-        augment_options(config),
-        seed=config.seed,
-        draws=_DRAWS,
-        keep_ignored=keep,
-    )
-    report = make_report(
-        dataset,
-        Recipe(config.name, tuple(config.data.canvas), config.data.max_boxes, threshold, keep),
-        levels,
-        census,
-        closer,
-        before._replace(source=index[kept[before.source]]),
-        after,
-        left[:, np.diff(table.starts) > 0],
-        what_if(config, trained.boxes, after.boxes[::_DRAWS], _FIRST_PERCENTS),
-        opened.prepared,
-    )
-    report.findings = find(report)
-    return report, census
-
-
-def _gallery(
-    report: Report,
-    census: Census,
-    opened: Opened,
-    config: ml_collections.ConfigDict,
-    options: argparse.Namespace,
-) -> Gallery:
-    """The pictures of the page."""
-    sources = list(opened.splits.values())
-
-    def example(image: int) -> dict:
-        return sources[census.split[image]][int(census.position[image])]
-
-    def pair(images: Sequence[int], names: Sequence[str]) -> list:
-        return [photo(example(i), name, 260) for i, name in zip(images, names, strict=True)]
-
-    crowded = [photo(example(i), f"{name}: {n} boxes", 520) for i, name, n in report.crowded]
-    unreached = [
-        photo(
-            example(b.image),
-            f"{b.file}: {b.class_name} {b.width:.0f}×{b.height:.0f} px, IoU {b.best_iou:.2f}",
-            300,
-            b.box - int(census.table.starts[b.image]),
-        )
-        for b in report.unreached[:_PAIRS_SHOWN]
-    ]
-    return Gallery(
-        crowded=[picture for picture in crowded if picture],
-        unreached=[picture for picture in unreached if picture],
-        groups=[pair(g.images[:2], g.names[:2]) for g in report.groups[:_PAIRS_SHOWN]],
-        near=[pair((p.first, p.second), p.names) for p in report.near[:_PAIRS_SHOWN]],
-        samples=training_samples(opened.training, config, options.samples),
-    )
+        figures = report.to_dict(study, seconds)
+        _write(Path(options.json), json.dumps(figures, indent=1) + "\n", "json")
 
 
 def _write(path: Path, text: str, flag: str) -> None:

@@ -11,7 +11,7 @@ import tensorflow_datasets as tfds
 from scratchdet_jax.data.builders.shapes import prepare_shapes
 from scratchdet_jax.data.records import DetectionSource, open_source, parse_spec
 from scratchdet_jax.data.tfds_dataset import open_prepared
-from scratchdet_jax.tools.doctor.report import Named
+from scratchdet_jax.tools.doctor.layout import Named
 
 
 class Opened(NamedTuple):
@@ -76,4 +76,4 @@ def _preparation(directory: Path) -> dict[str, Named]:
             kinds[defect["kind"]].append(f"{defect['file']}: {defect['reason']}")
     except (OSError, ValueError, KeyError, TypeError):
         return {}  # not prepared by our builders
-    return {kind: Named(len(texts), texts[:10]) for kind, texts in kinds.items()}
+    return {kind: Named.first(texts) for kind, texts in kinds.items()}

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scratchdet_jax.tools.doctor import duplicates
-from scratchdet_jax.tools.doctor.duplicates import Signature, near_pairs, overlaps, signature
+from scratchdet_jax.tools.doctor import signatures as signatures_module
+from scratchdet_jax.tools.doctor.signatures import Signature, near_pairs, signature
 
 
 def picture(seed, size=(120, 160)):
@@ -78,7 +78,7 @@ def test_all_near_pairs_are_found_and_no_others(seed, count, rows):
             if bits <= 4 and abs(int(levels[i]) - int(levels[j])) <= 6:
                 expected.add((i, j, bits))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(duplicates, "_ROWS_AT_A_TIME", rows)
+        patch.setattr(signatures_module, "_ROWS_AT_A_TIME", rows)
         found = near_pairs(signatures)
     assert len(found) == len(expected)
     assert set(found) == expected
@@ -86,23 +86,5 @@ def test_all_near_pairs_are_found_and_no_others(seed, count, rows):
 
 
 def test_a_film_does_not_fill_the_memory(monkeypatch):
-    monkeypatch.setattr(duplicates, "MOST_PAIRS", 100)
+    monkeypatch.setattr(signatures_module, "MOST_PAIRS", 100)
     assert len(near_pairs([signature(picture(0))] * 60)) == 100
-
-
-def test_overlaps_know_unions_from_leaks():
-    splits = {"train": {1, 2, 3}, "val": {4, 5}, "trainval": {1, 2, 3, 4, 5}, "test": {5, 6}}
-    found = {(o.first, o.second): (o.shared, o.contained, o.by_design) for o in overlaps(splits)}
-    assert found == {
-        ("train", "trainval"): (3, "first", True),
-        ("val", "trainval"): (2, "first", True),
-        ("val", "test"): (1, "", False),
-        ("trainval", "test"): (1, "", False),
-    }
-
-
-def test_a_split_inside_another_that_holds_more_is_a_leak():
-    (found,) = overlaps({"train": {1, 2, 3}, "val": {2, 3}})
-    assert (found.contained, found.by_design) == ("second", False)
-    (found,) = overlaps({"a": {1}, "b": {1}})
-    assert (found.contained, found.by_design) == ("both", False)
