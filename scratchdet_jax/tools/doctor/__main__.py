@@ -1,7 +1,7 @@
 """Examines a data set before training: python -m scratchdet_jax.tools.doctor DATASET [options].
 
-The report is printed; --html writes it as one page with pictures. The recipe gives anchors, image
-size, canvas and augmentation, and any field of it can be overridden, as
+The report is printed; --html writes it as one page with pictures. The recipe defines anchors, image
+size, canvas and augmentation; any of its fields can be overridden, for example
 --config.anchors.min_percent="(5,12,28,44,60,76)".
 """
 
@@ -25,17 +25,17 @@ from scratchdet_jax.tools.doctor.study import Study
 
 
 def main(argv: Sequence[str]) -> None:
-    """Parses the command line, examines, prints and writes."""
+    """Parses the command line, examines the data set, prints and writes the report."""
     started = time.perf_counter()
     options, config = _parse(argv)
     validate(config, device_count=1)
     for flag in ("html", "json"):
         if path := getattr(options, flag):
-            _write(Path(path), "", flag)  # better now than after minutes
+            _write(Path(path), "", flag)  # fail now rather than after minutes
     opened = open_dataset(options.dataset, options.data_dir or config.data.dir)
     page = None
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of boxes left out, which the report lists
+        warnings.simplefilter("ignore")  # about skipped boxes, which the report lists
         study = Study(options.dataset, opened, config, options.images)
         report = Report.measure(study)
         if options.html:
@@ -56,7 +56,7 @@ def _write(path: Path, text: str, flag: str) -> None:
         path.write_text(text, encoding="utf-8", errors="replace")
     except OSError as error:
         raise UserError(
-            f"--{flag}={path} cannot be written ({error.strerror}): choose another place"
+            f"--{flag}={path} cannot be written ({error.strerror}): choose another path"
         ) from None
 
 
@@ -70,32 +70,34 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, ml_collections.Conf
     parser.add_argument(
         "dataset",
         metavar="DATASET",
-        help="NAME[/CONFIG], with all its splits, or NAME[/CONFIG]:SPLIT[,…], as config.data.train",
+        help="NAME[/CONFIG] for all splits, or NAME[/CONFIG]:SPLIT[,…] as in config.data.train",
     )
-    parser.add_argument("--data_dir", help="where prepared data sets lie (default: the recipe's)")
+    parser.add_argument(
+        "--data_dir", help="directory of the prepared data sets (default: the recipe's)"
+    )
     parser.add_argument("--config", metavar="FILE", help="recipe (default: configs/voc300.py)")
     parser.add_argument("--html", metavar="FILE", help="write the report as a page with pictures")
     parser.add_argument("--json", metavar="FILE", help="write the numbers as JSON")
     parser.add_argument(
-        "--samples", type=_whole, default=24, help="augmented samples on the page (default: 24)"
+        "--samples", type=_count, default=24, help="augmented samples on the page (default: 24)"
     )
     parser.add_argument(
         "--images",
-        type=_whole,
+        type=_count,
         default=20_000,
-        help="decode at most so many images, drawn at random (default: 20000)",
+        help="decode at most this many images, drawn at random (default: 20000)",
     )
     options, rest = parser.parse_known_args(argv[1:])
     if options.config:
         rest = [f"--config={options.config}", *rest]
     default = defaults.get_config()
-    default.name = "voc300"  # the defaults are that recipe
+    default.name = "voc300"  # the defaults equal that recipe
     return options, cli.parse_config([argv[0], *rest], default)
 
 
-def _whole(text: str) -> int:
+def _count(text: str) -> int:
     if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number")
+        raise argparse.ArgumentTypeError(f"{text} is not a non-negative integer")
     return int(text)
 
 

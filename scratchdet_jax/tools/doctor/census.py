@@ -1,4 +1,4 @@
-"""One pass over the records of a data set: what is kept of every image and box.
+"""One pass over the records of a data set: what is kept about every image and box.
 
 No image is decoded in it and none is kept; a second pass (`decode`) decodes some of them.
 """
@@ -23,12 +23,12 @@ from scratchdet_jax.tools.doctor.signatures import Signature, signature
 T, R = TypeVar("T"), TypeVar("R")
 
 _BEYOND = 1e-4
-"""Boxes may reach so far out of the image, in its sides: a twentieth of a pixel of 500."""
-_SIGNATURE_SIDE = 72  # pixels; 8 × 9 and 16 × 16 are reduced from there
+"""Tolerance outside the image, relative to its side: 0.05 pixel of 500."""
+_SIGNATURE_SIDE = 72  # pixels; the hash and the thumbnail are reduced from this size
 
 
 class Look(NamedTuple):
-    """One record, without its image.
+    """One record without its image.
 
     `content` is a digest of the image's bytes; `size` (height, width) as displayed, 0 where the
     header cannot be read for the reason `problem`; `boxes`, `labels` and `ignore` are the usable
@@ -104,7 +104,7 @@ def decode(
     Returns:
         The signatures of those that can be decoded, and the reason for each other one.
     """
-    cv2.setNumThreads(0)  # the threads here are enough
+    cv2.setNumThreads(0)  # the threads below are enough
 
     def one(i: int) -> tuple[int, Signature | str]:
         example = splits[census.looks[i].split][census.looks[i].position]
@@ -123,7 +123,7 @@ def decode(
 
 
 def select_images(table: BoxTable, chosen: np.ndarray) -> tuple[BoxTable, np.ndarray]:
-    """The table of some images only, in their order, and its boxes' indices in the full table."""
+    """The table of the chosen images, in their order, and its boxes' indices in the full table."""
     counts = table.counts[chosen]
     skipped = table.starts[chosen] - (np.cumsum(counts) - counts)
     index = np.repeat(skipped, counts) + np.arange(counts.sum())
@@ -138,18 +138,18 @@ def without_ignored(table: BoxTable) -> tuple[BoxTable, np.ndarray]:
 
 
 def size_on_canvas(sizes: np.ndarray, canvas: tuple[int, int]) -> np.ndarray:
-    """Sizes int [N, 2] as the loader reduces them to fit the canvas; never enlarged."""
+    """Sizes int [N, 2] after the loader's reduction to the canvas; never enlarged."""
     sizes = np.maximum(sizes, 1)
     scale = np.minimum(1.0, np.min(np.asarray(canvas) / sizes, axis=1, keepdims=True))
     return np.clip(np.round(sizes * scale), 1, canvas).astype(np.int32)
 
 
 def box_defects(boxes: np.ndarray, labels: np.ndarray) -> list[tuple[str, str]]:
-    """What is wrong with the boxes of one image, as stored: (kind, detail).
+    """Defects of the boxes of one image, as stored: (kind, detail).
 
     Args:
         boxes: float [n, 4], (ymin, xmin, ymax, xmax), normalised, unchecked.
-        labels: int [n], 1…C; others are no class.
+        labels: int [n], 1…C; smaller values are no class.
     """
     found = []
     for i, (box, label) in enumerate(zip(boxes, labels, strict=True)):
@@ -178,7 +178,7 @@ def box_defects(boxes: np.ndarray, labels: np.ndarray) -> list[tuple[str, str]]:
 
 
 def ordered_map(function: Callable[[T], R], items: Sequence[T], threads: int = 0) -> Iterator[R]:
-    """`map` on threads, in order, a few items ahead of the consumer; 0 threads = one a core."""
+    """`map` on threads, in order, a few items ahead of the consumer; 0 threads: one per core."""
     if hasattr(os, "sched_getaffinity"):  # not on macOS
         threads = threads or len(os.sched_getaffinity(0))
     threads = threads or os.cpu_count() or 1
@@ -229,7 +229,7 @@ def _look(source: DetectionSource, split: str, index: int) -> Look:
 
 
 def _distinct(split_sizes: list[int], identities: list[tuple[str, bytes]]) -> np.ndarray:
-    """Marks one occurrence of each image, that in the smallest split: train rather than trainval.
+    """Marks one occurrence of each image: that in the smallest split, train rather than trainval.
 
     Args:
         split_sizes: [N], images in the split of each occurrence.

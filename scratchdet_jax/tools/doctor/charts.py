@@ -1,4 +1,4 @@
-"""Bar charts as inline SVG: they scale with the page and take its colours."""
+"""Bar charts as inline SVG; they scale with the page and use its colours."""
 
 import html
 import math
@@ -77,7 +77,7 @@ def bars_svg(
             parts.append(_text(x, y, text, "middle", "marked"))
     for value, text in axis.ticks:
         x = across(value)
-        anchor = "end" if x > _WIDTH - 30 else "middle"  # the last would be cut
+        anchor = "end" if x > _WIDTH - 30 else "middle"  # the last label would be cut off
         x = min(x, _WIDTH - 2)
         parts += [
             _text(x, bottom + 16 + 14 * row, piece, anchor)
@@ -87,7 +87,7 @@ def bars_svg(
 
 
 def shares(counts: Sequence[int]) -> list[float]:
-    """Counts over their sum; zeros where there is nothing."""
+    """Counts divided by their sum; zeros if the sum is 0."""
     total = sum(counts)
     return [count / total if total else 0.0 for count in counts]
 

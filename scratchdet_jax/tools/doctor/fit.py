@@ -1,7 +1,7 @@
-"""How well a recipe's anchors fit the ground truth, before and after augmentation.
+"""Fits a recipe's anchors to the ground truth, before and after augmentation.
 
-Boxes come as one table over all images and are padded by the number of boxes in an image, so that
-memory is bounded and only a few shapes are compiled.
+The boxes of all images form one table. They are padded by the number of boxes in an image, which
+bounds memory and compiles only a few shapes.
 """
 
 import functools
@@ -27,7 +27,7 @@ from scratchdet_jax.ops.augment import AugmentOptions, augment
 from scratchdet_jax.ops.matching import match
 from scratchdet_jax.training.step import example_keys
 
-_OVERLAPS_AT_A_TIME = 2_000_000  # IoU values of a chunk (the largest image may need more): 8 MB
+_OVERLAPS_AT_A_TIME = 2_000_000  # IoU values per chunk, 8 MB; the largest image may need more
 
 
 class Levels(NamedTuple):
@@ -38,7 +38,7 @@ class Levels(NamedTuple):
         ends: for each level, the index after its last anchor.
         sizes: (min, max) size in pixels of the network input.
         maps: (height, width) of the feature map.
-        ratios: width over height beside 1, each with its inverse.
+        ratios: width over height in addition to 1, each also inverted.
         image_size: side S of the network input.
     """
 
@@ -61,13 +61,13 @@ class Levels(NamedTuple):
 
 
 class BoxTable(NamedTuple):
-    """The boxes of N images, one after the other.
+    """The boxes of N images in one table.
 
     Attributes:
         boxes: float32 [K, 4], normalised.
         labels: int32 [K], 1…C.
         ignore: bool [K], difficult or crowd.
-        starts: int64 [N + 1]; image i has the boxes starts[i] … starts[i + 1] − 1.
+        starts: int64 [N + 1]; image i owns boxes starts[i] … starts[i + 1] − 1.
         sizes: int32 [N, 2], height and width in pixels on the canvas.
     """
 
@@ -101,16 +101,16 @@ class BoxTable(NamedTuple):
 
 
 class Fit(NamedTuple):
-    """How the anchors meet K boxes.
+    """How well the anchors fit K boxes.
 
     Attributes:
         boxes: float32 [K, 4], as the anchors see them.
         labels: int32 [K].
         source: int64 [K], index in the table.
         best: float32 [K, L], the best IoU with an anchor of each level.
-        positives: int32 [K], anchors trained towards the box (SSD's matching).
-        reaching: int32 [K], how many of those reach the IoU of the recipe; where this is 0 the
-            box is trained by the bipartite match alone.
+        positives: int32 [K], anchors matched to the box (SSD's matching).
+        reaching: int32 [K], how many of those reach the recipe's IoU; 0 means the box is trained
+            only by the bipartite match.
     """
 
     boxes: np.ndarray
@@ -126,7 +126,7 @@ class Fit(NamedTuple):
 
 
 def share(values: np.ndarray) -> float:
-    """The mean, NaN where there is nothing."""
+    """The mean, NaN of no values."""
     return float(np.mean(values)) if len(values) else float("nan")
 
 
@@ -154,7 +154,7 @@ def make_levels(config: ml_collections.ConfigDict, **changes: tuple) -> Levels:
 
 
 def fit_anchors(levels: Levels, table: BoxTable, threshold: float) -> Fit:
-    """Fits the anchors to the boxes as they are annotated."""
+    """Fits the anchors to the boxes as annotated."""
     parts = [
         _fit_chunk(levels, threshold, slots, *_padded(table, slots)[:2])
         for _, slots in _chunks(table, len(levels.anchors), "anchors")
@@ -213,7 +213,7 @@ def _chunks(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Images [B] and their boxes' indices [B, M], −1 where padded.
 
-    M is a power of two from 4 on and B depends on M alone, so few shapes occur.
+    M is a power of two, at least 4, and B depends on M alone, so few shapes occur.
     """
     counts = table.counts
     slots = np.where(counts > 0, np.maximum(2 ** np.ceil(np.log2(np.maximum(counts, 1))), 4), 0)
@@ -249,14 +249,14 @@ def _padded(table: BoxTable, slots: np.ndarray) -> tuple[jax.Array, jax.Array, j
 def _fit(
     anchors: jax.Array, ends: tuple[int, ...], boxes: jax.Array, labels: jax.Array, threshold: float
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Best IoU per level [B, M, L], and anchors matched, and of those reaching, [B, M]."""
+    """Best IoU per level [B, M, L]; anchors matched, and those that reach the threshold, [B, M]."""
 
     def one(boxes: jax.Array, labels: jax.Array) -> tuple[jax.Array, ...]:
         overlaps = box_ops.iou(boxes, anchors)
         starts = (0, *ends[:-1])
         best = [jnp.max(overlaps[:, a:b], axis=1) for a, b in zip(starts, ends, strict=True)]
         matched = match(anchors, boxes, labels, threshold).matched
-        # Where an anchor is negative its update falls past the end, which drops it.
+        # A negative anchor updates the index past the end, which is dropped.
         own = jnp.where(matched < 0, len(labels), matched)
         overlap = jnp.take_along_axis(overlaps, jnp.maximum(matched, 0)[None], axis=0)[0]
         none = jnp.zeros(len(labels), jnp.int32)
@@ -280,7 +280,7 @@ def _augment_boxes(
 ) -> tuple[jax.Array, jax.Array]:
     """Boxes and labels after training's augmentation.
 
-    No pixel decides where a box goes, so the image is left out: XLA removes its resampling.
+    Box positions do not depend on pixels, so a dummy image is used; XLA removes its resampling.
     """
     pixel = jnp.zeros((1, 1, 3), jnp.uint8)
 

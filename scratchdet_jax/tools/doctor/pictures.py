@@ -15,7 +15,7 @@ from scratchdet_jax.tools.drawing import class_color
 
 _QUALITY = 82  # of JPEG
 IGNORED = (150, 150, 150)
-"""Colour of difficult and crowd boxes in whole photos."""
+"""Colour of difficult and crowd boxes in full photos."""
 
 
 class Picture(NamedTuple):
@@ -35,14 +35,14 @@ def to_picture(image: np.ndarray, caption: str) -> Picture:
 
 
 def photo(example: Example, caption: str, side: int, box: int | None = None) -> Picture | None:
-    """An image with its boxes in their classes' colours, ignored ones in grey.
+    """Draws an image with boxes in the colours of their classes, ignored boxes in grey.
 
     Args:
         example: of a source.
-        caption: beneath.
-        side: of the square that it is reduced or enlarged to fit, in pixels.
-        box: if given, only this box is drawn, in its class's colour, and the picture is a part of
-            the image around it.
+        caption: text below it.
+        side: the picture is scaled to fit a square of this many pixels.
+        box: if given, only this box is drawn, in its class's colour, and the picture shows only
+            its surroundings.
 
     Returns:
         None if the image cannot be decoded.

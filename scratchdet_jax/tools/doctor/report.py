@@ -44,7 +44,7 @@ class Report(NamedTuple):
         return cls(*(section.measure(study) for section in cls.__annotations__.values()))
 
     def findings(self, study: Study) -> list[Finding]:
-        """All findings, gravest first."""
+        """All findings, most severe first."""
         found = [finding for section in self for finding in section.findings(study)]
         return sorted(found, key=lambda f: (SEVERITIES.index(f.severity), -f.weight))
 
@@ -111,7 +111,7 @@ class Report(NamedTuple):
 def _text_findings(findings: list[Finding]) -> Iterator[str]:
     yield "\nFINDINGS"
     if not findings:
-        yield "  nothing to mend"
+        yield "  nothing to fix"
     for n, finding in enumerate(findings, start=1):
         yield from textwrap.wrap(
             f"{finding.text} {finding.advice}".strip(),
@@ -135,14 +135,14 @@ def _header(report: Report, study: Study) -> str:
     setup = soft(
         f"Examined for the recipe {html.escape(study.config.name)}: network input "
         f"{study.image_size}×{study.image_size} px, canvas {study.canvas[1]}×"
-        f"{study.canvas[0]}. An image that is in several splits counts once."
+        f"{study.canvas[0]}. An image in several splits counts once."
     )
     return f'<header><h1>{html.escape(study.dataset)}</h1>{setup}<dl class="facts">{items}</dl>'
 
 
 def _html_findings(findings: list[Finding]) -> Iterator[str]:
     if not findings:
-        yield paragraph("Nothing to mend.")
+        yield paragraph("Nothing to fix.")
         return
     items = "".join(
         f'<li class="{f.severity}"><b>{f.severity}</b>'
@@ -153,12 +153,12 @@ def _html_findings(findings: list[Finding]) -> Iterator[str]:
 
 
 def _units(text: str) -> str:
-    """Text whose numbers stay on the line of their units."""
+    """Keeps numbers on the line of their units."""
     return re.sub(r"(?<=\d) (?=(%|px|×))", "&nbsp;", text)
 
 
 def _flags(text: str) -> str:
-    """Text with command line flags set as code."""
+    """Escapes a text and sets its command line flags as code."""
     escaped = html.escape(text, quote=False)
     return re.sub(r"--config[\w.]+=\S*?(?=[,;.]?(\s|$))", r"<code>\g<0></code>", escaped)
 

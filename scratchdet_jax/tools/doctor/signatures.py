@@ -1,9 +1,8 @@
-"""Images that occur twice: the same bytes, or the same picture stored anew.
+"""Near duplicates: the same picture stored with other bytes.
 
-The second kind is found cheaply, by a 64-bit difference hash, and confirmed on a 16 × 16
-thumbnail: the hash alone takes photos of a small thing in the middle of a plain ground for one
-another. It finds a picture re-encoded, resized or slightly retouched; not one turned, mirrored or
-cropped.
+They are found by a 64-bit difference hash and confirmed on a 16 × 16 thumbnail, because the hash
+alone confuses photos of a small object on a plain background. This finds pictures that were
+re-encoded, resized or slightly retouched, but not rotated, mirrored or cropped ones.
 """
 
 from collections.abc import Sequence
@@ -13,17 +12,17 @@ import cv2
 import numpy as np
 
 HASH_BITS = 4
-"""Hashes of a near duplicate differ in at most so many of 64 bits."""
+"""Hashes of near duplicates differ in at most this many of 64 bits."""
 COLOUR_LEVELS = 6.0
-"""Thumbnails of a near duplicate differ by at most so much on average, of 255."""
+"""Thumbnails of near duplicates differ by at most this much of 255 on average."""
 _THUMBNAIL = 16
 _ROWS_AT_A_TIME = 256
 MOST_PAIRS = 20_000
-"""The search ends here: so many near duplicates are a film, not a set of photos."""
+"""The search stops here: this many near duplicates are a film, not a set of photos."""
 
 
 class Signature(NamedTuple):
-    """What an image is recognised by: its difference hash, uint64, and uint8 [16, 16, 3]."""
+    """What identifies an image: its difference hash, and a thumbnail uint8 [16, 16, 3]."""
 
     hash: np.uint64
     thumbnail: np.ndarray
@@ -50,7 +49,7 @@ class Overlap(NamedTuple):
 def signature(image: np.ndarray) -> Signature:
     """The signature of an image uint8 [h, w, 3], RGB.
 
-    Bit (row, column) of the hash says whether brightness rises from one column to the next of the
+    Bit (row, column) of the hash is set if brightness rises from this column to the next in the
     image reduced to 8 × 9 (dHash, N. Krawetz 2013).
     """
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
@@ -63,7 +62,7 @@ def signature(image: np.ndarray) -> Signature:
 def near_pairs(signatures: Sequence[Signature]) -> list[tuple[int, int, int]]:
     """All pairs (i, j, differing bits), i < j, of signatures that are near; nearest first.
 
-    Quadratic in time, but at 8 bytes a comparison: seconds for 20,000 images. At most MOST_PAIRS
+    Time is quadratic, at 8 bytes per comparison: seconds for 20,000 images. At most MOST_PAIRS
     are returned.
     """
     if len(signatures) < 2:

@@ -1,4 +1,4 @@
-"""What is read, decoded and fitted once; every section measures its figures from it."""
+"""The data set, read, decoded and fitted once; the input of every section."""
 
 from collections.abc import Iterable
 
@@ -24,7 +24,7 @@ DRAWS = 4
 class Study:
     """A data set as a recipe sees it.
 
-    An image that is in several splits counts once; such images and their boxes are called distinct.
+    An image in several splits counts once: the distinct images and their boxes.
 
     Attributes:
         census: of all records.

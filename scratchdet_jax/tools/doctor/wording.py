@@ -4,7 +4,7 @@ import math
 from typing import NamedTuple
 
 SEVERITIES = ("problem", "warning", "note")
-"""Training stops or its results are wrong; it will do worse than it could; good to know."""
+"""Training fails or its results are wrong; results are worse than possible; good to know."""
 
 
 class Finding(NamedTuple):
@@ -12,7 +12,7 @@ class Finding(NamedTuple):
 
     Attributes:
         severity: one of SEVERITIES.
-        weight: about the share of images, boxes or classes concerned; ranks within a severity.
+        weight: roughly the share of images, boxes or classes affected; ranks within a severity.
         text: what was found, a sentence.
         advice: what to do; may be empty.
     """
@@ -47,8 +47,8 @@ def plural(count: int, noun: str) -> str:
 
 
 def verb(count: int, singular: str) -> str:
-    """The form of "is", "has" or "looks" that goes with a count."""
-    many = {"is": "are", "has": "have", "looks": "look"}
+    """The form of "is", "has", "looks" or "reaches" that goes with a count."""
+    many = {"is": "are", "has": "have", "looks": "look", "reaches": "reach"}
     return singular if count == 1 else many[singular]
 
 

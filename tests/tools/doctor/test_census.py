@@ -5,7 +5,7 @@ from scratchdet_jax.tools.doctor import census as census_module
 from scratchdet_jax.tools.doctor.census import box_defects, ordered_map, size_on_canvas
 
 
-def test_box_defects_name_the_kind():
+def test_kinds_of_box_defects():
     nan = float("nan")
     boxes = np.array(
         [
@@ -36,7 +36,7 @@ def test_box_defects_name_the_kind():
     ]
 
 
-def test_the_map_keeps_order_and_does_not_run_ahead():
+def test_ordered_map_keeps_order_and_stays_close_to_the_consumer():
     started = []
 
     def note(i):
@@ -49,13 +49,13 @@ def test_the_map_keeps_order_and_does_not_run_ahead():
     assert list(results) == [i * i for i in range(5, 1000)]
 
 
-def test_an_image_stands_for_itself_in_the_smallest_split():
+def test_the_smallest_split_represents_an_image():
     identities = [("a", 0), ("b", 1), ("a", 0), ("c", 1), ("b", 1)]
     distinct = census_module._distinct([9, 9, 2, 2, 5], identities)
     assert distinct.tolist() == [False, False, True, True, True]
 
 
-def test_sizes_on_the_canvas_are_the_loaders():
+def test_size_on_canvas_matches_the_loader():
     rng = np.random.default_rng(0)
     sizes = rng.integers(1, 400, (60, 2))
     found = size_on_canvas(sizes, (120, 200))

@@ -1,4 +1,4 @@
-"""The doctor on a data set made by hand, whose every defect is known."""
+"""The doctor on a hand-made data set with known defects."""
 
 import html.parser
 import json
@@ -32,7 +32,7 @@ RECIPE = (
 
 
 class MadeForDoctor(tfds.core.GeneratorBasedBuilder):
-    """A set whose boxes are plain numbers, so that any can be stored."""
+    """A data set whose boxes are plain numbers, so any value can be stored."""
 
     VERSION = tfds.core.Version("1.0.0")
     BUILDER_CONFIGS = [tfds.core.BuilderConfig(name="pets")]  # noqa: RUF012
@@ -117,7 +117,7 @@ def pets():
 
 
 def fresh_flags():
-    """Flags of a new process for cli.py; Grain keeps its own in absl's."""
+    """Flags of a new process for cli.py; Grain keeps its own in absl's global flags."""
     return types.SimpleNamespace(FLAGS=flags.FlagValues(), Error=flags.Error)
 
 
@@ -130,7 +130,7 @@ def data_dir(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def examined(data_dir, tmp_path_factory):
-    """What the command writes: numbers, page and text."""
+    """The figures, page and text that the command writes."""
     folder = tmp_path_factory.mktemp("out")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cli, "flags", fresh_flags())
@@ -169,13 +169,13 @@ def test_counts(examined):
 
 def test_image_sizes_are_as_displayed(examined):
     sizes = examined[0]["sizes"]
-    assert [90, 40, 1] in sizes["common"]  # stored as 40 × 90, turned by a quarter
+    assert [90, 40, 1] in sizes["common"]  # stored as 40 × 90, rotated by 90°
     assert sizes["turned"] == 1
     assert sizes["largest"] == [120, 90]
     assert sizes["reduced"] == 1.0
 
 
-def test_defects_are_found_in_the_boxes_as_stored(examined):
+def test_defects_of_stored_boxes_are_found(examined):
     defects = examined[0]["defects"]
     counts = {kind: named["count"] for kind, named in defects.items()}
     assert counts == {
@@ -222,7 +222,7 @@ def test_anchors(examined):
     assert numbers["draws"] == 4
 
 
-def test_findings_are_ranked_and_say_what_to_do(examined):
+def test_findings_are_ranked_and_give_advice(examined):
     numbers, _, text = examined
     severities = [f["severity"] for f in numbers["findings"]]
     order = ["problem", "warning", "note"]
@@ -233,16 +233,16 @@ def test_findings_are_ranked_and_say_what_to_do(examined):
         "--config.data.max_boxes=12",
         "share 1 image, byte for byte",
         "4 stored boxes are degenerate or out of range",
-        "1 class has no box at all: bird",
-        "1 image (9.1 %) has no box",
-        "1 image is turned",
+        "1 class has no boxes: bird",
+        "1 image (9.1 %) has no boxes",
+        "1 image is rotated or mirrored",
     ):
         assert piece in all_text
     assert text.index("FINDINGS") > text.index("ANCHORS")
 
 
 class Page(html.parser.HTMLParser):
-    """Collects what is needed; complains about tags that do not match."""
+    """Collects ids, links and images; checks that tags match."""
 
     def __init__(self):
         super().__init__()
@@ -270,7 +270,7 @@ class Page(html.parser.HTMLParser):
         self.text.append(data)
 
 
-def test_the_page_is_whole_and_self_contained(examined):
+def test_the_page_is_complete_and_self_contained(examined):
     _, text, _ = examined
     page = Page()
     page.feed(text)
@@ -290,14 +290,14 @@ def test_the_page_is_whole_and_self_contained(examined):
     ]
     assert all(link.startswith(("#", "data:image/jpeg;base64,")) for link in page.links)
     assert not re.search(r"https?:|url\(|@import", text)
-    # 11 images: 6 most crowded, 2 of a pair, twice; 3 samples of which two are broken at most.
+    # 11 images: 6 most crowded, 2 pairs, and 3 samples, at most two of them broken.
     assert len(page.images) >= 6
     assert HOSTILE in "".join(page.text)
     for uri in page.images:
         assert uri.startswith("data:image/jpeg;base64,/9j/")
 
 
-def test_a_spec_joins_parts_as_splits_and_images_may_be_sampled(data_dir, monkeypatch, capsys):
+def test_parts_of_a_spec_are_splits_and_images_may_be_sampled(data_dir, monkeypatch, capsys):
     monkeypatch.setattr(cli, "flags", fresh_flags())
     spec = "made_for_doctor/pets:train[:1]+train[2:3],made_for_doctor/pets:held_out"
     doctor.main(["doctor", spec, f"--data_dir={data_dir}", *RECIPE, "--images=2"])
@@ -307,7 +307,7 @@ def test_a_spec_joins_parts_as_splits_and_images_may_be_sampled(data_dir, monkey
     assert "decoded, compared and fitted: 2 images, drawn at random" in text
 
 
-def test_a_set_without_any_box_is_examined_too(tmp_path, monkeypatch, capsys):
+def test_a_data_set_without_boxes_is_examined(tmp_path, monkeypatch, capsys):
     rows = {"train": [example(f"{n}.jpg", photo(n)) for n in range(3)]}
     write_dataset(lambda: MadeForDoctor(tmp_path, rows))
     monkeypatch.setattr(cli, "flags", fresh_flags())
@@ -324,7 +324,7 @@ def test_a_set_without_any_box_is_examined_too(tmp_path, monkeypatch, capsys):
         ]
     )
     text = capsys.readouterr().out
-    assert "3 classes have no box at all: cat, dog, bird" in text
+    assert "3 classes have no boxes: cat, dog, bird" in text
     assert "nan" not in text.lower()
     assert "nan" not in re.sub('base64,[^"]*', "", page.read_text()).lower()
 
@@ -342,7 +342,7 @@ def test_a_set_without_any_box_is_examined_too(tmp_path, monkeypatch, capsys):
         (["made_for_doctor/pets", "--config.anchors.steps=(1,)"], "steps has 1 entries"),
     ],
 )
-def test_a_users_mistake_is_one_sentence(data_dir, monkeypatch, arguments, message):
+def test_a_user_error_is_one_line(data_dir, monkeypatch, arguments, message):
     monkeypatch.setattr(cli, "flags", fresh_flags())
     with pytest.raises(UserError, match=message) as error:
         doctor.main(["doctor", f"--data_dir={data_dir}", *RECIPE, *arguments])

@@ -58,7 +58,7 @@ def padded(values, slots=8):
 
 
 def check_fit(fit, levels, images):
-    """`images`: for each, the rows of the fit that are its boxes, in order."""
+    """`images`: for each image, the rows of the fit that hold its boxes, in order."""
     starts = (0, *levels.ends[:-1])
     match = jax.jit(matching.match)
     for rows in images:
@@ -74,7 +74,7 @@ def check_fit(fit, levels, images):
             assert fit.reaching[row] == sum(overlaps[m][a] >= 0.5 for a in own)
 
 
-def test_levels_are_those_of_the_detector(config, levels):
+def test_levels_match_the_detector(config, levels):
     np.testing.assert_array_equal(levels.anchors, build_detector(config, ("any",)).anchors)
     assert levels.ends[-1] == len(levels.anchors)
     sizes = (levels.anchors[:, 2:] - levels.anchors[:, :2]) * config.image_size
@@ -83,7 +83,7 @@ def test_levels_are_those_of_the_detector(config, levels):
         assert end - start == np.prod(levels.maps[n]) * (2 + 2 * len(levels.ratios[n]))
 
 
-def test_the_fit_is_that_of_loops_over_boxes_and_anchors(levels, monkeypatch):
+def test_the_fit_matches_loops_over_boxes_and_anchors(levels, monkeypatch):
     table = make_table(COUNTS)
     monkeypatch.setattr(fit_module, "_OVERLAPS_AT_A_TIME", 2 * 4 * len(levels.anchors))
     fit = fit_anchors(levels, table, 0.5)
@@ -94,8 +94,8 @@ def test_the_fit_is_that_of_loops_over_boxes_and_anchors(levels, monkeypatch):
 
 
 @pytest.mark.parametrize("keep_ignored", [True, False])
-def test_augmented_boxes_are_those_of_training(config, levels, keep_ignored):
-    counts = (3, 0, 1, 4, 2)  # of one shape: compiled once
+def test_augmented_boxes_match_training(config, levels, keep_ignored):
+    counts = (3, 0, 1, 4, 2)  # one shape, compiled once
     table = make_table(counts)
     config = config.copy_and_resolve_references()
     config.seed, config.data.train_on_ignored = 7, keep_ignored
@@ -128,7 +128,7 @@ def test_augmented_boxes_are_those_of_training(config, levels, keep_ignored):
     assert 0 < expected < 2 * sum(counts)  # some are lost
 
 
-def test_no_box_at_all_is_no_error(config, levels):
+def test_no_boxes(config, levels):
     empty = BoxTable(
         np.zeros((0, 4), np.float32),
         np.zeros(0, np.int32),

@@ -9,7 +9,7 @@ from scratchdet_jax.tools.doctor.signatures import Signature, near_pairs, signat
 
 
 def picture(seed, size=(120, 160)):
-    """Smooth blobs of colour: what a photo looks like to a coarse hash."""
+    """Smooth blobs of colour, like a photo seen by a coarse hash."""
     noise = np.random.default_rng(seed).integers(0, 256, (6, 8, 3)).astype(np.uint8)
     return cv2.resize(noise, size[::-1], interpolation=cv2.INTER_CUBIC)
 
@@ -30,12 +30,12 @@ def slow_hash(image):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_the_hash_says_where_brightness_rises(seed):
+def test_the_hash_encodes_rising_brightness(seed):
     assert int(signature(picture(seed)).hash) == slow_hash(picture(seed))
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_a_picture_reencoded_or_resized_is_near_and_another_is_not(seed):
+def test_reencoded_and_resized_pictures_are_near_and_others_are_not(seed):
     image = picture(seed)
     changed = [
         reencoded(image, 30),
@@ -49,8 +49,8 @@ def test_a_picture_reencoded_or_resized_is_near_and_another_is_not(seed):
     assert found == {(0, i) for i in range(1, len(changed) + 1)}
 
 
-def test_a_thing_on_plain_ground_is_no_duplicate_of_one_on_another_ground():
-    """Their hashes say the same: the thumbnail tells them apart."""
+def test_an_object_on_another_plain_background_is_not_a_duplicate():
+    """The hashes are equal; the thumbnails differ."""
     pictures = []
     for ground in ((90, 120, 170), (60, 130, 40)):
         image = np.full((90, 120, 3), ground, np.uint8)
@@ -85,6 +85,6 @@ def test_all_near_pairs_are_found_and_no_others(seed, count, rows):
     assert [bits for *_, bits in found] == sorted(bits for *_, bits in found)
 
 
-def test_a_film_does_not_fill_the_memory(monkeypatch):
+def test_the_number_of_pairs_is_limited(monkeypatch):
     monkeypatch.setattr(signatures_module, "MOST_PAIRS", 100)
     assert len(near_pairs([signature(picture(0))] * 60)) == 100

@@ -1,7 +1,7 @@
 from scratchdet_jax.tools.doctor.wording import percent
 
 
-def test_percent_never_rounds_something_to_nothing_or_all():
+def test_percent_never_rounds_to_zero_or_all():
     shares = [0.0, 0.0004, 0.004, 0.31, 0.096, 0.996, 0.99996, 1.0, float("nan")]
     assert [percent(s) for s in shares] == [
         "0 %",

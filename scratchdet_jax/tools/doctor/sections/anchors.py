@@ -34,16 +34,16 @@ class LevelInfo(NamedTuple):
 
 
 class FitSummary(NamedTuple):
-    """Shares of the boxes, in [0, 1]; NaN where there is no box.
+    """Shares of the boxes, in [0, 1]; NaN if there is no box.
 
     Attributes:
         count: boxes.
         reached: whose best IoU over all levels reaches the threshold.
         reached_by_level: the same for each level's anchors alone, [L].
         home: whose best anchor, over all levels, is on the level, [L].
-        forced: trained by the bipartite match alone.
-        untrained: no anchor at all is trained towards them.
-        anchors_per_box: mean number of anchors trained towards a box.
+        forced: trained only by the bipartite match.
+        untrained: no anchor is matched to them.
+        anchors_per_box: mean number of anchors matched to a box.
         count_by_class: boxes of each class, [C].
         reached_by_class: over all levels, [C].
         reached_by_class_and_level: [C][L].
@@ -62,7 +62,7 @@ class FitSummary(NamedTuple):
 
 
 class ReachBySize(NamedTuple):
-    """Share of the boxes of each size that reach an anchor, NaN where there is none.
+    """Share of the boxes of each size that reach an anchor, NaN if there is none.
 
     Attributes:
         edges: of sqrt(area) in pixels of the network input, [n + 1].
@@ -78,7 +78,7 @@ class ReachBySize(NamedTuple):
 class Anchors(NamedTuple):
     """The fit of the decoded images' boxes, before and after augmentation.
 
-    `emptied` is the share of the draws in which augmentation cuts all boxes away.
+    `emptied` is the share of the draws in which augmentation removes all boxes.
     """
 
     reached_by_size: ReachBySize
@@ -118,9 +118,9 @@ class Anchors(NamedTuple):
             yield Finding(
                 "warning",
                 untrained,
-                f"{plural(count, 'box')} {verb(count, 'is')} trained by no anchor at all.",
-                "They lie in a crowd whose anchors are taken, or overlap none: more or smaller "
-                "anchors are needed.",
+                f"{plural(count, 'box')} {verb(count, 'is')} trained by no anchor.",
+                "Such boxes are in a crowd whose anchors are all taken, or overlap no anchor: use "
+                "more or smaller anchors.",
             )
         tiny = share(study.sizes < study.levels.cell)
         if tiny >= 0.01:
@@ -128,8 +128,8 @@ class Anchors(NamedTuple):
                 "warning",
                 tiny,
                 f"{percent(tiny)} of the boxes are smaller than one cell of the finest map "
-                f"({study.levels.cell:.0f} px): there is little left of such objects to see.",
-                "Raise config.image_size, or cut the photos into tiles.",
+                f"({study.levels.cell:.0f} px): little of such objects remains visible.",
+                "Increase config.image_size, or cut the photos into tiles.",
             )
         lost = self.before.reached - self.after.reached
         if lost >= _LOSS:
@@ -137,31 +137,32 @@ class Anchors(NamedTuple):
                 "warning",
                 lost,
                 f"After augmentation only {percent(self.after.reached)} of the boxes reach an "
-                f"anchor ({percent(self.before.reached)} before): expansion makes objects smaller.",
-                "Lower config.augment.expand_max_ratio or expand_probability, or begin with "
+                f"anchor ({percent(self.before.reached)} before): expansion shrinks objects.",
+                "Lower config.augment.expand_max_ratio or expand_probability, or start with "
                 "smaller anchors.",
             )
         if self.emptied >= 0.01:
             yield Finding(
                 "note",
                 self.emptied,
-                f"Augmentation cuts every box away in {percent(self.emptied)} of the draws: such "
-                "an image adds nothing to the loss of that step.",
+                f"Augmentation removes every box in {percent(self.emptied)} of the draws: such "
+                "an image contributes nothing to the loss of that step.",
             )
 
     def to_text(self, study: Study) -> Iterator[str]:
         """Tables by level and by class."""
         yield f"\nANCHORS: share of boxes whose best IoU reaches {study.threshold:g}"
         yield from text_table([row[:3] + row[4:] for row in self._level_rows()])
-        yield f"  (augmented: {self.before.count:,} boxes, {plural(DRAWS, 'draw')} of each image)"
+        boxes, draws = plural(self.before.count, "box"), plural(DRAWS, "draw")
+        yield f"  (augmented: {boxes}, {draws} of each image)"
         yield from text_table(self._class_rows(study))
 
     def to_html(self, study: Study) -> Iterator[str]:
         """Tables by level and by class, and a chart by size."""
         yield paragraph(
             f"Share of the boxes whose best IoU with an anchor reaches {study.threshold:g}, for "
-            "each level alone and over all. “Best there” is the share whose best anchor lies on "
-            f"that level. After augmentation: {plural(DRAWS, 'draw')} of each image."
+            "each level alone and over all levels. “Best there” is the share whose best anchor is "
+            f"on that level. After augmentation: {plural(DRAWS, 'draw')} of each image."
         )
         yield html_table(self._level_rows())
         chart = bars_svg(

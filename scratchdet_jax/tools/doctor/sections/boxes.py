@@ -85,7 +85,7 @@ class Boxes(NamedTuple):
                 "note",
                 ignored / total,
                 f"{plural(ignored, 'box')} ({percent(ignored / total)}) {verb(ignored, 'is')} "
-                f"marked difficult or crowd: {use} (config.data.train_on_ignored), and not scored "
+                f"marked difficult or crowd: {use} (config.data.train_on_ignored) and not scored "
                 "by VOC's rules.",
             )
         yield from self._class_findings()
@@ -97,9 +97,9 @@ class Boxes(NamedTuple):
             yield Finding(
                 "problem",
                 len(absent) / len(self.classes),
-                f"{plural(len(absent), 'class')} {verb(len(absent), 'has')} no box at all: "
+                f"{plural(len(absent), 'class')} {verb(len(absent), 'has')} no boxes: "
                 f"{first_few(absent, 8)}.",
-                "Remove them from the class list, or check their spelling in the annotations.",
+                "Remove unused names from the class list, or check the annotations' spelling.",
             )
         if len(counted) > 1:
             most = max(counted, key=lambda c: c.total)
@@ -111,9 +111,9 @@ class Boxes(NamedTuple):
                     min(ratio / 100, 1.0),
                     f"{most.name} has {ratio:.0f} times as many boxes as {least.name} "
                     f"({percent(most.total / sum(c.total for c in counted))} of all are "
-                    f"{most.name}): the loss is mostly about it.",
-                    f"More images with {least.name} help most; judge by each class's AP, not by "
-                    "the mean alone.",
+                    f"{most.name}): it dominates the loss.",
+                    f"More images with {least.name} help most; check each class's AP, not "
+                    "only the mean.",
                 )
         few = [f"{c.name} {c.boxes}" for c in counted if c.boxes < _FEW_BOXES]
         if few:
@@ -121,8 +121,8 @@ class Boxes(NamedTuple):
                 "warning",
                 len(few) / len(self.classes),
                 f"{plural(len(few), 'class')} {verb(len(few), 'has')} fewer than {_FEW_BOXES} "
-                f"boxes that count ({first_few(few, 6)}).",
-                "Too few to learn from scratch; expect a low AP there.",
+                f"boxes that are scored ({first_few(few, 6)}).",
+                "These are too few to learn from scratch; expect a low AP.",
             )
 
     def to_text(self, study: Study) -> Iterator[str]:

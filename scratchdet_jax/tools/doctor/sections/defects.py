@@ -17,7 +17,7 @@ class Defects(NamedTuple):
 
     @classmethod
     def measure(cls, study: Study) -> "Defects":
-        """Sorts the defects by kind, the commonest first."""
+        """Sorts the defects by kind, the most common first."""
         found: dict[str, list[str]] = collections.defaultdict(list)
         for look in (study.census.looks[i] for i in study.images):
             for kind, detail in look.defects:
@@ -38,14 +38,14 @@ class Defects(NamedTuple):
                 count / total,
                 f"{plural(count, 'stored box')} {verb(count, 'is')} degenerate or out of range: "
                 f"{kinds}.",
-                "Boxes are clipped to the image, and left out where nothing remains; mend the "
+                "Boxes are clipped to the image, and dropped if nothing remains; fix the "
                 "annotations.",
             )
         for kind, named in repeated.items():
             yield Finding(
                 "warning",
                 named.count / total,
-                f"{plural(named.count, 'time')}, an image has {kind}.",
+                f"In {plural(named.count, 'case')}, an image has {kind}.",
                 "Only one of the two gets the best anchors; remove the other.",
             )
         if self.prepared:
@@ -73,7 +73,7 @@ class Defects(NamedTuple):
     def to_html(self, study: Study) -> Iterator[str]:
         """Defects by kind, with examples."""
         if not self.defects:
-            yield paragraph("No degenerate, out-of-range or repeated box among the stored ones.")
+            yield paragraph("The stored boxes contain no degenerate, out-of-range or repeated box.")
         for kind, named in self.defects.items():
             yield named.to_html(f"Box: {kind}")
         if self.prepared:

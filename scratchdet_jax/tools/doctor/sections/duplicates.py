@@ -53,8 +53,8 @@ class Duplicates(NamedTuple):
                 "warning",
                 across / total,
                 f"{plural(across, 'pair')} of images in different splits {verb(across, 'looks')} "
-                "the same to a coarse comparison.",
-                "Look at the pairs; photos of one scene belong in one split.",
+                "alike in a coarse comparison.",
+                "Check the pairs; photos of one scene belong in one split.",
             )
         within = sum(not group.across_splits for group in self.groups)
         if within:
@@ -62,16 +62,16 @@ class Duplicates(NamedTuple):
                 "warning",
                 within / total,
                 f"{plural(within, 'image')} {verb(within, 'is')} in a split more than once, under "
-                "several names.",
-                "Keep one of each, unless the weight is meant; compare their boxes.",
+                "different names.",
+                "Keep one of each unless the extra weight is intended; compare their boxes.",
             )
         near = len(self.near) - across
         if near:
             yield Finding(
                 "note",
                 near / total,
-                f"{plural(near, 'pair')} of images within a split {verb(near, 'looks')} the same "
-                "to a coarse comparison.",
+                f"{plural(near, 'pair')} of images within a split {verb(near, 'looks')} alike "
+                "in a coarse comparison.",
             )
 
     def to_text(self, study: Study) -> Iterator[str]:
@@ -92,9 +92,9 @@ class Duplicates(NamedTuple):
         yield f"<h3>Nearly the same: {plural(len(self.near), 'pair')}</h3>"
         yield soft(
             f"64-bit difference hashes that differ in at most {HASH_BITS} bits, and 16×16 "
-            f"thumbnails in at most {COLOUR_LEVELS:g} levels of 255 on average: finds what was "
-            "re-encoded, resized or taken a moment later, not what was turned, mirrored or "
-            "cropped."
+            f"thumbnails in at most {COLOUR_LEVELS:g} levels of 255 on average. This finds "
+            "images that were re-encoded, resized or taken a moment later, but not rotated, "
+            "mirrored or cropped ones."
         )
         yield _pictures(
             study, [Group([p.first, p.second], list(p.names), p.across_splits) for p in self.near]

@@ -19,7 +19,7 @@ class ImageSizes(NamedTuple):
     """Sizes of the images whose header can be read.
 
     Attributes:
-        common: (height, width, images) of the commonest sizes.
+        common: (height, width, images) of the most common sizes.
         kinds: number of different sizes.
         smallest: (height, width) of the smallest area.
         largest: (height, width) of the largest area.
@@ -85,17 +85,17 @@ class Images(NamedTuple):
             yield Finding(
                 "warning" if share > 0.2 else "note",
                 share,
-                f"{plural(empty, 'image')} ({percent(share)}) {verb(empty, 'has')} no box. Hard "
-                "negatives are counted per positive of the same image, so nothing is learnt from "
-                "these but BatchNorm's statistics.",
-                "Check that they are meant to be empty.",
+                f"{plural(empty, 'image')} ({percent(share)}) {verb(empty, 'has')} no boxes. Hard "
+                "negatives are mined in proportion to the positives of the same image, so an "
+                "image without boxes only contributes to BatchNorm's statistics.",
+                "Check that this is intended.",
             )
         if turned := self.sizes.turned:
             yield Finding(
                 "note",
                 turned / total,
-                f"{plural(turned, 'image')} {verb(turned, 'is')} turned by the EXIF tag; boxes "
-                "refer to the image as displayed.",
+                f"{plural(turned, 'image')} {verb(turned, 'is')} rotated or mirrored by the EXIF "
+                "tag; boxes refer to the image as displayed.",
             )
 
     def to_text(self, study: Study) -> Iterator[str]:
@@ -104,11 +104,11 @@ class Images(NamedTuple):
         sizes = self.sizes
         if sizes.kinds:
             common = ", ".join(f"{w}×{h} ({n:,})" for h, w, n in sizes.common[:6])
-            yield f"  {plural(sizes.kinds, 'size')}; commonest (width×height): {common}"
+            yield f"  {plural(sizes.kinds, 'size')}; most common (width×height): {common}"
             yield (
                 f"  smallest {sizes.smallest[1]}×{sizes.smallest[0]}, largest "
                 f"{sizes.largest[1]}×{sizes.largest[0]}; {percent(sizes.reduced)} are reduced to "
-                f"the canvas; {sizes.turned} turned by EXIF"
+                f"the canvas; {sizes.turned} rotated or mirrored by EXIF"
             )
         for title, named in self._lists(study):
             yield from named.to_text(title)
@@ -117,7 +117,7 @@ class Images(NamedTuple):
         decoded = len(study.decoded)
         if decoded < len(study.images):
             yield (
-                f"  (decoded, compared and fitted: {decoded:,} images, drawn at random; "
+                f"  (decoded, compared and fitted: {plural(decoded, 'image')}, drawn at random; "
                 "--images=N for more)"
             )
 
@@ -130,7 +130,8 @@ class Images(NamedTuple):
                 extent += f" to {sizes.largest[1]}×{sizes.largest[0]}, {sizes.kinds:,} sizes"
             yield paragraph(
                 f"{extent} (width × height). {percent(sizes.reduced)} of the images are larger "
-                f"than the canvas and are reduced to it; turned by EXIF: {sizes.turned}."
+                f"than the canvas and are reduced to it; rotated or mirrored by EXIF: "
+                f"{sizes.turned}."
             )
             most = sizes.common[0][2]
             rows = [["width × height", "images", ""]]
@@ -142,8 +143,8 @@ class Images(NamedTuple):
         decoded = len(study.decoded)
         if decoded < len(study.images):
             yield soft(
-                f"{decoded:,} images, drawn at random, were decoded, compared and fitted to the "
-                "anchors; --images=N takes more."
+                f"Decoded, compared and fitted to the anchors: {plural(decoded, 'image')}, drawn "
+                "at random; --images=N decodes more."
             )
 
     def crowded_to_html(self, study: Study) -> Iterator[str]:
@@ -159,7 +160,7 @@ class Images(NamedTuple):
         most = study.config.data.max_boxes
         return [
             ("without boxes", self.without_boxes),
-            ("with difficult or crowd boxes only", self.ignored_only),
+            ("with only difficult or crowd boxes", self.ignored_only),
             ("that cannot be decoded", self.undecodable),
             (f"with more than config.data.max_boxes = {most} boxes", self.too_many_boxes),
         ]

@@ -23,7 +23,7 @@ def to_html(study: Study, count: int) -> Iterator[str]:
     """Pictures of the first samples of training."""
     size = study.image_size
     yield paragraph(
-        "The first images of training with this recipe, seed and data, augmented and at "
+        "The first training images for this recipe, seed and data, augmented, at "
         f"{size}×{size} px, before the mean is subtracted."
     )
     yield chips(study.class_names)
@@ -31,10 +31,10 @@ def to_html(study: Study, count: int) -> Iterator[str]:
 
 
 def _samples(study: Study, count: int) -> list[Picture]:
-    """The first images that training would see with this recipe, seed and data, augmented.
+    """The first images of training with this recipe, seed and data, augmented.
 
     Image i is row i % batch_size of step i // batch_size, in training's order, and its random
-    draws are those of that step. Images that cannot be decoded are left out.
+    draws are those of that step. Images that cannot be decoded are skipped.
     """
     source, config = study.opened.training, study.config
     order = TrainingOrder(len(source), config.seed, config.batch_size)

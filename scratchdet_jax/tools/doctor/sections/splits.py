@@ -34,18 +34,18 @@ class Overlap(NamedTuple):
         """The overlap in words."""
         shared = plural(self.shared, "image")
         if self.contained == "both":
-            return f"{self.first} and {self.second} hold the same {shared}."
+            return f"{self.first} and {self.second} contain the same {shared}."
         if self.contained:
             inner, outer = self.first, self.second
             if self.contained == "second":
                 inner, outer = outer, inner
-            why = " (it is made up of other splits)" if self.by_design else ""
+            why = " (it is a union of other splits)" if self.by_design else ""
             return f"{outer} contains all {shared} of {inner}{why}."
         return f"{self.first} and {self.second} share {shared}."
 
 
 class SplitCounts(NamedTuple):
-    """One split: images, boxes by class that count, ignored ones by class."""
+    """One split: images, scored boxes by class, ignored boxes by class."""
 
     name: str
     images: int
@@ -84,9 +84,9 @@ class Splits(NamedTuple):
                 "problem",
                 1 + share,
                 f"{o.first} and {o.second} share {plural(o.shared, 'image')}, byte for byte "
-                f"({percent(share)} of the smaller): an evaluation on one after training on the "
-                "other measures memory.",
-                "Take them out of one of the two.",
+                f"({percent(share)} of the smaller): evaluating on one after training on the other "
+                "measures memorisation.",
+                "Remove the shared images from one of the two splits.",
             )
         train = "train" if "train" in sizes else self.splits[0].name
         if sizes[train] < _FEW_IMAGES:
@@ -94,13 +94,13 @@ class Splits(NamedTuple):
                 "note",
                 0.0,
                 f"{train} has {plural(sizes[train], 'image')}; detectors trained from random "
-                "initialisation are usually given thousands.",
-                "Begin with a narrow model and mild cropping, as configs/voc_folder.py does.",
+                "initialisation usually need thousands.",
+                "Start with a narrow model and mild cropping, as configs/voc_folder.py does.",
             )
 
     def to_text(self, study: Study) -> Iterator[str]:
         """A table, and the overlaps."""
-        yield "\nIMAGES AND BOXES BY SPLIT (in brackets: difficult or crowd, besides)"
+        yield "\nIMAGES AND BOXES BY SPLIT (in brackets: additional difficult or crowd boxes)"
         rows = [["", *(split.name for split in self.splits)]]
         for title, *parts in (self._image_rows(), self._box_rows(study)):
             rows += [title, *([f"  {name}", *cells] for name, *cells in parts)]
@@ -119,7 +119,7 @@ class Splits(NamedTuple):
         rows += [[*row, Meter(n / most)] for row, n in zip(classes, counts, strict=True)]
         yield html_table(rows)
         if self._any_ignored():
-            yield soft("In brackets: difficult or crowd boxes, besides.")
+            yield soft("In brackets: additional difficult or crowd boxes.")
         for overlap in self.overlaps:
             yield paragraph(overlap.sentence())
 
@@ -148,7 +148,7 @@ class Splits(NamedTuple):
 
 
 def overlaps(splits: dict[str, set[Any]]) -> list[Overlap]:
-    """The overlaps of splits, given as sets of what stands for the images' bytes."""
+    """The overlaps of splits, given as sets of their images' digests."""
     found = []
     names = list(splits)
     for n, first in enumerate(names):

@@ -1,4 +1,4 @@
-"""Boxes that no anchor reaches: which, why, and what other anchor sizes would do."""
+"""Boxes that no anchor reaches: which, why, and what other anchor sizes would reach."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -21,21 +21,21 @@ from scratchdet_jax.tools.doctor.layout import (
 )
 from scratchdet_jax.tools.doctor.pictures import Picture, gallery, photo
 from scratchdet_jax.tools.doctor.study import DRAWS, Study
-from scratchdet_jax.tools.doctor.wording import Finding, first_few, percent, plural
+from scratchdet_jax.tools.doctor.wording import Finding, first_few, percent, plural, verb
 
 _FIRST_PERCENTS = (3.0, 4.0, 5.0, 7.0, 10.0, 14.0)  # anchor sizes to try
 _ROWS = 256  # boxes compared at a time
 _LISTED = 12  # boxes in the table
 _PICTURED = 8
 _IN_TEXT = 5
-_UNREACHED = 0.10  # share of a class's boxes without a fitting anchor that is worth a warning
-_GAIN = 0.03  # what other anchors must bring to be advised
+_UNREACHED = 0.10  # share of a class's boxes that is worth a warning
+_GAIN = 0.03  # gain required to recommend other anchors
 
 
 class BoxExample(NamedTuple):
     """A box that no anchor reaches; height and width in pixels of the network input.
 
-    `image` and `box` are indices in the census, `anchors` the number trained towards it.
+    `image` and `box` are indices in the census, `anchors` the number matched to it.
     """
 
     image: int
@@ -69,7 +69,7 @@ class Unreached(NamedTuple):
         unreached: the worst.
         unreached_count: how many there are.
         unreached_small: share of them that is too small for any anchor.
-        unreached_thin: share of them that is too long in proportion.
+        unreached_thin: share of them that is too elongated.
         hopeless: share of each class's boxes that is too small for any anchor, [C].
         what_if: other anchor sizes.
     """
@@ -83,7 +83,7 @@ class Unreached(NamedTuple):
 
     @classmethod
     def measure(cls, study: Study) -> "Unreached":
-        """Looks for the reasons, and tries other anchor sizes."""
+        """Finds the reasons, and tries other anchor sizes."""
         fit, levels, threshold = study.before, study.levels, study.threshold
         unreached = np.flatnonzero(~fit.reached(threshold))
         boxes = fit.boxes[unreached]
@@ -115,10 +115,11 @@ class Unreached(NamedTuple):
         yield Finding(
             "warning",
             missed[0][0],
-            f"{text}. Of all {plural(self.unreached_count, 'box')} that reach none, "
+            f"{text}. Of the {plural(self.unreached_count, 'box')} that "
+            f"{verb(self.unreached_count, 'reaches')} none, "
             f"{percent(self.unreached_small)} are too small for any anchor and "
-            f"{percent(self.unreached_thin)} too long in proportion; the others fall between "
-            "the anchors' sizes or places. Each trains only its single best anchor.",
+            f"{percent(self.unreached_thin)} too elongated; the others fall between the anchors' "
+            "sizes or positions. Each trains only its single best anchor.",
             self._better_sizes(study) or self._other_advice(),
         )
 
@@ -134,7 +135,7 @@ class Unreached(NamedTuple):
             f"{smallest} px of {study.image_size}; the median is {np.median(sizes):.0f} px"
         )
         if self.hopeless[n] > 0.01:
-            text += f"; {percent(self.hopeless[n])} are too small to reach it from any place"
+            text += f"; {percent(self.hopeless[n])} are too small to reach it at any position"
         return text + ")"
 
     def _better_sizes(self, study: Study) -> str:
@@ -155,21 +156,21 @@ class Unreached(NamedTuple):
         if self.unreached_thin > self.unreached_small:
             return "Add larger ratios to config.anchors.aspect_ratios, or accept the loss."
         return (
-            "Other anchor sizes at this image size do not help clearly (see the table); a larger "
+            "Other anchor sizes at this image size do not clearly help (see the table); a larger "
             "config.image_size would."
         )
 
     def to_text(self, study: Study) -> Iterator[str]:
         """The worst boxes, and other anchor sizes; continues the anchors."""
         if self.unreached:
-            yield f"  reached by no anchor: {self.unreached_count:,} boxes; the worst:"
+            yield f"  reached by no anchor: {plural(self.unreached_count, 'box')}; the worst:"
         for b in self.unreached[:_IN_TEXT]:
             yield (
                 f"    {b.file}: {b.class_name} {b.width:.0f}×{b.height:.0f} px, width/height "
                 f"{b.aspect:.2f}, best IoU {b.best_iou:.2f}"
             )
         if self.what_if:
-            yield "  if the anchors began at another size (SSD's rule), they would reach:"
+            yield "  if the anchors started at another size (SSD's rule), they would reach:"
             first, _, *shares = zip(*self._what_if_rows(), strict=True)
             yield from text_table([first, *shares])
 
@@ -199,10 +200,10 @@ class Unreached(NamedTuple):
         """Other anchor sizes."""
         if not self.what_if:
             return
-        yield "<h3>If the anchors began at another size</h3>" + html_table(self._what_if_rows())
+        yield "<h3>If the anchors started at another size</h3>" + html_table(self._what_if_rows())
         yield soft(
-            "Laid out by SSD’s rule: the other levels rise evenly from twice the first size to the "
-            "recipe’s largest."
+            "By SSD’s rule, the other levels rise evenly from twice the first size to the recipe’s "
+            "largest."
         )
 
     def _what_if_rows(self) -> list[list[str | Share]]:
@@ -215,7 +216,7 @@ class Unreached(NamedTuple):
 
 
 def too_small(boxes: np.ndarray, levels: Levels, threshold: float) -> np.ndarray:
-    """Whether boxes [n, 4] are too small for any anchor, wherever it is: bool [n].
+    """Whether boxes [n, 4] are too small for any anchor at any position: bool [n].
 
     IoU is at most the smaller area over the larger.
     """
@@ -224,10 +225,10 @@ def too_small(boxes: np.ndarray, levels: Levels, threshold: float) -> np.ndarray
 
 
 def too_long(boxes: np.ndarray, levels: Levels, threshold: float) -> np.ndarray:
-    """Whether boxes [n, 4] are too long for the anchors' ratios at any size and place: bool [n].
+    """Whether boxes [n, 4] are too elongated for the anchors' ratios: bool [n].
 
-    A box k times as long in proportion as an anchor has IoU 1 / (2 √k − 1) with it at the best
-    size (a side between the box's two) and place. It therefore misses the threshold t where
+    A box whose aspect ratio is k times an anchor's has IoU 1 / (2 √k − 1) with it at the best
+    size (a side between the box's two) and position. It misses the threshold t if
     √k > (1 + 1 / t) / 2.
     """
     height, width = np.maximum(box_sides(boxes, levels.image_size), 1e-9).T
@@ -242,7 +243,7 @@ def what_if(
     augmented: np.ndarray,
     first_percents: tuple[float, ...],
 ) -> list[WhatIf]:
-    """The share of boxes reached if the anchors began at other sizes, laid out by SSD's rule.
+    """The share of boxes reached if the anchors started at other sizes, by SSD's rule.
 
     SSD's rule: the first level has its own size p; the others rise evenly from 2·p to the last
     level's max size. At p = 10 these are the published sizes for VOC.

@@ -4,7 +4,7 @@ from scratchdet_jax.tools.doctor.fit import Fit
 from scratchdet_jax.tools.doctor.sections.anchors import summarize
 
 
-def test_shares_of_a_summary():
+def test_summary_shares():
     best = np.array([[0.6, 0.2], [0.4, 0.3], [0.1, 0.7], [0.5, 0.5]], np.float32)
     fit = Fit(
         np.zeros((4, 4), np.float32),

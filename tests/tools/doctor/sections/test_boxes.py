@@ -5,7 +5,7 @@ from scratchdet_jax.tools.doctor.sections.boxes import count_histogram, count_la
 
 
 @pytest.mark.parametrize("counts", [[0, 0, 1], [3, 1, 28], list(range(200)), [0], [5] * 300 + [90]])
-def test_every_image_is_in_one_bin_of_boxes_per_image(counts):
+def test_every_image_is_in_one_bin(counts):
     histogram = count_histogram(np.array(counts))
     assert sum(histogram.counts) == len(counts)
     labels = count_labels(histogram, max(counts))

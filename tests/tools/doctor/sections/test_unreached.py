@@ -9,8 +9,8 @@ from scratchdet_jax.tools.doctor.sections.unreached import too_long, too_small, 
 
 @settings(deadline=None, max_examples=60)
 @given(st.floats(0.2, 0.9), st.floats(1.0, 12.0), st.floats(0.02, 0.4), st.booleans())
-def test_a_box_too_long_or_too_small_reaches_no_size_of_square_anchor(t, aspect, side, tall):
-    """Against a search over all sizes of a square anchor at the box's own centre."""
+def test_too_elongated_or_too_small_boxes_reach_no_square_anchor(t, aspect, side, tall):
+    """Compares with a search over all sizes of a square anchor at the box's centre."""
     height, width = (side / np.sqrt(aspect), side * np.sqrt(aspect))[:: -1 if tall else 1]
     box = np.array([[0.5 - height / 2, 0.5 - width / 2, 0.5 + height / 2, 0.5 + width / 2]])
     half = np.geomspace(0.001, 1, 4000) / 2
