@@ -72,7 +72,7 @@ def text_table(rows: Sequence[Sequence[Cell]]) -> list[str]:
 
 
 def html_table(rows: Sequence[Sequence[Cell]]) -> str:
-    """A <table> that scrolls sideways where the page is narrow."""
+    """A <table> that scrolls sideways on narrow pages."""
     head = "".join(f"<th>{html.escape(str(cell))}</th>" for cell in rows[0])
     body = "".join(f"<tr>{''.join(map(_html_cell, row))}</tr>" for row in rows[1:])
     return (

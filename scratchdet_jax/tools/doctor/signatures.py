@@ -28,24 +28,6 @@ class Signature(NamedTuple):
     thumbnail: np.ndarray
 
 
-class Overlap(NamedTuple):
-    """Images that two splits share, byte for byte.
-
-    Attributes:
-        first: name of a split.
-        second: name of another.
-        shared: number of distinct images.
-        contained: "first" if all of the first lies in the second, "second", "both" or "".
-        by_design: a split that is made of others (trainval = train + val) contains them.
-    """
-
-    first: str
-    second: str
-    shared: int
-    contained: str
-    by_design: bool
-
-
 def signature(image: np.ndarray) -> Signature:
     """The signature of an image uint8 [h, w, 3], RGB.
 
@@ -87,27 +69,3 @@ def near_pairs(signatures: Sequence[Signature]) -> list[tuple[int, int, int]]:
 
 def _by_distance(pair: tuple[int, int, int]) -> tuple[int, int, int]:
     return pair[2], pair[0], pair[1]
-
-
-def overlaps(splits: dict[str, set[int]]) -> list[Overlap]:
-    """The overlaps of splits, given as sets of images (numbers that stand for their bytes)."""
-    found = []
-    names = list(splits)
-    for n, first in enumerate(names):
-        for second in names[n + 1 :]:
-            a, b = splits[first], splits[second]
-            if not a & b:
-                continue
-            contained = {(True, True): "both", (True, False): "first", (False, True): "second"}
-            inside = contained.get((a <= b, b <= a), "")
-            outer = {"first": second, "second": first}.get(inside)
-            design = outer is not None and _is_made_of_others(outer, splits)
-            found.append(Overlap(first, second, len(a & b), inside, design))
-    return found
-
-
-def _is_made_of_others(name: str, splits: dict[str, set[int]]) -> bool:
-    """Whether a split is the union of two or more smaller ones, as trainval is."""
-    whole = splits[name]
-    parts = [s for other, s in splits.items() if other != name and s < whole and s]
-    return len(parts) >= 2 and set().union(*parts) == whole

@@ -1,4 +1,4 @@
-"""Numbers and counts in words, and the findings that are made of them."""
+"""Numbers and counts in words, and the findings."""
 
 import math
 from typing import NamedTuple
