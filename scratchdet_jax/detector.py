@@ -1,4 +1,4 @@
-"""A detector built from a config: the model, its anchors, its inputs, its loss, its detections."""
+"""A detector built from a config: model, anchors, inputs, loss and detections."""
 
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ Batch = dict[str, jax.Array]
 
 
 class Detector(NamedTuple):
-    """What training, evaluation and prediction share; pure functions of arrays.
+    """The functions shared by training, evaluation and prediction; pure functions of arrays.
 
     Attributes:
         config: the run's config.
@@ -77,10 +77,10 @@ class Detector(NamedTuple):
         """Computes the sums of the loss in training mode; the loss is total / positives.
 
         Args:
-            params: of the model.
+            params: parameters of the model.
             batch_stats: running statistics of BatchNorm.
             images: float32 [b, S, S, 3], normalised.
-            targets: as from `inputs`.
+            targets: from `inputs`.
 
         Returns:
             The sums, and the updated running statistics.
@@ -139,5 +139,5 @@ def build_detector(
 
 
 def augment_options(config: ml_collections.ConfigDict) -> AugmentOptions:
-    """`config.augment`; an expanded image is filled with the colour that is subtracted."""
+    """Returns `config.augment` as options; `normalize.mean` fills the border of expanded images."""
     return AugmentOptions(**config.augment.to_dict(), mean=config.normalize.mean)

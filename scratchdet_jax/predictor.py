@@ -1,4 +1,4 @@
-"""Images in, detections out: what the tools and the Python interface share."""
+"""Detects objects in single images; shared by the tools and the Python interface."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from scratchdet_jax.run.open import load_detector, open_run, split_run
 
 
 class Predictor:
-    """A trained detector as a function of one image; compiled at the first call."""
+    """A trained detector as a function of one image; compiles at the first call."""
 
     def __init__(self, detector: Detector, variables: Any) -> None:
         """`variables`: `params` and `batch_stats` of the detector."""
@@ -39,7 +39,8 @@ class Predictor:
             `config.eval` of the run holds the thresholds.
 
         Raises:
-            UserError: the file is missing or cannot be decoded, or the array is not such an image.
+            UserError: the file is missing or cannot be decoded, or the array has another dtype or
+                shape.
         """
         if isinstance(image, str | Path):
             image = read_image(image)

@@ -1,4 +1,4 @@
-"""The Python interface: `scratchdet_jax.load` and calls of the detector it returns."""
+"""The Python interface: `scratchdet_jax.load` and the predictor it returns."""
 
 import json
 import subprocess
@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-    """A run with one checkpoint of random weights, and thresholds that let detections pass."""
+    """A run with one checkpoint of random weights and a score threshold of 0."""
     path = tmp_path_factory.mktemp("run")
     config = tiny_config(**{"eval.score_threshold": 0.0, "eval.max_detections": 20})
     detector = build_detector(config, NAMES)
@@ -39,7 +39,7 @@ def workdir(tmp_path_factory):
 
 
 @pytest.mark.parametrize("shape", [(40, 90, 3), (700, 500, 3)], ids=["small", "above the canvas"])
-def test_a_call_detects_what_the_detector_detects_on_the_padded_canvas(workdir, shape):
+def test_a_call_equals_the_detector_on_the_padded_canvas(workdir, shape):
     path, config, detector, state = workdir
     image = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     predictor = scratchdet_jax.load(path)
@@ -61,7 +61,7 @@ def test_a_call_detects_what_the_detector_detects_on_the_padded_canvas(workdir, 
     np.testing.assert_array_equal(found.labels, expected.labels)
 
 
-def test_a_path_gives_what_its_pixels_give(workdir, tmp_path):
+def test_a_path_and_its_pixels_give_the_same_detections(workdir, tmp_path):
     image = np.random.default_rng(1).integers(0, 256, (50, 60, 3), np.uint8)
     cv2.imwrite(str(tmp_path / "photo.png"), image[:, :, ::-1])
     predictor = scratchdet_jax.load(f"{workdir[0]}@7")
@@ -69,7 +69,7 @@ def test_a_path_gives_what_its_pixels_give(workdir, tmp_path):
         np.testing.assert_array_equal(ours, theirs)
 
 
-def test_bad_input_is_one_sentence(workdir, tmp_path):
+def test_bad_input_is_a_user_error(workdir, tmp_path):
     predictor = scratchdet_jax.load(str(workdir[0]))
     (tmp_path / "text.jpg").write_text("no image")
     for image, problem in (

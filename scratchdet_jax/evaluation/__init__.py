@@ -1,1 +1,1 @@
-"""Evaluation: VOC and COCO average precision, and the loop over a split."""
+"""Evaluation: VOC and COCO average precision, and the evaluation loop over a split."""

@@ -1,7 +1,7 @@
 """COCO average precision by pycocotools, and COCO's results file.
 
-Labels here are contiguous, 1…C; COCO's category ids are not (80 classes use ids up to 90). The only
-way from one to the other is the category table: label i ↔ class name i ↔ the category of that name.
+Labels are contiguous, 1…C; COCO's category ids are not (80 classes use ids up to 90). Only the
+category table converts between them: label i ↔ class name i ↔ the category of that name.
 """
 
 import collections
@@ -38,10 +38,10 @@ class CocoResult(NamedTuple):
     """COCO's summary of a split.
 
     Attributes:
-        metrics: value in [0, 1] by name, the names in `METRICS`; NaN where there is no ground truth
-            to measure it on (pycocotools says −1).
+        metrics: value in [0, 1] for each name in `METRICS`; NaN where no ground truth counts
+            (pycocotools returns −1).
         per_class: AP over IoU 0.5:0.95 by class name; None for a class without ground truth.
-        log: what pycocotools printed.
+        log: the output of pycocotools.
     """
 
     metrics: dict[str, float]
@@ -49,9 +49,9 @@ class CocoResult(NamedTuple):
     log: str
 
     def record(self) -> dict[str, Any]:
-        """The figures in the form of metrics.jsonl: "mAP", COCO's others, and "AP" by class.
+        """Returns the results as metrics.jsonl stores them.
 
-        A figure is None where it is not defined.
+        "mAP" and the other metrics by name, and "AP" by class; an undefined value is None.
         """
         figures = {
             "mAP" if name == "AP" else name: None if np.isnan(value) else value
@@ -67,9 +67,9 @@ def evaluate(
 ) -> CocoResult:
     """Scores detections against ground truth held in memory.
 
-    An ignored box is taken as a crowd. The area that decides between small, medium and large is the
-    box's: an annotation file that has segmentation areas gives other APs, APm, APl (see
-    `evaluate_annotations`), and the same everything else.
+    An ignored box is a crowd. Objects are small, medium or large by the area of their box. An
+    annotation file with segmentation areas therefore gives different values for the metrics by
+    size (see `evaluate_annotations`), and the same for all others.
 
     Args:
         detections: by image id; images without an entry have no detections.
@@ -107,14 +107,14 @@ def evaluate_annotations(
 
     Args:
         detections: by image id, as text; images without an entry have no detections.
-        annotations: from `read_annotations`; all of its images are scored.
-        class_names: [C]; label i is class_names[i − 1]. Categories of other names are left out.
+        annotations: from `read_annotations`; all images are scored.
+        class_names: [C]; label i is class_names[i − 1]. Categories with other names are ignored.
 
     Raises:
-        UserError: as `evaluate`, or a class is not in the category table.
+        UserError: as for `evaluate`, or a class is not in the category table.
     """
     ids = category_ids(annotations, class_names)
-    # Numbered in the order of the ids, in which pycocotools resolves ties between images.
+    # Numbered in order of id: pycocotools breaks ties between images in that order.
     images = sorted(
         (image["id"] for image in annotations["images"]), key=lambda i: (isinstance(i, str), i)
     )
@@ -146,9 +146,9 @@ def category_ids(annotations: Mapping[str, Any], class_names: Sequence[str]) -> 
 
 
 def submission_category_ids(class_names: Sequence[str]) -> tuple[int, ...]:
-    """The category id of each label where no annotation file says it.
+    """Returns the category id of each label when there is no annotation file.
 
-    COCO's own if the classes are COCO's 80 (its evaluation server knows no others), else 1…C.
+    COCO's own ids if the classes are COCO's 80 (its evaluation server accepts no others), else 1…C.
     """
     if set(class_names) == set(coco_classes.IDS):
         return tuple(coco_classes.IDS[name] for name in class_names)
@@ -218,12 +218,12 @@ def write_results(
 ) -> None:
     """Writes COCO's results file: a list of {image_id, category_id, bbox (x, y, w, h), score}.
 
-    Coordinates are rounded to a thousandth of a pixel; scores keep nine digits, which restore a
-    float32 exactly. An image id that is a decimal number is written as one, unless two of them are
-    the same number (1 and 01, say): then all of them are written as text.
+    Coordinates are rounded to a thousandth of a pixel; scores keep nine digits, enough to restore a
+    float32 exactly. An image id that is a decimal number is written as a number, unless two ids are
+    the same number (such as 1 and 01): then all ids are written as text.
 
     Args:
-        path: the JSON file; its folder is made if it is missing.
+        path: the JSON file; its folder is created if missing.
         detections: by image id.
         category_ids: [C]; label i is category_ids[i − 1].
 
@@ -252,11 +252,11 @@ def read_results(path: str | Path, category_ids: Sequence[int]) -> dict[str, Ima
     """Reads a results file; label i is category_ids[i − 1], image ids become text.
 
     Raises:
-        UserError: the file is missing or malformed, or has a category id that is not in the list.
+        UserError: the file is missing or malformed, or has a category id that is not listed.
     """
     content = _read_json(path)
     if not isinstance(content, list):
-        raise UserError(f"{path} is not a COCO results file: it must be a list of detections.")
+        raise UserError(f"{path} is not a COCO results file: it must be a list of detections")
     label_of = {category_id: label for label, category_id in enumerate(category_ids, start=1)}
 
     def row(entry: dict[str, Any]) -> tuple[str, tuple[float, ...]]:
@@ -292,7 +292,7 @@ def _run(
     class_names: Sequence[str],
     category_ids: Sequence[int],
 ) -> CocoResult:
-    """Runs COCOeval on annotations whose image ids are numbers."""
+    """Runs COCOeval; image ids are the numbers in `image_numbers`."""
     categories = [
         {"id": category_id, "name": name}
         for category_id, name in zip(category_ids, class_names, strict=True)
@@ -306,7 +306,7 @@ def _run(
         evaluation.accumulate()
         evaluation.summarize()
     stats = np.where(np.asarray(evaluation.stats) < 0, np.nan, evaluation.stats)
-    # precision [IoU, recall, class in order of id, area range, detections]; −1: no ground truth.
+    # precision [IoU, recall, class in order of id, area range, max detections]; −1: no ground truth
     precision = evaluation.eval["precision"][:, :, :, 0, -1]
     per_class: dict[str, float | None] = {}
     for name, category_id in zip(class_names, category_ids, strict=True):
@@ -320,9 +320,9 @@ def _run(
 def _index(
     rows: list[dict[str, Any]], images: list[dict[str, int]], categories: list[dict[str, Any]]
 ) -> COCO:
-    """A COCO object, made directly: `loadRes` fails on an empty list of results.
+    """Builds a COCO object directly, because `loadRes` fails on an empty list of results.
 
-    Annotations are numbered from 1, since COCOeval takes id 0 for "no match".
+    Annotations are numbered from 1, because id 0 means "no match" to COCOeval.
     """
     coco = COCO()
     annotations = [{**row, "id": i} for i, row in enumerate(rows, start=1)]
@@ -336,7 +336,7 @@ def _result_rows(
     images: Mapping[str, None],
     category_ids: Sequence[int],
 ) -> list[dict[str, Any]]:
-    """One result a detection; "image_id" is the position of the image's id in `images`."""
+    """Returns one row per detection; "image_id" is the position of the image's id in `images`."""
     detections = {str(image_id): image for image_id, image in detections.items()}
     images = {str(image_id): None for image_id in images}
     table = flatten_detections(detections, images, len(category_ids))
@@ -355,7 +355,7 @@ def _result_rows(
 
 
 def _to_xywh(boxes: np.ndarray) -> np.ndarray:
-    """(ymin, xmin, ymax, xmax) [n, 4] to (xmin, ymin, width, height)."""
+    """Converts (ymin, xmin, ymax, xmax) [n, 4] to (xmin, ymin, width, height)."""
     ymin, xmin, ymax, xmax = np.moveaxis(boxes, -1, 0)
     return np.stack([xmin, ymin, xmax - xmin, ymax - ymin], axis=-1)
 

@@ -1,4 +1,4 @@
-"""What is scored: the ground truth and the detections of one image, in pixels, on the host."""
+"""Ground truth and detections of an image, as they are scored: in pixels, on the host."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -14,7 +14,7 @@ class ImageGroundTruth(NamedTuple):
 
     Attributes:
         boxes_pixels: float64 [n, 4], (ymin, xmin, ymax, xmax) in pixels of the original image.
-        labels: int [n], 1…C; 0 is padding and is left out of every score.
+        labels: int [n], 1…C; 0 is padding and is never scored.
         ignore: bool [n], difficult (VOC) or crowd (COCO).
     """
 
@@ -29,7 +29,7 @@ class ImageDetections(NamedTuple):
     Attributes:
         boxes_pixels: float64 [k, 4], (ymin, xmin, ymax, xmax) in pixels of the original image.
         scores: float [k].
-        labels: int [k], 1…C; 0 is an empty slot and is left out of every score.
+        labels: int [k], 1…C; 0 is an empty slot and is never scored.
     """
 
     boxes_pixels: np.ndarray
@@ -38,7 +38,7 @@ class ImageDetections(NamedTuple):
 
 
 class FlatGroundTruth(NamedTuple):
-    """The ground truth of a split, one row a box: image position, box, label, ignore."""
+    """The ground truth of a split, one row per box; `image` is the number of its image."""
 
     image: np.ndarray
     boxes_pixels: np.ndarray
@@ -47,7 +47,7 @@ class FlatGroundTruth(NamedTuple):
 
 
 class FlatDetections(NamedTuple):
-    """The detections of a split, one row a detection: image position, box, score, label."""
+    """The detections of a split, one row per detection; `image` is the number of its image."""
 
     image: np.ndarray
     boxes_pixels: np.ndarray
@@ -58,11 +58,11 @@ class FlatDetections(NamedTuple):
 def flatten_ground_truth(
     ground_truth: Mapping[str, ImageGroundTruth], class_count: int
 ) -> FlatGroundTruth:
-    """Puts the ground truth of all images in one table, in their order, without padding.
+    """Puts the ground truth of all images into one table, in order, without padding.
 
     Args:
-        ground_truth: by image id; the position of an id is the image's number in the table.
-        class_count: C, the largest label allowed.
+        ground_truth: by image id; an image's number is the position of its id.
+        class_count: C, the largest valid label.
 
     Raises:
         UserError: a label is outside 0…C, or a box is not finite.
@@ -75,7 +75,7 @@ def flatten_ground_truth(
     ids = list(ground_truth)
     _check_labels(labels, position, ids, class_count, "ground truth")
     kept = labels != 0
-    _check_finite(boxes, kept, position, ids, "a ground-truth box")
+    _check_finite(boxes, kept, position, ids, "ground-truth box")
     return FlatGroundTruth(position[kept], boxes[kept], labels[kept], ignore[kept])
 
 
@@ -84,15 +84,15 @@ def flatten_detections(
     ground_truth: Mapping[str, ImageGroundTruth],
     class_count: int,
 ) -> FlatDetections:
-    """Puts the detections of all images in one table, without empty slots.
+    """Puts the detections of all images into one table, without empty slots.
 
-    Images come in the order of the ground truth, so that ties of scores do not hang on the order in
-    which the detections were gathered.
+    Images are in the order of the ground truth, so that ties between scores do not depend on the
+    order in which the detections were gathered.
 
     Args:
         detections: by image id; images without an entry have no detections.
-        ground_truth: by image id; fixes the number of each image as in `flatten_ground_truth`.
-        class_count: C, the largest label allowed.
+        ground_truth: by image id; images are numbered as in `flatten_ground_truth`.
+        class_count: C, the largest valid label.
 
     Raises:
         UserError: an image is not in the ground truth, a label is outside 0…C, or a box or a score
@@ -102,8 +102,9 @@ def flatten_detections(
     unknown = [image_id for image_id in detections if image_id not in number]
     if unknown:
         raise UserError(
-            f"{len(unknown)} of the {len(detections)} images with detections are not in the ground "
-            f"truth (the first is {unknown[0]!r}): score them against the split they come from."
+            f"image {unknown[0]!r} has detections but is not in the ground truth (images not in "
+            f"it: {len(unknown)} of {len(detections)}): score detections against the split they "
+            "come from"
         )
     ids = sorted(detections, key=number.__getitem__)
     images = [detections[image_id] for image_id in ids]
@@ -113,8 +114,8 @@ def flatten_detections(
     labels = _joined([image.labels for image in images], np.int64, (0,))
     _check_labels(labels, local, ids, class_count, "detections")
     kept = labels != 0
-    _check_finite(boxes, kept, local, ids, "the box of a detection")
-    _check_finite(scores, kept, local, ids, "the score of a detection")
+    _check_finite(boxes, kept, local, ids, "detection box")
+    _check_finite(scores, kept, local, ids, "detection score")
     numbers = np.array([number[image_id] for image_id in ids], np.int64)
     return FlatDetections(numbers[local][kept], boxes[kept], scores[kept], labels[kept])
 
@@ -136,8 +137,9 @@ def _check_labels(
     wrong = np.flatnonzero((labels < 0) | (labels > class_count))
     if wrong.size:
         raise UserError(
-            f"The {what} of image {ids[position[wrong[0]]]!r} have label {labels[wrong[0]]}, but "
-            f"there are {class_count} classes: use the class names the labels were made with."
+            f"image {ids[position[wrong[0]]]!r} has label {labels[wrong[0]]} in its {what}, but "
+            f"labels must be from 0 to {class_count}, the number of classes: use the class names "
+            "the labels were made with"
         )
 
 
@@ -148,18 +150,18 @@ def _check_finite(
     wrong = np.flatnonzero(kept & ~finite)
     if wrong.size:
         raise UserError(
-            f"Image {ids[position[wrong[0]]]!r}: {what} is {values[wrong[0]]}, which is not "
-            f"finite: there is no way to score it."
+            f"image {ids[position[wrong[0]]]!r}: {what} {values[wrong[0]]} is not finite and "
+            "cannot be scored"
         )
 
 
 def to_image_detections(found: Detections, row: int, original_size: np.ndarray) -> ImageDetections:
-    """Row `row` of a batch's detections, empty slots removed, in pixels of the original image.
+    """Returns one image's detections without empty slots, in pixels of the original image.
 
     Args:
         found: NumPy arrays, boxes [B, K, 4], scores and labels [B, K].
-        row: which image.
-        original_size: its height and width in pixels, [2].
+        row: the image's position in the batch.
+        original_size: the image's height and width in pixels, [2].
     """
     used = found.labels[row] > 0
     scale = np.tile(np.asarray(original_size, np.float64), 2)

@@ -1,4 +1,4 @@
-"""Opens a trained run and evaluates it: what eval.py and the tools share."""
+"""Evaluates a trained run; shared by eval.py and the tools."""
 
 import json
 import re
@@ -18,9 +18,9 @@ from scratchdet_jax.run.open import SavedRun, load_detector
 
 
 def evaluate_run(run: SavedRun, config: ml_collections.ConfigDict, output: Path) -> Evaluation:
-    """Scores a run on `config.data.eval` and writes figures and detections to `output`.
+    """Scores a run on `config.data.eval` and writes results and detections to `output`.
 
-    Writes results.json, the VOC files comp4_det_<split>_<class>.txt and coco_results.json.
+    The files are results.json, coco_results.json and VOC's comp4_det_<split>_<class>.txt.
     """
     writable_folder(output, "--output")
     _check_same_detector(run, config)
@@ -32,7 +32,8 @@ def evaluate_run(run: SavedRun, config: ml_collections.ConfigDict, output: Path)
     if source.class_names != run.info.class_names:
         raise UserError(
             f"{run.workdir} was trained on the classes {', '.join(run.info.class_names)}, but "
-            f"config.data.eval {source.spec} has {', '.join(source.class_names)}"
+            f"config.data.eval {source.spec} has {', '.join(source.class_names)}: choose a split "
+            "with the same classes in the same order"
         )
     detector, variables = load_detector(run, config)
     evaluator = Evaluator(detector, mapping, source)
@@ -61,14 +62,14 @@ def evaluate_run(run: SavedRun, config: ml_collections.ConfigDict, output: Path)
 
 
 def split_name(spec: str) -> str:
-    """The split in the names of detection files, as the devkit calls it: val, test, trainval."""
+    """Returns the devkit's name of a split for detection files: val, test, trainval."""
     splits = dict.fromkeys(part.split for part in parse_spec(spec))
     name = re.sub(r"[^\w+.-]+", "_", "+".join(splits)).strip("_")
     return {"validation": "val", "train+validation": "trainval"}.get(name, name)
 
 
 def _check_same_detector(run: SavedRun, config: ml_collections.ConfigDict) -> None:
-    """Other weights or anchors than the trained ones would be nonsense or an error deep inside."""
+    """Refuses a model or anchors that differ from those the run was trained with."""
     trained = run.info.config
     free = ("dtype", "norm_span")
     for group in ("model", "anchors"):
@@ -76,5 +77,5 @@ def _check_same_detector(run: SavedRun, config: ml_collections.ConfigDict) -> No
             if name not in free and value != trained[group][name]:
                 raise UserError(
                     f"config.{group}.{name} is {value!r}, but {run.workdir} was trained with "
-                    f"{trained[group][name]!r}: leave it as it is"
+                    f"{trained[group][name]!r}: remove the override"
                 )

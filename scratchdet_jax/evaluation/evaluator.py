@@ -1,4 +1,4 @@
-"""Detects on every image of a split, once, and scores the detections."""
+"""Detects objects once in every image of a split and scores the detections."""
 
 import collections
 from collections.abc import Callable, Iterator
@@ -26,12 +26,12 @@ from scratchdet_jax.progress import track
 
 
 class Evaluation(NamedTuple):
-    """A scored split.
+    """The evaluation of a split.
 
     Attributes:
-        results: "mAP" and "AP" by class; for COCO also its other figures.
+        results: "mAP" and "AP" by class; for COCO also its other metrics.
         detections: by image id, in pixels of the original image.
-        ground_truth: by image id, likewise.
+        ground_truth: by image id, in pixels of the original image.
     """
 
     results: dict[str, Any]
@@ -40,10 +40,10 @@ class Evaluation(NamedTuple):
 
 
 class Evaluator:
-    """Evaluates variables of one detector on one split; compiles once a scale."""
+    """Evaluates variables of one detector on one split; compiles once per scale."""
 
     def __init__(self, detector: Detector, mapping: DeviceMapping, source: DetectionSource) -> None:
-        """`config.eval` says how; `source` is the split."""
+        """`source` is the split; `config.eval` of the detector holds the settings."""
         config = detector.config
         self._detector, self._source = detector, source
         self._mapping = mapping
@@ -52,9 +52,8 @@ class Evaluator:
         if twice:
             places = [source.describe(i) for i, name in enumerate(self._ids) if name == twice[0]]
             raise UserError(
-                f"config.data.eval {source.spec} holds the image {twice[0]} twice "
-                f"({places[0]}, {places[1]}): what is evaluated together must not share images or "
-                "image ids"
+                f"config.data.eval {source.spec} holds the image {twice[0]} twice ({places[0]}, "
+                f"{places[1]}): choose splits that share no images or image ids"
             )
 
         self._scales = parse_scales(config.eval.multiscale)
@@ -64,11 +63,11 @@ class Evaluator:
         ]
 
     def evaluate(self, variables: Any, on_batch: Callable[[], None] = lambda: None) -> Evaluation:
-        """Detections, ground truth and average precision of the whole split.
+        """Detects objects in all images of the split and scores them.
 
         Args:
-            variables: of the detector.
-            on_batch: is called at the end of every batch.
+            variables: `params` and `batch_stats` of the detector.
+            on_batch: called after every batch.
         """
         detections: dict[str, ImageDetections] = {}
         ground_truth: dict[str, ImageGroundTruth] = {}
@@ -78,7 +77,7 @@ class Evaluator:
                 continue
             image_id = self._ids[batch["id"][row]]
             if image_id in detections:
-                raise RuntimeError(f"image {image_id} of {self._source.spec} came twice")
+                raise RuntimeError(f"image {image_id} of {self._source.spec} was read twice")
             original_size = batch["original_size"][row]
             detections[image_id] = to_image_detections(found, row, original_size)
             scale = np.tile(original_size.astype(np.float64), 2)
@@ -90,15 +89,15 @@ class Evaluator:
             )
         if len(detections) != len(self._source):
             raise RuntimeError(
-                f"{len(detections)} of the {len(self._source)} images of {self._source.spec} "
-                "were scored"
+                f"only {len(detections)} of {len(self._source)} images of {self._source.spec} "
+                "were read"
             )
         return Evaluation(self._score(detections, ground_truth), detections, ground_truth)
 
     def _all_rows(
         self, variables: Any, on_batch: Callable[[], None]
     ) -> tuple[dict[str, np.ndarray], Detections]:
-        """What this process read and found, [n, …]: its rows of all batches, without images."""
+        """Returns this process's rows [n, …] of all batches, without images, and detections."""
         kept = ("id", "original_size", "boxes", "labels", "ignore")
         parts = []
         for batch, found in self._batches(variables):
@@ -107,7 +106,7 @@ class Evaluator:
         return jax.tree.map(lambda *rows: np.concatenate(rows), *parts)
 
     def _batches(self, variables: Any) -> Iterator[tuple[dict[str, np.ndarray], Detections]]:
-        """Host batches with their detections; the next batch runs while one is unpacked."""
+        """Yields host batches with their detections; the next batch runs meanwhile."""
         settings = self._detector.config
         loader = eval_loader(
             settings,
@@ -152,7 +151,7 @@ class Evaluator:
 
 
 def summary_line(results: dict[str, Any]) -> str:
-    """The headline figures in one line."""
+    """Formats the metrics of a split in one line."""
     mean = results["mAP"]
     parts = ["mAP undefined: no ground truth" if mean is None else f"mAP {mean:.4f}"]
     parts += [

@@ -1,8 +1,8 @@
-"""Multi-scale testing ("300+"): detections of several input sizes and flips, merged.
+"""Multi-scale testing ("300+"): merges the detections of several input sizes and flips.
 
-As is usual for SSD and RefineDet: the one network, fully convolutional, runs on each size with the
-anchors of that size, each scale makes its own detections, large inputs may keep the small objects
-only and small inputs the large ones, and what remains is merged class by class.
+As is usual for SSD and RefineDet, the same fully convolutional network runs on each size with the
+anchors of that size, and each scale makes its own detections. Large inputs may keep only small
+objects and small inputs only large ones. The remaining detections are merged class by class.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,14 +25,14 @@ _FAR = 1024  # pixels: a multiple of every network stride
 
 
 def anchors_at(detector: Detector, size: int) -> np.ndarray:
-    """The detector's anchors for an input of `size` pixels, float32 [A, 4].
+    """Returns the detector's anchors for an input of `size` pixels, float32 [A, 4].
 
-    Anchor sizes are percentages, so they follow the input. Of the steps, one that is its map's
-    stride in the network stays; another (SSD's 100 and 300) keeps the share of the image that its
-    cells span.
+    Anchor sizes are percentages and scale with the input. A step equal to the network's stride of
+    its level is unchanged. Any other step (SSD's 100 and 300) is scaled so that the level's cells
+    span the same share of the image.
 
     Raises:
-        UserError: the network or the anchors have no cell left at this size.
+        UserError: the network or the anchors have no cells at this size.
     """
     config = detector.config
     trained = config.image_size
@@ -56,9 +56,10 @@ def anchors_at(detector: Detector, size: int) -> np.ndarray:
 def make_scale_step(
     detector: Detector, scale: Scale
 ) -> Callable[[Any, dict[str, jax.Array]], Detections]:
-    """A function `(variables, batch) → Detections` [B, K] of one scale, boxes of the true image.
+    """Makes the function `(variables, batch) → Detections` [B, K] of one scale.
 
-    The batch holds `image` uint8 [B, H, W, 3] and `size` int32 [B, 2].
+    The batch holds `image` uint8 [B, H, W, 3] and `size` int32 [B, 2]. Boxes refer to the image
+    before any flip.
     """
     detector = detector._replace(anchors=anchors_at(detector, scale.size))
 
@@ -75,7 +76,7 @@ def make_scale_step(
 
 
 def mirror(found: Detections) -> Detections:
-    """Detections with their boxes mirrored left–right; empty slots stay 0."""
+    """Mirrors the boxes of detections left–right; empty slots stay 0."""
     ymin, xmin, ymax, xmax = jnp.moveaxis(found.boxes, -1, 0)
     boxes = jnp.stack([ymin, 1 - xmax, ymax, 1 - xmin], axis=-1)
     return found._replace(boxes=jnp.where(found.labels[..., None] > 0, boxes, 0))
@@ -90,9 +91,9 @@ def merge_scales(
     """Merges the detections of all scales of a batch, on the host.
 
     Args:
-        found: of each scale, NumPy arrays [B, K, …].
+        found: one per scale, NumPy arrays [B, K, …].
         scales: the scales, in the same order.
-        original_sizes: [B, 2] height and width in pixels, in which objects are small or large.
+        original_sizes: [B, 2] height and width of the images in pixels, for the size limits.
         settings: `config.eval`.
 
     Returns:
@@ -124,10 +125,10 @@ def merge_scales(
 def kept_by_size(
     boxes: np.ndarray, pixels: np.ndarray, scale: Scale, settings: ml_collections.ConfigDict
 ) -> np.ndarray:
-    """Which boxes [K, 4] a scale keeps, bool [K].
+    """Returns which boxes [K, 4] a scale keeps, bool [K].
 
     ":small" keeps a box whose shorter side is below `multiscale_small` pixels of the original
-    image, ":large" one whose longer side is above `multiscale_large`.
+    image, ":large" a box whose longer side is above `multiscale_large`.
     """
     sides = (boxes[:, 2:] - boxes[:, :2]) * pixels
     if scale.keep == "small":
@@ -142,21 +143,21 @@ def merge_image(
 ) -> Detections:
     """Merges the detections of one image by greedy NMS or box voting per class; NumPy.
 
-    Best first, a detection absorbs the later ones of its class that overlap it by more than the
-    threshold. Detections of one scale have passed NMS among themselves, so only those of different
-    scales meet: a single scale comes out exactly as it went in. Box voting (Gidaris and Komodakis
-    2015) then moves the box to the mean of its own and the absorbed ones, weighted by score; the
-    score stays. Equal scores keep the order of the input.
+    In descending order of score, a detection absorbs the later ones of its class that overlap it by
+    more than the threshold. Detections of the same scale have already passed NMS, so only those of
+    different scales are compared: a single scale is returned unchanged. Box voting (Gidaris and
+    Komodakis 2015) then replaces the box by the mean of itself and the absorbed boxes, weighted by
+    score; the score is unchanged. Equal scores keep the order of the input.
 
     Args:
         found: [N], in any order; label 0 is an empty slot.
-        origin: int [N], the scale that each came from.
-        iou_threshold: for absorbing.
+        origin: int [N], the scale of each detection.
+        iou_threshold: IoU above which a detection is absorbed.
         vote: box voting instead of plain NMS.
         max_detections: K.
 
     Returns:
-        K slots, best first, empty ones last.
+        K slots in descending order of score, empty ones last.
     """
     used = np.flatnonzero(found.labels > 0)
     used = used[np.argsort(-found.scores[used], kind="stable")]
@@ -188,7 +189,7 @@ def merge_image(
 
 
 def _overlaps(boxes: np.ndarray) -> np.ndarray:
-    """Intersection over union of every pair of boxes [N, 4], float64 [N, N]; 0 for empty boxes."""
+    """Computes the IoU of all pairs of boxes [N, 4], float64 [N, N]; 0 for empty boxes."""
     boxes = boxes.astype(np.float64)
     low = np.maximum(boxes[:, None, :2], boxes[:, :2])
     high = np.minimum(boxes[:, None, 2:], boxes[:, 2:])

@@ -1,7 +1,7 @@
 """PASCAL VOC average precision, and the devkit's detection files.
 
-The algorithm is that of the VOCdevkit's `VOCevaldet`: boxes in pixels with inclusive ends, so that
-a width is xmax − xmin + 1; IoU ≥ 0.5 is a match; a difficult object is neither a hit nor a miss.
+The algorithm is that of the VOCdevkit's `VOCevaldet`: boxes are in pixels with inclusive ends, so a
+width is xmax − xmin + 1; IoU ≥ 0.5 is a match; a difficult object is neither a hit nor a miss.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,10 +27,10 @@ class VocResult(NamedTuple):
     """Average precision of a split.
 
     Attributes:
-        mean: mean of `per_class` over the classes with ground truth; NaN if there is none.
+        mean: mean of `per_class` over the classes with ground truth; NaN without any.
         per_class: AP in [0, 1] by class name; None for a class without ground truth that counts.
-        ground_truths: boxes that count (not difficult), by class name.
-        detections: detections by class name.
+        ground_truths: number of boxes that count (not difficult), by class name.
+        detections: number of detections, by class name.
     """
 
     mean: float
@@ -39,35 +39,37 @@ class VocResult(NamedTuple):
     detections: dict[str, int]
 
     def record(self) -> dict[str, Any]:
-        """The figures in the form of metrics.jsonl: "mAP", and "AP" by class; None if undefined."""
+        """Returns "mAP", and "AP" by class, as in metrics.jsonl; None where undefined."""
         return {"mAP": None if np.isnan(self.mean) else self.mean, "AP": self.per_class}
 
 
 def average_precision(
     recall: np.ndarray, precision: np.ndarray, metric: Metric = "11point"
 ) -> float:
-    """AP of one precision–recall curve.
+    """Computes the AP of a precision–recall curve.
 
     Args:
         recall: float [n], ascending.
         precision: float [n].
         metric: "11point" (VOC 2007: the mean of the best precision at recall ≥ 0, 0.1, …, 1) or
-            "area" (VOC 2010 on: the area under the precision made monotonically decreasing).
+            "area" (VOC 2010 and later: the area under the monotonically decreasing envelope).
 
     Raises:
-        UserError: the metric is neither.
+        UserError: the metric is unknown.
     """
     recall, precision = np.asarray(recall, np.float64), np.asarray(precision, np.float64)
-    # The best precision at this recall or any higher one; beyond the last recall it is 0.
+    # The best precision at this or any higher recall; 0 beyond the last recall.
     envelope = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)
     if metric == "11point":
-        # i/10 is the double nearest to the decimal, so that a recall of exactly 3 in 10 reaches
-        # 0.3; multiples of 0.1 overshoot it.
+        # i / 10 is the double nearest to the decimal, so a recall of 3 in 10 reaches 0.3;
+        # 3 * 0.1 would be larger.
         first = np.searchsorted(recall, np.arange(11) / 10, side="left")
         return float(envelope[first].mean())
     if metric == "area":
         return float(np.sum(np.diff(recall, prepend=0.0) * envelope[:-1]))
-    raise UserError(f"Unknown VOC metric {metric!r}: use '11point' (VOC 2007) or 'area' (2010 on).")
+    raise UserError(
+        f"unknown VOC metric {metric!r}: use '11point' (VOC 2007) or 'area' (VOC 2010 and later)"
+    )
 
 
 def evaluate(
@@ -80,11 +82,12 @@ def evaluate(
 ) -> VocResult:
     """Scores the detections of a split as the VOCdevkit does.
 
-    Each detection, in descending order of score, goes to the ground truth of its class and image
-    with the largest IoU. Below the threshold it is a false positive, and also when an earlier
-    detection has taken that box; if the box is difficult it is ignored. Ties of scores are in the
-    order of the images in the ground truth, then as given. (The devkit's are in the order of the
-    lines of the file: the same for files from `write_detections`.)
+    In descending order of score, each detection is assigned to the ground truth of its class and
+    image with the largest IoU. If that IoU is below the threshold, the detection is a false
+    positive. Otherwise it is ignored if the box is difficult, and a false positive if the box is
+    already assigned. Equal scores are in the order of the images in the ground truth, then in the
+    order given. (The devkit uses the order of the lines of the file, which is the same for files
+    from `write_detections`.)
 
     Args:
         detections: by image id; images without an entry have no detections.
@@ -114,7 +117,7 @@ def evaluate(
 def _class_average_precision(
     found: FlatDetections, truth: FlatGroundTruth, iou_threshold: float, metric: Metric
 ) -> float | None:
-    """AP of one class; None without ground truth that counts."""
+    """Computes the AP of one class; None without ground truth that counts."""
     positives = int(np.sum(~truth.ignore))
     if positives == 0:
         return None
@@ -124,7 +127,7 @@ def _class_average_precision(
     )
     hits = best_iou >= iou_threshold
     ignored = hits & truth.ignore[best]
-    # A box belongs to the first detection, in order of score, that goes to it.
+    # A box belongs to the best-scored detection assigned to it.
     rows = np.flatnonzero(hits)
     _, first = np.unique(best[rows], return_index=True)
     true_positive = np.zeros(len(order), bool)
@@ -132,7 +135,7 @@ def _class_average_precision(
     true_positive &= ~ignored
     true_positives = np.cumsum(true_positive)
     false_positives = np.cumsum(~true_positive & ~ignored)
-    # Ignored detections before any other leave 0/0, which counts as no precision.
+    # If all detections so far are ignored, the precision is 0/0, counted as 0.
     precision = true_positives / np.maximum(true_positives + false_positives, 1)
     return average_precision(true_positives / positives, precision, metric)
 
@@ -140,20 +143,20 @@ def _class_average_precision(
 def _best_overlaps(
     image: np.ndarray, boxes: np.ndarray, truth_image: np.ndarray, truth_boxes: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The ground truth of its own image that each detection overlaps most.
+    """Finds, for each detection, the ground truth of its image with the largest IoU.
 
-    All pairs of one image are laid out in one row after another, and each detection's stretch of
-    them is reduced at once.
+    All pairs of a detection and a ground truth of its image are put in one array, grouped by
+    detection, and each group is reduced.
 
     Args:
-        image: int [n], boxes: [n, 4] of the detections.
-        boxes: float [n, 4].
-        truth_image: int [m], ascending, at least one.
+        image: int [n], of the detections.
+        boxes: float [n, 4], of the detections.
+        truth_image: int [m], ascending, m ≥ 1.
         truth_boxes: float [m, 4].
 
     Returns:
-        (IoU float [n], −1 if the image has no ground truth; index of the ground truth int [n], the
-        first of equals, 0 if none).
+        IoU float [n], −1 if the image has no ground truth, and the index of the ground truth
+        int [n], the first of equals, 0 if there is none.
     """
     start = np.searchsorted(truth_image, image, side="left")
     count = np.searchsorted(truth_image, image, side="right") - start
@@ -173,7 +176,7 @@ def _best_overlaps(
 
 
 def _pairwise_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """IoU [n] of boxes a [n, 4] and b [n, 4] in pixels, with the devkit's inclusive ends."""
+    """Computes the IoU [n] of boxes a and b [n, 4] in pixels, with inclusive ends."""
     sides = np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2]) + 1
     intersection = np.prod(np.maximum(sides, 0), axis=1)
     area_a = np.prod(a[:, 2:] - a[:, :2] + 1, axis=1)
@@ -183,7 +186,7 @@ def _pairwise_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def detections_file(directory: str | Path, split: str, class_name: str) -> Path:
-    """The devkit's name of the detections of one class: comp4_det_SPLIT_CLASS.txt."""
+    """Returns the devkit's file of one class's detections: comp4_det_SPLIT_CLASS.txt."""
     return Path(directory) / f"comp4_det_{split}_{class_name}.txt"
 
 
@@ -193,26 +196,29 @@ def write_detections(
     class_names: Sequence[str],
     split: str,
 ) -> None:
-    """Writes one file a class, "image_id score xmin ymin xmax ymax" a line, as the devkit reads it.
+    """Writes the devkit's files: one per class, with lines "image_id score xmin ymin xmax ymax".
 
     The devkit counts pixels from 1. So do our pixel boxes: annotations are divided by the image
-    size without subtracting 1, and multiplied back. Coordinates get three decimals, scores nine
-    digits, which restore a float32 exactly.
+    size without subtracting 1, and multiplied back. Coordinates have three decimals, scores nine
+    digits, enough to restore a float32 exactly.
 
     Args:
-        directory: made if it is missing.
+        directory: created if missing.
         detections: by image id.
         class_names: [C]; label i is class_names[i − 1]. A class without detections gets an empty
-            file, as the evaluation server wants one for each.
+            file, because the evaluation server requires one per class.
         split: the split's name, e.g. "test".
 
     Raises:
-        UserError: a label is out of range, a value is not finite, or a class name is no file name.
+        UserError: a label is out of range, a value is not finite, or a class name contains a slash.
     """
     directory = Path(directory)
     for name in class_names:
         if "/" in name or "\\" in name:
-            raise UserError(f"Class name {name!r} has a slash, so no file can be named after it.")
+            raise UserError(
+                f"class name {name!r} contains a slash and cannot be part of a file name: rename "
+                "the class"
+            )
     ids = list(detections)
     table = flatten_detections(detections, dict.fromkeys(ids), len(class_names))
     directory.mkdir(parents=True, exist_ok=True)
@@ -229,14 +235,14 @@ def write_detections(
 def read_detections(
     directory: str | Path, split: str, class_names: Sequence[str]
 ) -> dict[str, ImageDetections]:
-    """Reads what `write_detections` wrote; a class whose file is missing has no detections.
+    """Reads the files of `write_detections`; a class whose file is missing has no detections.
 
     Raises:
         UserError: the directory or all of the files are missing, or a line is malformed.
     """
     directory = Path(directory)
     if not directory.is_dir():
-        raise UserError(f"Detections folder {str(directory)!r} does not exist.")
+        raise UserError(f"detections folder {str(directory)!r} does not exist")
     rows: dict[str, list[tuple[float, ...]]] = {}
     present = 0
     for label, name in enumerate(class_names, start=1):
@@ -248,8 +254,8 @@ def read_detections(
             rows.setdefault(image_id, []).append((*values, label))
     if not present:
         raise UserError(
-            f"Folder {str(directory)!r} has no file comp4_det_{split}_CLASS.txt for any of the "
-            f"{len(class_names)} classes: check the folder and the split."
+            f"folder {str(directory)!r} has no file comp4_det_{split}_CLASS.txt for any class: "
+            "check the folder and the split"
         )
     detections = {}
     for image_id, values in rows.items():
@@ -261,16 +267,16 @@ def read_detections(
 
 
 def _read_class(path: Path) -> list[tuple[str, tuple[float, ...]]]:
-    """Reads one file to (image id, (score, xmin, ymin, xmax, ymax)) a line."""
+    """Reads one file; each line becomes (image id, (score, xmin, ymin, xmax, ymax))."""
     rows = []
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"Detections file {str(path)!r} cannot be read: {error}.") from error
+        raise UserError(f"detections file {str(path)!r} cannot be read: {error}") from error
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        # From the right: an image of a user's own may have spaces in its name.
+        # From the right, because an image id may contain spaces.
         fields = line.strip().rsplit(maxsplit=5)
         try:
             image_id, values = fields[0], tuple(map(float, fields[1:]))
@@ -279,9 +285,9 @@ def _read_class(path: Path) -> list[tuple[str, tuple[float, ...]]]:
         if len(values) != 5:
             raise UserError(
                 f"{path}, line {number}: {line.strip()[:80]!r} is not "
-                f"'image_id score xmin ymin xmax ymax'."
+                "'image_id score xmin ymin xmax ymax'"
             )
         if not np.isfinite(values).all():
-            raise UserError(f"{path}, line {number}: the score or the box is not finite.")
+            raise UserError(f"{path}, line {number}: the score or the box is not finite")
         rows.append((image_id, values))
     return rows

@@ -1,4 +1,4 @@
-"""Pictures of detections: boxes with class names and scores, and several images in a grid."""
+"""Draws detections: boxes with class names and scores, and several images in a grid."""
 
 import colorsys
 import math
@@ -11,17 +11,17 @@ import numpy as np
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.evaluation.detections import ImageGroundTruth
 
-# Text of a legible size covers too much of a smaller image than this.
+# Legible text would cover too much of a smaller image.
 SMALLEST_SIDE = 384
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _WHITE, _BLACK = (255, 255, 255), (0, 0, 0)
 
 
 def class_color(label: int) -> tuple[int, int, int]:
-    """The colour (R, G, B) of a class: the same in every picture, far from those of its neighbours.
+    """The colour (R, G, B) of a class: fixed, and far from those of neighbouring labels.
 
-    Hues advance by the golden ratio, so that any first n are spread over the circle; brightness
-    and saturation alternate, since hues alone get close among many classes.
+    Hues advance by the golden ratio, so any first n are spread over the circle. Brightness and
+    saturation alternate because hues alone become similar with many classes.
     """
     hue = (0.61803398875 * (label - 1)) % 1.0
     saturation, value = ((0.95, 1.0), (0.6, 1.0), (0.95, 0.8))[(label - 1) % 3]
@@ -40,17 +40,17 @@ def draw_detections(
 ) -> np.ndarray:
     """Draws boxes with class names and scores on a copy of an image.
 
-    A small image is enlarged first, so that the longer side is at least `SMALLEST_SIDE`. Boxes are
-    drawn in ascending order of score and clipped to the image; label 0 and boxes that are not
-    finite are left out.
+    A small image is first enlarged until its longer side is at least `SMALLEST_SIDE`. Boxes are
+    drawn in ascending order of score and clipped to the image; boxes with label 0 or non-finite
+    coordinates are skipped.
 
     Args:
         image: uint8 [H, W, 3], RGB.
         boxes_pixels: float [k, 4], (ymin, xmin, ymax, xmax) in pixels of `image`.
         labels: int [k], 1…C; 0 is an empty slot.
-        scores: float [k], or None: the names are drawn without scores.
+        scores: float [k], or None to draw names without scores.
         class_names: [C]; label i is class_names[i − 1].
-        ground_truth: drawn beneath as dashed white boxes, ignored ones in grey.
+        ground_truth: drawn below as dashed white boxes, ignored ones in grey.
 
     Returns:
         uint8 [H', W', 3], RGB.
@@ -66,7 +66,7 @@ def draw_detections(
     order = np.arange(len(labels)) if scores is None else np.argsort(scores, kind="stable")
     drawn = [i for i in order if labels[i] > 0 and np.isfinite(boxes_pixels[i]).all()]
     corners = {i: _corners(boxes_pixels[i], scale, picture.shape) for i in drawn}
-    # Names come after all boxes, so that no box crosses a name.
+    # Names are drawn after all boxes so that no box crosses a name.
     for i in drawn:
         left, top, right, bottom = corners[i]
         cv2.rectangle(
@@ -81,17 +81,17 @@ def draw_detections(
 
 
 def grid(images: Sequence[np.ndarray], columns: int) -> np.ndarray:
-    """Puts images side by side, row by row, each centred in a cell of the largest one's size.
+    """Arranges images in rows, each centred in a cell of the largest height and width.
 
     Args:
         images: uint8 [H, W, 3] each, at least one.
-        columns: cells in a row; fewer if there are fewer images.
+        columns: cells per row; fewer if there are fewer images.
 
     Returns:
-        uint8 [H', W', 3], the space between on light grey.
+        uint8 [H', W', 3], on a light grey background.
     """
     if not images or columns < 1:
-        raise ValueError(f"A grid needs images and columns: got {len(images)} and {columns}.")
+        raise ValueError(f"a grid needs images and columns: got {len(images)} and {columns}")
     columns = min(columns, len(images))
     gap = 8
     height = max(image.shape[0] for image in images)
@@ -108,7 +108,7 @@ def grid(images: Sequence[np.ndarray], columns: int) -> np.ndarray:
 
 
 def save_png(path: str | Path, image: np.ndarray) -> None:
-    """Writes an RGB uint8 image [H, W, 3] as a PNG file; makes its folder if it is missing.
+    """Writes an RGB uint8 image [H, W, 3] as a PNG file; creates its folder if necessary.
 
     Raises:
         UserError: the file cannot be written.
@@ -119,7 +119,9 @@ def save_png(path: str | Path, image: np.ndarray) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(encoded.tobytes())
     except OSError as error:
-        raise UserError(f"Picture {str(path)!r} cannot be written: {error.strerror}.") from error
+        raise UserError(
+            f"picture {str(path)!r} cannot be written ({error.strerror}): choose another path"
+        ) from error
 
 
 def _enlarged(image: np.ndarray) -> tuple[np.ndarray, float]:
@@ -147,7 +149,7 @@ def _line_width(picture: np.ndarray) -> int:
 def _draw_dashed(
     picture: np.ndarray, corners: tuple[int, int, int, int], color: tuple[int, int, int]
 ) -> None:
-    """A dashed box: dark beneath, so that it shows on bright ground too."""
+    """A dashed box on a dark outline, visible on bright backgrounds too."""
     left, top, right, bottom = corners
     width = _line_width(picture)
     dash = 4 * width
@@ -163,7 +165,7 @@ def _draw_dashed(
 def _draw_label(
     picture: np.ndarray, corners: tuple[int, int, int, int], text: str, color: tuple[int, int, int]
 ) -> None:
-    """A filled tag with the text above the box, or inside it where there is no room above."""
+    """A filled tag with the text above the box, or inside it if there is no room above."""
     height, width = picture.shape[:2]
     scale = max(0.45, max(height, width) / 1100)
     thickness = max(1, round(scale * 1.6))

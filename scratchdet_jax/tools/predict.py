@@ -1,4 +1,4 @@
-"""Draws a trained detector's detections on photos, or on the first images of its eval split.
+"""Draws a trained detector's detections on photos or on the first images of its eval split.
 
 python -m scratchdet_jax.tools.predict --workdir=runs/voc300 --output=pictures a.jpg b.jpg
 """
@@ -22,9 +22,9 @@ from scratchdet_jax.run.open import load_detector, open_run
 from scratchdet_jax.tools.drawing import draw_detections, grid, save_png
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Parses the command line, detects and draws."""
-    options = _parse(arguments)
+def main(argv: Sequence[str]) -> None:
+    """Parses the command line, detects objects and draws them."""
+    options = _parse(argv)
     run = open_run(Path(options.workdir), options.checkpoint)
     config = run.info.config
     predict = Predictor(*load_detector(run))
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _stem(name: str, taken: dict[str, Any]) -> str:
-    """The picture's file name: the image's, numbered where another image has it too."""
+    """Returns the picture's file name: the image's, numbered if another image has the same."""
     stem = Path(name).stem
     same = sum(Path(other).stem == stem for other in taken) + (stem == "grid")
     return f"{stem}-{same + 1}" if same else stem
@@ -63,7 +63,7 @@ def _box_label_score(found: ImageDetections) -> tuple[np.ndarray, np.ndarray, np
 def _images(
     options: argparse.Namespace, config: ml_collections.ConfigDict
 ) -> Iterator[tuple[str, np.ndarray, ImageGroundTruth | None]]:
-    """Name, pixels and, for images of the split, ground truth."""
+    """Yields name, pixels and, for images of the split, ground truth."""
     for path in options.images:
         yield path, read_image(path), None
     if not options.images:
@@ -82,19 +82,19 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m scratchdet_jax.tools.predict", description=__doc__.splitlines()[0]
     )
-    parser.add_argument("images", nargs="*", help="image files; none: images of the eval split")
-    parser.add_argument("--workdir", required=True, help="the run, as train.py's --workdir")
+    parser.add_argument("images", nargs="*", help="image files; default: images of the eval split")
+    parser.add_argument("--workdir", required=True, help="folder of the run, as for train.py")
     parser.add_argument("--output", required=True, help="folder for the pictures")
     parser.add_argument("--checkpoint", default="best", help="best, latest or a step")
-    parser.add_argument("--threshold", type=float, default=0.5, help="least score that is drawn")
-    parser.add_argument("--count", type=_positive, default=8, help="images of the eval split")
-    parser.add_argument("--columns", type=_positive, default=4, help="of the grid")
-    return parser.parse_args(arguments)
+    parser.add_argument("--threshold", type=float, default=0.5, help="lowest score that is drawn")
+    parser.add_argument("--count", type=_positive, default=8, help="number of eval images")
+    parser.add_argument("--columns", type=_positive, default=4, help="columns of the grid")
+    return parser.parse_args(argv[1:])
 
 
 if __name__ == "__main__":
-    cli.run(lambda argv: main(argv[1:]))
+    cli.run(main)

@@ -1,1 +1,1 @@
-"""Training: state, optimiser, step, device mapping, checkpoints, logs and the loop."""
+"""Training: optimiser, step, loop, starting from another run, and saving a diverged step."""

@@ -1,4 +1,4 @@
-"""A step that diverged, kept for replay: the state before it and the batch, as plain arrays."""
+"""Saves a diverged step for replay: the state before it and its batch, as plain arrays."""
 
 import json
 from pathlib import Path
@@ -27,12 +27,12 @@ class Replay(NamedTuple):
     """A saved step.
 
     Attributes:
-        step: its number, from 1.
-        quantity: what was found not to be finite.
+        step: number of the step, from 1.
+        quantity: name of the quantity that was not finite.
         info: the run's config and class names.
-        image_ids: of the batch, in its order.
-        batch: host arrays [accumulate_steps, B, …], as the training step takes them.
-        state: before the step.
+        image_ids: ids of the batch's images, in order.
+        batch: host arrays [accumulate_steps, B, …], as for the training step.
+        state: the state before the step.
     """
 
     step: int
@@ -46,7 +46,7 @@ class Replay(NamedTuple):
 def batch_of_step(
     config: ml_collections.ConfigDict, source: DetectionSource, step: int
 ) -> dict[str, np.ndarray]:
-    """Reads the global batch [accumulate_steps, B, …] of update `step` (from 1) again."""
+    """Reads the global batch [accumulate_steps, B, …] of update `step` (from 1)."""
     loader = train_loader(config, source, start_step=step - 1, substituted=substitutes(config))
     try:
         return next(loader)
@@ -65,15 +65,15 @@ def save_replay(
     """Writes `workdir/replay/step_N.npz` (NumPy arrays, no pickle).
 
     Args:
-        workdir: the run's.
+        workdir: the run's folder.
         step: the update that diverged.
-        quantity: what was not finite.
-        info: the run's.
-        source: its training data; the batch is a function of (seed, step) and is read again.
-        state: as the step left it, marked (see update_unless_diverged).
+        quantity: name of the quantity that was not finite.
+        info: the run's config and class names.
+        source: the training data; the batch is a function of (seed, step) and is read again.
+        state: the state after the step, marked as diverged (see update_unless_diverged).
 
     Returns:
-        The file, and the ids of the batch's images.
+        The path of the file, and the ids of the batch's images.
     """
     batch = batch_of_step(info.config, source, step)
     ids = [source.image_id(int(i)) for i in batch["id"].ravel()]
@@ -98,17 +98,14 @@ def save_replay(
 
 
 def load_replay(workdir: Path, step: int | None = None) -> Replay:
-    """Reads a saved step; the newest by default.
+    """Reads a saved step, by default the newest.
 
     Raises:
-        UserError: there is none, or the file is damaged.
+        UserError: there is no such step, or the file is damaged.
     """
     files = {int(p.stem.removeprefix("step_")): p for p in (workdir / FOLDER).glob("step_*.npz")}
     if not files:
-        raise UserError(
-            f"{workdir / FOLDER} holds no step: one is saved when a figure of training is not "
-            "finite"
-        )
+        raise UserError(f"{workdir / FOLDER} holds no step: a step is saved when training diverges")
     step = max(files) if step is None else step
     if step not in files:
         raise UserError(
@@ -131,7 +128,7 @@ def load_replay(workdir: Path, step: int | None = None) -> Replay:
 
 
 def _blank(info: RunInfo) -> Any:
-    """The shapes of a run's state."""
+    """Returns the state of a run as shapes and dtypes."""
     detector = build_detector(info.config, info.class_names, AXIS)
     optimizer = make_optimizer(info.config)
     return jax.eval_shape(
@@ -140,7 +137,7 @@ def _blank(info: RunInfo) -> Any:
 
 
 def _by_name(state: TrainState) -> dict[str, Any]:
-    """The arrays of a state by path, in the order of its leaves."""
+    """Returns the arrays of a state by path, in the order of its leaves."""
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): leaf
         for path, leaf in jax.tree_util.tree_leaves_with_path(state)

@@ -1,4 +1,4 @@
-"""Begins a new run with the parameters of another, as far as they fit (COCO → VOC)."""
+"""Initialises a new run with the parameters of another where they fit (COCO → VOC)."""
 
 import json
 import re
@@ -15,7 +15,7 @@ from scratchdet_jax.ops.anchors import anchors_per_cell
 from scratchdet_jax.run.checkpoints import IMPORTED
 from scratchdet_jax.run.open import load_detector, open_run, split_run
 
-# VOC's and COCO's words for the same thing; case, spaces, - and _ never matter.
+# COCO's name → VOC's name; case, spaces, - and _ are ignored.
 ALIASES = {
     "airplane": "aeroplane",
     "motorcycle": "motorbike",
@@ -28,25 +28,25 @@ Name = tuple[str, ...]
 
 
 class Transfer(NamedTuple):
-    """The outcome.
+    """The result of a transfer.
 
     Attributes:
-        variables: `params` and `batch_stats` to begin with, NumPy arrays.
-        taken: (name, shape) of what was copied.
-        remapped: (name, source shape, shape) of class predictors, copied class by class.
-        left: (name, shape, reason) of what keeps its initial value.
+        variables: initial `params` and `batch_stats` of the new run, NumPy arrays.
+        copied: (name, shape) of the arrays that were copied.
+        remapped: (name, source shape, shape) of the class predictors, copied class by class.
+        unmatched: (name, shape, reason) of the arrays that keep their initial values.
     """
 
     variables: dict[str, Any]
-    taken: list[tuple[Name, tuple[int, ...]]]
+    copied: list[tuple[Name, tuple[int, ...]]]
     remapped: list[tuple[Name, tuple[int, ...], tuple[int, ...]]]
-    left: list[tuple[Name, tuple[int, ...], str]]
+    unmatched: list[tuple[Name, tuple[int, ...], str]]
 
 
 def map_classes(target: Sequence[str], source: Sequence[str]) -> tuple[int, ...]:
-    """The label in `source` of each name in `target` (1…), 0 where there is none.
+    """Returns the label in `source` (from 1) of each name in `target`, 0 where there is none.
 
-    The same name comes first, then the same word under another spelling or alias.
+    An identical name takes precedence over another spelling or an alias.
     """
     exact = {name: label for label, name in reversed(list(enumerate(source, 1)))}
     words = {_word(name): label for label, name in reversed(list(enumerate(source, 1)))}
@@ -67,50 +67,50 @@ def transfer(
     anchors: Sequence[int],
     source_anchors: Sequence[int],
 ) -> Transfer:
-    """Puts into `initial` what of `source` fits by name and shape.
+    """Copies into `initial` the arrays of `source` that match in name and shape.
 
-    A head level fits if it has the same number of anchors in a cell in both. Its class predictors'
-    channels run over anchor, then class: they are copied for the background and every mapped
-    class; other classes keep their initial values.
+    A head level matches if it has the same number of anchors per cell in both. The channels of its
+    class predictors are ordered by anchor, then class. They are copied for the background and the
+    mapped classes; other classes keep their initial values.
 
     Args:
         initial: `params` and `batch_stats` of the new model.
-        source: likewise, of the other.
-        class_map: [C] label in the source of each of the new labels 1…C, 0 where there is none.
+        source: `params` and `batch_stats` of the source.
+        class_map: [C] label in the source of each new label 1…C, 0 where there is none.
         source_classes: number of classes of the source, without background.
-        anchors: anchors in a cell of each level of the new head.
-        source_anchors: likewise, of the source.
+        anchors: anchors per cell of each level of the new head.
+        source_anchors: anchors per cell of each level of the source's head.
     """
     new = {k: np.asarray(v) for k, v in traverse_util.flatten_dict(dict(initial)).items()}
     old = {k: np.asarray(v) for k, v in traverse_util.flatten_dict(dict(source)).items()}
-    result, taken, remapped, left = dict(new), [], [], []
+    result, copied, remapped, unmatched = dict(new), [], [], []
     identity = tuple(class_map) == tuple(range(1, source_classes + 1))
     for name, value in new.items():
         if name not in old:
-            left.append((name, value.shape, "the source has none"))
+            unmatched.append((name, value.shape, "not in the source"))
             continue
         found, level = old[name], _head_level(name)
         if level is not None and _at(anchors, level) != _at(source_anchors, level):
             reason = (
-                f"{_at(anchors, level)} anchors in a cell here, "
+                f"{_at(anchors, level)} anchors per cell here, "
                 f"{_at(source_anchors, level)} in the source"
             )
-            left.append((name, value.shape, reason))
+            unmatched.append((name, value.shape, reason))
         elif level is not None and name[3].startswith("class_") and not identity:
             moved = _remap(value, found, class_map, source_classes, anchors[level])
             if moved is None:
-                left.append((name, value.shape, _other(found, class_map)))
+                unmatched.append((name, value.shape, _mismatch(found, class_map)))
             else:
                 result[name] = moved
                 remapped.append((name, found.shape, value.shape))
         elif found.shape != value.shape:
-            left.append((name, value.shape, f"{_shape(found.shape)} in the source"))
+            unmatched.append((name, value.shape, f"{_shape(found.shape)} in the source"))
         else:
             result[name] = found.astype(value.dtype)
-            taken.append((name, value.shape))
+            copied.append((name, value.shape))
     nested = traverse_util.unflatten_dict(result)
     variables = {group: nested.get(group, {}) for group in initial}
-    return Transfer(variables, taken, remapped, left)
+    return Transfer(variables, copied, remapped, unmatched)
 
 
 def _remap(
@@ -120,7 +120,7 @@ def _remap(
     source_classes: int,
     anchors: int,
 ) -> np.ndarray | None:
-    """`value` with the channels of the mapped classes from `found`; None if nothing fits."""
+    """Copies the channels of the mapped classes from `found` to `value`; None if none match."""
     if found.shape[:-1] != value.shape[:-1] or not any(class_map):
         return None
     split = value.reshape(*value.shape[:-1], anchors, len(class_map) + 1).copy()
@@ -131,12 +131,12 @@ def _remap(
     return split.reshape(value.shape)
 
 
-def _other(found: np.ndarray, class_map: Sequence[int]) -> str:
+def _mismatch(found: np.ndarray, class_map: Sequence[int]) -> str:
     return f"{_shape(found.shape)} in the source" if any(class_map) else "no class in common"
 
 
 def _head_level(name: Name) -> int | None:
-    """Index of the head level that a variable ("params", "head", "level1", …) belongs to."""
+    """Returns the index of a variable's head level ("params", "head", "level1", …), or None."""
     return int(name[2].removeprefix("level")) - 1 if name[1] == "head" else None
 
 
@@ -145,15 +145,15 @@ def _at(anchors: Sequence[int], level: int) -> int:
 
 
 def init_from_run(text: str, detector: Detector, variables: Any) -> dict[str, Any]:
-    """The variables to begin with, by `config.init_from`; prints what was taken and left.
+    """Returns the initial variables for `config.init_from`; prints what was copied and what not.
 
     Args:
         text: WORKDIR[@STEP].
         detector: the new run's detector.
-        variables: its initial `params` and `batch_stats`.
+        variables: the new run's `params` and `batch_stats` before the transfer.
 
     Raises:
-        UserError: there is no such run or checkpoint, or nothing of it fits.
+        UserError: there is no such run or checkpoint, or nothing in it matches.
     """
     workdir, checkpoint = split_run(text)
     try:
@@ -171,10 +171,10 @@ def init_from_run(text: str, detector: Detector, variables: Any) -> dict[str, An
         anchors=anchors_per_cell(detector.config.anchors.aspect_ratios),
         source_anchors=anchors_per_cell(source.config.anchors.aspect_ratios),
     )
-    if not moved.taken and not moved.remapped:
+    if not moved.copied and not moved.remapped:
         raise UserError(
-            f"config.init_from {text!r}: nothing of step {run.step} fits this model by name and "
-            "shape; choose the same config.model, or leave init_from empty"
+            f"config.init_from {text!r}: no parameter of step {run.step} matches this model in "
+            "name and shape; choose the same config.model, or leave init_from empty"
         )
     print(f"parameters from {workdir} step {run.step}:")
     print(describe(moved, class_map, detector.class_names, source.class_names))
@@ -182,7 +182,7 @@ def init_from_run(text: str, detector: Detector, variables: Any) -> dict[str, An
 
 
 def _without_initial(workdir: Path, variables: Mapping[str, Any]) -> dict[str, Any]:
-    """The variables of a run less those that an import had no weights for."""
+    """Removes the variables for which an imported checkpoint had no weights."""
     record = workdir / IMPORTED
     if not record.exists():
         return dict(variables)
@@ -196,7 +196,7 @@ def _without_initial(workdir: Path, variables: Mapping[str, Any]) -> dict[str, A
 def describe(
     moved: Transfer, class_map: Sequence[int], target: Sequence[str], source: Sequence[str]
 ) -> str:
-    """The list of classes, and of arrays taken, remapped and left, with shapes; many lines."""
+    """Lists the classes found and missing, and the arrays copied, remapped and unmatched."""
     pairs = [
         name if source[label - 1] == name else f"{name} from {source[label - 1]}"
         for name, label in zip(target, class_map, strict=True)
@@ -206,14 +206,20 @@ def describe(
     lines = [f"  classes found ({len(pairs)} of {len(target)}): {', '.join(pairs) or 'none'}"]
     if missing:
         lines.append(f"  classes not in the source: {', '.join(missing)}")
-    lines += [f"  taken     {_name(name)} {_shape(shape)}" for name, shape in moved.taken]
+    lines += [f"  copied    {_name(name)} {_shape(shape)}" for name, shape in moved.copied]
     lines += [
         f"  remapped  {_name(name)} {_shape(before)} to {_shape(shape)}"
         for name, before, shape in moved.remapped
     ]
-    lines += [f"  left      {_name(n)} {_shape(shape)}: {why}" for n, shape, why in moved.left]
-    counts = f"{len(moved.taken)} taken, {len(moved.remapped)} remapped, {len(moved.left)} left"
-    return "\n".join([*lines, f"  {counts}"])
+    lines += [
+        f"  unmatched {_name(name)} {_shape(shape)}: {reason}"
+        for name, shape, reason in moved.unmatched
+    ]
+    lines.append(
+        f"  {len(moved.copied)} copied, {len(moved.remapped)} remapped, "
+        f"{len(moved.unmatched)} unmatched"
+    )
+    return "\n".join(lines)
 
 
 def _name(name: Name) -> str:

@@ -1,4 +1,4 @@
-"""SGD as ScratchDet uses it: L2 decay in the gradient, momentum, warm-up, drops."""
+"""ScratchDet's SGD: L2 weight decay in the gradient, momentum, warm-up and step drops."""
 
 import ml_collections
 import optax
@@ -7,12 +7,12 @@ from scratchdet_jax.config.fields import number_of_steps
 
 
 def make_schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
-    """Learning rate by update: linear warm-up times multi-step drops.
+    """Makes the learning rate by update: linear warm-up times multi-step drops.
 
-    The rate is `optimizer.learning_rate` times `batch_size / reference_batch_size` (linear
-    scaling, Goyal et al. 2017). Warm-up rises linearly from `warmup_start` of it (mmdet release:
-    a third over 500 updates), over a tenth of the run at most. A drop takes effect from the update
-    `drop_at × steps` on.
+    The base rate is `optimizer.learning_rate` times `batch_size / reference_batch_size` (linear
+    scaling, Goyal et al. 2017). Warm-up rises linearly from `warmup_start` times that rate (mmdet
+    release: a third, over 500 updates) and lasts at most a tenth of the run. A drop takes effect at
+    update `drop_at × steps`.
     """
     settings = config.optimizer
     rate = settings.learning_rate
@@ -30,7 +30,7 @@ def make_schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
 
 
 def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
-    """SGD with momentum; weight decay is added to the gradient of every parameter (L2 form)."""
+    """Makes SGD with momentum; weight decay is added to the gradient of every parameter (L2)."""
     return optax.chain(
         optax.add_decayed_weights(config.optimizer.weight_decay),
         optax.sgd(make_schedule(config), momentum=config.optimizer.momentum),

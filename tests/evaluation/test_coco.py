@@ -1,3 +1,5 @@
+"""COCO average precision against pycocotools, result files, and evaluating a run."""
+
 import contextlib
 import io
 import json
@@ -22,13 +24,13 @@ from scratchdet_jax.ops.nms import Detections
 from tests.data.tfds_sets import make, plain_features
 from tests.tiny import tiny_config
 
-# COCO's gaps: after 11 comes 13, after 25 comes 27.
+# COCO's ids have gaps: 12 and 26 do not exist.
 NAMES = ("fire hydrant", "stop sign", "elephant", "backpack")
 IDS = (11, 13, 25, 27)
 
 
 def random_file(path, rng, images=12):
-    """An annotation file in COCO's form and detections near its boxes, in the results form."""
+    """Writes a COCO annotation file; returns results near its boxes."""
     annotations, results = [], []
     for image in range(images):
         for _ in range(rng.integers(0, 5)):
@@ -76,7 +78,7 @@ def official(annotation_path, results):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_file_scores_equal_pycocotools_own_route(tmp_path, capsys, seed):
+def test_scores_of_files_equal_those_of_pycocotools(tmp_path, capsys, seed):
     results = random_file(tmp_path / "a.json", np.random.default_rng(seed))
     (tmp_path / "r.json").write_text(json.dumps(results))
     expected = official(tmp_path / "a.json", results)
@@ -98,14 +100,14 @@ def test_file_scores_equal_pycocotools_own_route(tmp_path, capsys, seed):
     assert 0.05 < result.metrics["AP"] < 0.95
 
 
-def test_memory_scores_equal_a_file_with_box_areas(tmp_path):
+def test_scores_in_memory_equal_those_of_a_file_without_areas(tmp_path):
     random_file(tmp_path / "a.json", np.random.default_rng(5))
     content = json.loads((tmp_path / "a.json").read_text())
     for annotation in content["annotations"]:
         del annotation["area"]
     (tmp_path / "b.json").write_text(json.dumps(content))
     annotations = coco.read_annotations(tmp_path / "b.json")
-    # Labels in another order than the ids: only the names may decide.
+    # The labels are not in the order of the ids: classes must be matched by name.
     names = (NAMES[2], NAMES[0], NAMES[3], NAMES[1])
     label = {category: i for i, category in enumerate(coco.category_ids(annotations, names), 1)}
     ground_truth, detections = {}, {}
@@ -154,7 +156,7 @@ def test_no_detections_and_no_ground_truth():
     assert np.isnan(coco.evaluate({}, {}, NAMES).metrics["AP"])
 
 
-def test_a_crowd_is_not_missed_and_forgives_detections():
+def test_a_crowd_is_neither_a_miss_nor_makes_false_positives():
     crowd = {
         "7": ImageGroundTruth(
             np.concatenate([BOX, [[100.0, 100.0, 300.0, 300.0]]]),
@@ -191,14 +193,14 @@ def test_bad_detections_are_named():
         coco.evaluate(perfect(label=5), TRUTH, NAMES)
 
 
-def test_class_that_is_no_category(tmp_path):
+def test_a_class_without_a_category_is_named(tmp_path):
     random_file(tmp_path / "a.json", np.random.default_rng(0))
     annotations = coco.read_annotations(tmp_path / "a.json")
     with pytest.raises(UserError, match="'zebra'"):
         coco.category_ids(annotations, ("stop sign", "zebra"))
 
 
-def test_ids_of_a_submission():
+def test_category_ids_of_a_submission():
     names = coco_classes.NAMES
     ids = coco.submission_category_ids(names)
     assert len(ids) == 80 and ids == tuple(sorted(ids)) and (ids[0], ids[-1]) == (1, 90)
@@ -284,21 +286,21 @@ def test_missing_file(tmp_path):
         coco.read_annotations(tmp_path / "none.json")
 
 
-def test_ids_that_are_the_same_number_stay_apart(tmp_path):
+def test_ids_that_are_the_same_number_stay_distinct(tmp_path):
     path = tmp_path / "r.json"
     for names, expected in ((("-3", "7"), {-3, 7}), (("7", "07"), {"7", "07"})):
         coco.write_results(path, perfect(name=names[0]) | perfect(name=names[1]), IDS)
         assert {row["image_id"] for row in json.loads(path.read_text())} == expected
 
 
-# Ids with gaps and not in the order of the names; the second class never occurs.
+# Ids with gaps and not in the order of the names; "apple" never occurs.
 CATEGORIES = {"kite": 38, "zebra": 5, "bench": 90, "apple": 12}
 CORNERS = np.random.default_rng(3).uniform(0, 0.5, (12, 2))
 CANDIDATES = np.concatenate([CORNERS, CORNERS + np.array([0.3, 0.4])], axis=1)
 
 
 def coco_files(folder):
-    """Pictures of several sizes; half of a picture's candidate boxes, moved a little, are true."""
+    """Writes images of several sizes; about half of the candidate boxes, shifted, are annotated."""
     rng, images, annotations = np.random.default_rng(4), [], []
     (folder / "pictures").mkdir()
     for number in (4, 17, 581929, 70000000001, 33):
@@ -332,7 +334,7 @@ def coco_files(folder):
 
 
 def candidates(detector, variables, images):
-    """In place of a detector's detections: those boxes, scored by the picture."""
+    """Replaces Detector.detect: the candidate boxes, with scores that depend on the image."""
     noise = images.reshape(len(images), -1)[:, : len(CANDIDATES)]
     order = jnp.argsort(-noise, axis=1)
     labels = jnp.asarray(np.arange(len(CANDIDATES), dtype=np.int32) % 4 + 1)
@@ -340,7 +342,7 @@ def candidates(detector, variables, images):
     return Detections(jnp.float32(CANDIDATES)[order], scores, labels[order])
 
 
-def test_evaluation_tells_the_boxes_that_a_foreign_set_lost(tmp_path, monkeypatch, capsys):
+def test_evaluation_reports_the_boxes_left_out_of_a_foreign_data_set(tmp_path, monkeypatch, capsys):
     picture = cv2.imencode(".png", np.zeros((20, 30, 3), np.uint8))[1].tobytes()
     rows = [
         {"image": picture, "objects": [{"bbox": np.float32(box), "label": 0} for box in boxes]}
@@ -364,7 +366,7 @@ def test_evaluation_tells_the_boxes_that_a_foreign_set_lost(tmp_path, monkeypatc
     assert capsys.readouterr().out.count(words) == 1
 
 
-def test_images_without_boxes_are_detected_on_but_not_scored(tmp_path, monkeypatch, capsys):
+def test_images_without_boxes_get_detections_but_no_score(tmp_path, monkeypatch, capsys):
     picture = cv2.imencode(".png", np.full((20, 30, 3), 9, np.uint8))[1].tobytes()
     box = tfds.features.Tensor(shape=(4,), dtype=np.float32)
     label = tfds.features.ClassLabel(names=NAMES)
@@ -389,7 +391,7 @@ def test_images_without_boxes_are_detected_on_but_not_scored(tmp_path, monkeypat
     assert len(lines) == kept > 0
 
 
-def test_evaluations_result_file_holds_the_original_ids_and_scores_the_same(tmp_path, monkeypatch):
+def test_the_results_file_has_the_original_ids_and_gives_the_same_scores(tmp_path, monkeypatch):
     coco_files(tmp_path)
     split = CocoSplit("validation", tmp_path / "a.json", tmp_path / "pictures")
     prepare_coco_folder([split], tmp_path / "data", "gaps")

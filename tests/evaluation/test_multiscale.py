@@ -1,4 +1,4 @@
-"""Multi-scale testing: parsing, anchors of a size, and merging against slow loops."""
+"""Multi-scale testing: parsing, anchors at other sizes, and merging against a slow loop."""
 
 import jax
 import numpy as np
@@ -38,7 +38,7 @@ def test_a_bad_entry_is_named(entry):
         parse_scales((300, entry))
 
 
-def test_an_entry_must_not_come_twice():
+def test_a_repeated_entry_is_refused():
     with pytest.raises(UserError, match="twice"):
         parse_scales((300, "300"))
 
@@ -49,7 +49,7 @@ def test_steps_follow_the_network_or_the_size():
         config.anchors.steps = (8, 16, 32, 64, 100, 150)
     detector = build_detector(config, ("a", "b"))
     assert anchors_at(detector, 300) is detector.anchors
-    anchors = anchors_at(detector, 512)  # maps 64, 32, 16, 8, 4, 2; two anchors a cell
+    anchors = anchors_at(detector, 512)  # maps 64, 32, 16, 8, 4, 2; two anchors per cell
     centres = (anchors[:, :2] + anchors[:, 2:])[::2] / 2 * 512
     first, sixth = centres[:64], centres[-4:]
     np.testing.assert_allclose(first[:, 1], (np.arange(64) + 0.5) * 8, rtol=1e-4)
@@ -76,7 +76,7 @@ def slow_iou(a, b):
 
 
 def slow_merge(found, origin, threshold, vote, slots):
-    """Takes the best remaining detection, again and again."""
+    """Repeatedly takes the best remaining detection."""
     rest = sorted(
         (i for i in range(len(origin)) if found.labels[i] > 0), key=lambda i: -found.scores[i]
     )
@@ -151,7 +151,7 @@ def small(tmp_path_factory):
             "data.eval": "shapes:validation",
             "data.threads": 1,
             "data.max_boxes": 16,
-            "normalize.std": (60.0, 60.0, 60.0),  # milder predictions of random weights
+            "normalize.std": (60.0, 60.0, 60.0),  # keeps the predictions of random weights moderate
         }
     )
     detector = build_detector(config, open_split(config.data, "eval").class_names)
@@ -163,7 +163,7 @@ def small(tmp_path_factory):
 
 
 @pytest.mark.parametrize("merge", ["nms", "vote"])
-def test_one_scale_comes_out_exactly_as_it_went_in(small, merge):
+def test_merging_a_single_scale_changes_nothing(small, merge):
     config, detector, variables, batch = small
     with config.unlocked():
         config.eval.multiscale_merge = merge
@@ -174,7 +174,7 @@ def test_one_scale_comes_out_exactly_as_it_went_in(small, merge):
     jax.tree.map(np.testing.assert_array_equal, merged, plain)
 
 
-def test_the_flip_of_a_flipped_image_mirrors_the_detections(small):
+def test_a_flipped_scale_of_a_flipped_image_mirrors_the_detections(small):
     _, detector, variables, batch = small
     plain = jax.jit(make_scale_step(detector, Scale(64)))(variables, batch)
     flipped = batch | {"image": batch["image"][:, :, ::-1].copy()}

@@ -1,3 +1,5 @@
+"""VOC average precision against slow loops, and the devkit's files."""
+
 import time
 
 import numpy as np
@@ -10,13 +12,11 @@ from scratchdet_jax.evaluation import voc
 from scratchdet_jax.evaluation.detections import ImageDetections, ImageGroundTruth
 
 CLASSES = ("cat", "dog", "bird")
-
-
 NOTHING = ImageDetections(np.zeros((0, 4)), np.zeros(0), np.zeros(0, int))
 
 
 def devkit(detections, ground_truth, class_names, iou_threshold, metric):
-    """VOCevaldet, transcribed as the loops it is made of."""
+    """A transcription of VOCevaldet as plain loops."""
     result = {}
     for label, name in enumerate(class_names, start=1):
         boxes, difficult, taken, positives = {}, {}, {}, 0
@@ -84,7 +84,7 @@ def slow_average_precision(recall, precision, metric):
 
 
 def boxes(rng, count):
-    """Few corners on a coarse lattice, some negative: equal boxes and equal overlaps are common."""
+    """Boxes on a coarse grid, some negative, so that equal boxes and equal overlaps are common."""
     corner = rng.integers(-2, 6, (count, 2)) * 5
     side = rng.integers(1, 4, (count, 2)) * 5
     return np.concatenate([corner, corner + side - 1], axis=1).astype(np.float64)
@@ -112,7 +112,7 @@ def random_split(seed, images=4, most=6):
 @given(
     st.integers(0, 2**32 - 1), st.sampled_from(["11point", "area"]), st.sampled_from([0.3, 0.5, 1])
 )
-def test_agrees_with_the_devkit_loop(seed, metric, threshold):
+def test_evaluate_agrees_with_the_devkit_loop(seed, metric, threshold):
     detections, ground_truth = random_split(seed)
     result = voc.evaluate(detections, ground_truth, CLASSES, iou_threshold=threshold, metric=metric)
     expected = devkit(detections, ground_truth, CLASSES, threshold, metric)
@@ -170,13 +170,13 @@ def test_a_difficult_object_is_neither_hit_nor_miss():
     assert ap(found, truth_of((BOX, 1, False))) == pytest.approx(1 / 3)
 
 
-def test_of_equal_overlaps_the_first_ground_truth_counts():
+def test_the_first_of_equally_overlapping_ground_truths_is_matched():
     found = found_of((BOX, 0.9, 1))
     assert ap(found, truth_of((BOX, 1, True), (BOX, 1, False))) == 0.0
     assert ap(found, truth_of((BOX, 1, False), (BOX, 1, True))) == 1.0
 
 
-def test_the_order_in_which_images_were_gathered_does_not_matter():
+def test_the_order_of_the_detections_by_image_does_not_matter():
     ground_truth = {"a": truth_of((BOX, 1, False)), "b": truth_of(), "c": truth_of((BOX, 1, False))}
     one = {name: found_of((BOX, 0.5, 1)) for name in ("a", "b", "c")}
     other = {name: one[name] for name in ("b", "c", "a")}
@@ -185,7 +185,7 @@ def test_the_order_in_which_images_were_gathered_does_not_matter():
 
 
 def test_widths_count_both_ends():
-    # 10 px against 5 px: (5·10)/(10·10) is exactly one half with inclusive ends only.
+    # 5 px against 10 px: the IoU (5·10)/(10·10) is one half only with inclusive ends.
     truth = truth_of((BOX, 1, False))
     assert ap(found_of(((0, 0, 9, 4), 0.9, 1)), truth) == 1.0
     assert ap(found_of(((0, 0, 9, 3.99), 0.9, 1)), truth) == 0.0
@@ -211,7 +211,7 @@ def test_classes_without_ground_truth_are_left_out_of_the_mean():
     assert result.detections == {"cat": 1, "dog": 1, "bird": 0}
 
 
-def test_nothing_at_all():
+def test_no_images_and_no_detections():
     assert np.isnan(voc.evaluate({}, {}, CLASSES).mean)
     assert voc.evaluate({}, {"a": truth_of((BOX, 1, False))}, CLASSES).mean == 0.0
 
@@ -235,7 +235,7 @@ def test_unknown_metric():
         voc.average_precision(np.zeros(1), np.zeros(1), "101point")
 
 
-def test_empty_slots_do_not_count_even_when_not_finite():
+def test_empty_slots_are_ignored_even_if_not_finite():
     found = found_of((BOX, 0.9, 1), ((np.nan,) * 4, np.nan, 0))
     assert ap(found, truth_of((BOX, 1, False))) == 1.0
 
@@ -260,7 +260,7 @@ def test_files_round_trip(tmp_path):
     assert (tmp_path / "new" / "results" / "comp4_det_test_bird.txt").read_text() == ""
 
 
-def test_line_is_the_devkits(tmp_path):
+def test_a_line_has_the_devkits_format(tmp_path):
     voc.write_detections(tmp_path, {"000004": found_of(((2, 1, 4, 3), 0.5, 2))}, CLASSES, "val")
     line = (tmp_path / "comp4_det_val_dog.txt").read_text()
     assert line == "000004 0.5 1.000 2.000 3.000 4.000\n"
@@ -289,7 +289,7 @@ def test_missing_folder_and_missing_files(tmp_path):
         voc.write_detections(tmp_path, {}, ("a/b",), "val")
 
 
-def test_the_size_of_voc07_test_takes_seconds():
+def test_a_split_as_large_as_voc07_test_takes_seconds():
     rng = np.random.default_rng(0)
     ground_truth, detections = {}, {}
     for i in range(4952):

@@ -18,7 +18,7 @@ def draw(image, boxes, labels, scores=None, **options):
     return drawing.draw_detections(image, boxes, np.array(labels), scores, NAMES, **options)
 
 
-def test_box_has_its_class_color_at_its_edges_and_leaves_the_inside():
+def test_box_edges_have_the_class_color_and_the_inside_is_unchanged():
     image = gray()
     picture = draw(image, [(100, 50, 300, 450)], [2])
     color = drawing.class_color(2)
@@ -29,7 +29,7 @@ def test_box_has_its_class_color_at_its_edges_and_leaves_the_inside():
     assert (image == 128).all()
 
 
-def test_small_image_is_enlarged_and_boxes_with_it():
+def test_small_image_is_enlarged_with_its_boxes():
     picture = draw(gray(64, 128), [(32, 16, 48, 96)], [1])
     assert picture.shape == (192, 384, 3)
     assert tuple(picture[120, 48]) == tuple(picture[144, 200]) == drawing.class_color(1)
@@ -53,7 +53,7 @@ def test_score_changes_the_text():
 @pytest.mark.parametrize(
     "box", [(-50, -50, 900, 900), (0, 0, 5, 5), (380, 480, 420, 540), (10, 10, 10, 10)]
 )
-def test_boxes_at_and_beyond_the_edges_show(box):
+def test_boxes_at_and_beyond_the_edges_are_visible(box):
     picture = draw(gray(), [box], [3], [0.5])
     assert (picture == drawing.class_color(3)).all(axis=-1).sum() > 50
 
@@ -64,7 +64,7 @@ def test_best_scored_box_is_on_top():
     assert tuple(picture[200, 100]) == drawing.class_color(1)
 
 
-def test_empty_slots_and_non_finite_boxes_are_left_out():
+def test_empty_slots_and_non_finite_boxes_are_skipped():
     image = gray()
     boxes = [(100, 100, 300, 300), (np.nan, 0, 10, 10)]
     assert (draw(image, boxes, [0, 1], [0.9, 0.8]) == image).all()
@@ -104,7 +104,7 @@ def test_grid_places_images_in_rows():
         drawing.grid([], 2)
 
 
-def test_png_keeps_rgb(tmp_path):
+def test_png_preserves_rgb(tmp_path):
     image = np.random.default_rng(0).integers(0, 256, (5, 7, 3)).astype(np.uint8)
     drawing.save_png(tmp_path / "new" / "a.png", image)
     again = cv2.imread(str(tmp_path / "new" / "a.png"))[..., ::-1]

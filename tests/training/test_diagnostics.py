@@ -1,4 +1,4 @@
-"""The gradient's norms, by part and as a whole, and how the log follows them from step to step."""
+"""Gradient norms, in total and by part, and their fluctuation in the log."""
 
 import json
 
@@ -15,7 +15,7 @@ from tests.tiny import tiny_config
 
 
 def slow_norms(gradients) -> dict[str, float]:
-    """Every number of every array squared, in a loop."""
+    """Sums the squares in a loop over all numbers."""
     squares = dict.fromkeys(PARTS, 0.0)
     for path, array in jax.tree_util.tree_leaves_with_path(gradients):
         name = path[0].key
@@ -28,7 +28,7 @@ def slow_norms(gradients) -> dict[str, float]:
 
 @pytest.fixture(scope="module")
 def gradients():
-    """Random numbers in the shapes of a tiny detector's parameters."""
+    """Random arrays with the shapes of a tiny detector's parameters."""
     config = tiny_config()
     model = build_detector(config, ("a", "b")).model
     shapes = jax.eval_shape(
@@ -91,7 +91,7 @@ def read(workdir) -> list[dict]:
 
 
 @pytest.mark.parametrize("every", [1, 2, 3])
-def test_fluctuation_covers_every_step_whatever_is_written(tmp_path, every):
+def test_fluctuation_covers_every_step_for_any_log_interval(tmp_path, every):
     log(tmp_path, NORMS, every=every)
     changes = {t + 1: abs(NORMS[t] - NORMS[t - 1]) for t in range(1, len(NORMS))}
     for line in read(tmp_path):
@@ -102,20 +102,20 @@ def test_fluctuation_covers_every_step_whatever_is_written(tmp_path, every):
             assert "gradient_fluctuation" not in line
 
 
-def test_fluctuation_goes_on_over_a_resumption(tmp_path):
-    for name in ("whole", "resumed"):
+def test_fluctuation_continues_when_a_run_is_resumed(tmp_path):
+    for name in ("uninterrupted", "resumed"):
         (tmp_path / name).mkdir()
-    log(tmp_path / "whole", NORMS)
+    log(tmp_path / "uninterrupted", NORMS)
     log(tmp_path / "resumed", NORMS[:5])
     log(tmp_path / "resumed", NORMS[4:], start=4)
 
     def figures(workdir):
         return [(line["step"], line.get("gradient_fluctuation")) for line in read(workdir)]
 
-    assert figures(tmp_path / "resumed") == figures(tmp_path / "whole")
+    assert figures(tmp_path / "resumed") == figures(tmp_path / "uninterrupted")
 
 
-def test_a_diverged_run_says_so_in_its_record_and_a_resumed_one_forgets_it(tmp_path):
+def test_divergence_is_recorded_and_removed_when_the_run_is_resumed(tmp_path):
     with pytest.raises(UserError, match="gradient_norm is inf at step 4"):
         log(tmp_path, [*NORMS[:3], np.inf])
     assert read(tmp_path)[-1] == {

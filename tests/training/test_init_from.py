@@ -1,4 +1,4 @@
-"""Starting from another run: classes by name and alias, and what of the model fits."""
+"""Starting from another run: classes by name and alias, parameters by name and shape."""
 
 import jax
 import numpy as np
@@ -21,7 +21,7 @@ TARGET = ("aeroplane", "diningtable", "person", "unicorn")
 
 
 def variables_of(config, names, seed):
-    """A detector and random variables for it."""
+    """Builds a detector and random variables for it."""
     detector = build_detector(config, names)
     return detector, random_variables(detector, config.image_size, np.random.default_rng(seed))
 
@@ -38,7 +38,7 @@ def source(tmp_path_factory):
     return workdir, detector, variables
 
 
-def test_vocs_classes_are_all_found_among_cocos():
+def test_all_voc_classes_are_found_in_coco():
     found = [coco_classes.NAMES[i - 1] for i in map_classes(VOC_CLASSES, coco_classes.NAMES)]
     other = {
         "aeroplane": "airplane",
@@ -55,14 +55,14 @@ def test_classes_are_mapped_by_name_before_alias():
     assert map_classes(("tv", "sofa", "x"), ("tvmonitor", "couch", "tv")) == (3, 2, 0)
 
 
-def test_a_run_may_name_its_checkpoint(tmp_path):
+def test_a_run_is_named_with_or_without_a_checkpoint(tmp_path):
     assert split_run("runs/coco@120") == (tmp_path.__class__("runs/coco"), "120")
     assert split_run("runs/coco")[1] == "best"
     (tmp_path / "a@b").mkdir()
     assert split_run(str(tmp_path / "a@b")) == (tmp_path / "a@b", "best")
 
 
-def test_mapped_classes_have_the_sources_logits_and_others_stay(source, capsys):
+def test_mapped_classes_get_the_sources_logits_and_others_keep_their_weights(source, capsys):
     workdir, source_detector, source_variables = source
     config = tiny_config()
     detector, initial = variables_of(config, TARGET, 2)
@@ -79,17 +79,17 @@ def test_mapped_classes_have_the_sources_logits_and_others_stay(source, capsys):
         for level, anchors in enumerate(cells, 1):
             new, old = (x[group]["head"][f"level{level}"][name][values] for x in (moved, initial))
             last = [x.reshape(*x.shape[:-1], anchors, 5)[..., 4] for x in (new, old)]
-            np.testing.assert_array_equal(*last)  # the unicorn's
+            np.testing.assert_array_equal(*last)  # unicorn
 
-    said = capsys.readouterr().out
-    assert "aeroplane from airplane, diningtable from dining table, person" in said
-    assert "classes not in the source: unicorn" in said
-    assert "remapped  head/level1/class_conv/kernel 3x3x32x12 to 3x3x32x10" in said
-    assert "taken     head/level1/box_conv/kernel 3x3x32x8" in said
-    assert " 0 left" in said
+    printed = capsys.readouterr().out
+    assert "aeroplane from airplane, diningtable from dining table, person" in printed
+    assert "classes not in the source: unicorn" in printed
+    assert "remapped  head/level1/class_conv/kernel 3x3x32x12 to 3x3x32x10" in printed
+    assert "copied    head/level1/box_conv/kernel 3x3x32x8" in printed
+    assert " 0 unmatched" in printed
 
 
-def test_levels_of_other_anchors_and_other_shapes_are_left(source, capsys):
+def test_levels_with_other_anchors_or_shapes_keep_their_weights(source, capsys):
     workdir, _, source_variables = source
     config = tiny_config(
         **{"anchors.aspect_ratios": ((2,), (), (), (), (), ()), "model.extra_channels": 64}
@@ -103,21 +103,21 @@ def test_levels_of_other_anchors_and_other_shapes_are_left(source, capsys):
     level = moved["params"]["head"]["level2"]["class_conv"]["kernel"]  # same classes, same anchors
     expected = source_variables["params"]["head"]["level2"]["class_conv"]["kernel"]
     np.testing.assert_array_equal(level, expected)
-    said = capsys.readouterr().out
-    assert "left      head/level1/box_conv/kernel" in said
-    assert "4 anchors in a cell here, 2 in the source" in said
-    assert "remapped  " not in said
-    assert "in the source" in said.split("left      head/level6/class_conv/kernel")[1]
+    printed = capsys.readouterr().out
+    assert "unmatched head/level1/box_conv/kernel" in printed
+    assert "4 anchors per cell here, 2 in the source" in printed
+    assert "remapped  " not in printed
+    assert "in the source" in printed.split("unmatched head/level6/class_conv/kernel")[1]
 
 
-def test_a_missing_run_and_one_of_which_nothing_fits_are_named(source, tmp_path):
+def test_a_missing_run_and_a_run_without_a_match_are_named(source, tmp_path):
     config = tiny_config()
     detector, initial = variables_of(config, TARGET, 2)
     with pytest.raises(UserError, match=r"config\.init_from .*there is no run"):
         init_from_run(str(tmp_path / "none"), detector, initial)
-    alien = {"params": {"other": {"kernel": np.zeros(3)}}, "batch_stats": {}}
-    with pytest.raises(UserError, match="nothing of step 7 fits"):
-        init_from_run(str(source[0]), detector, alien)
+    other = {"params": {"other": {"kernel": np.zeros(3)}}, "batch_stats": {}}
+    with pytest.raises(UserError, match="no parameter of step 7 matches"):
+        init_from_run(str(source[0]), detector, other)
 
 
 @pytest.mark.slow  # trains two runs
@@ -144,7 +144,7 @@ def test_a_new_run_starts_from_another_and_a_resumed_one_does_not(
     kernel = state.params["head"]["level1"]["box_conv"]["kernel"]
     expected = source_variables["params"]["head"]["level1"]["box_conv"]["kernel"]
     np.testing.assert_allclose(kernel, expected, atol=1e-6)
-    assert "taken     head/level1/box_conv/kernel" in capsys.readouterr().out
+    assert "copied    head/level1/box_conv/kernel" in capsys.readouterr().out
     with config.unlocked():
         config.init_from = "nowhere"
     with pytest.raises(UserError, match=r"config\.init_from: was '.*', now 'nowhere'"):

@@ -1,4 +1,4 @@
-"""The whole program on a small VOC folder: train, stop, resume, evaluate, draw."""
+"""The complete program on a small VOC folder: train, stop, resume, evaluate, draw."""
 
 import json
 import os
@@ -30,7 +30,7 @@ OBJECT = """<object><name>{label}</name><difficult>{difficult}</difficult><bndbo
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A VOC folder of 20 images for training and 9 for evaluation: coloured boxes on noise."""
+    """A VOC folder with 20 training and 9 evaluation images: coloured boxes on noise."""
     root = tmp_path_factory.mktemp("voc")
     for part in ("JPEGImages", "Annotations", "ImageSets/Main"):
         (root / part).mkdir(parents=True)
@@ -41,7 +41,7 @@ def folder(tmp_path_factory):
         for i, name in enumerate(names):
             image = rng.integers(0, 90, (48, 64, 3), np.uint8)
             objects = ""
-            for k in range(i % 3):  # some images have no object
+            for k in range(i % 3):  # some images have no objects
                 label = sorted(COLORS)[rng.integers(2)]
                 x0, y0 = rng.integers(1, 30), rng.integers(1, 20)
                 x1, y1 = x0 + rng.integers(16, 30), y0 + rng.integers(14, 26)
@@ -69,15 +69,17 @@ def config(folder, tmp_path_factory):
             "data.eval": "val",
             "data.threads": 2,
             "eval.every_steps": 4,
-            "compilation_cache": str(tmp_path_factory.mktemp("cache")),  # all runs are one program
+            "compilation_cache": str(
+                tmp_path_factory.mktemp("cache")
+            ),  # all runs share one compiled program
         }
     )
 
 
 @pytest.fixture(scope="module")
 def finished(config, tmp_path_factory):
-    """The workdir and the final state of a run that was never stopped."""
-    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    """The workdir and final state of an uninterrupted run."""
+    workdir = tmp_path_factory.mktemp("runs") / "uninterrupted"
     return workdir, jax.device_get(loop.train_and_evaluate(config, workdir))
 
 
@@ -100,7 +102,7 @@ def test_a_stopped_and_resumed_run_ends_with_identical_parameters(
 
 
 def assert_same_end(state, workdir, finished):
-    """State and figures of a run are to the bit those of the run that was never stopped."""
+    """Checks that state and log are identical to those of the uninterrupted run."""
     jax.tree.map(np.testing.assert_array_equal, state, finished[1])
 
     def figures(workdir):
@@ -111,7 +113,7 @@ def assert_same_end(state, workdir, finished):
 
 
 def at_step(monkeypatch, actions):
-    """Has `actions[step]()` called when a step has been started."""
+    """Calls `actions[step]()` after a step has been started."""
     log_step = MetricLogger.log_step
 
     def act(self, step, metrics):
@@ -121,25 +123,25 @@ def at_step(monkeypatch, actions):
     monkeypatch.setattr(MetricLogger, "log_step", act)
 
 
-def test_sigterm_saves_the_step_under_way_and_nothing_is_lost(
+def test_sigterm_saves_the_running_step_and_nothing_is_lost(
     config, finished, tmp_path, monkeypatch, capsys
 ):
     with monkeypatch.context() as patch:
         at_step(patch, {6: lambda: os.kill(os.getpid(), signal.SIGTERM)})
-        with pytest.raises(Preempted) as left:
+        with pytest.raises(Preempted) as preempted:
             loop.train_and_evaluate(config, tmp_path)
-    assert left.value.code == 75
+    assert preempted.value.code == 75
     assert "stopped by SIGTERM after step 6; saved up to step 6" in capsys.readouterr().out
     state = jax.device_get(loop.train_and_evaluate(config, tmp_path))
     assert "resumed from step 6 of 9" in capsys.readouterr().out
     assert_same_end(state, tmp_path, finished)
 
 
-def test_a_disk_that_fills_up_harms_no_checkpoint_and_ends_in_a_sentence(
+def test_a_full_disk_damages_no_checkpoint_and_ends_with_an_error(
     config, finished, tmp_path, monkeypatch, capsys
 ):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    small = (16_000, hard)  # as on a full disk no file of weights can be written
+    small = (16_000, hard)  # as on a full disk, no weights can be written
     try:
         at_step(monkeypatch, {5: lambda: resource.setrlimit(resource.RLIMIT_FSIZE, small)})
         with pytest.raises(
@@ -184,7 +186,7 @@ def test_metrics_are_written_for_each_step_and_evaluation(finished):
     assert 0 <= evaluation["mAP"] <= 1
 
 
-def test_evaluating_a_run_gives_the_figures_of_training_and_writes_detections(
+def test_evaluating_a_run_gives_the_scores_of_training_and_writes_detections(
     config, finished, tmp_path
 ):
     workdir, _ = finished
@@ -203,7 +205,7 @@ def test_evaluating_a_run_gives_the_figures_of_training_and_writes_detections(
     assert len(results) == detected > 0
 
 
-def test_detections_lie_in_the_frame_of_the_file(finished, tmp_path):
+def test_detections_are_in_pixels_of_the_file(finished, tmp_path):
     workdir, _ = finished
     run = open_run(workdir, "latest")
     evaluation = evaluate_run(run, run.info.config, tmp_path)
@@ -211,7 +213,7 @@ def test_detections_lie_in_the_frame_of_the_file(finished, tmp_path):
     assert boxes.min() >= 0
     assert (boxes[:, [0, 2]] <= 48).all()
     assert (boxes[:, [1, 3]] <= 64).all()
-    assert boxes[:, 3].max() > 50  # not squeezed into the height
+    assert boxes[:, 3].max() > 50  # not scaled to the height
 
 
 def test_a_run_that_diverges_stops_and_names_the_step(config, tmp_path):
@@ -222,7 +224,7 @@ def test_a_run_that_diverges_stops_and_names_the_step(config, tmp_path):
     with pytest.raises(UserError, match=r"training diverged: \w+ is (nan|inf) at step \d+") as end:
         loop.train_and_evaluate(wild.lock(), tmp_path)
 
-    # The step is kept: its batch, by name, and the state before it, which is finite.
+    # The saved step has its batch, its image ids and the state before it, which is finite.
     replay = load_replay(tmp_path)
     assert f"at step {replay.step} " in str(end.value)
     assert f"The batch ({', '.join(replay.image_ids)})" in str(end.value)
@@ -277,19 +279,19 @@ def test_predict_draws_photos_and_images_of_the_split(folder, finished, tmp_path
     workdir, _ = finished
     photo = folder / "JPEGImages/val002.png"
     common = [f"--workdir={workdir}", "--checkpoint=latest", "--threshold=0.0"]
-    predict.main([str(photo), f"--output={tmp_path / 'photo'}", *common])
-    predict.main([f"--output={tmp_path / 'split'}", "--count=3", *common])
+    predict.main(["predict", str(photo), f"--output={tmp_path / 'photo'}", *common])
+    predict.main(["predict", f"--output={tmp_path / 'split'}", "--count=3", *common])
     assert cv2.imread(str(tmp_path / "photo/val002.png")) is not None
     assert len(list((tmp_path / "split").glob("*.png"))) == 4  # three pictures and the grid
     record = json.loads((tmp_path / "photo/detections.json").read_text())
     (found,) = record.values()
-    # The same image through the evaluator's batches gives the same best detection.
+    # The evaluator finds the same best detection in the same image.
     run = open_run(workdir, "latest")
     evaluated = evaluate_run(run, run.info.config, tmp_path / "eval").detections["val002"]
     np.testing.assert_allclose(found[0]["score"], evaluated.scores[0], rtol=1e-4)
     np.testing.assert_allclose(found[0]["box_yxyx"], evaluated.boxes_pixels[0], atol=0.06)
     with pytest.raises(UserError, match="there is no image"):
-        predict.main(["nowhere.jpg", f"--output={tmp_path}", *common])
+        predict.main(["predict", "nowhere.jpg", f"--output={tmp_path}", *common])
     (tmp_path / "text.jpg").write_text("not an image")
     with pytest.raises(UserError, match="cannot be decoded as an image"):
-        predict.main([str(tmp_path / "text.jpg"), f"--output={tmp_path}", *common])
+        predict.main(["predict", str(tmp_path / "text.jpg"), f"--output={tmp_path}", *common])

@@ -18,7 +18,7 @@ FIELDS = {
 
 
 def slow_rate(step: int) -> float:
-    """The mmdetection warm-up and drops, written out."""
+    """The warm-up and drops of mmdetection as a plain function."""
     rate = 0.05
     for drop in (40, 75):
         if step >= drop:
@@ -34,7 +34,7 @@ def test_schedule_is_warmup_times_drops():
     np.testing.assert_allclose(rates, [slow_rate(step) for step in range(100)], rtol=1e-6)
 
 
-def test_rate_follows_the_batch_size_and_length_follows_the_images():
+def test_rate_scales_with_the_batch_size_and_length_with_the_images():
     fields = FIELDS | {"num_steps": 0, "train_images": 1600, "batch_size": 32}
     config = tiny_config(**fields, **{"optimizer.reference_batch_size": 16})
     assert number_of_steps(config) == 50
@@ -56,7 +56,7 @@ def run_ours(config, steps: int) -> np.ndarray:
     return np.asarray(params)
 
 
-def test_sgd_is_the_plain_recurrence():
+def test_sgd_equals_the_plain_recurrence():
     params = gradients(-1 % 1000).astype(np.float64)
     velocity = np.zeros_like(params)
     for step in range(60):
@@ -65,7 +65,7 @@ def test_sgd_is_the_plain_recurrence():
     np.testing.assert_allclose(run_ours(tiny_config(**FIELDS), 60), params, rtol=1e-4, atol=1e-5)
 
 
-def test_sgd_is_pytorchs():
+def test_sgd_equals_pytorchs():
     torch = pytest.importorskip("torch")
     params = torch.tensor(gradients(-1 % 1000), requires_grad=True)
     sgd = torch.optim.SGD([params], lr=0.05, momentum=0.9, weight_decay=5e-4)

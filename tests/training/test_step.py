@@ -1,4 +1,4 @@
-"""The step: the same numbers for any layout over devices, and no NaN from empty inputs."""
+"""The training step: equal results for any layout over devices, no NaN from empty inputs."""
 
 import functools
 
@@ -18,7 +18,7 @@ LAYOUTS = {"one device": ("shard_map", 1), "shard_map": ("shard_map", 8), "pmap"
 
 
 class Trainer:
-    """A tiny detector's step on one layout."""
+    """The training step of a tiny detector on one layout."""
 
     def __init__(self, kind: str, devices: int, **overrides):
         self.config = tiny_config(**overrides)
@@ -31,7 +31,7 @@ class Trainer:
         self.step = self.mapping.map_train_step(make_train_step(detector, optimizer))
 
     def run(self, batches):
-        """States' parameters and metrics after each batch."""
+        """Returns the final state and the metrics of each step."""
         state, history = self.mapping.replicate(self._initial), []
         for batch in batches:
             state, metrics = self.step(state, self.mapping.put_batch(batch))
@@ -49,26 +49,26 @@ def flat(tree) -> np.ndarray:
 
 
 def difference(a, b) -> float:
-    """Relative L2 distance of two trees."""
+    """Relative L2 distance between two trees."""
     a, b = flat(a), flat(b)
     return float(np.linalg.norm(a - b) / np.linalg.norm(b))
 
 
 def gradient(state) -> np.ndarray:
-    """The first step's gradient plus decay: what the momentum holds after one step."""
+    """The gradient of the first step plus weight decay, which is the momentum after one step."""
     return flat(state.opt_state)
 
 
 @functools.cache
 def first_steps(layout: str) -> list[tuple[np.ndarray, dict]]:
-    """Gradient and metrics of the first step on each of several batches."""
+    """Gradient and metrics of the first step on each of eight batches."""
     made = trainer(layout, **{"optimizer.learning_rate": 1e-5})
     runs = [made.run([random_batch(made.config, seed)]) for seed in range(8)]
     return [(gradient(state), metrics) for state, (metrics,) in runs]
 
 
 @pytest.mark.parametrize("layout", ["shard_map", "pmap"])
-def test_eight_devices_take_the_first_step_as_one(layout):
+def test_eight_devices_take_the_same_first_step_as_one(layout):
     differences = []
     for (many, metrics_many), (one, metrics_one) in zip(
         first_steps(layout), first_steps("one device"), strict=True
@@ -77,23 +77,23 @@ def test_eight_devices_take_the_first_step_as_one(layout):
             np.testing.assert_allclose(metrics_many[name], metrics_one[name], rtol=1e-5)
         assert metrics_many["positives"] == metrics_one["positives"]
         differences.append(difference(many, one))
-    # Where an activation lies within rounding of 0, ReLU lets it pass in one layout and not in the
-    # other, which moves the whole gradient by up to a hundredth. Some batches have none.
+    # An activation within rounding of 0 may pass ReLU in one layout and not in the other, which
+    # changes the gradient by up to a hundredth. Some batches have no such activation.
     assert min(differences) < 1e-5
     assert max(differences) < 0.03
 
 
 @functools.cache
 def twenty_losses(layout: str) -> list[float]:
-    """Losses of 20 steps on one batch."""
+    """Losses of 20 steps on the same batch."""
     made = trainer(layout, **{"optimizer.learning_rate": 1e-5})
     return [m["loss"] for m in made.run([random_batch(made.config, seed=1)] * 20)[1]]
 
 
 @pytest.mark.parametrize("layout", ["shard_map", "pmap"])
-def test_eight_devices_train_as_one_for_twenty_steps(layout):
-    # At the recipes' rates a fresh detector amplifies such a difference tenfold a step, whatever
-    # makes it (the control below); at this rate the loss falls and the layouts stay together.
+def test_eight_devices_have_the_same_losses_as_one_for_twenty_steps(layout):
+    # At the recipes' learning rates an untrained detector amplifies such a difference tenfold per
+    # step, whatever causes it (see the control below). At this rate the losses stay equal.
     many, one = twenty_losses(layout), twenty_losses("one device")
     assert one[-1] < 0.95 * one[0]
     np.testing.assert_allclose(many, one, rtol=1e-3)
@@ -101,7 +101,7 @@ def test_eight_devices_train_as_one_for_twenty_steps(layout):
 
 @pytest.mark.slow  # three compilations
 def test_devices_change_a_gradient_no_more_than_the_order_of_the_images_does():
-    """The control: on one device, another order of the same images rounds differently too."""
+    """Control: on one device, another order of the same images also rounds differently."""
     still = {f"augment.{name}_probability": 0.0 for name in ("photometric", "expand", "flip")}
     still |= {"augment.crop": False, "augment.interpolations": ("linear",)}
     one = Trainer("shard_map", 1, **still)
@@ -124,7 +124,7 @@ def test_loss_falls_on_a_repeated_batch():
 
 
 @pytest.mark.slow  # two compilations with eight devices
-def test_accumulated_parts_do_not_depend_on_the_devices():
+def test_accumulated_microbatches_do_not_depend_on_the_devices():
     one = Trainer("shard_map", 1, accumulate_steps=2)
     many = Trainer("shard_map", 8, accumulate_steps=2)
     batches = [random_batch(one.config, seed, parts=2) for seed in range(2)]
@@ -136,8 +136,8 @@ def test_accumulated_parts_do_not_depend_on_the_devices():
         assert a["positives"] == b["positives"]
 
 
-def test_accumulation_sums_what_one_large_batch_sums_without_batchnorm():
-    # Without BatchNorm the parts are independent, so accumulating must not change anything.
+def test_accumulation_equals_one_large_batch_without_batchnorm():
+    # Without BatchNorm the microbatches are independent, so the result must not change.
     overrides = {"model.norm": "none", "model.head_norm": "none"}
     whole = Trainer("shard_map", 1, **overrides)
     parts = Trainer("shard_map", 1, accumulate_steps=4, **overrides)
@@ -159,13 +159,13 @@ def test_a_batch_without_objects_has_no_loss_and_finite_parameters():
     assert np.isfinite(flat(state)).all()
 
 
-def test_ignored_boxes_are_left_out_on_request():
+def test_ignored_boxes_are_excluded_on_request():
     batch = random_batch(trainer("one device").config, seed=3)
     batch["ignore"] = batch["labels"] > 0
     _, (trained,) = trainer("one device").run([batch])
-    _, (left_out,) = Trainer("shard_map", 1, **{"data.train_on_ignored": False}).run([batch])
+    _, (excluded,) = Trainer("shard_map", 1, **{"data.train_on_ignored": False}).run([batch])
     assert trained["positives"] > 0
-    assert left_out["positives"] == 0
+    assert excluded["positives"] == 0
 
 
 def test_keys_depend_on_seed_step_and_position_only():
@@ -179,7 +179,7 @@ def test_keys_depend_on_seed_step_and_position_only():
 
 
 @pytest.mark.parametrize("kind", ["shard_map", "pmap"])
-def test_evaluation_keeps_the_order_of_the_images(kind):
+def test_the_evaluation_step_keeps_the_order_of_the_images(kind):
     mapping = DeviceMapping(kind)
     batch = {"id": np.arange(24, dtype=np.int32), "image": np.arange(48.0).reshape(24, 2)}
     step = mapping.map_eval_step(lambda scale, batch: (batch["id"], scale * batch["image"]))

@@ -1,1 +1,1 @@
-"""What a careful person checks about a data set before training; the command is tools/doctor.py."""
+"""Checks of a data set before training; run as `python -m scratchdet_jax.tools.doctor`."""

@@ -1,6 +1,6 @@
-"""One pass over the records of a data set: what is kept of every image and box.
+"""One pass over the records of a data set: what is kept about every image and box.
 
-No picture is decoded here and none is kept; a second pass (`look_closer`) decodes some of them.
+No image is decoded in it and none is kept; a second pass (`decode`) decodes some of them.
 """
 
 import collections
@@ -17,81 +17,28 @@ from tqdm import tqdm
 
 from scratchdet_jax.data import images
 from scratchdet_jax.data.records import DetectionSource
-from scratchdet_jax.tools.doctor.duplicates import Signature, signature
 from scratchdet_jax.tools.doctor.fit import BoxTable
+from scratchdet_jax.tools.doctor.signatures import Signature, signature
 
 T, R = TypeVar("T"), TypeVar("R")
 
 _BEYOND = 1e-4
-"""Boxes may reach so far out of the image, in its sides: a twentieth of a pixel of 500."""
-_SIGNATURE_SIDE = 72  # pixels; 8 × 9 and 16 × 16 are reduced from there
+"""Tolerance outside the image, relative to its side: 0.05 pixel of 500."""
+_SIGNATURE_SIDE = 72  # pixels; the hash and the thumbnail are reduced from this size
 
 
-class BoxDefect(NamedTuple):
-    """Something wrong with a box as it is stored.
+class Look(NamedTuple):
+    """One record without its image.
 
-    Attributes:
-        kind: in words.
-        image: index of the image in the census.
-        detail: which box, and its numbers.
+    `content` is a digest of the image's bytes; `size` (height, width) as displayed, 0 where the
+    header cannot be read for the reason `problem`; `boxes`, `labels` and `ignore` are the usable
+    boxes as in `Example`; `defects` (kind, detail) those of the boxes as stored.
     """
 
-    kind: str
-    image: int
-    detail: str
-
-
-class Census(NamedTuple):
-    """N images, split by split, and their K boxes.
-
-    An image that is in several splits (trainval, say) occurs several times.
-
-    Attributes:
-        class_names: label i is class_names[i − 1].
-        split_names: names of the splits.
-        split: int32 [N], index into split_names.
-        position: int32 [N], in the split.
-        content: int32 [N], the same number for the same bytes.
-        filenames: [N].
-        sizes: int32 [N, 2], height and width as displayed; 0 where the header cannot be read.
-        turned: bool [N], whether an EXIF turn is made.
-        distinct: bool [N], the one occurrence that stands for a file name with its bytes.
-        table: the usable boxes, as they are trained on; its sizes are the images' own.
-        defects: of the boxes as stored, of distinct images.
-        unreadable: [(image, reason)], headers that cannot be read, of distinct images.
-    """
-
-    class_names: tuple[str, ...]
-    split_names: tuple[str, ...]
-    split: np.ndarray
-    position: np.ndarray
-    content: np.ndarray
-    filenames: list[str]
-    sizes: np.ndarray
-    turned: np.ndarray
-    distinct: np.ndarray
-    table: BoxTable
-    defects: list[BoxDefect]
-    unreadable: list[tuple[int, str]]
-
-
-class Closer(NamedTuple):
-    """What decoding showed of some images.
-
-    Attributes:
-        images: int64 [n], their indices in the census.
-        signatures: by image, of those that can be decoded.
-        broken: [(image, reason)], those that cannot be decoded whole.
-    """
-
-    images: np.ndarray
-    signatures: dict[int, Signature]
-    broken: list[tuple[int, str]]
-
-
-class _Look(NamedTuple):
+    split: str
+    position: int
     filename: str
-    digest: bytes
+    content: bytes
     size: tuple[int, int]
     turned: bool
     boxes: np.ndarray
@@ -100,51 +47,67 @@ class _Look(NamedTuple):
     defects: list[tuple[str, str]]
     problem: str
 
+    @property
+    def place(self) -> str:
+        """SPLIT/FILE."""
+        return f"{self.split}/{self.filename}"
+
+
+class Census(NamedTuple):
+    """N records, split by split, and their K boxes.
+
+    An image that is in several splits (trainval, say) occurs several times.
+
+    Attributes:
+        class_names: label i is class_names[i − 1].
+        split_names: names of the splits.
+        looks: the records.
+        distinct: int64 [n], indices that stand for the n different images, one for each pair of
+            file name and bytes.
+        table: the usable boxes, as they are trained on; its sizes are the images' own.
+    """
+
+    class_names: tuple[str, ...]
+    split_names: tuple[str, ...]
+    looks: list[Look]
+    distinct: np.ndarray
+    table: BoxTable
+
+    def contents(self) -> dict[str, set[bytes]]:
+        """The digests of each split's images."""
+        found: dict[str, set[bytes]] = {name: set() for name in self.split_names}
+        for look in self.looks:
+            found[look.split].add(look.content)
+        return found
+
 
 def take_census(splits: dict[str, DetectionSource], threads: int = 0) -> Census:
     """Reads every record of every split once."""
-    names = tuple(splits)
-    where = [(split, i) for split, name in enumerate(names) for i in range(len(splits[name]))]
-    looks = ordered_map(lambda at: _look(splits[names[at[0]]], at[1]), where, threads)
-    contents: dict[bytes, int] = {}
-    kept, content = [], np.zeros(len(where), np.int32)
-    for i, look in enumerate(_bar(looks, len(where), "reading")):
-        content[i] = contents.setdefault(look.digest, len(contents))
-        kept.append(look._replace(digest=b""))
-    sizes = np.array([look.size for look in kept], np.int32).reshape(-1, 2)
+    where = [(name, i) for name, source in splits.items() for i in range(len(source))]
+    found = ordered_map(lambda at: _look(splits[at[0]], *at), where, threads)
+    looks = list(_bar(found, len(where), "reading"))
     distinct = _distinct(
-        [len(splits[names[split]]) for split, _ in where],
-        [(look.filename, n) for look, n in zip(kept, content.tolist(), strict=True)],
+        [len(splits[look.split]) for look in looks],
+        [(look.filename, look.content) for look in looks],
     )
-    return Census(
-        class_names=splits[names[0]].class_names,
-        split_names=names,
-        split=np.array([split for split, _ in where], np.int32),
-        position=np.array([i for _, i in where], np.int32),
-        content=content,
-        filenames=[look.filename for look in kept],
-        sizes=sizes,
-        turned=np.array([look.turned for look in kept], bool),
-        distinct=distinct,
-        table=_table(kept, sizes),
-        defects=[
-            BoxDefect(kind, i, detail)
-            for i in np.flatnonzero(distinct).tolist()
-            for kind, detail in kept[i].defects
-        ],
-        unreadable=[(i, kept[i].problem) for i in np.flatnonzero(distinct) if kept[i].problem],
-    )
-
-
-def look_closer(
-    census: Census, splits: dict[str, DetectionSource], chosen: np.ndarray, threads: int = 0
-) -> Closer:
-    """Decodes the chosen images (indices in the census), whole, and takes their signatures."""
-    cv2.setNumThreads(0)  # the threads here are enough
     sources = list(splits.values())
+    return Census(
+        sources[0].class_names, tuple(splits), looks, np.flatnonzero(distinct), _table(looks)
+    )
 
-    def decode(i: int) -> tuple[int, Signature | str]:
-        example = sources[census.split[i]][int(census.position[i])]
+
+def decode(
+    census: Census, splits: dict[str, DetectionSource], chosen: np.ndarray, threads: int = 0
+) -> tuple[dict[int, Signature], dict[int, str]]:
+    """Decodes the chosen images (indices in the census) completely.
+
+    Returns:
+        The signatures of those that can be decoded, and the reason for each other one.
+    """
+    cv2.setNumThreads(0)  # the threads below are enough
+
+    def one(i: int) -> tuple[int, Signature | str]:
+        example = splits[census.looks[i].split][census.looks[i].position]
         try:
             images.check_complete(example["image"])
             small, _ = images.decode_to_canvas(
@@ -154,52 +117,39 @@ def look_closer(
             return i, str(error)
         return i, signature(small)
 
-    signatures, broken = {}, []
-    looks = ordered_map(decode, chosen.tolist(), threads)
-    for i, found in _bar(looks, len(chosen), "decoding"):
-        if isinstance(found, str):
-            broken.append((i, found))
-        else:
-            signatures[i] = found
-    return Closer(chosen, signatures, broken)
+    found = dict(_bar(ordered_map(one, chosen.tolist(), threads), len(chosen), "decoding"))
+    broken = {i: reason for i, reason in found.items() if isinstance(reason, str)}
+    return {i: s for i, s in found.items() if i not in broken}, broken
 
 
 def select_images(table: BoxTable, chosen: np.ndarray) -> tuple[BoxTable, np.ndarray]:
-    """The table of some images only, in their order, and its boxes' indices in the whole one."""
-    counts = np.diff(table.starts)[chosen]
-    starts = np.concatenate([[0], np.cumsum(counts)])
-    index = np.repeat(table.starts[chosen] - starts[:-1], counts) + np.arange(starts[-1])
-    boxes = (values[index] for values in (table.boxes, table.labels, table.ignore))
-    return BoxTable(*boxes, starts, table.sizes[chosen]), index
+    """The table of the chosen images, in their order, and its boxes' indices in the full table."""
+    counts = table.counts[chosen]
+    skipped = table.starts[chosen] - (np.cumsum(counts) - counts)
+    index = np.repeat(skipped, counts) + np.arange(counts.sum())
+    return table.select(index, counts, table.sizes[chosen]), index
 
 
 def without_ignored(table: BoxTable) -> tuple[BoxTable, np.ndarray]:
-    """The table without ignored boxes, and its boxes' indices in the whole one."""
+    """The table without ignored boxes, and its boxes' indices in the full table."""
     index = np.flatnonzero(~table.ignore)
-    counts = np.bincount(image_of_box(table)[index], minlength=len(table.sizes))
-    starts = np.concatenate([[0], np.cumsum(counts)])
-    boxes = (values[index] for values in (table.boxes, table.labels, table.ignore))
-    return BoxTable(*boxes, starts, table.sizes), index
-
-
-def image_of_box(table: BoxTable) -> np.ndarray:
-    """The image of each box, int64 [K]."""
-    return np.repeat(np.arange(len(table.sizes)), np.diff(table.starts))
+    counts = np.bincount(table.image[index], minlength=len(table.sizes))
+    return table.select(index, counts, table.sizes), index
 
 
 def size_on_canvas(sizes: np.ndarray, canvas: tuple[int, int]) -> np.ndarray:
-    """Sizes int [N, 2] as the loader reduces them to fit the canvas; never enlarged."""
+    """Sizes int [N, 2] after the loader's reduction to the canvas; never enlarged."""
     sizes = np.maximum(sizes, 1)
     scale = np.minimum(1.0, np.min(np.asarray(canvas) / sizes, axis=1, keepdims=True))
     return np.clip(np.round(sizes * scale), 1, canvas).astype(np.int32)
 
 
 def box_defects(boxes: np.ndarray, labels: np.ndarray) -> list[tuple[str, str]]:
-    """What is wrong with the boxes of one image, as stored: (kind, detail).
+    """Defects of the boxes of one image, as stored: (kind, detail).
 
     Args:
         boxes: float [n, 4], (ymin, xmin, ymax, xmax), normalised, unchecked.
-        labels: int [n], 1…C; others are no class.
+        labels: int [n], 1…C; smaller values are no class.
     """
     found = []
     for i, (box, label) in enumerate(zip(boxes, labels, strict=True)):
@@ -228,7 +178,7 @@ def box_defects(boxes: np.ndarray, labels: np.ndarray) -> list[tuple[str, str]]:
 
 
 def ordered_map(function: Callable[[T], R], items: Sequence[T], threads: int = 0) -> Iterator[R]:
-    """`map` on threads, in order, a few items ahead of the consumer; 0 threads = one a core."""
+    """`map` on threads, in order, a few items ahead of the consumer; 0 threads: one per core."""
     if hasattr(os, "sched_getaffinity"):  # not on macOS
         threads = threads or len(os.sched_getaffinity(0))
     threads = threads or os.cpu_count() or 1
@@ -250,7 +200,7 @@ def _bar(items: Iterable[T], total: int, title: str) -> Iterable[T]:
     return tqdm(items, total=total, desc=title, unit="image", leave=False, disable=None)
 
 
-def _look(source: DetectionSource, index: int) -> _Look:
+def _look(source: DetectionSource, split: str, index: int) -> Look:
     example = source[index]
     encoded, orientation = example["image"], example["orientation"]
     objects = source.record(index)["objects"]
@@ -263,9 +213,11 @@ def _look(source: DetectionSource, index: int) -> _Look:
         problem = str(error)
     if orientation >= 5:  # a quarter turn
         size = size[::-1]
-    return _Look(
+    return Look(
+        split=split,
+        position=index,
         filename=example["filename"],
-        digest=hashlib.blake2b(encoded, digest_size=16).digest(),
+        content=hashlib.blake2b(encoded, digest_size=16).digest(),
         size=size,
         turned=orientation != 1,
         boxes=example["boxes"],
@@ -276,14 +228,14 @@ def _look(source: DetectionSource, index: int) -> _Look:
     )
 
 
-def _distinct(split_sizes: list[int], identities: list[tuple[str, int]]) -> np.ndarray:
-    """Marks one occurrence of each image, that in the smallest split: train rather than trainval.
+def _distinct(split_sizes: list[int], identities: list[tuple[str, bytes]]) -> np.ndarray:
+    """Marks one occurrence of each image: that in the smallest split, train rather than trainval.
 
     Args:
         split_sizes: [N], images in the split of each occurrence.
         identities: [N], file name and content.
     """
-    chosen: dict[tuple[str, int], int] = {}
+    chosen: dict[tuple[str, bytes], int] = {}
     for i in np.argsort(split_sizes, kind="stable").tolist():
         chosen.setdefault(identities[i], i)
     distinct = np.zeros(len(identities), bool)
@@ -291,12 +243,11 @@ def _distinct(split_sizes: list[int], identities: list[tuple[str, int]]) -> np.n
     return distinct
 
 
-def _table(looks: list[_Look], sizes: np.ndarray) -> BoxTable:
-    counts = [len(look.labels) for look in looks]
+def _table(looks: list[Look]) -> BoxTable:
     return BoxTable(
-        boxes=np.concatenate([np.zeros((0, 4), np.float32), *(look.boxes for look in looks)]),
-        labels=np.concatenate([np.zeros(0, np.int32), *(look.labels for look in looks)]),
-        ignore=np.concatenate([np.zeros(0, bool), *(look.ignore for look in looks)]),
-        starts=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-        sizes=sizes,
+        np.concatenate([np.zeros((0, 4), np.float32), *(look.boxes for look in looks)]),
+        np.concatenate([np.zeros(0, np.int32), *(look.labels for look in looks)]),
+        np.concatenate([np.zeros(0, bool), *(look.ignore for look in looks)]),
+        np.cumsum([0, *(len(look.labels) for look in looks)]).astype(np.int64),
+        np.array([look.size for look in looks], np.int32).reshape(-1, 2),
     )

@@ -1,13 +1,26 @@
-"""Bar charts as inline SVG: they scale with the page and take its colours."""
+"""Bar charts as inline SVG; they scale with the page and use its colours."""
 
 import html
 import math
 from collections.abc import Callable, Sequence
-
-Mark = tuple[float, str]
+from typing import NamedTuple
 
 _WIDTH, _HEIGHT = 440, 250
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 10, 34, 40
+
+
+class Axis(NamedTuple):
+    """The horizontal axis of a chart.
+
+    Attributes:
+        ticks: value and text of the labels under the axis; a text may have several lines.
+        marks: value and text of dashed vertical lines.
+        log: whether the axis is logarithmic.
+    """
+
+    ticks: Sequence[tuple[float, str]]
+    marks: Sequence[tuple[float, str]] = ()
+    log: bool = False
 
 
 def bars_svg(
@@ -15,21 +28,16 @@ def bars_svg(
     bars: Sequence[float],
     line: Sequence[float] | None,
     title: str,
-    ticks: Sequence[Mark],
-    marks: Sequence[Mark] = (),
-    *,
-    log: bool = False,
+    axis: Axis,
 ) -> str:
-    """Bars, and a line of steps over them.
+    """Bars, and a stepped line over them.
 
     Args:
         edges: [n + 1], rising.
-        bars: [n], shares from 0 to 1; NaN is left out.
+        bars: [n], shares from 0 to 1; NaN is drawn as 0.
         line: [n], likewise, or None.
-        title: read out in place of the picture.
-        ticks: value and text of the labels under the axis.
-        marks: value and text of dashed vertical lines.
-        log: whether the axis is logarithmic.
+        title: the text alternative of the picture.
+        axis: labels and marks of the edges' axis.
 
     Returns:
         An <svg> element.
@@ -37,7 +45,7 @@ def bars_svg(
     bars = [0.0 if math.isnan(share) else share for share in bars]
     line = [0.0 if math.isnan(share) else share for share in line or ()]
     top = _ceiling(max([*bars, *line, 0.0]))
-    across = _scale(edges[0], edges[-1], log)
+    across = _scale(edges[0], edges[-1], axis.log)
     bottom = _HEIGHT - _BOTTOM
 
     def up(share: float) -> float:
@@ -62,14 +70,14 @@ def bars_svg(
         for low, high, share in zip(edges, edges[1:], line, strict=False):
             points += [f"{across(low):.1f},{up(share):.1f}", f"{across(high):.1f},{up(share):.1f}"]
         parts.append(f'<polyline class="after" points="{" ".join(points)}"/>')
-    for n, (value, text) in enumerate(marks):
+    for n, (value, text) in enumerate(axis.marks):
         if edges[0] <= value <= edges[-1]:
             x, y = across(value), 12 + 14 * (n % 2)
             parts.append(f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" {_ys(y + 3, bottom)}/>')
             parts.append(_text(x, y, text, "middle", "marked"))
-    for value, text in ticks:
+    for value, text in axis.ticks:
         x = across(value)
-        anchor = "end" if x > _WIDTH - 30 else "middle"  # the last would be cut
+        anchor = "end" if x > _WIDTH - 30 else "middle"  # the last label would be cut off
         x = min(x, _WIDTH - 2)
         parts += [
             _text(x, bottom + 16 + 14 * row, piece, anchor)
@@ -79,7 +87,7 @@ def bars_svg(
 
 
 def shares(counts: Sequence[int]) -> list[float]:
-    """Counts over their sum; zeros where there is nothing."""
+    """Counts divided by their sum; zeros if the sum is 0."""
     total = sum(counts)
     return [count / total if total else 0.0 for count in counts]
 

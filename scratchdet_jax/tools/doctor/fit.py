@@ -1,7 +1,7 @@
-"""How well a recipe's anchors fit the ground truth, before and after augmentation.
+"""Fits a recipe's anchors to the ground truth, before and after augmentation.
 
-Boxes come as one table over all images and are padded by the number of boxes in an image, so that
-memory is bounded and only a few shapes are compiled.
+The boxes of all images form one table. They are padded by the number of boxes in an image, which
+bounds memory and compiles only a few shapes.
 """
 
 import functools
@@ -14,6 +14,7 @@ import ml_collections
 import numpy as np
 from tqdm import tqdm
 
+from scratchdet_jax.detector import augment_options
 from scratchdet_jax.models import build_model, feature_sizes
 from scratchdet_jax.ops import boxes as box_ops
 from scratchdet_jax.ops.anchors import (
@@ -26,8 +27,7 @@ from scratchdet_jax.ops.augment import AugmentOptions, augment
 from scratchdet_jax.ops.matching import match
 from scratchdet_jax.training.step import example_keys
 
-_OVERLAPS_AT_A_TIME = 2_000_000  # IoU values of a chunk (the largest image may need more): 8 MB
-_ROWS = 256  # boxes compared at a time where images do not matter
+_OVERLAPS_AT_A_TIME = 2_000_000  # IoU values per chunk, 8 MB; the largest image may need more
 
 
 class Levels(NamedTuple):
@@ -38,7 +38,7 @@ class Levels(NamedTuple):
         ends: for each level, the index after its last anchor.
         sizes: (min, max) size in pixels of the network input.
         maps: (height, width) of the feature map.
-        ratios: width over height beside 1, each with its inverse.
+        ratios: width over height in addition to 1, each also inverted.
         image_size: side S of the network input.
     """
 
@@ -49,15 +49,25 @@ class Levels(NamedTuple):
     ratios: tuple[tuple[float, ...], ...]
     image_size: int
 
+    @property
+    def smallest(self) -> int:
+        """Side of the smallest square anchor in pixels."""
+        return self.sizes[0][0]
+
+    @property
+    def cell(self) -> float:
+        """Side of a cell of the finest feature map in pixels of the network input."""
+        return self.image_size / max(self.maps[0])
+
 
 class BoxTable(NamedTuple):
-    """The boxes of N images, one after the other.
+    """The boxes of N images in one table.
 
     Attributes:
         boxes: float32 [K, 4], normalised.
         labels: int32 [K], 1…C.
         ignore: bool [K], difficult or crowd.
-        starts: int64 [N + 1]; image i has the boxes starts[i] … starts[i + 1] − 1.
+        starts: int64 [N + 1]; image i owns boxes starts[i] … starts[i + 1] − 1.
         sizes: int32 [N, 2], height and width in pixels on the canvas.
     """
 
@@ -67,18 +77,40 @@ class BoxTable(NamedTuple):
     starts: np.ndarray
     sizes: np.ndarray
 
+    @property
+    def counts(self) -> np.ndarray:
+        """Boxes of each image, int64 [N]."""
+        return np.diff(self.starts)
+
+    @property
+    def image(self) -> np.ndarray:
+        """The image of each box, int64 [K]."""
+        return np.repeat(np.arange(len(self.sizes)), self.counts)
+
+    @property
+    def only_ignored(self) -> np.ndarray:
+        """Whether an image has boxes and all are ignored, bool [N]."""
+        ignored = np.bincount(self.image[self.ignore], minlength=len(self.sizes))
+        return (ignored == self.counts) & (ignored > 0)
+
+    def select(self, index: np.ndarray, counts: np.ndarray, sizes: np.ndarray) -> "BoxTable":
+        """The boxes `index` as a table whose images have `counts` boxes and `sizes`."""
+        starts = np.concatenate([[0], np.cumsum(counts)])
+        values = (values[index] for values in (self.boxes, self.labels, self.ignore))
+        return BoxTable(*values, starts, sizes)
+
 
 class Fit(NamedTuple):
-    """How the anchors meet K boxes.
+    """How well the anchors fit K boxes.
 
     Attributes:
         boxes: float32 [K, 4], as the anchors see them.
         labels: int32 [K].
         source: int64 [K], index in the table.
         best: float32 [K, L], the best IoU with an anchor of each level.
-        positives: int32 [K], anchors trained towards the box (SSD's matching).
-        reaching: int32 [K], how many of those reach the IoU of the recipe; where this is 0 the
-            box is trained by the bipartite match alone.
+        positives: int32 [K], anchors matched to the box (SSD's matching).
+        reaching: int32 [K], how many of those reach the recipe's IoU; 0 means the box is trained
+            only by the bipartite match.
     """
 
     boxes: np.ndarray
@@ -88,42 +120,19 @@ class Fit(NamedTuple):
     positives: np.ndarray
     reaching: np.ndarray
 
-
-class FitSummary(NamedTuple):
-    """Shares of the boxes, in [0, 1]; NaN where there is no box.
-
-    Attributes:
-        count: boxes.
-        reached: whose best IoU over all levels reaches the threshold.
-        reached_by_level: the same for each level's anchors alone, [L].
-        home: whose best anchor, over all levels, lies on the level, [L].
-        forced: trained by the bipartite match alone.
-        untrained: no anchor at all is trained towards them.
-        anchors_per_box: mean number of anchors trained towards a box.
-        count_by_class: boxes of each class, [C].
-        reached_by_class: over all levels, [C].
-        reached_by_class_and_level: [C][L].
-    """
-
-    count: int
-    reached: float
-    reached_by_level: list[float]
-    home: list[float]
-    forced: float
-    untrained: float
-    anchors_per_box: float
-    count_by_class: list[int]
-    reached_by_class: list[float]
-    reached_by_class_and_level: list[list[float]]
+    def reached(self, threshold: float) -> np.ndarray:
+        """Whether each box reaches an anchor of any level, bool [K]."""
+        return self.best.max(axis=1) >= threshold
 
 
-class WhatIf(NamedTuple):
-    """Another set of anchor sizes, and the share of the boxes it reaches, plain and augmented."""
+def share(values: np.ndarray) -> float:
+    """The mean, NaN of no values."""
+    return float(np.mean(values)) if len(values) else float("nan")
 
-    min_percent: tuple[float, ...]
-    max_percent: tuple[float, ...]
-    reached: float
-    reached_augmented: float
+
+def box_sides(boxes: np.ndarray, image_size: int) -> np.ndarray:
+    """Height and width [n, 2] in pixels of the network input."""
+    return (boxes[:, 2:] - boxes[:, :2]) * image_size
 
 
 def make_levels(config: ml_collections.ConfigDict, **changes: tuple) -> Levels:
@@ -144,146 +153,59 @@ def make_levels(config: ml_collections.ConfigDict, **changes: tuple) -> Levels:
     )
 
 
-def fit_anchors(levels: Levels, table: BoxTable, threshold: float, title: str = "anchors") -> Fit:
-    """Fits the anchors to the boxes as they are annotated."""
-    count = len(table.labels)
-    fit = Fit(
-        table.boxes,
-        table.labels,
-        np.arange(count),
-        np.zeros((count, len(levels.ends)), np.float32),
-        np.zeros(count, np.int32),
-        np.zeros(count, np.int32),
-    )
-    for _, slots in _chunks(table, len(levels.anchors), title):
-        found = _fit(
-            jnp.asarray(levels.anchors), levels.ends, *_padded(table, slots)[:2], threshold
-        )
-        real = slots >= 0
-        for into, values in zip(fit[3:], found, strict=True):
-            into[slots[real]] = np.asarray(values)[real]
-    return fit
+def fit_anchors(levels: Levels, table: BoxTable, threshold: float) -> Fit:
+    """Fits the anchors to the boxes as annotated."""
+    parts = [
+        _fit_chunk(levels, threshold, slots, *_padded(table, slots)[:2])
+        for _, slots in _chunks(table, len(levels.anchors), "anchors")
+    ]
+    fit = _join(levels, parts)
+    order = np.argsort(fit.source)
+    return Fit(*(values[order] for values in fit))
 
 
 def fit_augmented(
-    levels: Levels,
-    table: BoxTable,
-    threshold: float,
-    options: AugmentOptions,
-    *,
-    seed: int,
-    draws: int,
-    keep_ignored: bool = True,
+    levels: Levels, table: BoxTable, config: ml_collections.ConfigDict, draws: int
 ) -> tuple[Fit, np.ndarray]:
     """Fits the anchors to the boxes that augmentation leaves, over several draws.
 
-    The draw d of image i is that of training for the seed, step d and position i.
-
-    Args:
-        levels: the anchors.
-        table: the boxes; all of them guide the sampler, as in training.
-        threshold: IoU from which an anchor is positive.
-        options: of the augmentation.
-        seed: of the run.
-        draws: times that each image is augmented.
-        keep_ignored: whether ignored boxes are trained on, and so measured.
+    Draw d of image i is that of a training run with the config's seed at step d and position i.
+    All boxes guide the sampler; ignored ones are fitted only if the config trains on them.
 
     Returns:
         The fit of all boxes left in all draws, and int32 [draws, N]: boxes left in each image.
     """
+    options, keep_ignored = augment_options(config), config.data.train_on_ignored
     parts, left = [], np.zeros((draws, len(table.sizes)), np.int32)
     for draw in range(draws):
         title = f"augmented, draw {draw + 1} of {draws}"
         for rows, slots in _chunks(table, len(levels.anchors), title):
             boxes, labels, ignore = _padded(table, slots)
-            keys = example_keys(seed, draw, jnp.asarray(np.maximum(rows, 0)))
+            keys = example_keys(config.seed, draw, jnp.asarray(np.maximum(rows, 0)))
             sizes = jnp.asarray(table.sizes[np.maximum(rows, 0)])
             boxes, labels = _augment_boxes(
                 keys, sizes, boxes, labels, ignore, options, levels.image_size, keep_ignored
             )
-            found = _fit(jnp.asarray(levels.anchors), levels.ends, boxes, labels, threshold)
-            boxes, labels = np.asarray(boxes), np.asarray(labels)
-            kept = labels > 0
+            parts.append(_fit_chunk(levels, config.loss.match_iou, slots, boxes, labels))
             real = rows >= 0
-            left[draw, rows[real]] = kept[real].sum(axis=1)
-            parts.append(
-                Fit(boxes[kept], labels[kept], slots[kept], *(np.asarray(v)[kept] for v in found))
-            )
-    if not parts:
-        return fit_anchors(levels, table, threshold), left
-    return Fit(*(np.concatenate(values) for values in zip(*parts, strict=True))), left
+            left[draw, rows[real]] = (np.asarray(labels)[real] > 0).sum(axis=1)
+    return _join(levels, parts), left
 
 
-def summarize(fit: Fit, threshold: float, class_count: int) -> FitSummary:
-    """Shares over all boxes, by level and by class."""
-    reached = fit.best >= threshold
-    overall = reached.any(axis=1)
-    home = np.bincount(np.argmax(fit.best, axis=1), minlength=fit.best.shape[1])
-    classes = [fit.labels == label for label in range(1, class_count + 1)]
-    return FitSummary(
-        count=len(fit.labels),
-        reached=_mean(overall),
-        reached_by_level=[_mean(column) for column in reached.T],
-        home=[float(n) / len(fit.labels) if len(fit.labels) else np.nan for n in home],
-        forced=_mean((fit.positives > 0) & (fit.reaching == 0)),
-        untrained=_mean(fit.positives == 0),
-        anchors_per_box=_mean(fit.positives),
-        count_by_class=[int(own.sum()) for own in classes],
-        reached_by_class=[_mean(overall[own]) for own in classes],
-        reached_by_class_and_level=[[_mean(c) for c in reached[own].T] for own in classes],
-    )
+def _fit_chunk(
+    levels: Levels, threshold: float, slots: np.ndarray, boxes: jax.Array, labels: jax.Array
+) -> Fit:
+    """The fit of the boxes of a chunk that have a label."""
+    found = _fit(jnp.asarray(levels.anchors), levels.ends, boxes, labels, threshold)
+    kept = np.asarray(labels) > 0
+    return Fit(*(np.asarray(values)[kept] for values in (boxes, labels, slots, *found)))
 
 
-def what_if(
-    config: ml_collections.ConfigDict,
-    boxes: np.ndarray,
-    augmented: np.ndarray,
-    first_percents: tuple[float, ...],
-) -> list[WhatIf]:
-    """The share of boxes reached if the anchors began at other sizes, laid out by SSD's rule.
-
-    SSD's rule: the first level has its own size p; the others rise evenly from 2·p to the last
-    level's max size. At p = 10 these are the published sizes for VOC.
-
-    Args:
-        config: a run's config.
-        boxes: float32 [K, 4].
-        augmented: float32 [K', 4].
-        first_percents: the sizes p to try; those that do not fit the recipe are passed over.
-    """
-    count, last = len(config.anchors.min_percent), config.anchors.max_percent[-1]
-    outcomes = []
-    for first in tqdm(first_percents, desc="other anchors", leave=False, disable=None):
-        if count < 3 or first * config.image_size < 200 or 2 * first >= last:
-            continue  # an anchor below two pixels, or no room above it
-        rising = np.linspace(2 * first, last, count).round(1).tolist()
-        sizes = {"min_percent": (first, *rising[:-1]), "max_percent": tuple(rising)}
-        anchors = make_levels(config, **sizes).anchors
-        shares = [
-            _mean(_best_iou(anchors, some) >= config.loss.match_iou) for some in (boxes, augmented)
-        ]
-        outcomes.append(WhatIf(**sizes, reached=shares[0], reached_augmented=shares[1]))
-    return outcomes
-
-
-def _best_iou(anchors: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """The best IoU of each box with any anchor, [K]."""
-    best = np.zeros(len(boxes), np.float32)
-    for first in range(0, len(boxes), _ROWS):
-        some = np.zeros((_ROWS, 4), np.float32)
-        rows = boxes[first : first + _ROWS]
-        some[: len(rows)] = rows
-        best[first : first + _ROWS] = _max_iou(anchors, some)[: len(rows)]
-    return best
-
-
-@jax.jit
-def _max_iou(anchors: jax.Array, boxes: jax.Array) -> jax.Array:
-    return jnp.max(box_ops.iou(boxes, anchors), axis=1)
-
-
-def _mean(values: np.ndarray) -> float:
-    return float(np.mean(values)) if len(values) else float("nan")
+def _join(levels: Levels, parts: list[Fit]) -> Fit:
+    boxes, best = np.zeros((0, 4), np.float32), np.zeros((0, len(levels.ends)), np.float32)
+    none = np.zeros(0, np.int32)
+    empty = Fit(boxes, none, none.astype(np.int64), best, none, none)
+    return Fit(*(np.concatenate(values) for values in zip(empty, *parts, strict=True)))
 
 
 def _chunks(
@@ -291,9 +213,9 @@ def _chunks(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Images [B] and their boxes' indices [B, M], −1 where padded.
 
-    M is a power of two from 4 on and B depends on M alone, so few shapes occur.
+    M is a power of two, at least 4, and B depends on M alone, so few shapes occur.
     """
-    counts = np.diff(table.starts)
+    counts = table.counts
     slots = np.where(counts > 0, np.maximum(2 ** np.ceil(np.log2(np.maximum(counts, 1))), 4), 0)
     with tqdm(
         total=int((counts > 0).sum()), desc=title, unit="image", leave=False, disable=None
@@ -327,14 +249,14 @@ def _padded(table: BoxTable, slots: np.ndarray) -> tuple[jax.Array, jax.Array, j
 def _fit(
     anchors: jax.Array, ends: tuple[int, ...], boxes: jax.Array, labels: jax.Array, threshold: float
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Best IoU per level [B, M, L], and anchors matched, and of those reaching, [B, M]."""
+    """Best IoU per level [B, M, L]; anchors matched, and those that reach the threshold, [B, M]."""
 
     def one(boxes: jax.Array, labels: jax.Array) -> tuple[jax.Array, ...]:
         overlaps = box_ops.iou(boxes, anchors)
         starts = (0, *ends[:-1])
         best = [jnp.max(overlaps[:, a:b], axis=1) for a, b in zip(starts, ends, strict=True)]
         matched = match(anchors, boxes, labels, threshold).matched
-        # Where an anchor is negative its update falls past the end, which drops it.
+        # A negative anchor updates the index past the end, which is dropped.
         own = jnp.where(matched < 0, len(labels), matched)
         overlap = jnp.take_along_axis(overlaps, jnp.maximum(matched, 0)[None], axis=0)[0]
         none = jnp.zeros(len(labels), jnp.int32)
@@ -358,7 +280,7 @@ def _augment_boxes(
 ) -> tuple[jax.Array, jax.Array]:
     """Boxes and labels after training's augmentation.
 
-    No pixel decides where a box goes, so the image is left out: XLA removes its resampling.
+    Box positions do not depend on pixels, so a dummy image is used; XLA removes its resampling.
     """
     pixel = jnp.zeros((1, 1, 3), jnp.uint8)
 

@@ -1,4 +1,4 @@
-"""From the name on the command line to the splits of a prepared data set."""
+"""Opens the splits of a prepared data set by its name on the command line."""
 
 import collections
 import json
@@ -11,16 +11,16 @@ import tensorflow_datasets as tfds
 from scratchdet_jax.data.builders.shapes import prepare_shapes
 from scratchdet_jax.data.records import DetectionSource, open_source, parse_spec
 from scratchdet_jax.data.tfds_dataset import open_prepared
-from scratchdet_jax.tools.doctor.report import Named
+from scratchdet_jax.tools.doctor.layout import Named
 
 
 class Opened(NamedTuple):
-    """A data set that is open.
+    """An open data set.
 
     Attributes:
-        splits: by the name that they have in the report.
-        training: what training would read: the whole spec, or the split "train" or the first.
-        prepared: what preparing found, by kind; empty where no report was kept.
+        splits: by their name in the report.
+        training: what training would read: the full spec, or the split "train", or the first split.
+        prepared: defects found by the preparation, by kind; empty if it kept no report.
     """
 
     splits: dict[str, DetectionSource]
@@ -29,9 +29,9 @@ class Opened(NamedTuple):
 
 
 def open_dataset(dataset: str, data_dir: str) -> Opened:
-    """Opens `NAME[/CONFIG]`, all its splits, or a spec as in `config.data.train`.
+    """Opens all splits of `NAME[/CONFIG]`, or a spec as in `config.data.train`.
 
-    The parts of a spec that are joined by + count as splits of their own.
+    Parts of a spec joined by + are separate splits.
 
     Raises:
         UserError: the data set or a split does not exist; see open_source.
@@ -63,17 +63,17 @@ def open_dataset(dataset: str, data_dir: str) -> Opened:
 
 
 def _directory(name: str, data_dir: str) -> Path:
-    """Where a data set's files lie."""
+    """The directory of a data set's files."""
     return Path(open_prepared(name, "all", data_dir).shards[0].filename).parent
 
 
 def _preparation(directory: Path) -> dict[str, Named]:
-    """What the builder's report.json says was left out or repaired, by kind."""
+    """What was skipped or repaired according to the builder's report.json, by kind."""
     kinds: dict[str, list[str]] = collections.defaultdict(list)
     try:
         report = json.loads((directory / "report.json").read_text(encoding="utf-8"))
         for defect in report["defects"]:
             kinds[defect["kind"]].append(f"{defect['file']}: {defect['reason']}")
     except (OSError, ValueError, KeyError, TypeError):
-        return {}  # not prepared by our builders
-    return {kind: Named(len(texts), texts[:10]) for kind, texts in kinds.items()}
+        return {}  # not prepared by the builders of this package
+    return {kind: Named.first(texts) for kind, texts in kinds.items()}

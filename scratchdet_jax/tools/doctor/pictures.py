@@ -1,25 +1,21 @@
-"""The doctor's pictures: photos with boxes, and training samples as the network sees them."""
+"""Photos with boxes as data URIs, and their places on the page."""
 
 import base64
+import html
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import cv2
-import jax
-import jax.numpy as jnp
-import ml_collections
 import numpy as np
 
 from scratchdet_jax.data import images
-from scratchdet_jax.data.loading import TrainingOrder
-from scratchdet_jax.data.records import DetectionSource, Example
-from scratchdet_jax.detector import augment_options
-from scratchdet_jax.ops.augment import augment
-from scratchdet_jax.tools.drawing import class_color, draw_detections
-from scratchdet_jax.training.step import example_keys
+from scratchdet_jax.data.records import Example
+from scratchdet_jax.tools.doctor.layout import figure
+from scratchdet_jax.tools.drawing import class_color
 
 _QUALITY = 82  # of JPEG
 IGNORED = (150, 150, 150)
-"""Colour of difficult and crowd boxes in whole photos."""
+"""Colour of difficult and crowd boxes in full photos."""
 
 
 class Picture(NamedTuple):
@@ -39,14 +35,14 @@ def to_picture(image: np.ndarray, caption: str) -> Picture:
 
 
 def photo(example: Example, caption: str, side: int, box: int | None = None) -> Picture | None:
-    """An image with its boxes in their classes' colours, ignored ones in grey.
+    """Draws an image with boxes in the colours of their classes, ignored boxes in grey.
 
     Args:
         example: of a source.
-        caption: beneath.
-        side: of the square that it is reduced or enlarged to fit, in pixels.
-        box: if given, only this box is drawn, in its class's colour, and the picture is a part of
-            the image around it.
+        caption: text below it.
+        side: the picture is scaled to fit a square of this many pixels.
+        box: if given, only this box is drawn, in its class's colour, and the picture shows only
+            its surroundings.
 
     Returns:
         None if the image cannot be decoded.
@@ -81,59 +77,28 @@ def _around(image: np.ndarray, corners: np.ndarray) -> tuple[np.ndarray, np.ndar
     return np.ascontiguousarray(image[start[0] : end[0], start[1] : end[1]]), start
 
 
-def training_samples(
-    source: DetectionSource, config: ml_collections.ConfigDict, count: int
-) -> list[Picture]:
-    """The first images that training would see with this recipe, seed and data, augmented.
-
-    Image i is row i % batch_size of step i // batch_size, in training's order, and its random
-    draws are those of that step. Pixels are shown before the mean is subtracted.
-
-    Args:
-        source: the training split.
-        config: a run's config.
-        count: of samples.
-
-    Returns:
-        The samples with boxes and class names; images that cannot be decoded are left out.
-    """
-    order = TrainingOrder(len(source), config.seed, config.batch_size)
-    options, size = augment_options(config), config.image_size
-    run = jax.jit(lambda key, *example: augment(key, *example, options, size))
-    pictures = []
-    for i in range(count):
-        example = source[order[i]]
-        try:
-            arrays = _on_canvas(example, config)
-        except ValueError:
-            continue
-        step, row = divmod(i, config.batch_size)
-        key = example_keys(config.seed, step, jnp.asarray([row]))[0]
-        image, boxes, labels, ignore = (np.asarray(values) for values in run(key, *arrays))
-        if not config.data.train_on_ignored:
-            labels = np.where(ignore, 0, labels)
-        drawn = draw_detections(
-            np.clip(np.round(image), 0, 255).astype(np.uint8),
-            boxes * size,
-            labels,
-            None,
-            source.class_names,
-        )
-        pictures.append(to_picture(drawn, example["filename"]))
-    return pictures
-
-
-def _on_canvas(example: Example, config: ml_collections.ConfigDict) -> tuple[np.ndarray, ...]:
-    """Image, size, boxes, labels and ignore, padded as the loader pads them."""
-    slots = max(config.data.max_boxes, len(example["labels"]))
-    image, _ = images.decode_to_canvas(
-        example["image"], tuple(config.data.canvas), example["orientation"]
+def picture_figure(picture: Picture | None) -> str:
+    """A picture as an HTML figure; nothing for an image that could not be decoded."""
+    if picture is None:
+        return ""
+    height, width = picture.size
+    image = (
+        f'<img src="{picture.uri}" width="{width}" height="{height}" '
+        f'alt="{html.escape(picture.caption)}">'
     )
-    canvas = np.zeros((*config.data.canvas, 3), np.uint8)
-    canvas[: image.shape[0], : image.shape[1]] = image
-    padded = []
-    for key, shape in (("boxes", (slots, 4)), ("labels", (slots,)), ("ignore", (slots,))):
-        values = np.zeros(shape, example[key].dtype)
-        values[: len(example[key])] = example[key]
-        padded.append(values)
-    return canvas, np.int32(image.shape[:2]), *padded
+    return figure(image, picture.caption)
+
+
+def gallery(pictures: Sequence[Picture | None], style: str = "") -> str:
+    """Pictures in a grid."""
+    return f'<div class="gallery {style}">{"".join(map(picture_figure, pictures))}</div>'
+
+
+def chips(class_names: Sequence[str], others: dict[str, tuple[int, int, int]] | None = None) -> str:
+    """The colours of the classes, and of what else is drawn."""
+    colours = {name: class_color(n) for n, name in enumerate(class_names, start=1)}
+    spans = "".join(
+        f'<span><i style="background:rgb{colour}"></i>{html.escape(name)}</span>'
+        for name, colour in (colours | (others or {})).items()
+    )
+    return f'<div class="chips">{spans}</div>'

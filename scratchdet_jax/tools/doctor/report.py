@@ -1,177 +1,166 @@
-"""Everything the doctor measures, as plain values: for the text, the page and JSON alike."""
+"""The sections in order: all findings, and the report as text, HTML page and JSON."""
 
-import dataclasses
+import html
 import math
+import re
+import textwrap
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from scratchdet_jax.tools.doctor.duplicates import Overlap
-from scratchdet_jax.tools.doctor.fit import FitSummary, WhatIf
+from scratchdet_jax.tools.doctor.layout import paragraph, soft
+from scratchdet_jax.tools.doctor.sections import samples
+from scratchdet_jax.tools.doctor.sections.anchors import Anchors
+from scratchdet_jax.tools.doctor.sections.boxes import Boxes
+from scratchdet_jax.tools.doctor.sections.defects import Defects
+from scratchdet_jax.tools.doctor.sections.duplicates import Duplicates
+from scratchdet_jax.tools.doctor.sections.images import Images
+from scratchdet_jax.tools.doctor.sections.splits import Splits
+from scratchdet_jax.tools.doctor.sections.unreached import Unreached
+from scratchdet_jax.tools.doctor.study import Study
+from scratchdet_jax.tools.doctor.style import CSS
+from scratchdet_jax.tools.doctor.wording import SEVERITIES, Finding, percent, plural
+
+_WIDTH = 100  # characters of a line of text
 
 
-class Named(NamedTuple):
-    """How many there are, and the first few by name."""
+class Report(NamedTuple):
+    """The figures of a study, section by section in the order of the text.
 
-    count: int
-    examples: list[str]
-
-
-class SplitCounts(NamedTuple):
-    """One split: images, boxes by class that count, ignored ones by class."""
-
-    name: str
-    images: int
-    boxes: list[int]
-    ignored: list[int]
-    without_boxes: int
-    ignored_only: int
-
-
-class ClassCounts(NamedTuple):
-    """One class over all distinct images; sizes are sqrt(area) in pixels of the network input.
-
-    `below_smallest` and `tiny` are shares: of boxes smaller than the smallest anchor, and than
-    one cell of the finest feature map.
+    A section has `measure(study)`, `findings(study)`, `to_text(study)` (lines) and
+    `to_html(study)` (elements); its fields are its keys in the JSON file.
     """
 
-    name: str
-    images: int
-    boxes: int
-    ignored: int
-    size_median: float
-    size_low: float
-    size_high: float
-    below_smallest: float
-    tiny: float
+    splits: Splits
+    boxes: Boxes
+    images: Images
+    defects: Defects
+    duplicates: Duplicates
+    anchors: Anchors
+    unreached: Unreached
+
+    @classmethod
+    def measure(cls, study: Study) -> "Report":
+        """Measures the figures of every section."""
+        return cls(*(section.measure(study) for section in cls.__annotations__.values()))
+
+    def findings(self, study: Study) -> list[Finding]:
+        """All findings, most severe first."""
+        found = [finding for section in self for finding in section.findings(study)]
+        return sorted(found, key=lambda f: (SEVERITIES.index(f.severity), -f.weight))
+
+    def to_text(self, study: Study, seconds: float) -> str:
+        """The report for the terminal, the findings last."""
+        lines = [
+            f"{study.dataset}: {plural(len(study.images), 'image')}, "
+            f"{plural(len(study.class_names), 'class')}; recipe {study.config.name}, "
+            f"{study.image_size} px, canvas {study.canvas[0]}×{study.canvas[1]}",
+            *(line for section in self for line in section.to_text(study)),
+            *_text_findings(self.findings(study)),
+            f"\nexamined in {seconds:.0f} s",
+        ]
+        return "\n".join(lines)
+
+    def to_html(self, study: Study, sample_count: int, seconds: Callable[[], float]) -> str:
+        """The report as one self-contained page: inline style, charts and pictures.
+
+        `seconds` returns the time elapsed; it is called when all pictures are drawn.
+        """
+        anchors = [*self.anchors.to_html(study), *self.unreached.what_if_to_html()]
+        parts = {
+            "findings": ("Findings", _html_findings(self.findings(study))),
+            "counts": ("Images and boxes", self.splits.to_html(study)),
+            "sizes": ("Box sizes and shapes", self.boxes.to_html(study)),
+            "images": ("Images", self.images.to_html(study)),
+            "defects": ("Defects", self.defects.to_html(study)),
+            "duplicates": ("Duplicates", self.duplicates.to_html(study)),
+            "crowded": ("The most crowded images", self.images.crowded_to_html(study)),
+            "anchors": ("Anchors and ground truth", anchors),
+            "unreached": ("Boxes that no anchor reaches", self.unreached.to_html(study)),
+            "samples": ("What the network sees", samples.to_html(study, sample_count)),
+        }
+        links = "".join(f'<a href="#{name}">{title}</a>' for name, (title, _) in parts.items())
+        body = "".join(
+            f'<section id="{name}"><h2>{title}</h2>{"".join(elements)}</section>'
+            for name, (title, elements) in parts.items()
+        )
+        return (
+            '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+            '<meta name="viewport" content="width=device-width, initial-scale=1">'
+            f"<title>{html.escape(study.dataset)}: before training</title><style>{CSS}</style>"
+            f"</head><body><main>{_header(self, study)}<nav>{links}</nav></header>{body}"
+            f"{soft(f'Examined in {seconds():.0f} s.')}</main></body></html>\n"
+        )
+
+    def to_dict(self, study: Study, seconds: float) -> dict[str, Any]:
+        """All figures for JSON, where NaN is null."""
+        figures = {
+            "dataset": study.dataset,
+            "recipe": study.config.name,
+            "image_size": study.image_size,
+            "canvas": study.canvas,
+            "max_boxes": study.config.data.max_boxes,
+            "threshold": study.threshold,
+            "train_on_ignored": study.config.data.train_on_ignored,
+            "class_names": study.class_names,
+        }
+        for section in self:
+            figures |= section._asdict()
+        return _plain({**figures, "findings": self.findings(study), "seconds": seconds})
 
 
-class ImageSizes(NamedTuple):
-    """(height, width, images) of the commonest sizes, and what the rest is."""
-
-    common: list[tuple[int, int, int]]
-    kinds: int
-    smallest: tuple[int, int]
-    largest: tuple[int, int]
-    reduced: float
-    turned: int
-
-
-class Histogram(NamedTuple):
-    """Counts between edges, [n + 1] and [n].
-
-    Attributes:
-        edges: rising.
-        counts: as annotated; what lies outside is counted at the end next to it.
-        after: the same after augmentation, or None.
-    """
-
-    edges: list[float]
-    counts: list[int]
-    after: list[int] | None
+def _text_findings(findings: list[Finding]) -> Iterator[str]:
+    yield "\nFINDINGS"
+    if not findings:
+        yield "  nothing to fix"
+    for n, finding in enumerate(findings, start=1):
+        yield from textwrap.wrap(
+            f"{finding.text} {finding.advice}".strip(),
+            _WIDTH,
+            initial_indent=f"  {n:>2}. {finding.severity.upper()}: ",
+            subsequent_indent="      ",
+            break_on_hyphens=False,
+            break_long_words=False,
+        )
 
 
-class ReachBySize(NamedTuple):
-    """Share of the boxes of each size that reach an anchor, NaN where there is none.
-
-    Attributes:
-        edges: of sqrt(area) in pixels of the network input, [n + 1].
-        before: [n].
-        after: [n], after augmentation.
-    """
-
-    edges: list[float]
-    before: list[float]
-    after: list[float]
-
-
-class LevelInfo(NamedTuple):
-    """One level of anchors: cells, (min, max) size in pixels, ratios, number of anchors."""
-
-    map: tuple[int, int]
-    sizes: tuple[int, int]
-    ratios: tuple[float, ...]
-    anchors: int
+def _header(report: Report, study: Study) -> str:
+    facts = {
+        "images": f"{len(study.images):,}",
+        "boxes": f"{len(study.table.labels):,}",
+        "classes": str(len(study.class_names)),
+        "reach an anchor": percent(report.anchors.before.reached),
+        "after augmentation": percent(report.anchors.after.reached),
+    }
+    items = "".join(f"<div><dt>{k}</dt><dd>{v}</dd></div>" for k, v in facts.items())
+    setup = soft(
+        f"Examined for the recipe {html.escape(study.config.name)}: network input "
+        f"{study.image_size}×{study.image_size} px, canvas {study.canvas[1]}×"
+        f"{study.canvas[0]}. An image in several splits counts once."
+    )
+    return f'<header><h1>{html.escape(study.dataset)}</h1>{setup}<dl class="facts">{items}</dl>'
 
 
-class BoxExample(NamedTuple):
-    """A box that no anchor reaches; height and width in pixels of the network input."""
-
-    image: int
-    box: int
-    file: str
-    class_name: str
-    height: float
-    width: float
-    best_iou: float
-    anchors: int
-
-
-class Pair(NamedTuple):
-    """Two images that look alike: census indices, names with splits, differing bits of 64."""
-
-    first: int
-    second: int
-    names: tuple[str, str]
-    bits: int
-    across_splits: bool
+def _html_findings(findings: list[Finding]) -> Iterator[str]:
+    if not findings:
+        yield paragraph("Nothing to fix.")
+        return
+    items = "".join(
+        f'<li class="{f.severity}"><b>{f.severity}</b>'
+        f"<p>{_units(html.escape(f.text))} {_units(_flags(f.advice))}</p></li>"
+        for f in findings
+    )
+    yield f'<ol class="findings">{items}</ol>'
 
 
-class Group(NamedTuple):
-    """Distinct occurrences of the same bytes."""
-
-    images: list[int]
-    names: list[str]
-    across_splits: bool
+def _units(text: str) -> str:
+    """Keeps numbers on the line of their units."""
+    return re.sub(r"(?<=\d) (?=(%|px|×))", "&nbsp;", text)
 
 
-@dataclasses.dataclass
-class Report:
-    """The outcome of an examination; images are counted once however many splits hold them."""
-
-    dataset: str
-    recipe: str
-    image_size: int
-    canvas: tuple[int, int]
-    max_boxes: int
-    threshold: float
-    train_on_ignored: bool
-    class_names: tuple[str, ...]
-    splits: list[SplitCounts]
-    overlaps: list[Overlap]
-    images: int
-    decoded: int
-    classes: list[ClassCounts]
-    sizes: ImageSizes
-    size_histogram: Histogram
-    aspect_histogram: Histogram
-    count_histogram: Histogram
-    reached_by_size: ReachBySize
-    without_boxes: Named
-    ignored_only: Named
-    undecodable: Named
-    too_many_boxes: Named
-    most_boxes: int
-    defects: dict[str, Named]
-    prepared: dict[str, Named]
-    groups: list[Group]
-    near: list[Pair]
-    crowded: list[tuple[int, str, int]]
-    levels: list[LevelInfo]
-    before: FitSummary
-    after: FitSummary
-    draws: int
-    emptied: float
-    unreached: list[BoxExample]
-    unreached_count: int
-    unreached_small: float
-    unreached_thin: float
-    hopeless: list[float]
-    what_if: list[WhatIf]
-    findings: list[Any] = dataclasses.field(default_factory=list)
-    seconds: float = 0.0
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON knows it: NaN becomes null."""
-        return _plain({f.name: getattr(self, f.name) for f in dataclasses.fields(self)})
+def _flags(text: str) -> str:
+    """Escapes a text and sets its command line flags as code."""
+    escaped = html.escape(text, quote=False)
+    return re.sub(r"--config[\w.]+=\S*?(?=[,;.]?(\s|$))", r"<code>\g<0></code>", escaped)
 
 
 def _plain(value: Any) -> Any:

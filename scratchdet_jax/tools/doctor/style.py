@@ -1,4 +1,4 @@
-"""The look of the page: light and dark, wide and narrow; no script, nothing from elsewhere."""
+"""The page's style: light and dark, wide and narrow; no script, no external resources."""
 
 CSS = """
 :root {

@@ -5,18 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import voc300
 from scratchdet_jax.detector import augment_options, build_detector
 from scratchdet_jax.ops import matching
 from scratchdet_jax.ops.augment import augment
 from scratchdet_jax.tools.doctor import fit as fit_module
-from scratchdet_jax.tools.doctor.fit import (
-    BoxTable,
-    fit_anchors,
-    fit_augmented,
-    make_levels,
-    summarize,
-)
+from scratchdet_jax.tools.doctor.fit import BoxTable, fit_anchors, fit_augmented, make_levels
+from scratchdet_jax.tools.doctor.sections.anchors import summarize
 from scratchdet_jax.training.step import example_keys
 from tests.tiny import tiny_config
 
@@ -64,7 +58,7 @@ def padded(values, slots=8):
 
 
 def check_fit(fit, levels, images):
-    """`images`: for each, the rows of the fit that are its boxes, in order."""
+    """`images`: for each image, the rows of the fit that hold its boxes, in order."""
     starts = (0, *levels.ends[:-1])
     match = jax.jit(matching.match)
     for rows in images:
@@ -80,7 +74,7 @@ def check_fit(fit, levels, images):
             assert fit.reaching[row] == sum(overlaps[m][a] >= 0.5 for a in own)
 
 
-def test_levels_are_those_of_the_detector(config, levels):
+def test_levels_match_the_detector(config, levels):
     np.testing.assert_array_equal(levels.anchors, build_detector(config, ("any",)).anchors)
     assert levels.ends[-1] == len(levels.anchors)
     sizes = (levels.anchors[:, 2:] - levels.anchors[:, :2]) * config.image_size
@@ -89,7 +83,7 @@ def test_levels_are_those_of_the_detector(config, levels):
         assert end - start == np.prod(levels.maps[n]) * (2 + 2 * len(levels.ratios[n]))
 
 
-def test_the_fit_is_that_of_loops_over_boxes_and_anchors(levels, monkeypatch):
+def test_the_fit_matches_loops_over_boxes_and_anchors(levels, monkeypatch):
     table = make_table(COUNTS)
     monkeypatch.setattr(fit_module, "_OVERLAPS_AT_A_TIME", 2 * 4 * len(levels.anchors))
     fit = fit_anchors(levels, table, 0.5)
@@ -100,13 +94,13 @@ def test_the_fit_is_that_of_loops_over_boxes_and_anchors(levels, monkeypatch):
 
 
 @pytest.mark.parametrize("keep_ignored", [True, False])
-def test_augmented_boxes_are_those_of_training(config, levels, keep_ignored):
-    counts = (3, 0, 1, 4, 2)  # of one shape: compiled once
+def test_augmented_boxes_match_training(config, levels, keep_ignored):
+    counts = (3, 0, 1, 4, 2)  # one shape, compiled once
     table = make_table(counts)
+    config = config.copy_and_resolve_references()
+    config.seed, config.data.train_on_ignored = 7, keep_ignored
     options, size = augment_options(config), config.image_size
-    fit, left = fit_augmented(
-        levels, table, 0.5, options, seed=7, draws=2, keep_ignored=keep_ignored
-    )
+    fit, left = fit_augmented(levels, table, config, draws=2)
     run = jax.jit(lambda key, *example: augment(key, *example, options, size))
     rng = np.random.default_rng(0)
     found = {}
@@ -134,28 +128,7 @@ def test_augmented_boxes_are_those_of_training(config, levels, keep_ignored):
     assert 0 < expected < 2 * sum(counts)  # some are lost
 
 
-def test_shares_of_a_summary(levels):
-    best = np.array([[0.6, 0.2], [0.4, 0.3], [0.1, 0.7], [0.5, 0.5]], np.float32)
-    fit = fit_module.Fit(
-        np.zeros((4, 4), np.float32),
-        np.array([1, 1, 2, 2]),
-        np.arange(4),
-        best,
-        np.array([3, 1, 2, 0]),
-        np.array([2, 0, 2, 0]),
-    )
-    summary = summarize(fit, 0.5, 3)
-    assert summary.reached == 0.75
-    assert summary.reached_by_level == [0.5, 0.5]
-    assert summary.home == [0.75, 0.25]
-    assert (summary.forced, summary.untrained, summary.anchors_per_box) == (0.25, 0.25, 1.5)
-    assert summary.count_by_class == [2, 2, 0]
-    assert summary.reached_by_class[:2] == [0.5, 1.0]
-    assert np.isnan(summary.reached_by_class[2])
-    assert summary.reached_by_class_and_level[:2] == [[0.5, 0.0], [0.5, 1.0]]
-
-
-def test_no_box_at_all_is_no_error(config, levels):
+def test_no_boxes(config, levels):
     empty = BoxTable(
         np.zeros((0, 4), np.float32),
         np.zeros(0, np.int32),
@@ -163,19 +136,7 @@ def test_no_box_at_all_is_no_error(config, levels):
         np.zeros(4, np.int64),
         np.full((3, 2), 64, np.int32),
     )
-    options = augment_options(config)
-    fit, left = fit_augmented(levels, empty, 0.5, options, seed=0, draws=2)
+    fit, left = fit_augmented(levels, empty, config, draws=2)
     assert left.tolist() == [[0, 0, 0]] * 2
     assert summarize(fit, 0.5, 2).count == 0
     assert np.isnan(summarize(fit, 0.5, 2).reached)
-
-
-def test_ssds_rule_from_ten_percent_gives_the_published_sizes():
-    config = voc300.get_config()
-    boxes = make_levels(config).anchors[::97]
-    outcomes = fit_module.what_if(config, boxes, boxes[:0], (0.5, 10.0, 60.0))
-    (published,) = outcomes  # half a percent is below two pixels, 60 leaves no room
-    assert published.min_percent == config.anchors.min_percent
-    assert published.max_percent == config.anchors.max_percent
-    assert published.reached == 1.0
-    assert np.isnan(published.reached_augmented)

@@ -4,12 +4,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scratchdet_jax.tools.doctor import duplicates
-from scratchdet_jax.tools.doctor.duplicates import Signature, near_pairs, overlaps, signature
+from scratchdet_jax.tools.doctor import signatures as signatures_module
+from scratchdet_jax.tools.doctor.signatures import Signature, near_pairs, signature
 
 
 def picture(seed, size=(120, 160)):
-    """Smooth blobs of colour: what a photo looks like to a coarse hash."""
+    """Smooth blobs of colour, like a photo seen by a coarse hash."""
     noise = np.random.default_rng(seed).integers(0, 256, (6, 8, 3)).astype(np.uint8)
     return cv2.resize(noise, size[::-1], interpolation=cv2.INTER_CUBIC)
 
@@ -30,12 +30,12 @@ def slow_hash(image):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_the_hash_says_where_brightness_rises(seed):
+def test_the_hash_encodes_rising_brightness(seed):
     assert int(signature(picture(seed)).hash) == slow_hash(picture(seed))
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_a_picture_reencoded_or_resized_is_near_and_another_is_not(seed):
+def test_reencoded_and_resized_pictures_are_near_and_others_are_not(seed):
     image = picture(seed)
     changed = [
         reencoded(image, 30),
@@ -49,8 +49,8 @@ def test_a_picture_reencoded_or_resized_is_near_and_another_is_not(seed):
     assert found == {(0, i) for i in range(1, len(changed) + 1)}
 
 
-def test_a_thing_on_plain_ground_is_no_duplicate_of_one_on_another_ground():
-    """Their hashes say the same: the thumbnail tells them apart."""
+def test_an_object_on_another_plain_background_is_not_a_duplicate():
+    """The hashes are equal; the thumbnails differ."""
     pictures = []
     for ground in ((90, 120, 170), (60, 130, 40)):
         image = np.full((90, 120, 3), ground, np.uint8)
@@ -78,31 +78,13 @@ def test_all_near_pairs_are_found_and_no_others(seed, count, rows):
             if bits <= 4 and abs(int(levels[i]) - int(levels[j])) <= 6:
                 expected.add((i, j, bits))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(duplicates, "_ROWS_AT_A_TIME", rows)
+        patch.setattr(signatures_module, "_ROWS_AT_A_TIME", rows)
         found = near_pairs(signatures)
     assert len(found) == len(expected)
     assert set(found) == expected
     assert [bits for *_, bits in found] == sorted(bits for *_, bits in found)
 
 
-def test_a_film_does_not_fill_the_memory(monkeypatch):
-    monkeypatch.setattr(duplicates, "MOST_PAIRS", 100)
+def test_the_number_of_pairs_is_limited(monkeypatch):
+    monkeypatch.setattr(signatures_module, "MOST_PAIRS", 100)
     assert len(near_pairs([signature(picture(0))] * 60)) == 100
-
-
-def test_overlaps_know_unions_from_leaks():
-    splits = {"train": {1, 2, 3}, "val": {4, 5}, "trainval": {1, 2, 3, 4, 5}, "test": {5, 6}}
-    found = {(o.first, o.second): (o.shared, o.contained, o.by_design) for o in overlaps(splits)}
-    assert found == {
-        ("train", "trainval"): (3, "first", True),
-        ("val", "trainval"): (2, "first", True),
-        ("val", "test"): (1, "", False),
-        ("trainval", "test"): (1, "", False),
-    }
-
-
-def test_a_split_inside_another_that_holds_more_is_a_leak():
-    (found,) = overlaps({"train": {1, 2, 3}, "val": {2, 3}})
-    assert (found.contained, found.by_design) == ("second", False)
-    (found,) = overlaps({"a": {1}, "b": {1}})
-    assert (found.contained, found.by_design) == ("both", False)

@@ -1,0 +1,1 @@
+"""The sections of the report: each measures, words and draws its own figures."""
