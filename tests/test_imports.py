@@ -24,7 +24,9 @@ ROOMS = (
     "models",
     "data",
     "ops",
+    "progress",
     "files",
+    "stopping",
     "errors",
 )
 FILES = sorted((ROOT / PACKAGE).rglob("*.py"))

@@ -206,7 +206,7 @@ def _compile(run: _Loop, train_step: Callable, state: TrainState, batch: Any) ->
     def nothing_lost() -> str:
         return f"stopped by {run.stop.name} while compiling: run the same command to resume"
 
-    with run.stop.interruptible(nothing_lost), run.logger.paused(), run.watchdog.paused():
+    with run.stop.interruptible(nothing_lost), run.logger.paused():
         return run.mapping.compile(train_step, state, batch)
 
 

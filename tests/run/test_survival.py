@@ -1,4 +1,4 @@
-"""What a run survives: damaged checkpoints, a full disk, a second run, SIGTERM, a stall."""
+"""What a run survives: damaged checkpoints, a full disk, a second run, a stall."""
 
 import json
 import os
@@ -15,10 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental import multihost_utils
-from scratchdet_jax.run.preemption import Preemption
 
-from scratchdet_jax.errors import PREEMPTED, Preempted, UserError
+from scratchdet_jax.errors import UserError
 from scratchdet_jax.run import watchdog as watchdogs
 from scratchdet_jax.run.checkpoints import Checkpoints, RunInfo
 from scratchdet_jax.run.events import JsonLines
@@ -253,51 +251,6 @@ def test_a_lock_ends_with_its_process(tmp_path):
     assert "process" in (tmp_path / "lock").read_text()
     with locked(tmp_path):
         pass
-
-
-def test_sigterm_is_recorded_in_steps_and_interrupts_parts_that_are_saved():
-    before = signal.getsignal(signal.SIGTERM)
-    with Preemption() as preemption:
-        preemption.defer()
-        assert not preemption.reached()
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert preemption.reached()
-        with pytest.raises(Preempted) as left, preemption.interruptible():
-            raise AssertionError("the part must not start")
-        assert left.value.code == PREEMPTED == 75
-    assert signal.getsignal(signal.SIGTERM) == before
-    with Preemption(), pytest.raises(Preempted):
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(5)
-
-
-def test_a_sigterm_swallowed_during_start_up_is_raised_before_the_first_step():
-    with Preemption() as preemption:
-        try:
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(5)
-        except Preempted:
-            pass  # as Python does with exceptions in garbage collector callbacks
-        with Preemption() as inner, pytest.raises(Preempted):
-            inner.defer()
-        with pytest.raises(Preempted):
-            preemption.defer()
-
-
-def test_with_several_processes_jax_is_asked_with_a_counter_that_starts_at_1(monkeypatch):
-    asked = []
-    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    monkeypatch.setattr(
-        multihost_utils,
-        "reached_preemption_sync_point",
-        lambda number: asked.append(number) or number == 2,
-    )
-    before = signal.getsignal(signal.SIGTERM)
-    with Preemption() as preemption:
-        assert signal.getsignal(signal.SIGTERM) == before  # JAX handles the signal
-        assert [preemption.reached() for _ in range(3)] == [False, True, False]
-    assert asked == [1, 2, 3]
 
 
 def test_a_stall_is_reported_with_the_stacks_of_all_threads(tmp_path, capfd):

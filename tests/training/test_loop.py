@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from scratchdet_jax.data.sources import open_split
-from scratchdet_jax.errors import Preempted, UserError
+from scratchdet_jax.errors import UserError
 from scratchdet_jax.evaluation.evaluate import evaluate_run, split_name
 from scratchdet_jax.run.metrics import MetricLogger
 from scratchdet_jax.run.open import open_run
+from scratchdet_jax.stopping import Stopped
 from scratchdet_jax.tools import predict
 from scratchdet_jax.training import loop
 from scratchdet_jax.training.divergence import batch_of_step, load_replay
@@ -123,15 +124,16 @@ def at_step(monkeypatch, actions):
     monkeypatch.setattr(MetricLogger, "log_step", act)
 
 
-def test_sigterm_saves_the_running_step_and_nothing_is_lost(
-    config, finished, tmp_path, monkeypatch, capsys
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_signal_saves_the_current_step_and_nothing_is_lost(
+    config, finished, tmp_path, monkeypatch, capsys, number, status
 ):
     with monkeypatch.context() as patch:
-        at_step(patch, {6: lambda: os.kill(os.getpid(), signal.SIGTERM)})
-        with pytest.raises(Preempted) as preempted:
+        at_step(patch, {6: lambda: os.kill(os.getpid(), number)})
+        with pytest.raises(Stopped) as stopped:
             loop.train_and_evaluate(config, tmp_path)
-    assert preempted.value.code == 75
-    assert "stopped by SIGTERM after step 6; saved up to step 6" in capsys.readouterr().out
+    assert stopped.value.code == status
+    assert "after step 6; saved up to step 6: run the same command" in capsys.readouterr().err
     state = jax.device_get(loop.train_and_evaluate(config, tmp_path))
     assert "resumed from step 6 of 9" in capsys.readouterr().out
     assert_same_end(state, tmp_path, finished)
