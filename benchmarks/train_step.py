@@ -94,7 +94,9 @@ def _share(
     @jax.jit
     @lambda f: jax.grad(f, argnums=(0, 1))
     def gradient(logits: jax.Array, offsets: jax.Array) -> jax.Array:
-        sums = multibox_sums(logits, offsets, targets.labels, targets.offsets)
+        sums = multibox_sums(
+            logits, offsets, targets.labels, targets.offsets, config.loss.negative_ratio
+        )
         return sums.total
 
     loss = measure.seconds(lambda: gradient(logits, offsets), repeats)
