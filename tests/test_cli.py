@@ -62,7 +62,7 @@ def test_a_wrong_override_is_named_with_its_near_misses(parsed, override, messag
 def test_a_missing_recipe_lists_the_recipes(parsed):
     with pytest.raises(UserError, match=r"configs/voc300\.py"):
         parsed("--config=configs/voc30.py")
-    with pytest.raises(UserError, match=r"no recipe named.*configs/shapes\.py"):
+    with pytest.raises(UserError, match=r"no recipe given.*configs/shapes\.py"):
         parsed()
 
 

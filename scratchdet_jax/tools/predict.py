@@ -22,9 +22,9 @@ from scratchdet_jax.run.open import load_detector, open_run
 from scratchdet_jax.tools.drawing import draw_detections, grid, save_png
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str]) -> None:
     """Parses the command line, detects and draws."""
-    options = _parse(arguments)
+    options = _parse(argv)
     run = open_run(Path(options.workdir), options.checkpoint)
     config = run.info.config
     detector, variables = load_detector(run, config)
@@ -90,10 +90,8 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m scratchdet_jax.tools.predict", description=__doc__.splitlines()[0]
-    )
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog=argv[0], description=__doc__.splitlines()[0])
     parser.add_argument("images", nargs="*", help="image files; none: images of the eval split")
     parser.add_argument("--workdir", required=True, help="the run, as train.py's --workdir")
     parser.add_argument("--output", required=True, help="folder for the pictures")
@@ -101,8 +99,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--threshold", type=float, default=0.5, help="least score that is drawn")
     parser.add_argument("--count", type=_positive, default=8, help="images of the eval split")
     parser.add_argument("--columns", type=_positive, default=4, help="of the grid")
-    return parser.parse_args(arguments)
+    return parser.parse_args(argv[1:])
 
 
 if __name__ == "__main__":
-    cli.run(lambda argv: main(argv[1:]))
+    cli.run(main)

@@ -275,8 +275,8 @@ def test_predict_draws_photos_and_images_of_the_split(folder, finished, tmp_path
     workdir, _ = finished
     photo = folder / "JPEGImages/val002.png"
     common = [f"--workdir={workdir}", "--checkpoint=latest", "--threshold=0.0"]
-    predict.main([str(photo), f"--output={tmp_path / 'photo'}", *common])
-    predict.main([f"--output={tmp_path / 'split'}", "--count=3", *common])
+    predict.main(["predict", str(photo), f"--output={tmp_path / 'photo'}", *common])
+    predict.main(["predict", f"--output={tmp_path / 'split'}", "--count=3", *common])
     assert cv2.imread(str(tmp_path / "photo/val002.png")) is not None
     assert len(list((tmp_path / "split").glob("*.png"))) == 4  # three pictures and the grid
     record = json.loads((tmp_path / "photo/detections.json").read_text())
@@ -287,7 +287,7 @@ def test_predict_draws_photos_and_images_of_the_split(folder, finished, tmp_path
     np.testing.assert_allclose(found[0]["score"], evaluated.scores[0], rtol=1e-4)
     np.testing.assert_allclose(found[0]["box_yxyx"], evaluated.boxes_pixels[0], atol=0.06)
     with pytest.raises(UserError, match="there is no image"):
-        predict.main(["nowhere.jpg", f"--output={tmp_path}", *common])
+        predict.main(["predict", "nowhere.jpg", f"--output={tmp_path}", *common])
     (tmp_path / "text.jpg").write_text("not an image")
     with pytest.raises(UserError, match="no image that can be decoded"):
-        predict.main([str(tmp_path / "text.jpg"), f"--output={tmp_path}", *common])
+        predict.main(["predict", str(tmp_path / "text.jpg"), f"--output={tmp_path}", *common])
