@@ -1,1 +1,1 @@
-"""Command-line tools: python -m scratchdet_jax.tools.NAME."""
+"""Command-line tools: scratchdet NAME, or python -m scratchdet_jax.tools.NAME."""
