@@ -1,10 +1,16 @@
-# make demo    sets up, trains on the embedded data set, evaluates, draws pictures
-# make test    sets up, runs all tests
-# make thesis  sets up, shows the paper's thesis on small detectors: table and figure in runs/thesis
-#              (under 3 h on 2 cores; QUICK=1: one seed, under 40 min); again to go on
-# make test-faults   kills training at random moments, 50 times, and compares the ends
-# make LOCK=1 setup  installs exactly what CI had (requirements-lock.txt; Python 3.11)
-# Another interpreter: make PYTHON=python3.12 test
+# make demo         train on the embedded data set, evaluate, draw pictures
+# make test         run the tests
+# make test-slow    run the tests that take minutes
+# make test-torch   install PyTorch, run the comparisons with it
+# make test-faults  kill training 50 times at random moments, compare the results
+# make thesis       test the paper's thesis on small detectors: table and figure in runs/thesis
+#                   (under 3 h on 2 cores; QUICK=1: one seed, under 40 min); run again to resume
+# make lint         check style and format
+# make setup        install the requirements into .venv-VERSION; all targets above do this first
+# make clean        delete the virtual environments and caches
+#
+# make LOCK=1 …             install exactly the versions of CI (requirements-lock.txt; Python 3.11)
+# make PYTHON=python3.12 …  use another interpreter
 
 PYTHON ?= python3
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
@@ -21,7 +27,7 @@ THESIS_DIR ?= runs/thesis
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n 's/^# //p' Makefile
+	@sed -n '/^$$/q; s/^# \{0,1\}//p' Makefile
 
 setup: $(VENV)/.installed
 
@@ -48,7 +54,7 @@ thesis: setup
 test: setup
 	$(PYTEST)
 
-# The comparisons with PyTorch alone; `make test` skips them where it is not installed.
+# `make test` skips these tests where PyTorch is not installed.
 test-torch: torch
 	$(PYTEST) $$(grep -rl 'importorskip("torch")' tests)
 

@@ -1,18 +1,18 @@
-"""Cost of a checkpoint: python benchmarks/checkpoint.py --config=configs/voc300.py.
+"""Measures the cost of a checkpoint.
 
-Saves the whole state (parameters, momentum, statistics; random numbers) of the model several times.
-`save` returns when the arrays are copied, and training goes on; the rest is written in the
-background. Also times what a start does: comparing the sums of all files, and restoring.
+python -m benchmarks.checkpoint --config=configs/voc300.py
+
+Saves the complete state of the model (parameters, momentum and statistics, with random values)
+several times. `save` returns when the arrays are copied; the files are written in the background
+while training continues. Also times the start of a run: verifying the checksums of all files, and
+restoring.
 """
 
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import jax
 import jax.numpy as jnp
@@ -27,16 +27,14 @@ from scratchdet_jax.run.checkpoints import Checkpoints, RunInfo
 from scratchdet_jax.run.state import create_state
 from scratchdet_jax.training.optimizer import make_optimizer
 
-CLASSES = tuple(f"class {i}" for i in range(1, 21))
-
-flags.DEFINE_integer("repeats", 7, "Saves; the first is not counted.")
+flags.DEFINE_integer("repeats", 7, "Number of saves; the first is not counted.")
 flags.DEFINE_string("json", None, "Also write the figures to this file.")
 
 
 def main(argv: Sequence[str]) -> None:
     """Parses the command line and measures."""
     config, repeats = cli.parse_config(argv), flags.FLAGS.repeats
-    detector = build_detector(config, CLASSES)
+    detector = build_detector(config, measure.CLASSES)
     optimizer = make_optimizer(config)
     shapes = jax.eval_shape(lambda: create_state(detector.model, optimizer, config.image_size, 0))
     rng = np.random.default_rng(0)
@@ -45,8 +43,8 @@ def main(argv: Sequence[str]) -> None:
         return jnp.asarray(rng.normal(size=leaf.shape).astype(leaf.dtype))
 
     state = DeviceMapping(config.parallel).replicate(jax.tree.map(draw, shapes))
-    info = RunInfo(config, CLASSES)
-    stalls, whole = [], []
+    info = RunInfo(config, measure.CLASSES)
+    stalls, complete = [], []
     with tempfile.TemporaryDirectory() as folder:
         checkpoints = Checkpoints(Path(folder), keep=2)
         for step in range(1, repeats + 1):
@@ -54,7 +52,7 @@ def main(argv: Sequence[str]) -> None:
             checkpoints.save(step, state, info)
             stalls.append(time.perf_counter() - start)
             checkpoints.wait()
-            whole.append(time.perf_counter() - start)
+            complete.append(time.perf_counter() - start)
         checkpoints.close()
         files = [p for p in (checkpoints.directory / str(repeats)).rglob("*") if p.is_file()]
         size = sum(p.stat().st_size for p in files)
@@ -73,7 +71,7 @@ def main(argv: Sequence[str]) -> None:
         ("files", len(files)),
         ("stall of the loop, ms (median)", 1e3 * statistics.median(stalls[1:])),
         ("stall of the loop, ms (most)", 1e3 * max(stalls[1:])),
-        ("until on disk, ms (median)", 1e3 * statistics.median(whole[1:])),
+        ("until on disk, ms (median)", 1e3 * statistics.median(complete[1:])),
         ("checking the sums, ms", 1e3 * checked),
         ("restoring, ms", 1e3 * restored),
     ]

@@ -1,19 +1,17 @@
-"""What the training step sends between devices: python benchmarks/collectives.py --config=FILE.
+"""Counts the bytes that the training step sends between devices.
 
-Counts the bytes that one update all-reduces, once from the parameters and the BatchNorm layers of
-the model and once from the collectives in the compiled step, and stops if they differ. The step is
-compiled for `--devices` CPU devices from shapes alone: no weights are made and nothing is run.
+python -m benchmarks.collectives --config=FILE
+
+Counts the bytes that one update all-reduces in two ways, from the parameters and BatchNorm layers
+of the model and from the collectives in the compiled step, and fails if they differ. The step is
+compiled for `--devices` CPU devices from shapes alone; nothing is executed.
 """
 
 import math
 import os
 import re
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import ml_collections
 from absl import flags
@@ -21,8 +19,7 @@ from absl import flags
 from scratchdet_jax import cli
 from scratchdet_jax.errors import UserError
 
-CLASSES = tuple(f"class {i}" for i in range(1, 21))
-FLOAT32 = 4  # bytes; gradients and statistics are float32 whatever config.model.dtype is
+FLOAT32 = 4  # bytes; gradients and statistics are float32 for any config.model.dtype
 LOSS_SUMS = 3  # classification, localization, positives
 KINDS = (
     "all-reduce",
@@ -50,21 +47,21 @@ _COLLECTIVE = re.compile(
     rf"= (?P<result>\([^=]*?\)|\S+) (?P<kind>{'|'.join(KINDS)})(?P<start>-start)?\("
 )
 _COMMENT = re.compile(r"/\*.*?\*/")
-# Lists of devices, {} for all, an iota (4 groups of 2 are [4,2]<=[8]), or a mesh (JAX 0.12).
+# Lists of devices, {} for all, an iota ([4,2]<=[8]: 4 groups of 2), or a mesh (JAX 0.12).
 _GROUPS = re.compile(
     r"replica_groups=(\{\{.*?\}\}|\{\}|\[[\d,]+\]<=[^,\s]+|mesh\[[^\]]*\] \{[^}]*\})"
 )
 
 
 class Traffic(NamedTuple):
-    """What one update all-reduces, in bytes on each device.
+    """The bytes that one update all-reduces on each device.
 
     Attributes:
-        gradients: of all parameters but the shared ones, and the sums of the loss.
-        shared: of biases whose gradient another one has too, and which XLA therefore sends once.
-        statistics: of BatchNorm over its span, forward and backward.
-        averages: of BatchNorm's running statistics over all devices, where the span is smaller.
-        norms: number of BatchNorm layers, over all accumulated parts.
+        gradients: gradients of all parameters except `shared`, and the sums of the loss.
+        shared: gradients of biases that equal another bias's gradient; XLA sends them once.
+        statistics: BatchNorm's statistics over its span, forward and backward.
+        averages: BatchNorm's running statistics over all devices, where the span is smaller.
+        norms: number of BatchNorm layers, over all microbatches.
     """
 
     gradients: int
@@ -75,12 +72,12 @@ class Traffic(NamedTuple):
 
     @property
     def total(self) -> int:
-        """All bytes that are sent."""
+        """All bytes sent."""
         return self.gradients + self.statistics + self.averages
 
 
 class Collective(NamedTuple):
-    """One collective operation of a compiled program; `bytes` of its result on one device."""
+    """One collective operation of a compiled program; `bytes` is its result on one device."""
 
     kind: str
     bytes: int
@@ -90,14 +87,14 @@ class Collective(NamedTuple):
 def expected_traffic(
     config: ml_collections.ConfigDict, variables: dict[str, Any], devices: int
 ) -> Traffic:
-    """What the step must reduce, from the shapes of `params` and `batch_stats`.
+    """The bytes that the step must reduce, from the shapes of `params` and `batch_stats`.
 
     A BatchNorm of C channels whose span covers several devices reduces mean and mean square (2·C)
-    going forward, and their cotangents (2·C) coming back; one whose span is not the whole batch
-    averages its running mean and variance (2·C) over all devices besides.
+    in the forward pass and their cotangents (2·C) in the backward pass. If its span is not the
+    whole batch, it also averages its running mean and variance (2·C) over all devices.
 
-    Where a block adds its branches, both end in a bias that sees the same cotangent: the gradients
-    of the projection's bias and of the last bias beside it are one array.
+    Where a block adds its branches, both end in a bias with the same cotangent: the gradients of
+    the projection's bias and of the last bias of the other branch are one array.
     """
     import jax
 
@@ -105,7 +102,7 @@ def expected_traffic(
     part = config.batch_size // parts
     local, span = part // devices, config.model.norm_span or part
     channels = [x.size for x in jax.tree.leaves(variables.get("batch_stats", {}))]
-    pair = parts * sum(channels) * FLOAT32  # leaves are means and variances: 2·C a layer
+    pair = parts * sum(channels) * FLOAT32  # leaves are means and variances: 2·C per layer
     norms = parts * len(channels) // 2
     leaves, _ = jax.tree.flatten_with_path(variables["params"])
     parameters = sum(leaf.size for _, leaf in leaves)
@@ -143,23 +140,22 @@ def collectives(program: str) -> list[Collective]:
         size = array_bytes(match["result"])
         # The start of an asynchronous collective other than all-reduce returns (input, output).
         if match["start"] and match["kind"] != "all-reduce":
-            raise ValueError(f"asynchronous {match['kind']}: its bytes cannot be told apart")
+            raise ValueError(f"asynchronous {match['kind']}: input and output bytes are mixed")
         groups = _GROUPS.search(line)
         if "replica_groups=" in line and not groups:
-            raise ValueError(
-                f"replica groups in a notation that is not known: {line.strip()[:300]}"
-            )
+            raise ValueError(f"replica groups in an unknown notation: {line.strip()[:300]}")
         found.append(Collective(match["kind"], size, groups[1] if groups else "{}"))
     return found
 
 
 def compile_step(config: ml_collections.ConfigDict, devices: int) -> tuple[str, dict[str, Any]]:
-    """The compiled training step's HLO and the shapes of its variables."""
+    """The HLO of the compiled training step, and the shapes of its variables."""
     import jax
     import numpy as np
     from jax.sharding import NamedSharding
     from jax.sharding import PartitionSpec as P
 
+    from benchmarks import measure
     from scratchdet_jax.config.validation import validate
     from scratchdet_jax.detector import build_detector
     from scratchdet_jax.parallel.devices import AXIS, DeviceMapping
@@ -169,7 +165,7 @@ def compile_step(config: ml_collections.ConfigDict, devices: int) -> tuple[str, 
 
     mapping = DeviceMapping("shard_map", jax.devices()[:devices])
     validate(config, devices)
-    detector = build_detector(config, CLASSES, AXIS)
+    detector = build_detector(config, measure.CLASSES, AXIS)
     optimizer = make_optimizer(config)
     state = jax.eval_shape(
         lambda: create_state(detector.model, optimizer, config.image_size, config.seed)
@@ -199,13 +195,13 @@ def compile_step(config: ml_collections.ConfigDict, devices: int) -> tuple[str, 
 
 
 def use_cpu_devices(count: int) -> None:
-    """Gives this process `count` CPU devices; before JAX is first imported."""
+    """Gives this process `count` CPU devices. Must be called before JAX is imported."""
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={count}"
 
 
 def define_flags() -> None:
-    """The flags of this program; only where it is run, as others have some of the same names."""
+    """Defines the flags. Not done at import, because other programs define the same names."""
     flags.DEFINE_integer("devices", 8, "CPU devices to compile for.")
     flags.DEFINE_string("json", None, "Also write the figures to this file.")
 
@@ -214,7 +210,7 @@ def main(argv: Sequence[str]) -> None:
     """Parses the command line, compiles and counts."""
     devices = int(cli.flag_value(argv, "devices") or flags.FLAGS["devices"].default)
     if devices < 2:
-        raise UserError(f"--devices={devices}: between fewer than 2 devices nothing is reduced")
+        raise UserError(f"--devices={devices}: at least 2 are needed, or nothing is reduced")
     use_cpu_devices(devices)
     config = cli.parse_config(argv)
     from benchmarks import measure
@@ -241,8 +237,8 @@ def main(argv: Sequence[str]) -> None:
     if counted != traffic.total or len(found) != len(reduced):
         raise UserError(
             f"the compiled step reduces {counted} bytes and has {len(found) - len(reduced)} other "
-            f"collectives, where the model asks for {traffic.total} bytes and none: the count of "
-            "benchmarks/collectives.py no longer fits scratchdet_jax/training/step.py"
+            f"collectives, but the model needs {traffic.total} bytes and no others: update "
+            "benchmarks/collectives.py to scratchdet_jax/training/step.py"
         )
 
 

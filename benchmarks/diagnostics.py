@@ -1,61 +1,47 @@
-"""Cost of the diagnostics that are always on: python benchmarks/diagnostics.py --config=FILE.
+"""Measures the cost of the diagnostics that are always on.
 
-Times the training step without any gradient norm, with the norm of the whole gradient, and with
-the norms of its parts too, one after the other in every round, so that other work on the machine
-meets all three alike. A norm that nobody asks for is removed by the compiler. Also times the norms
-alone, and what the log does for a step on the host.
+python -m benchmarks.diagnostics --config=FILE
+
+Times the training step without gradient norms, with the norm of the whole gradient, and with the
+norms of its parts too. The three take turns in every round, so that other load on the machine
+affects them equally. The compiler removes a norm that is not returned. Also times the norms alone,
+and the logging of a step on the host.
 """
 
 import contextlib
 import io
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import jax
 from absl import flags
 
 from benchmarks import measure
 from scratchdet_jax import cli
-from scratchdet_jax.config.validation import validate
-from scratchdet_jax.detector import build_detector
-from scratchdet_jax.parallel.devices import AXIS, DeviceMapping
 from scratchdet_jax.run.metrics import MetricLogger
-from scratchdet_jax.run.state import create_state
-from scratchdet_jax.training.optimizer import make_optimizer
-from scratchdet_jax.training.step import gradient_norms, make_train_step
+from scratchdet_jax.training.step import gradient_norms
 
-CLASSES = tuple(f"class {i}" for i in range(1, 21))
 KINDS = ("without norms", "with the whole norm", "with the parts' norms")
 LOGGED_STEPS = 500
 
-flags.DEFINE_integer("repeats", 20, "Rounds of the three steps.")
+flags.DEFINE_integer("repeats", 20, "Number of rounds of the three steps.")
 flags.DEFINE_string("json", None, "Also write the figures to this file.")
 
 
 def main(argv: Sequence[str]) -> None:
     """Parses the command line and measures."""
     config, repeats = cli.parse_config(argv), flags.FLAGS.repeats
-    mapping = DeviceMapping(config.parallel)
-    validate(config, mapping.mesh.size)
-    detector = build_detector(config, CLASSES, AXIS)
-    optimizer = make_optimizer(config)
-    whole = make_train_step(detector, optimizer)
-    example = measure.synthetic_batch(config, config.batch_size)
-    parts = config.accumulate_steps
-    batch = mapping.put_batch({k: v.reshape(parts, -1, *v.shape[1:]) for k, v in example.items()})
+    training = measure.make_training(config)
 
     def keep(wanted):
         def step(state, batch):
-            state, metrics = whole(state, batch)
+            state, metrics = training.step(state, batch)
             return state, {name: value for name, value in metrics.items() if wanted(name)}
 
-        return mapping.map_train_step(step)
+        return training.mapping.map_train_step(step)
 
     wanted = (
         lambda name: not name.startswith("gradient_norm"),
@@ -64,16 +50,15 @@ def main(argv: Sequence[str]) -> None:
     )
     compiled, states = [], []
     for kind in wanted:
-        state = create_state(detector.model, optimizer, config.image_size, 0)
-        states.append(mapping.replicate(state))
-        compiled.append(keep(kind).lower(states[-1], batch).compile())
+        states.append(training.new_state(config.image_size))
+        compiled.append(keep(kind).lower(states[-1], training.batch).compile())
 
     times = [[] for _ in KINDS]
     for turn in range(repeats + 1):
         for i in range(len(KINDS)):
-            k = (i + turn) % len(KINDS)  # nobody is always first
+            k = (i + turn) % len(KINDS)  # each is first in turn
             start = time.perf_counter()
-            states[k], metrics = compiled[k](states[k], batch)
+            states[k], metrics = compiled[k](states[k], training.batch)
             jax.block_until_ready((states[k], metrics))
             if turn:  # the first round warms up
                 times[k].append(time.perf_counter() - start)
@@ -109,7 +94,7 @@ def _quartile(ordered: Sequence[float], which: int) -> float:
 
 
 def _log_milliseconds(metrics: dict[str, jax.Array]) -> float:
-    """Of log_step for metrics that are ready, written to metrics.jsonl and TensorBoard."""
+    """Milliseconds of log_step, with ready metrics, into metrics.jsonl and TensorBoard."""
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
         logger = MetricLogger(
             Path(folder), start_step=0, num_steps=LOGGED_STEPS, batch_size=1, log_every=1

@@ -1,15 +1,13 @@
-"""Speed of inference: python benchmarks/inference.py --config=configs/voc300.py.
+"""Measures the speed of inference.
 
-Images/s at batch 1 and 32 on one device: the network alone (images to logits and offsets), and
-with softmax, box decoding and NMS. The weights are random, so scores are flat and NMS sees as
-many candidates as it ever can: the slow end of what a trained detector needs.
+python -m benchmarks.inference --config=configs/voc300.py
+
+Prints images/s at batch 1 and 32 on one device, for the network alone (images to logits and
+offsets) and with softmax, box decoding and NMS. The weights are random, so the scores are flat and
+NMS sees the largest possible number of candidates: an upper bound for a trained detector.
 """
 
-import sys
 from collections.abc import Sequence
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +17,7 @@ from benchmarks import measure
 from scratchdet_jax import cli
 from scratchdet_jax.detector import build_detector
 
-CLASSES = tuple(f"class {i}" for i in range(1, 21))
-
-flags.DEFINE_integer("repeats", 5, "Timed calls of each part; the median counts.")
+flags.DEFINE_integer("repeats", 5, "Timed calls of each part; the median is reported.")
 flags.DEFINE_multi_integer("batch", [1, 32], "Batch sizes.")
 flags.DEFINE_string("json", None, "Also write the figures to this file.")
 
@@ -29,7 +25,7 @@ flags.DEFINE_string("json", None, "Also write the figures to this file.")
 def main(argv: Sequence[str]) -> None:
     """Parses the command line and measures."""
     config = cli.parse_config(argv)
-    detector = build_detector(config, CLASSES)
+    detector = build_detector(config, measure.CLASSES)
     side = config.image_size
     variables = jax.jit(
         lambda: detector.model.init(

@@ -1,28 +1,27 @@
-"""Speed of loading: python benchmarks/input_pipeline.py --dataset=voc_folder/voc2007:train.
+"""Measures the speed of the input pipeline.
 
-For the data set as it is, and for the same pictures at 640×480 (COCO's usual size), with each
-number of threads: (a) bare decoding of the same JPEGs from memory, (b) the loader up to host
-batches, (c) the loader up to the device. Then what the usual way costs: a PyTorch DataLoader whose
-workers run SSD's augmentation in NumPy and OpenCV (if PyTorch is installed); here the device does.
-Where JAX runs on CPU, the device uses a batch where it lies: (c) then holds no transfer.
+python -m benchmarks.input_pipeline --dataset=voc_folder/voc2007:train
 
-The kinds take turns within a run and the median of the repeats counts. "A core" is a second of CPU
-time of all threads and worker processes, so what runs beside the benchmark matters little.
+Measures the original data set and the same pictures at 640×480 (COCO's usual size), with each
+number of threads: (a) decoding of the same JPEGs from memory, (b) the loader up to host batches,
+(c) the loader up to the device. For comparison, if PyTorch is installed, also a DataLoader whose
+workers run SSD's augmentation in NumPy and OpenCV; here the device does that. With JAX on CPU, the
+device reads the batch in place: (c) then includes no transfer.
+
+The kinds take turns and the median of the repeats is reported. "A core" is a second of CPU time of
+all threads and worker processes, so other load on the machine matters little.
 """
 
 import importlib.util
 import json
 import resource
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import cv2
 import jax
@@ -43,15 +42,15 @@ SIDE = 300
 DEMAND = 2000  # images/s of an accelerator
 
 flags.DEFINE_string("dataset", "voc_folder/voc2007:train", "Data set and split.")
-flags.DEFINE_string("data_dir", "data", "Where the prepared data sets lie.")
+flags.DEFINE_string("data_dir", "data", "Folder of the prepared data sets.")
 flags.DEFINE_multi_integer("threads", [1, 2], "Numbers of threads, or of workers.")
 flags.DEFINE_integer("images", 960, "Images of one timed pass.")
-flags.DEFINE_integer("repeats", 5, "Timed passes of each kind; the median counts.")
+flags.DEFINE_integer("repeats", 5, "Timed passes of each kind; the median is reported.")
 flags.DEFINE_string("json", None, "Also write the figures to this file.")
 
 
 class Rate(NamedTuple):
-    """Images a second of wall time, and a second of CPU time."""
+    """Images per second of wall time, and per second of CPU time."""
 
     wall: float
     core: float
@@ -59,9 +58,9 @@ class Rate(NamedTuple):
 
 def main(argv: Sequence[str]) -> None:
     """Parses the command line and measures."""
-    flags.FLAGS(list(argv))
+    cli.parse_flags(argv)
     cv2.setNumThreads(0)
-    jax.block_until_ready(jax.device_put(np.zeros(1)))  # starts the device
+    jax.block_until_ready(jax.device_put(np.zeros(1)))  # initializes the device
     source = open_source(flags.FLAGS.dataset, flags.FLAGS.data_dir)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
@@ -78,13 +77,13 @@ def main(argv: Sequence[str]) -> None:
 def _kinds(
     source: DetectionSource, canvas: tuple[int, int]
 ) -> dict[tuple[str, int], Callable[[], Rate]]:
-    """What is measured, by name and number of threads."""
+    """The measurements, by name and number of threads."""
     count = flags.FLAGS.images
     order = TrainingOrder(len(source), SEED, BATCH)
     encoded = [source[order[i]]["image"] for i in range(count)]
     kinds: dict[tuple[str, int], Callable[[], Rate]] = {}
     for threads in flags.FLAGS.threads:
-        kinds["decode", threads] = lambda t=threads: _whole(lambda: _decode(encoded, t))
+        kinds["decode", threads] = lambda t=threads: _one_pass(lambda: _decode(encoded, t))
         kinds["host", threads] = lambda t=threads: _steady(_batches(source, canvas, t), count)
         kinds["device", threads] = lambda t=threads: _steady(
             to_device(_batches(source, canvas, t), jax.device_put), count
@@ -95,7 +94,7 @@ def _kinds(
 
 
 def _table(name: str, kinds: dict[tuple[str, int], Callable[[], Rate]]) -> list[tuple[str, object]]:
-    """Measures all kinds in turns."""
+    """Measures all kinds in turn."""
     rates: dict[tuple[str, int], list[Rate]] = {kind: [] for kind in kinds}
     for _ in range(flags.FLAGS.repeats):
         for kind, run in kinds.items():
@@ -126,7 +125,7 @@ def _table(name: str, kinds: dict[tuple[str, int], Callable[[], Rate]]) -> list[
 
 
 def _steady(batches: Iterator[Any], count: int) -> Rate:
-    """The rate of a loader that runs ahead: timed between two moments when it is as far ahead."""
+    """The rate of a loader that prefetches, timed while it is equally far ahead."""
     for _ in range(WARM_UP):
         jax.block_until_ready(next(batches))
     cpu, wall = time.process_time(), time.perf_counter()
@@ -140,8 +139,8 @@ def _steady(batches: Iterator[Any], count: int) -> Rate:
     return rate
 
 
-def _whole(run: Callable[[], int]) -> Rate:
-    """The rate of a call that handles as many images as it returns."""
+def _one_pass(run: Callable[[], int]) -> Rate:
+    """The rate of a call that returns the number of images it has handled."""
     cpu, wall = time.process_time(), time.perf_counter()
     images = run()
     return Rate(images / (time.perf_counter() - wall), images / (time.process_time() - cpu))
@@ -166,7 +165,7 @@ def _batches(
 
 
 def _torch_pass(source: DetectionSource, workers: int, count: int) -> Rate:
-    """The rate of a PyTorch DataLoader, from each worker's first batch on (starting is not it)."""
+    """The rate of a PyTorch DataLoader, from each worker's first batch on (without its start)."""
     from torch.utils import data
 
     loader = data.DataLoader(
@@ -195,7 +194,7 @@ def _torch_pass(source: DetectionSource, workers: int, count: int) -> Rate:
 
 
 class _Augmented:
-    """The samples of a DataLoader: decoded and augmented one by one."""
+    """The data set of a DataLoader: samples are decoded and augmented one by one."""
 
     def __init__(self, source: DetectionSource, count: int) -> None:
         self._source, self._count = source, count
@@ -213,7 +212,7 @@ class _Augmented:
 
 
 def _collate(samples: list[tuple]) -> dict[str, Any]:
-    """Images are stacked; boxes and labels stay lists. Notes the worker and its CPU time."""
+    """Stacks the images, keeps boxes and labels as lists, adds the worker and its CPU time."""
     import torch
 
     ids, images, boxes, labels = zip(*samples, strict=True)
@@ -233,7 +232,7 @@ def _one_thread(worker: int) -> None:
 
 
 def _resized(source: DetectionSource, folder: Path) -> DetectionSource:
-    """The same pictures and boxes at 640×480 (or 480×640), JPEG quality 90, prepared anew."""
+    """The same pictures and boxes at 640×480 or 480×640, JPEG quality 90, as a new data set."""
     (folder / "images").mkdir()
     images, annotations = [], []
     for i in range(min(len(source), flags.FLAGS.images)):

@@ -1,10 +1,12 @@
-"""One run in several layouts: python benchmarks/layouts.py --data_dir=data --layouts=1x1,2x4.
+"""Compares one run in several layouts of processes and devices.
 
-Trains the detector of `make demo` on `shapes` for 30 steps in float32 and scores it, as
-PROCESSESxDEVICES real processes of so many CPU devices each on this machine, and prints how far
-losses and AP are from those of the first layout. `--init_from=runs/shapes` begins with what
-`make demo` has trained, so that there is an AP to compare; a fresh detector amplifies any
-rounding tenfold a step at a recipe's rate (docs/results.md).
+python -m benchmarks.layouts --data_dir=data --layouts=1x1,2x4
+
+A layout is PROCESSESxDEVICES: that many real processes on this machine, each with that many CPU
+devices. In each layout, trains the detector of `make demo` on `shapes` for 30 steps in float32 and
+scores it; prints how far losses and AP are from those of the first layout.
+`--init_from=runs/shapes` starts from the detector trained by `make demo`, so that there is an AP to
+compare; a new detector amplifies rounding tenfold per step at a recipe's rate (docs/results.md).
 """
 
 import json
@@ -18,14 +20,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
 from absl import flags
 
 from scratchdet_jax import cli
 from scratchdet_jax.errors import UserError
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 FIELDS = {
     "data.eval": "shapes:validation[:96]",
     "batch_size": 16,
@@ -38,14 +38,14 @@ FIELDS = {
 
 
 class Curve(NamedTuple):
-    """What a run has logged: the loss of each step, and the final mAP."""
+    """The log of a run: the loss of each step, and the final mAP."""
 
     losses: list[float]
     ap: float
 
 
 def parse_layout(text: str) -> tuple[int, int]:
-    """Processes and devices of each from "2x4"; UserError if it is none."""
+    """(processes, devices per process) of "2x4"; UserError if the text is not a layout."""
     match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
     if not match:
         raise UserError(f"--layouts has {text!r}: write PROCESSESxDEVICES, such as 2x4")
@@ -53,7 +53,7 @@ def parse_layout(text: str) -> tuple[int, int]:
 
 
 def run(processes: int, devices: int, arguments: Sequence[str], limit: float) -> None:
-    """Runs train.py as several processes; UserError with its last words if one fails."""
+    """Runs train.py as several processes; UserError with the end of the output if one fails."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -87,11 +87,11 @@ def run(processes: int, devices: int, arguments: Sequence[str], limit: float) ->
                 process.kill()
         if any(codes):
             output.seek(0)
-            raise UserError(f"a run ended with {codes}: {output.read()[-2000:]}")
+            raise UserError(f"a run exited with {codes}: {output.read()[-2000:]}")
 
 
 def measure(processes: int, devices: int, parallel: str, values: flags.FlagValues) -> Curve:
-    """Trains and scores in one layout, in a folder of its own."""
+    """Trains and scores in one layout, in a temporary folder."""
     fields = FIELDS | {
         "parallel": parallel,
         "model.norm_span": values.norm_span,
@@ -116,21 +116,21 @@ def largest_relative_difference(losses: Sequence[float], reference: Sequence[flo
 
 
 def define_flags() -> None:
-    """The flags of this program; only where it is run, as others have some of the same names."""
-    flags.DEFINE_string("data_dir", "data", "Where the prepared shapes lie, or are to be made.")
+    """Defines the flags. Not done at import, because other programs define the same names."""
+    flags.DEFINE_string("data_dir", "data", "Folder of the prepared shapes; made if missing.")
     flags.DEFINE_list(
-        "layouts", ["1x1", "1x8", "2x4", "4x2"], "PROCESSESxDEVICES; the first is asked."
+        "layouts", ["1x1", "1x8", "2x4", "4x2"], "PROCESSESxDEVICES; the first is the reference."
     )
     flags.DEFINE_list("parallel", ["shard_map", "pmap"], "Values of config.parallel.")
-    flags.DEFINE_string("init_from", "", "A run whose weights to begin with, as config.init_from.")
-    flags.DEFINE_float("rate", 1e-5, "The learning rate, as config.optimizer.learning_rate.")
-    flags.DEFINE_integer("norm_span", 0, "config.model.norm_span of all.")
-    flags.DEFINE_integer("limit", 600, "Seconds that one run may take.")
+    flags.DEFINE_string("init_from", "", "A run to start from: config.init_from.")
+    flags.DEFINE_float("rate", 1e-5, "config.optimizer.learning_rate.")
+    flags.DEFINE_integer("norm_span", 0, "config.model.norm_span.")
+    flags.DEFINE_integer("limit", 600, "Time limit of one run in seconds.")
     flags.DEFINE_string("json", None, "Also write losses and AP to this file, after every run.")
 
 
 def main(argv: Sequence[str]) -> None:
-    """Parses the command line, runs all layouts and prints the table as they end."""
+    """Parses the command line, runs all layouts and prints a row after each."""
     values = cli.parse_flags(argv)
     layouts = [parse_layout(text) for text in values.layouts]
     curves: dict[str, Curve] = {}
@@ -148,7 +148,7 @@ def main(argv: Sequence[str]) -> None:
                 flush=True,
             )
             if values.json:
-                Path(values.json).write_text(json.dumps(curves, indent=1) + "\n")
+                cli.write_json(values.json, curves, "--json")
 
 
 if __name__ == "__main__":

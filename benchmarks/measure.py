@@ -1,18 +1,27 @@
-"""What the benchmarks share: timing, synthetic batches, the device's peak, tables."""
+"""Shared by the benchmarks: timing, synthetic batches, the training step, peaks, tables."""
 
-import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import ml_collections
 import numpy as np
+import optax
 
-# Dense peak in TFLOP/s without sparsity, from the makers' data sheets, by the start of the
-# device's kind as JAX reports it: (bfloat16, float32 as XLA runs it by default: TF32 on NVIDIA).
+from scratchdet_jax import cli
+from scratchdet_jax.config.validation import validate
+from scratchdet_jax.detector import Detector, build_detector
+from scratchdet_jax.parallel.devices import AXIS, DeviceMapping
+from scratchdet_jax.run.state import TrainState, create_state
+from scratchdet_jax.training.optimizer import make_optimizer
+from scratchdet_jax.training.step import make_train_step
+
+CLASSES = tuple(f"class {i}" for i in range(1, 21))
+
+# Dense peak in TFLOP/s from the makers' data sheets, by the prefix of JAX's device kind:
+# (bfloat16, float32 as XLA runs it by default: TF32 on NVIDIA).
 PEAK_TFLOPS = {
     "NVIDIA A100": (312, 156),
     "NVIDIA H100": (989, 495),
@@ -25,7 +34,7 @@ PEAK_TFLOPS = {
 
 
 def peak_tflops(dtype: str) -> float | None:
-    """Peak of one device in TFLOP/s for the compute type, or None where it is not known."""
+    """Peak of one device in TFLOP/s for the compute type; None if unknown."""
     kind = jax.devices()[0].device_kind
     for name, (bfloat16, float32) in PEAK_TFLOPS.items():
         if kind.startswith(name):
@@ -34,7 +43,7 @@ def peak_tflops(dtype: str) -> float | None:
 
 
 def seconds(run: Callable[[], Any], repeats: int) -> float:
-    """Median seconds of a call whose result is waited for; one warm-up call (compiles) before."""
+    """Median seconds of a call, with its result, after one warm-up call (which compiles)."""
     jax.block_until_ready(run())
     times = []
     for _ in range(repeats):
@@ -45,14 +54,14 @@ def seconds(run: Callable[[], Any], repeats: int) -> float:
 
 
 def gflop(compiled: jax.stages.Compiled) -> float:
-    """GFLOP of one call by XLA's count (multiply and add apart), on each device."""
+    """GFLOP of one call on each device by XLA's count (a multiply-add counts as two)."""
     analysis = compiled.cost_analysis()
     analysis = analysis[0] if isinstance(analysis, list) else analysis
     return analysis.get("flops", float("nan")) / 1e9
 
 
 def device_memory_mib(compiled: jax.stages.Compiled) -> float:
-    """MiB one call needs on each device: arguments, results and temporaries, by XLA's plan."""
+    """MiB of one call on each device by XLA's plan: arguments, results and temporaries."""
     plan = compiled.memory_analysis()
     total = (
         plan.argument_size_in_bytes
@@ -64,7 +73,7 @@ def device_memory_mib(compiled: jax.stages.Compiled) -> float:
 
 
 def synthetic_batch(config: ml_collections.ConfigDict, count: int) -> dict[str, np.ndarray]:
-    """`count` canvases of noise with 1 to 8 boxes each, as the loader would deliver them."""
+    """`count` canvases of noise with 1 to 8 boxes each, in the form of the loader's batches."""
     rng = np.random.default_rng(config.seed)
     height, width = config.data.canvas
     slots = config.data.max_boxes
@@ -81,8 +90,47 @@ def synthetic_batch(config: ml_collections.ConfigDict, count: int) -> dict[str, 
     }
 
 
+class Training(NamedTuple):
+    """What a training step of a config needs, with synthetic data.
+
+    Attributes:
+        mapping: over all devices.
+        detector: for `CLASSES`.
+        optimizer: of the config.
+        step: one replica's step, (state, batch) → (state, metrics).
+        example: the global batch on the host [batch_size, …].
+        batch: the same on the devices, in microbatches.
+    """
+
+    mapping: DeviceMapping
+    detector: Detector
+    optimizer: optax.GradientTransformation
+    step: Callable[[Any, Any], tuple[Any, dict[str, jax.Array]]]
+    example: dict[str, np.ndarray]
+    batch: dict[str, jax.Array]
+
+    def new_state(self, image_size: int) -> TrainState:
+        """A state with random weights on all devices."""
+        return self.mapping.replicate(
+            create_state(self.detector.model, self.optimizer, image_size, 0)
+        )
+
+
+def make_training(config: ml_collections.ConfigDict) -> Training:
+    """Builds the training step of a config and a batch for it."""
+    mapping = DeviceMapping(config.parallel)
+    validate(config, mapping.mesh.size)
+    detector = build_detector(config, CLASSES, AXIS)
+    optimizer = make_optimizer(config)
+    step = make_train_step(detector, optimizer)
+    example = synthetic_batch(config, config.batch_size)
+    parts = config.accumulate_steps
+    batch = mapping.put_batch({k: v.reshape(parts, -1, *v.shape[1:]) for k, v in example.items()})
+    return Training(mapping, detector, optimizer, step, example, batch)
+
+
 def report(title: str, rows: Sequence[tuple[str, object]], path: str | None) -> None:
-    """Prints a table of figures and writes it as JSON where `path` is given."""
+    """Prints a table of figures, and writes it as JSON if `path` is given."""
     device = jax.devices()[0]
     rows = [
         ("device", f"{len(jax.devices())} x {device.device_kind}"),
@@ -93,4 +141,4 @@ def report(title: str, rows: Sequence[tuple[str, object]], path: str | None) -> 
     for name, value in rows:
         print(f"  {name:<44} {value:.4g}" if isinstance(value, float) else f"  {name:<44} {value}")
     if path:
-        Path(path).write_text(json.dumps(dict(rows), indent=2) + "\n")
+        cli.write_json(path, dict(rows), "--json")

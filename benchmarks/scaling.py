@@ -1,19 +1,18 @@
-"""Weak scaling on paper: python benchmarks/scaling.py --collectives=FILE.
+"""Estimates weak scaling on paper.
 
-FILE is what benchmarks/collectives.py wrote with --json. Prints, in Markdown, the time of the
-step's reductions on rings of given bandwidth and latency against the time of its arithmetic, and
-the number of chips from which on they take more than `--matters` of it. Nothing is measured
-here: bandwidths are makers' figures, latencies and the share of the peak are assumptions.
+python -m benchmarks.scaling --collectives=FILE
+
+FILE was written by python -m benchmarks.collectives --json=FILE. Prints, in Markdown, the time of
+the step's reductions on rings of given bandwidth and latency, compared with the time of its
+arithmetic, and the number of chips from which they exceed the share `--matters` of it. Nothing is
+measured: bandwidths are the makers' figures, latencies and the share of the peak are assumptions.
 """
 
 import json
 import math
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from absl import flags
 
@@ -21,16 +20,16 @@ from scratchdet_jax import cli
 from scratchdet_jax.errors import UserError
 
 CHIPS = (8, 64, 512, 4096)
-MOST_CHIPS = 2**20  # where the search for a threshold ends
+MOST_CHIPS = 2**20  # the search for a threshold ends here
 
 
 class Network(NamedTuple):
-    """A way to connect chips, and the chip assumed with it.
+    """A network between chips, and the chip assumed with it.
 
     Attributes:
-        name: what it is called.
+        name: of the network and the chip.
         bandwidth: bytes/s that one chip sends in one direction.
-        latency: seconds a hop.
+        latency: seconds per hop.
         peak: bfloat16 FLOP/s of the chip.
     """
 
@@ -40,7 +39,7 @@ class Network(NamedTuple):
     peak: float
 
 
-# H100: NVLink 900 GB/s and v5p: 1200 GB/s on six links, both counted in both directions.
+# H100: NVLink 900 GB/s; v5p: 1200 GB/s on six links. Both figures count both directions.
 NETWORKS = (
     Network("NVLink 4, H100", 450e9, 5e-6, 989e12),
     Network("100 Gb/s a GPU, H100", 12.5e9, 5e-6, 989e12),
@@ -49,7 +48,7 @@ NETWORKS = (
 
 
 class Reductions(NamedTuple):
-    """One update's reductions: bytes of gradients and statistics, operations of the latter."""
+    """The reductions of one update: bytes of gradients, bytes and operations of statistics."""
 
     gradients: int
     statistics: int
@@ -57,27 +56,27 @@ class Reductions(NamedTuple):
 
 
 def read_reductions(path: str) -> Reductions:
-    """Reads the figures that benchmarks/collectives.py wrote; UserError if they do not fit."""
+    """Reads the JSON file of benchmarks.collectives; UserError if it is not one."""
     try:
         record = json.loads(Path(path).read_text())
         found = Reductions(
             record["gradients and loss sums"],
             record["BatchNorm statistics, forward and backward"],
-            record["all-reduce operations as compiled"] - 1,  # but that of the gradients
+            record["all-reduce operations as compiled"] - 1,  # without that of the gradients
         )
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
-            f"--collectives {path} is no file of benchmarks/collectives.py --json ({error!r})"
+            f"--collectives {path} is not a file of benchmarks.collectives --json ({error!r})"
         ) from None
     if not found.statistics:
         raise UserError(
-            f"--collectives {path} has no statistics across devices: measure with norm_span 0"
+            f"--collectives {path} has no statistics across devices: count with norm_span 0"
         )
     return found
 
 
 def ring_seconds(size: float, chips: int, network: Network, operations: int = 1) -> float:
-    """Seconds of ring all-reduces of `size` bytes in all, one after another.
+    """Seconds of successive ring all-reduces of `size` bytes in total.
 
     Each sends 2 (n − 1) messages of 1/n of its bytes: 2 (n − 1) α + 2 (n − 1) / n · size / β.
     """
@@ -86,13 +85,13 @@ def ring_seconds(size: float, chips: int, network: Network, operations: int = 1)
 
 
 def tree_seconds(size: float, chips: int, network: Network, operations: int = 1) -> float:
-    """Seconds of tree all-reduces, as libraries do small ones: 2 ⌈log₂ n⌉ (α + size / β)."""
+    """Seconds of tree all-reduces, used for small sizes: 2 ⌈log₂ n⌉ (α + size / β)."""
     hops = 2 * math.ceil(math.log2(chips)) if chips > 1 else 0
     return hops * (operations * network.latency + size / network.bandwidth)
 
 
 def threshold(seconds: Callable[[int], float], limit: float) -> str:
-    """The least power of two of chips, from 2 on, whose `seconds` exceed `limit`."""
+    """The smallest power of two of chips, from 2, at which `seconds` exceed `limit`."""
     chips = 2
     while chips <= MOST_CHIPS:
         if seconds(chips) > limit:
@@ -129,19 +128,19 @@ def rows(reductions: Reductions, images: int, gflop: float, share: float, matter
 
 
 def define_flags() -> None:
-    """The flags of this program; only where it is run, as others have some of the same names."""
-    flags.DEFINE_string("collectives", None, "JSON file of benchmarks/collectives.py.")
-    flags.DEFINE_integer("images", 16, "Images per chip and update: constant, as scaling is weak.")
-    flags.DEFINE_float("gflop", 197.0, "GFLOP per trained image (benchmarks/train_step.py).")
+    """Defines the flags. Not done at import, because other programs define the same names."""
+    flags.DEFINE_string("collectives", None, "JSON file of benchmarks.collectives.")
+    flags.DEFINE_integer("images", 16, "Images per chip and update; constant in weak scaling.")
+    flags.DEFINE_float("gflop", 197.0, "GFLOP per trained image (from benchmarks.train_step).")
     flags.DEFINE_float("share", 0.3, "Assumed share of the chip's peak that the step achieves.")
-    flags.DEFINE_float("matters", 0.1, "Share of the arithmetic's time that counts as much.")
+    flags.DEFINE_float("matters", 0.1, "Share of the arithmetic's time that counts as too much.")
 
 
 def main(argv: Sequence[str]) -> None:
     """Parses the command line and prints the tables."""
     values = cli.parse_flags(argv)
     if not values.collectives:
-        raise UserError("name the counts to go by: --collectives=FILE (collectives.py --json)")
+        raise UserError("name the counts: --collectives=FILE (from benchmarks.collectives --json)")
     for name in ("images", "gflop", "share", "matters"):
         if values[name].value <= 0:
             raise UserError(f"--{name} must be above 0")

@@ -1,15 +1,15 @@
-"""SSD's augmentation the usual way, image by image in NumPy and OpenCV on the host.
+"""SSD's augmentation on the host, image by image in NumPy and OpenCV.
 
-What most implementations do in the workers of a PyTorch DataLoader; here only to be measured
-against.
-The steps and ranges are those of scratchdet_jax/ops/augment.py, one interpolation (linear).
+Most implementations do this in the workers of a PyTorch DataLoader; here it is a baseline for
+benchmarks.input_pipeline. The steps and ranges are those of scratchdet_jax/ops/augment.py, with
+linear interpolation only.
 """
 
 import cv2
 import numpy as np
 
 MEAN = np.float32([123.0, 117.0, 104.0])  # RGB
-MIN_IOUS = (0.1, 0.3, 0.5, 0.7, 0.9, 0.0)  # the last: no constraint
+MIN_IOUS = (0.1, 0.3, 0.5, 0.7, 0.9, 0.0)  # 0.0: no constraint
 TRIALS = 50
 
 
@@ -19,14 +19,14 @@ def augment(
     """One training sample.
 
     Args:
-        rng: of this sample.
+        rng: the random numbers of this sample.
         image: uint8 [h, w, 3] RGB.
         boxes: float32 [n, 4], (ymin, xmin, ymax, xmax) in [0, 1].
         labels: int32 [n].
-        side: S of the network's input, pixels.
+        side: the size S of the network's input, pixels.
 
     Returns:
-        float32 [3, S, S] with the mean subtracted; the boxes and labels that are left.
+        float32 [3, S, S] with the mean subtracted; the remaining boxes and labels.
     """
     height, width = image.shape[:2]
     pixels = _photometric(rng, image.astype(np.float32))

@@ -1,12 +1,13 @@
-"""Time from the command to the first step, and from the command that resumes to its first step.
+"""Measures the time from the command to the first step, of a new and of a resumed run.
 
-python benchmarks/startup.py --config=configs/shapes.py [--config.FIELD=VALUE …]
+python -m benchmarks.startup --config=configs/shapes.py [--config.FIELD=VALUE …]
 
-Each is measured without a compilation cache, with an empty one, and with a full one. A step counts
-as done when its line is in metrics.jsonl, which is a step later. The run is stopped by SIGTERM in
-between, which saves it. Data sets are prepared before the clock starts.
+Measures without a compilation cache, with an empty one and with a full one. A step is done when its
+line is in metrics.jsonl, which is one step later. In between, SIGTERM stops and saves the run.
+The data sets must be prepared already.
 """
 
+import argparse
 import json
 import os
 import signal
@@ -17,12 +18,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-PREEMPTED = 75
+from scratchdet_jax import cli
+from scratchdet_jax.errors import PREEMPTED, UserError
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def first_step(command: Sequence[str], workdir: Path, log: Path, leave: bool) -> float:
-    """Seconds from the command to its first new line of training; then the run is stopped."""
+    """Seconds from the command to its first new line in the log; then stops the run."""
     metrics = workdir / "metrics.jsonl"
     before = _lines(metrics)
     start = time.perf_counter()
@@ -30,13 +33,13 @@ def first_step(command: Sequence[str], workdir: Path, log: Path, leave: bool) ->
         running = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=file)
     while _lines(metrics) <= before:
         if running.poll() is not None:
-            raise SystemExit(f"the run ended with status {running.returncode}:\n{log.read_text()}")
+            raise UserError(f"the run exited with {running.returncode}:\n{log.read_text()}")
         time.sleep(0.01)
     seconds = time.perf_counter() - start
     running.send_signal(signal.SIGTERM if leave else signal.SIGKILL)
     status = running.wait()
     if leave and status != PREEMPTED:
-        raise SystemExit(f"SIGTERM gave status {status}:\n{log.read_text()}")
+        raise UserError(f"the run exited with {status} after SIGTERM:\n{log.read_text()}")
     return seconds
 
 
@@ -44,11 +47,19 @@ def _lines(path: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
-def main() -> None:
+def main(argv: Sequence[str]) -> None:
     """Measures and prints a table, and the figures as JSON."""
-    arguments = sys.argv[1:]
-    if not any(a.startswith("--config=") for a in arguments):
-        raise SystemExit(__doc__)
+    parser = argparse.ArgumentParser(
+        prog=argv[0],
+        allow_abbrev=False,
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", metavar="FILE", help="recipe; its fields can be overridden")
+    options, overrides = parser.parse_known_args(argv[1:])
+    if not options.config:
+        raise UserError("name a recipe: --config=FILE")
+    arguments = [f"--config={options.config}", *overrides]
     arguments += ["--config.log_every=1", "--config.data.eval="]
     rows: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -71,4 +82,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

@@ -1,1 +1,1 @@
-"""Recipes: one small file each; every default and its meaning stands in common.py."""
+"""Recipes, one small file each; scratchdet_jax/config/defaults.py has all fields and defaults."""

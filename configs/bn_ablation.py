@@ -1,6 +1,6 @@
 """The paper's BatchNorm table: SSD300 with truncated VGG-16, VOC 07+12 → VOC07 test.
 
---config=configs/bn_ablation.py:ROW; ROW says where BatchNorm is and the learning rate.
+--config=configs/bn_ablation.py:ROW, where ROW names the place of BatchNorm and the learning rate.
 """
 
 from typing import NamedTuple
@@ -10,11 +10,11 @@ import ml_collections
 from scratchdet_jax.config import defaults
 
 FILE = "configs/bn_ablation.py"
-IMAGENET_RUN = "runs/vgg16_imagenet"  # where tools/import_torch has put torchvision's weights
+IMAGENET_RUN = "runs/vgg16_imagenet"  # torchvision's weights, imported by tools/import_torch
 
 
 class Row(NamedTuple):
-    """BatchNorm in the backbone (with the extra layers) and in the head; rate; published mAP."""
+    """BatchNorm in the backbone and extra layers, and in the head; learning rate; published mAP."""
 
     norm: str
     head_norm: str
@@ -38,9 +38,9 @@ PUBLISHED = {name: row.mean_average_precision for name, row in ROWS.items()}
 
 
 def get_config(row: str = "") -> ml_collections.ConfigDict:
-    """SSD300: six maps of 38, 19, 10, 5, 3, 1 and 8,732 anchors; batch and length as voc300.
+    """SSD300: six maps of 38, 19, 10, 5, 3, 1 and 8,732 anchors; batch size and length as voc300.
 
-    The pretrained row begins from torchvision's ImageNet weights, whose input is normalised to
+    The pretrained row starts from torchvision's ImageNet weights and normalises its input with
     their mean and deviation.
     """
     defaults.check_row(row, ROWS, FILE)
@@ -55,6 +55,6 @@ def get_config(row: str = "") -> ml_collections.ConfigDict:
     config.optimizer.learning_rate = fields.learning_rate
     if row == "pretrained":
         config.init_from = IMAGENET_RUN
-        config.normalize.mean = (123.675, 116.28, 103.53)
-        config.normalize.std = (58.395, 57.12, 57.375)
+        config.normalize.mean = defaults.IMAGENET_MEAN
+        config.normalize.std = defaults.IMAGENET_STD
     return config

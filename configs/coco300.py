@@ -13,6 +13,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.name = "coco300"
     config.train_images = 325_000 * 128
     defaults.use_coco(config)
-    config.anchors.update(defaults.anchor_fields("coco300", steps=(8, 16, 32, 64, 100, 150)))
+    config.anchors.update(defaults.anchor_fields("coco300", steps=defaults.ROOT_RESNET_STEPS_300))
     config.optimizer.drop_at = (150 / 325, 250 / 325, 310 / 325, 320 / 325)
     return config

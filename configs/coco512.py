@@ -4,19 +4,19 @@ import ml_collections
 
 from scratchdet_jax.config import defaults
 
-EPOCHS, REPEATS, IMAGES = 84, 5, 118_287  # an epoch of the release is five times COCO's train2017
+EPOCHS = 84
 
 
 def get_config() -> ml_collections.ConfigDict:
     """Seven maps of 64, 32, 16, 8, 4, 2, 1; rate 0.03, drops at epochs 38, 70 and 80 of 84.
 
-    The release trains 20 images a GPU and does not say on how many, so the rate is taken to be
-    that of a batch of 128 as elsewhere. With less memory, raise accumulate_steps.
+    The release trains 20 images per GPU on an unknown number of GPUs; the rate is assumed to be for
+    a batch of 128, as elsewhere. With less memory, raise accumulate_steps.
     """
     config = defaults.get_config()
     config.name = "coco512"
     config.image_size = 512
-    config.train_images = EPOCHS * REPEATS * IMAGES
+    config.train_images = EPOCHS * defaults.COCO_EPOCH_IMAGES
     defaults.use_coco(config)
     config.model.extra_strides = (2, 2, 2, 2, 2)
     config.anchors.update(defaults.anchor_fields("coco512"))

@@ -1,7 +1,7 @@
 """The paper's table of first layers: ResNet-18 against Root-ResNet-18, VOC 07+12 → VOC07 test.
 
---config=configs/first_layers.py:ROW with ROW conv7_stride2, root_stride2, conv7_stride1 or
-root_stride1: a 7×7 convolution or three 3×3 ones, down-sampling at once or not.
+--config=configs/first_layers.py:ROW, where ROW is conv7_stride2, root_stride2, conv7_stride1 or
+root_stride1: a 7×7 convolution or three 3×3 ones, and the stride of the first.
 """
 
 import ml_collections
@@ -18,10 +18,10 @@ PUBLISHED = {
 
 
 def get_config(row: str = "") -> ml_collections.ConfigDict:
-    """Every row has maps of 38, 19, 10, 5, 3, 2, as the authors kept the maps of all rows alike.
+    """Every row has maps of 38, 19, 10, 5, 3, 2: the authors gave all rows the same maps.
 
-    The depth is the 18 of the authors' figure; the poster's table names none. Down-sampling at
-    once makes a source of one more stage, so there is one extra block less.
+    The depth of 18 is that of the authors' figure; the poster's table gives none. With stride 2,
+    one more stage gives a source map, so there is one extra block less.
     """
     defaults.check_row(row, PUBLISHED, FILE)
     stem, _, stride = row.partition("_stride")

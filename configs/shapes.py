@@ -1,4 +1,4 @@
-"""The embedded default: procedural scenes of six shapes, trained from scratch on a laptop."""
+"""The built-in example: generated scenes of six shapes, trained from scratch on a laptop."""
 
 import ml_collections
 
@@ -6,12 +6,12 @@ from scratchdet_jax.config import defaults
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """A narrow Root-ResNet-18 at 128 px, about five minutes on two cores."""
+    """A narrow Root-ResNet-18 at 128 px; trains in about five minutes on two cores."""
     config = defaults.get_config()
     config.name = "shapes"
     config.image_size = 128
     config.batch_size = 16
-    config.train_images = 18_000  # 4.5 epochs: too few for SSD's full augmentation to help
+    config.train_images = 18_000  # 4.5 epochs: too short for SSD's full augmentation to help
     config.data.train = "shapes:train"
     config.data.eval = "shapes:validation"
     config.data.canvas = (128, 128)
@@ -21,8 +21,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.augment.crop = False
     config.model.depth = 18
     config.model.width = 0.25
-    # The boxes of turned shapes are nearly square: two square anchors a cell.
-    config.anchors.min_percent = (14, 28, 42, 55, 69, 82)  # reach 95 % of them at IoU 0.5
+    # The boxes of rotated shapes are nearly square: two square anchors per cell.
+    config.anchors.min_percent = (14, 28, 42, 55, 69, 82)  # match 95 % of the boxes at IoU 0.5
     config.anchors.max_percent = (28, 42, 55, 69, 82, 96)
     config.anchors.aspect_ratios = ((), (), (), (), (), ())
     config.anchors.steps = ()

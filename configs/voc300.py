@@ -1,7 +1,7 @@
 """ScratchDet-300 on PASCAL VOC: the four single-scale rows of the paper's results.
 
---config=configs/voc300.py is VOC 07+12 trainval → VOC07 test; further rows by
---config=configs/voc300.py:voc07_coco, :voc12 and :voc12_coco.
+--config=configs/voc300.py is VOC 07+12 trainval → VOC07 test. The other rows are
+configs/voc300.py:voc07_coco, :voc12 and :voc12_coco.
 """
 
 import ml_collections
@@ -9,18 +9,18 @@ import ml_collections
 from scratchdet_jax.config import defaults
 
 FILE = "configs/voc300.py"
-COCO_RUN = "runs/coco300"  # where configs/coco300.py leaves its run
+COCO_RUN = "runs/coco300"  # the run of configs/coco300.py
 VOC07_TRAIN = "voc/2007:train+validation,voc/2012:train+validation"
 VOC12_TRAIN = "voc/2007:train+validation+test,voc/2012:train+validation"  # "07++12"
-# mAP as published: on VOC07 test (11-point), or on VOC12 test (area, by the evaluation server).
+# Published mAP on VOC07 test (11-point) or VOC12 test (area, by the evaluation server).
 PUBLISHED = {"voc07": 80.4, "voc07_coco": 84.0, "voc12": 78.5, "voc12_coco": 82.1}
 
 
 def get_config(row: str = "voc07") -> ml_collections.ConfigDict:
     """Batch 128, rate 0.05, drops at 40k, 75k and 90k of 100k updates (Caffe release).
 
-    The rows with COCO begin from the run of configs/coco300.py. How long and at which rate the
-    authors fine-tuned is not in the sources; here it is a tenth of the rate.
+    The rows with COCO start from the run of configs/coco300.py. The sources do not give the length
+    and the rate of the authors' fine-tuning; here the rate is a tenth.
     """
     defaults.check_row(row, PUBLISHED, FILE)
     config = defaults.get_config()

@@ -1,4 +1,4 @@
-"""Your own images in VOC layout: name the folder; the classes come from the annotations.
+"""Your own images: a folder in VOC layout. The classes come from the annotations.
 
 python train.py --config=configs/voc_folder.py --config.data.folder=/data/BCCD
 """
@@ -9,14 +9,14 @@ from scratchdet_jax.config import defaults
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """A narrow Root-ResNet-18 for small sets; raise depth and width for larger ones."""
+    """A narrow Root-ResNet-18 for small data sets; raise depth and width for larger ones."""
     config = defaults.get_config()
     config.name = "voc_folder"
-    config.data.folder = ""  # required: holds JPEGImages, Annotations, ImageSets/Main
+    config.data.folder = ""  # required: has JPEGImages, Annotations, ImageSets/Main
     config.data.train = "train"
     config.data.eval = "val"
-    config.anchors.steps = ()  # follow image_size, so that it can be overridden alone
-    config.augment.expand_probability = 0.0  # hundreds of images need less than SSD's full range
+    config.anchors.steps = ()  # follow image_size, so that image_size can be overridden alone
+    config.augment.expand_probability = 0.0  # hundreds of images need less augmentation than SSD's
     config.augment.crop_scale = (0.6, 1.0)
     config.model.depth = 18
     config.model.width = 0.25

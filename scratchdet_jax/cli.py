@@ -1,10 +1,12 @@
-"""Command lines: ml_collections configs with overrides, and errors a person can read."""
+"""Command lines: configs with overrides, and how every program ends."""
 
 import difflib
 import importlib.util
+import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import ml_collections
 from absl import flags, logging
@@ -15,37 +17,61 @@ from scratchdet_jax.config.fields import flatten
 from scratchdet_jax.errors import UserError, one_line
 
 
-def run(main: Callable[[Sequence[str]], None], advice: str = "") -> None:
-    """Runs `main(sys.argv)` as the whole of a process.
+def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> None:
+    """Runs a program: `main(argv)`, where argv[0] is how the user called it.
 
-    A UserError becomes one sentence on stderr and exit status 1. Ctrl-C ends the process with
-    status 130 wherever nothing is lost (see stopping.py).
+    Every program ends here, with one of these exit statuses: 0; 1 after a UserError, which becomes
+    one sentence on stderr; 2 from argparse; 75 after SIGTERM; 130 after Ctrl-C. `--help` prints the
+    docstring and the flags of the module of `main` if that module defines absl flags; otherwise
+    `main` answers it.
 
     Args:
-        main: takes the command line with the program's name.
-        advice: what the user can do after Ctrl-C, such as "run the same command to resume".
+        main: a program.
+        argv: its command line; by default that of this process, which then listens for Ctrl-C
+            (see stopping.py).
     """
-    stopping.listen().advice = advice
+    if argv is None:
+        stopping.listen()
+    argv = [_program(), *sys.argv[1:]] if argv is None else list(argv)
     quiet_libraries()
     try:
-        main(sys.argv)
+        if {"--help", "-h"} & set(argv) and flags.FLAGS.get_key_flags_for_module(main.__module__):
+            _print_help(main.__module__, argv[0])
+        else:
+            main(argv)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except stopping.Stopped as stopped:
         stopping.leave_process(stopped.code)
+    except KeyboardInterrupt:  # in a program that does not listen
+        print("stopped by Ctrl-C", file=sys.stderr)
+        sys.exit(stopping.INTERRUPTED)
+
+
+def _program() -> str:
+    """How the user called this program: "train.py", or "python -m PACKAGE.MODULE"."""
+    module = getattr(sys.modules["__main__"], "__spec__", None)
+    if module is None:
+        return Path(sys.argv[0]).name
+    return f"python -m {module.name.removesuffix('.__main__')}"
+
+
+def _print_help(module: str, program: str) -> None:
+    _, _, listed = flags.FLAGS.module_help(module).strip().partition("\n")  # names the module
+    print(f"{sys.modules[module].__doc__}\n\n{program}:\n{listed}")
 
 
 def define_process_flags() -> None:
-    """Flags of a run of several processes; scratchdet_jax.parallel.processes reads them."""
-    flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, for a run of several.")
-    flags.DEFINE_integer("num_processes", None, "How many processes are in the run.")
-    flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
+    """Flags of a run with several processes; scratchdet_jax.parallel.processes reads them."""
+    flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, for several processes.")
+    flags.DEFINE_integer("num_processes", None, "Number of processes in the run.")
+    flags.DEFINE_integer("process_id", None, "Index of this process, from 0.")
     flags.DEFINE_integer("join_seconds", None, "How long to wait for the others; default: 300.")
 
 
 def quiet_libraries() -> None:
-    """Keeps the libraries' chatter (absl, up to warnings) out of the way of our own."""
+    """Silences the log messages of absl up to warnings."""
     logging.set_verbosity(logging.ERROR)
     logging.set_stderrthreshold(logging.ERROR)
 
@@ -55,25 +81,22 @@ def parse_config(
 ) -> ml_collections.ConfigDict:
     """Parses the command line; every mistake is a UserError.
 
-    The other flags are afterwards in `absl.flags.FLAGS`. The recipe is loaded first and the
-    overrides are checked against it, so that an unknown field is named with its near misses
+    The values of the other flags are then in `absl.flags.FLAGS`. The recipe is loaded first and the
+    overrides are checked against it, so that an unknown field is reported with its near misses
     before anything is built.
 
     Args:
         argv: the command line with the program's name.
-        recipe: what the overrides apply to; by default the recipe file that `--config` names.
+        recipe: the config that the overrides apply to, unless `--config` names a recipe file.
 
     Returns:
         The config with its overrides, locked.
     """
-    if {"--help", "-h"} & set(argv):
-        print(f"{sys.modules['__main__'].__doc__}\n{flags.FLAGS.main_module_help()}")
-        sys.exit(0)
     path, argv = _take_flag(argv, "config")
     if path is not None:
         recipe = load_recipe(path)
     elif recipe is None:
-        raise UserError(f"no recipe named: add --config=FILE (there are {_known_recipes()})")
+        raise UserError(f"no recipe given: add --config=FILE ({_known_recipes()})")
     fields = flatten(recipe)
     overrides = _overridden(argv)
     for name in overrides:
@@ -90,17 +113,23 @@ def load_recipe(path: str) -> ml_collections.ConfigDict:
     file, separator, argument = path.partition(":")
     spec = importlib.util.spec_from_file_location("recipe", file)
     if spec is None or spec.loader is None or not Path(file).is_file():
-        raise UserError(f"there is no recipe {file}: there are {_known_recipes()}")
+        raise UserError(f"there is no recipe {file} ({_known_recipes()})")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     if not hasattr(module, "get_config"):
-        raise UserError(f"{file} is no recipe: it has no function get_config()")
+        raise UserError(f"{file} is not a recipe: it has no function get_config()")
     return module.get_config(argument) if separator else module.get_config()
 
 
 def _known_recipes() -> str:
     files = Path("configs").rglob("*.py")
-    return ", ".join(sorted(str(p) for p in files if p.stem not in ("__init__", "common")))
+    names = sorted(str(p) for p in files if p.stem not in ("__init__", "common"))
+    return f"recipes here: {', '.join(names)}" if names else "no recipes in ./configs"
+
+
+def flag_value(argv: Sequence[str], name: str) -> str | None:
+    """The value of `--name` before the flags are parsed: some decide what is loaded first."""
+    return _take_flag(argv, name)[0]
 
 
 def _take_flag(argv: Sequence[str], name: str) -> tuple[str | None, list[str]]:
@@ -132,7 +161,7 @@ def _parse_with_config(
 
 
 def parse_flags(argv: Sequence[str]) -> flags.FlagValues:
-    """Parses the flags that are defined; every mistake is a UserError."""
+    """Parses the absl flags; every mistake is a UserError."""
     try:
         rest = flags.FLAGS(list(argv))
     except flags.Error as error:
@@ -156,7 +185,7 @@ def _unknown_field(name: str, fields: dict[str, object]) -> str:
 
 
 def _check_elements(name: str, default: object, value: object) -> None:
-    """Tuples parse as anything; their elements must be of the default's kind."""
+    """Checks that the elements of a tuple, which parse as anything, are like the default's."""
     if not isinstance(default, tuple) or not default:
         return
     numbers = all(isinstance(x, (int, float)) for x in default)
@@ -164,9 +193,20 @@ def _check_elements(name: str, default: object, value: object) -> None:
     wrong = [x for x in value if not isinstance(x, wanted) or isinstance(x, bool)]
     if wrong:
         kind = "numbers" if numbers else f"values of type {type(default[0]).__name__}"
-        raise UserError(f"config.{name} takes {kind} such as {default!r}, not {wrong[0]!r}")
+        raise UserError(f"config.{name} takes {kind}, such as {default!r}, not {wrong[0]!r}")
 
 
-def flag_value(argv: Sequence[str], name: str) -> str | None:
-    """The value of `--name` before the flags are parsed (it decides which config is loaded)."""
-    return _take_flag(argv, name)[0]
+def write_json(path: str | Path, record: Any, flag: str) -> None:
+    """Writes JSON to a file that the user named with `flag`; creates its folder.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"{flag} {path} cannot be written ({error.strerror}): choose another file"
+        ) from None

@@ -203,7 +203,7 @@ def listen() -> Stop:
 
     Returns:
         The Stop of the command, the same at every call. SIGTERM ends the process as usual, until
-        the command sets `terminable`.
+        the command calls `resumable`.
     """
     global _command
     if _command is None:
@@ -216,6 +216,16 @@ def listen() -> Stop:
 def of_command() -> Stop | None:
     """The Stop of this process if it is one of our commands; otherwise None."""
     return _command
+
+
+def resumable(terminable: bool = False) -> None:
+    """Says of the command that running it again continues its work.
+
+    Args:
+        terminable: SIGTERM is a request to stop, as Ctrl-C is, and ends with its own status.
+    """
+    if _command is not None:
+        _command.advice, _command.terminable = "run the same command to resume", terminable
 
 
 def leave_process(status: int) -> None:

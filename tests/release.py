@@ -1,4 +1,4 @@
-"""The authors' mmdetection release in PyTorch, written from the reference facts, and its boxes."""
+"""The authors' mmdetection release in PyTorch, written from its description, and its boxes."""
 
 import math
 
@@ -13,7 +13,7 @@ def norm_of(channels):
 
 
 class Block(nn.Module):
-    """conv, BN, ReLU, conv, BN, shortcut (1×1 convolution and BN where shapes change), ReLU."""
+    """conv, BN, ReLU, conv, BN, shortcut (1×1 convolution and BN if the shape changes), ReLU."""
 
     def __init__(self, ins, outs, stride):
         super().__init__()
@@ -32,7 +32,7 @@ class Block(nn.Module):
 
 
 class Backbone(nn.Module):
-    """Root block, stages 1…4 and extra blocks 5…8; at 512 two more convolutions."""
+    """Root block, stages 1…4 and extra blocks 5…8; two more convolutions at 512."""
 
     def __init__(self, strides, last):
         super().__init__()
@@ -67,7 +67,7 @@ class Backbone(nn.Module):
 
 
 class Head(nn.Module):
-    """A 3×3 convolution and BN for the boxes and one for the classes of each map."""
+    """For each map, a 3×3 convolution and BN for the boxes, and another for the classes."""
 
     def __init__(self, widths, anchors, classes):
         super().__init__()
@@ -107,7 +107,7 @@ class Release(nn.Module):
 
 
 def randomise(model, images, seed):
-    """Random weights; statistics of BatchNorm near those of `images`, as after training."""
+    """Sets random weights, and BatchNorm statistics close to those of `images`."""
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
@@ -124,7 +124,7 @@ def randomise(model, images, seed):
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             noise = torch.empty_like(module.running_var)
-            # A channel that hardly varies would amplify the rounding before it.
+            # A channel with little variance would amplify earlier rounding.
             module.running_var.clamp_(min=module.running_var.mean() / 4)
             module.running_mean += noise.normal_(0, 0.2, generator=generator) * torch.sqrt(
                 module.running_var
@@ -134,7 +134,7 @@ def randomise(model, images, seed):
 
 
 def anchors_of(sizes, maps, steps, ratios):
-    """The release's anchors (x1, y1, x2, y2), of the first and last pixel inside; one by one."""
+    """The release's anchors (x1, y1, x2, y2): first and last pixel inside, computed one by one."""
     boxes = []
     for (low, high), cells, step, level in zip(sizes, maps, steps, ratios, strict=True):
         shapes = [(low, low), (math.sqrt(low * high),) * 2]
@@ -153,7 +153,7 @@ def anchors_of(sizes, maps, steps, ratios):
 
 
 def decode(offsets, boxes):
-    """The release's boxes (x1, y1, x2, y2), first and last pixel, from offsets (x, y, w, h)."""
+    """The release's boxes (x1, y1, x2, y2): first and last pixel, from offsets (x, y, w, h)."""
     found = []
     for (dx, dy, dw, dh), (x1, y1, x2, y2) in zip(offsets, boxes, strict=True):
         w, h = x2 - x1 + 1, y2 - y1 + 1

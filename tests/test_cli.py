@@ -1,4 +1,4 @@
-"""The command line: what a user gets for a mistyped override."""
+"""The command line: how mistyped overrides are reported."""
 
 import subprocess
 import sys
@@ -54,7 +54,7 @@ def test_overrides_are_applied_with_their_types(parsed):
         ("stray", r"unexpected argument 'stray'"),
     ],
 )
-def test_a_wrong_override_is_named_with_its_near_misses(parsed, override, message):
+def test_a_wrong_override_is_reported_with_its_near_misses(parsed, override, message):
     with pytest.raises(UserError, match=message):
         parsed("--config=configs/voc300.py", override)
 
@@ -62,7 +62,7 @@ def test_a_wrong_override_is_named_with_its_near_misses(parsed, override, messag
 def test_a_missing_recipe_lists_the_recipes(parsed):
     with pytest.raises(UserError, match=r"configs/voc300\.py"):
         parsed("--config=configs/voc30.py")
-    with pytest.raises(UserError, match=r"no recipe named.*configs/shapes\.py"):
+    with pytest.raises(UserError, match=r"no recipe given.*configs/shapes\.py"):
         parsed()
 
 

@@ -1,8 +1,8 @@
-"""Every recipe is valid and has the network it promises; a step of it compiles and runs.
+"""Every recipe is valid and has the published network, and its training step runs.
 
-At full length the recipes need a GPU. Here the shapes of each are checked without computing
-anything, and two steps run on random images at an eighth of the width: of a VGG-16 always, of
-every row in `make test-slow` (the ResNets are trained in tests/training).
+Complete runs of the recipes need a GPU. These tests check the shapes of each without computing
+anything. Two steps run on random images at an eighth of the width: for one VGG-16, and for every
+row in `make test-slow` (tests/training trains ResNets).
 """
 
 import importlib
@@ -32,7 +32,7 @@ FILES_OF_ROWS = ("voc300", "bn_ablation", "first_layers")
 
 
 def recipes():
-    """Recipe (FILE or FILE:ROW, as on the command line) → backbone, maps, anchors."""
+    """Recipe (FILE or FILE:ROW, as on the command line) → backbone, maps, number of anchors."""
     root34 = ("Root-ResNet-34", ROOT_MAPS, 8744)
     vgg = ("VGG-16", VGG_MAPS, 8732)
     return {
@@ -78,7 +78,7 @@ def test_network_and_anchors(recipe):
     assert detector.anchors.shape == (anchors, 4)
 
 
-def test_every_row_is_here_and_has_a_name_of_its_own():
+def test_every_row_is_tested_and_has_a_unique_name():
     for file in FILES_OF_ROWS:
         for row in rows(file):
             assert f"configs/{file}.py:{row}" in RECIPES
@@ -88,7 +88,7 @@ def test_every_row_is_here_and_has_a_name_of_its_own():
 
 @pytest.mark.parametrize("file", FILES_OF_ROWS)
 @pytest.mark.parametrize(("row", "problem"), [(":best", "has no row 'best'"), (":", "needs a row")])
-def test_an_unknown_row_names_the_known(file, row, problem):
+def test_an_unknown_row_lists_the_known_rows(file, row, problem):
     with pytest.raises(UserError) as error:
         cli.load_recipe(f"configs/{file}.py{row}")
     assert f"configs/{file}.py {problem}" in str(error.value)
@@ -154,13 +154,13 @@ def test_defaults_complete_an_older_config():
 
 
 def small(recipe):
-    """The recipe's network at an eighth of the width, on two small images, without augmentation."""
+    """The recipe at an eighth of the width, with two small images and without augmentation."""
     config = cli.load_recipe(recipe)
     config.model.width = 0.125
     config.batch_size = 2
     config.accumulate_steps = 1
     config.num_steps = 2
-    config.optimizer.reference_batch_size = 0  # the rate of 128 images, not a 64th of it
+    config.optimizer.reference_batch_size = 0  # keep the rate for 128 images
     config.data.canvas = (96, 96)
     config.data.max_boxes = 4
     config.augment.crop = False
@@ -209,7 +209,7 @@ def test_two_steps_of_every_recipe(recipe):
 
 
 def test_the_defaults_are_voc300():
-    """The doctor measures by the defaults and calls them voc300."""
+    """The doctor measures with the defaults and calls them voc300."""
     recipe = importlib.import_module("configs.voc300").get_config()
     default = defaults.get_config()
     default.name = recipe.name

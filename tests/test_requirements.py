@@ -1,4 +1,4 @@
-"""What is installed: bounds on both sides, and a lock file that keeps to them."""
+"""Requirements have bounds on both sides, and the lock file is within them."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ def locked() -> dict[str, str]:
 
 
 @pytest.mark.parametrize("name", ["requirements.txt", "requirements-dev.txt"])
-def test_every_requirement_has_bounds_and_the_lock_has_its_lower_one(name):
+def test_every_requirement_has_bounds_and_is_locked_at_the_lower_one(name):
     pins = locked()
     for entry in entries(name):
         bounds = {part.operator: part.version for part in entry.specifier}

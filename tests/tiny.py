@@ -9,7 +9,7 @@ from configs import shapes
 
 
 def tiny_config(**overrides) -> ml_collections.ConfigDict:
-    """The shapes recipe at 64 px and the least width; dotted names of fields may be overridden."""
+    """The shapes recipe at 64 px and the least width; `overrides` are by dotted field name."""
     config = shapes.get_config()
     config.image_size = 64
     config.data.canvas = (64, 64)
@@ -31,7 +31,7 @@ def tiny_config(**overrides) -> ml_collections.ConfigDict:
 def random_variables(detector, image_size: int, rng: np.random.Generator) -> dict:
     """Random `params` and `batch_stats` of a detector, without compiling its initialisation.
 
-    Activations keep their size, and the statistics of BatchNorm are not trivial.
+    Activations keep their scale, and BatchNorm's statistics are not trivial.
     """
     images = jnp.zeros((1, image_size, image_size, 3))
     shapes = jax.eval_shape(
@@ -48,7 +48,7 @@ def random_variables(detector, image_size: int, rng: np.random.Generator) -> dic
 
 
 def random_batch(config, seed: int, *, parts: int = 1) -> dict[str, np.ndarray]:
-    """A batch [parts, B, …] of noise with a few bright boxes in it; some images have none."""
+    """A batch [parts, B, …] of noise images with a few bright boxes; some images have none."""
     rng = np.random.default_rng(seed)
     count = config.batch_size // parts
     height, width = config.data.canvas

@@ -1,4 +1,4 @@
-"""ScratchDet-512 on COCO as the authors' mmdetection release has it: its checkpoints fit this."""
+"""ScratchDet-512 on COCO as in the authors' mmdetection release, whose checkpoints it fits."""
 
 import ml_collections
 
@@ -9,13 +9,12 @@ from scratchdet_jax.config import defaults
 def get_config() -> ml_collections.ConfigDict:
     """Seven maps of 64, 32, 16, 8, 4, 2, 1, the last by a 3×3 and a 4×4 convolution.
 
-    Length and rate as configs/coco512.py, which differs in the last map, the anchors' rounding and
-    the mean colour.
+    Differs from configs/coco512.py in the last map, the rounded anchors and the mean colour.
     """
     config = coco512.get_config()
     config.name = "mmdet_release_ssd512"
     config.model.extra_strides = (2, 2, 2, 2)
     config.model.last_convolutions = True
     config.anchors.update(defaults.anchor_fields("coco512", rounded=True))
-    config.normalize.mean = (123.675, 116.28, 103.53)
+    config.normalize.mean = defaults.IMAGENET_MEAN
     return config

@@ -1,1 +1,1 @@
-"""The paper's thesis on small detectors: its rows, its orderings, and the report on them."""
+"""The paper's thesis on small detectors: the rows of the tables, the orderings, the report."""

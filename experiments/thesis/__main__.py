@@ -1,19 +1,19 @@
-"""The paper's thesis at the size of a laptop: small detectors trained from scratch on shapes.
+"""Tests the paper's thesis on small detectors trained from scratch on the shapes data set.
 
-python -m experiments.thesis --output=runs/thesis              # 39 runs, three seeds
+python -m experiments.thesis --output=runs/thesis           # 39 runs, three seeds
 python -m experiments.thesis --output=runs/thesis --quick   # 13 runs, one seed
 
-BatchNorm nowhere, in the head, in the backbone, in both, each at a low and a high learning rate, in
-VGG-16; and in ResNet-18 the root block against a 7×7 convolution, with and without down-sampling.
-The same command goes on where it was stopped: finished runs are not repeated. Writes table.md,
-results.json and figure.png, and says of each ordering of the paper whether it appears.
+Compares, in VGG-16, BatchNorm nowhere, in the head, in the backbone and in both, each at a low and
+a high learning rate; and in ResNet-18 the root block with a 7×7 convolution, with and without
+down-sampling. The same command resumes a stopped experiment; finished runs are not repeated.
+Writes table.md, results.json and figure.png, and reports for each ordering of the paper whether it
+holds.
 """
 
 import argparse
 import gc
 import json
 import statistics
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,21 +23,21 @@ import ml_collections
 
 from experiments.thesis.plan import IMAGES, RATES, SEEDS, Row, rows, run_config, run_folder
 from experiments.thesis.report import Outcome, Outcomes, read_outcome, write_report
-from scratchdet_jax import cli
+from scratchdet_jax import cli, stopping
 from scratchdet_jax.config import defaults
 from scratchdet_jax.config.fields import WITHOUT_EFFECT, flatten, number_of_steps
 from scratchdet_jax.errors import UserError, writable_folder
 from scratchdet_jax.files import write_text_atomically
 from scratchdet_jax.training.loop import train_and_evaluate
 
-_RECORD = "run.json"  # in a run's folder: what it is a run of
+_RECORD = "run.json"  # in the folder of a run: its config
 
 
 def train_row(row: Row, seed: int, images: int, output: Path, data_dir: str) -> Outcome:
-    """Trains one run to its end, unless it is there already; goes on with a stopped one.
+    """Trains one run to its end; resumes a stopped one, and only reads a finished one.
 
     Raises:
-        UserError: the folder holds another run, or training failed otherwise than by diverging.
+        UserError: the folder holds another run, or training failed other than by diverging.
     """
     config = run_config(row, seed, images, data_dir)
     workdir, steps = run_folder(output, row, seed), number_of_steps(config)
@@ -51,29 +51,29 @@ def train_row(row: Row, seed: int, images: int, output: Path, data_dir: str) -> 
         outcome = read_outcome(workdir, steps)
         if outcome is None or outcome.diverged_at is None:
             raise
-        print(f"a result, too: {error}")
+        print(f"a diverged run is a result too: {error}")
     finally:
-        jax.clear_caches()  # the next run compiles its own; dozens of programs would pile up
+        jax.clear_caches()  # the programs of dozens of runs would fill the memory
         gc.collect()
     return outcome or read_outcome(workdir, steps)
 
 
 def _claim(workdir: Path, config: ml_collections.ConfigDict) -> None:
-    """Records what the folder is a run of, and refuses one that is of something else."""
+    """Records the config of the run in its folder; refuses the folder of another run."""
     fields = {name: value for name, value in flatten(config).items() if name not in WITHOUT_EFFECT}
     fields = json.loads(json.dumps(fields))  # tuples become lists
     path = writable_folder(workdir, "--output") / _RECORD
     if not path.exists():
         write_text_atomically(path, json.dumps(fields, indent=2) + "\n")
         return
-    # A field that is younger than the run had its default's effect in it.
+    # A run that is older than a field was trained as with the field's default.
     known = json.loads(json.dumps(flatten(defaults.get_config())))
     saved = known | json.loads(path.read_text(encoding="utf-8"))
     for name, value in fields.items():
         if saved[name] != value:
             raise UserError(
                 f"{workdir} holds a run with config.{name} = {saved[name]}, not {value}: "
-                "choose another --output, or delete it"
+                "choose another --output, or delete that run"
             )
 
 
@@ -82,13 +82,13 @@ def run_all(seeds: Sequence[int], images: int, output: Path, data_dir: str) -> s
     writable_folder(output, "--output")
     plan = [(row, seed) for seed in seeds for row in rows()]
     outcomes: Outcomes = {}
-    spent: list[float] = []  # seconds of the runs trained now
+    spent: list[float] = []  # seconds of each run trained now
     text = ""
     for done, (row, seed) in enumerate(plan):
         finished = _is_finished(row, seed, images, output, data_dir)
         left = statistics.fmean(spent) * (len(plan) - done) / 60 if spent else None
         remaining = "" if left is None else f"; about {left:.0f} min left"
-        state = "finished before" if finished else f"{row.rate} rate {RATES[row.rate]:g}"
+        state = "already finished" if finished else f"{row.rate} rate {RATES[row.rate]:g}"
         print(
             f"\n[{done + 1}/{len(plan)}] {row.title}, seed {seed}, {state}{remaining}", flush=True
         )
@@ -105,35 +105,26 @@ def _is_finished(row: Row, seed: int, images: int, output: Path, data_dir: str) 
     return read_outcome(run_folder(output, row, seed), steps) is not None
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the tool; returns the exit status."""
+def main(argv: Sequence[str]) -> None:
+    """Parses the command line, trains and reports."""
     parser = argparse.ArgumentParser(
-        prog="python -m experiments.thesis",
-        description="Shows the paper's thesis on small detectors; go on with the same command.",
+        prog=argv[0], description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output", required=True, help="folder of the runs and the report")
-    parser.add_argument("--quick", action="store_true", help="the first seed alone")
+    parser.add_argument("--quick", action="store_true", help="only the first seed")
     parser.add_argument(
         "--seeds", type=int, nargs="+", help=f"default: {SEEDS}, quick: {SEEDS[:1]}"
     )
     parser.add_argument(
-        "--images", type=int, default=IMAGES, help=f"to train on in each run (default {IMAGES})"
+        "--images", type=int, default=IMAGES, help=f"training images per run (default {IMAGES})"
     )
-    parser.add_argument("--data_dir", default="data", help="where the shapes data set lies")
-    options = parser.parse_args(arguments)
-    cli.quiet_libraries()
+    parser.add_argument("--data_dir", default="data", help="folder of the shapes data set")
+    options = parser.parse_args(argv[1:])
     seeds = options.seeds or (SEEDS[:1] if options.quick else SEEDS)
-    try:
-        text = run_all(seeds, options.images, Path(options.output), options.data_dir)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        return 130
+    stopping.resumable(terminable=True)
+    text = run_all(seeds, options.images, Path(options.output), options.data_dir)
     print(f"\n{text}\ntable.md, results.json and figure.png are in {options.output}")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.run(main)

@@ -1,4 +1,4 @@
-"""What is trained to show the paper's thesis, and which orderings it claims."""
+"""The runs that test the paper's thesis, and the orderings that it claims."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -7,18 +7,18 @@ import ml_collections
 
 from configs import shapes
 
-RATES = {"low": 0.001, "middle": 0.01, "high": 0.05}  # the paper's own
-COMPARED = ("low", "high")  # at which all four places of BatchNorm are trained
+RATES = {"low": 0.001, "middle": 0.01, "high": 0.05}  # as in the paper
+COMPARED = ("low", "high")  # rates at which all four places of BatchNorm are trained
 SEEDS = (0, 1, 2)
-IMAGES = 12_000  # that each run trains on: three epochs
+IMAGES = 12_000  # training images of each run: three epochs
 IMAGE_SIZE = 96  # pixels; the shapes recipe's 128 would take twice as long
-# The paper's table of BatchNorm is of VGG-16, and so is this one. A residual network without any
-# BatchNorm says nothing about rates: every block adds its branch's variance, its first gradient has
-# a norm of 10,000 here, and it diverges within three updates at 0.005 as well as at 0.05.
+# The paper's BatchNorm table uses VGG-16, and so does this one. A residual network without
+# BatchNorm shows nothing about rates: every block adds the variance of its branch, the first
+# gradient has a norm of 10,000 here, and it diverges within three updates at 0.005 as at 0.05.
 VGG = {
     "model.backbone": "vgg16",
     "model.width": 0.1875,
-    "model.extra_strides": (2, 2, 2, 2),  # source maps as those of the Root-ResNet
+    "model.extra_strides": (2, 2, 2, 2),  # the source maps of the Root-ResNet
 }
 NORMS = {  # model.norm (backbone and extra blocks), model.head_norm
     "none": ("none", "none"),
@@ -38,11 +38,11 @@ class Row(NamedTuple):
     """A row of the tables.
 
     Attributes:
-        key: names its runs' folders.
-        title: as the table calls it.
-        rate: one of RATES.
-        fields: what it changes in the shapes recipe, by dotted name.
-        published: the paper's mAP on VOC07 test, as a text.
+        key: the prefix of its runs' folders.
+        title: its name in the table.
+        rate: a key of RATES.
+        fields: changes of the shapes recipe, by dotted name.
+        published: the paper's mAP on VOC07 test, as text.
     """
 
     key: str
@@ -53,9 +53,9 @@ class Row(NamedTuple):
 
 
 class Ordering(NamedTuple):
-    """A claim of the paper: the first row scores above the second.
+    """A claim of the paper: the row `above` scores higher than the row `below`.
 
-    Several keys mean the one of them with the highest mean (a method at its better rate).
+    Several keys stand for the row with the highest mean (a method at its best rate).
     """
 
     claim: str
@@ -66,7 +66,7 @@ class Ordering(NamedTuple):
 
 
 def rows() -> tuple[Row, ...]:
-    """All rows: BatchNorm in VGG-16 by rate, then first layers of ResNet-18 with it."""
+    """All rows: BatchNorm in VGG-16 by rate, then the first layers of ResNet-18."""
     published = {
         "none": ("67.6", "–"),
         "head": ("71.0", "–"),
@@ -84,7 +84,7 @@ def rows() -> tuple[Row, ...]:
         for (key, (norm, head_norm)), figure in zip(NORMS.items(), mean_ap, strict=True):
             fields = {**VGG, "model.norm": norm, "model.head_norm": head_norm}
             made.append(Row(f"bn_{key}_{rate}", names[key], rate, fields, figure))
-    norm, head_norm = NORMS["head"]  # its best row in the paper
+    norm, head_norm = NORMS["head"]  # at its best rate in the paper
     fields = {**VGG, "model.norm": norm, "model.head_norm": head_norm}
     made.append(Row("bn_head_middle", names["head"], "middle", fields, "75.6"))
     titles = ("7×7, stride 2", "three 3×3, stride 2", "7×7, stride 1", "root block")
@@ -92,14 +92,14 @@ def rows() -> tuple[Row, ...]:
         STEMS.items(), titles, ("73.1", "75.4", "77.6", "78.5"), strict=True
     ):
         fields: dict[str, object] = {"model.stem": stem, "model.stem_stride": stride}
-        if stride == 2:  # the same source maps: three of the stages, and one extra block less
+        if stride == 2:  # three stages are source maps: one extra block less gives the same maps
             fields["model.extra_strides"] = (2, 2, 2)
         made.append(Row(f"stem_{key}", title, "high", fields, figure))
     return tuple(made)
 
 
 def orderings() -> tuple[Ordering, ...]:
-    """The paper's claims that these rows can show."""
+    """The paper's claims that these rows can test."""
     best = {name: tuple(f"bn_{name}_{rate}" for rate in COMPARED) for name in NORMS}
     low, high = ({name: (f"bn_{name}_{rate}",) for name in NORMS} for rate in COMPARED)
     middle_head = ("bn_head_middle",)
@@ -146,7 +146,7 @@ def orderings() -> tuple[Ordering, ...]:
 
 
 def run_config(row: Row, seed: int, images: int, data_dir: str) -> ml_collections.ConfigDict:
-    """The shapes recipe with the row's changes; scored as COCO does, for AP by size."""
+    """The shapes recipe with the row's changes, scored by COCO's metric for AP by size."""
     config = shapes.get_config()
     fields = {
         "name": f"thesis, {row.title}, {row.rate} rate, seed {seed}",
@@ -164,5 +164,5 @@ def run_config(row: Row, seed: int, images: int, data_dir: str) -> ml_collection
 
 
 def run_folder(output: Path, row: Row, seed: int) -> Path:
-    """Where a run lives."""
+    """The folder of a run."""
     return output / f"{row.key}_seed{seed}"

@@ -1,4 +1,4 @@
-"""What the runs of the thesis came to: verdicts on the paper's orderings, tables, figure."""
+"""The results of the runs: verdicts on the paper's orderings, tables, figure."""
 
 import json
 import math
@@ -12,21 +12,22 @@ from matplotlib.axes import Axes
 
 from experiments.thesis.plan import COMPARED, RATES, Ordering, Row, orderings, rows, run_folder
 from scratchdet_jax.errors import UserError
+from scratchdet_jax.run.reading import read_run
 from scratchdet_jax.tools import plot
 
-# 97.5 % points of Student's t by degrees of freedom, from 1.
+# 97.5 % quantiles of Student's t by degrees of freedom, from 1.
 _STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23)
 
 
 class Outcome(NamedTuple):
-    """What one run came to; a diverged run counts as AP 0.
+    """The result of one run; a diverged run counts as AP 0.
 
     Attributes:
         ap50: COCO's AP at IoU 0.5.
-        ap_small: COCO's AP of boxes below 32² pixels.
-        diverged_at: the step at which the run was stopped, or None.
+        ap_small: COCO's AP of boxes smaller than 32² pixels.
+        diverged_at: the step at which the run diverged, or None.
         gradient_norm: mean over the second half of the run; None if it diverged.
-        fluctuation: mean change of the gradient's norm from step to step, over that mean; likewise.
+        fluctuation: mean change of the gradient norm per step / gradient_norm; None if it diverged.
     """
 
     ap50: float
@@ -36,16 +37,16 @@ class Outcome(NamedTuple):
     fluctuation: float | None
 
 
-Outcomes = dict[str, dict[int, Outcome]]  # by row's key, then seed
+Outcomes = dict[str, dict[int, Outcome]]  # by the row's key and the seed
 
 
 def read_outcome(workdir: Path, steps: int) -> Outcome | None:
-    """What a run came to, from its metrics.jsonl; None if it has not come to its end."""
+    """The result of a run from its metrics.jsonl; None if it is not finished."""
     if not (workdir / "metrics.jsonl").exists():
         return None
     try:
-        run = plot.read_run(workdir, workdir.name)
-    except UserError:  # stopped before its first line
+        run = read_run(workdir, workdir.name)
+    except UserError:  # stopped before its first record
         return None
     if run.diverged_at is not None:
         return Outcome(0.0, 0.0, run.diverged_at, None, None)
@@ -59,11 +60,11 @@ def read_outcome(workdir: Path, steps: int) -> Outcome | None:
 
 
 def compare(above: Sequence[float], below: Sequence[float]) -> tuple[str, float, float | None]:
-    """Whether `above` scores above `below`: the verdict, the difference, and its noise.
+    """Whether `above` scores higher than `below`: the verdict, the difference, and its noise.
 
     The noise is the half width of the 95 % interval of the difference of means (Student's t,
-    pooled variance); a difference within it shows neither order. One seed has no noise to compare
-    with, and the verdict says so.
+    pooled variance); a smaller difference shows neither order. With one seed there is no noise, and
+    the verdict says so.
     """
     difference = statistics.fmean(above) - statistics.fmean(below)
     freedom = len(above) + len(below) - 2
@@ -81,7 +82,7 @@ def compare(above: Sequence[float], below: Sequence[float]) -> tuple[str, float,
 
 
 def judge(ordering: Ordering, outcomes: Outcomes) -> tuple[str, float, float | None] | None:
-    """`compare` of an ordering's rows; None if one of them has no finished run."""
+    """`compare` for the rows of an ordering; None if one of them has no finished run."""
 
     def values(keys: tuple[str, ...]) -> list[float]:
         series = [
@@ -154,12 +155,12 @@ def _mean_and_deviation(values: Sequence[float]) -> str:
 
 
 def draw(outcomes: Outcomes, output: Path) -> None:
-    """The paper's three panels at the low and the high rate (first seed), and AP of every row."""
+    """Draws the paper's three panels at both rates (first seed), and the AP of every row."""
     figure, panels = plot.plt.subplots(3, 3, figsize=(16, 12), layout="constrained")
     for line, rate in zip(panels, COMPARED, strict=False):
         chosen = [row for row in rows() if row.rate == rate and row.key.startswith("bn_")]
         runs = [
-            plot.read_run(run_folder(output, row, min(outcomes[row.key])), row.title)
+            read_run(run_folder(output, row, min(outcomes[row.key])), row.title)
             for row in chosen
             if outcomes.get(row.key)
         ]
@@ -178,7 +179,7 @@ def draw(outcomes: Outcomes, output: Path) -> None:
 
 
 def _bars(panel: Axes, keys: dict[str, str], outcomes: Outcomes, field: str, title: str) -> None:
-    """Mean of each row as a bar, every seed as a point."""
+    """Draws the mean of each row as a bar, and every seed as a point."""
     for place, key in enumerate(keys.values()):
         values = [getattr(run, field) for run in outcomes.get(key, {}).values()]
         if values:

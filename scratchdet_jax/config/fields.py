@@ -1,9 +1,9 @@
-"""The fields of a config by dotted name, and what follows from them."""
+"""The fields of a config by dotted name, and values derived from them."""
 
 import ml_collections
 
-# Fields that change neither the parameters nor the AP of a run: they may differ when a run is
-# resumed. data.max_boxes is one, because random numbers do not depend on the number of slots.
+# Fields that change neither the parameters nor the AP of a run, so they may differ when a run is
+# resumed. data.max_boxes is one: random numbers do not depend on the number of slots.
 WITHOUT_EFFECT = (
     "name",
     "parallel",
@@ -22,7 +22,7 @@ WITHOUT_EFFECT = (
 
 
 def flatten(config: ml_collections.ConfigDict, prefix: str = "") -> dict[str, object]:
-    """The leaves of a config by dotted name."""
+    """All fields of a config by dotted name."""
     leaves: dict[str, object] = {}
     for key, value in config.items():
         if isinstance(value, ml_collections.ConfigDict):
@@ -33,12 +33,12 @@ def flatten(config: ml_collections.ConfigDict, prefix: str = "") -> dict[str, ob
 
 
 def number_of_steps(config: ml_collections.ConfigDict) -> int:
-    """Updates in the whole run: `num_steps`, or as many as `train_images` needs."""
+    """Updates in a complete run: `num_steps`, or the number that `train_images` gives."""
     return config.num_steps or config.train_images // config.batch_size
 
 
 def get(config: ml_collections.ConfigDict, name: str) -> object:
-    """The value of a dotted field name."""
+    """The value of a field by dotted name."""
     for part in name.split("."):
         config = config[part]
     return config

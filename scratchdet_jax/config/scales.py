@@ -8,7 +8,6 @@ from scratchdet_jax.errors import UserError
 
 MERGE_METHODS = ("nms", "vote")
 
-
 _ENTRY = re.compile(r"(?P<size>[1-9]\d*)(?P<flip>f?)(:(?P<keep>small|large))?")
 
 
@@ -17,8 +16,8 @@ class Scale(NamedTuple):
 
     Attributes:
         size: side of the square input, in pixels.
-        flip: whether the input is mirrored left–right (and the boxes back).
-        keep: "small" or "large" objects only, or "" for all.
+        flip: whether the input is mirrored left–right; the boxes are mirrored back.
+        keep: "small" or "large" to keep such objects only, or "" for all.
     """
 
     size: int
@@ -27,13 +26,14 @@ class Scale(NamedTuple):
 
 
 def parse_scales(entries: Sequence[int | str]) -> tuple[Scale, ...]:
-    """The scales that `config.eval.multiscale` names.
+    """Parses `config.eval.multiscale`.
 
-    An entry is SIZE, then f for a flip, then :small or :large, such as 300, "300f" or "512f:small".
-    One text may hold several joined by +, which needs no quotes on a command line.
+    An entry is SIZE, then optionally f for a flip, then optionally :small or :large, such as 300,
+    "300f" or "512f:small". A string may hold several entries joined by +, which needs no quotes on
+    a command line.
 
     Raises:
-        UserError: an entry is none, or one comes twice.
+        UserError: an entry is malformed or occurs twice.
     """
     scales = []
     for entry in entries:
@@ -42,7 +42,8 @@ def parse_scales(entries: Sequence[int | str]) -> tuple[Scale, ...]:
             if not match:
                 raise UserError(
                     f"config.eval.multiscale has the entry {text!r}: write a size in pixels, then "
-                    "f to flip, then :small or :large, such as 300, 300f or 512f:small, joined by +"
+                    "optionally f to flip, then optionally :small or :large, such as 300, 300f or "
+                    "512f:small; join several by +"
                 )
             scale = Scale(int(match["size"]), bool(match["flip"]), match["keep"] or "")
             if scale in scales:

@@ -1,4 +1,4 @@
-"""A config that cannot run fails here, before anything is built, naming the field."""
+"""Rejects a config that cannot run, naming the field, before anything is built."""
 
 import math
 
@@ -8,6 +8,7 @@ from scratchdet_jax.config.fields import get, number_of_steps
 from scratchdet_jax.config.scales import MERGE_METHODS, parse_scales
 from scratchdet_jax.detector import augment_options, build_detector
 from scratchdet_jax.errors import UserError
+from scratchdet_jax.models.layers import check_norm_span
 
 CHOICES = {
     "parallel": ("shard_map", "pmap"),
@@ -50,7 +51,7 @@ SHARES = (
 
 
 def validate(config: ml_collections.ConfigDict, device_count: int) -> None:
-    """Raises UserError, naming the field, if `config` cannot run on so many devices."""
+    """Raises UserError, naming the field, if `config` cannot run on `device_count` devices."""
     for name, choices in CHOICES.items():
         _require(
             get(config, name) in choices, name, f"one of {', '.join(map(str, choices))}", config
@@ -73,10 +74,10 @@ def validate(config: ml_collections.ConfigDict, device_count: int) -> None:
     for share in config.optimizer.drop_at:
         _require(0 < share < 1, "optimizer.drop_at", "shares of training between 0 and 1", config)
     if number_of_steps(config) < 1:
-        raise UserError("the run has no step: raise config.train_images or config.num_steps")
+        raise UserError("the run has no steps: raise config.train_images or config.num_steps")
     _check_batches(config, device_count)
     _check_multiscale(config)
-    # The parts check their own fields: augmentation, model, and anchors against source maps.
+    # Augmentation, model and anchors check their own fields when they are built.
     augment_options(config)
     build_detector(config, class_names=("any",))
 
@@ -99,18 +100,13 @@ def _check_batches(config: ml_collections.ConfigDict, device_count: int) -> None
     part = device_count * config.accumulate_steps
     if config.batch_size % part:
         raise UserError(
-            f"config.batch_size {config.batch_size} does not divide among {device_count} devices "
-            f"and config.accumulate_steps {config.accumulate_steps}: take a multiple of {part}"
+            f"config.batch_size {config.batch_size} does not divide among the devices "
+            f"({device_count}) and config.accumulate_steps ({config.accumulate_steps}): use a "
+            f"multiple of {part}"
         )
-    local = config.batch_size // part
-    total, span = local * device_count, config.model.norm_span
-    fits = (
-        local % span == 0 if 0 < span <= local else span % local == 0 and total % (span or 1) == 0
-    )
-    wanted = f"0, a divisor of {local}, or a multiple of {local} that divides {total}"
-    _require(fits, "model.norm_span", wanted, config)
+    check_norm_span(config.model.norm_span, config.batch_size // part, device_count)
     if config.eval.batch_size % device_count:
         raise UserError(
-            f"config.eval.batch_size {config.eval.batch_size} does not divide among "
-            f"{device_count} devices: take a multiple of {device_count}"
+            f"config.eval.batch_size {config.eval.batch_size} does not divide among the devices "
+            f"({device_count}): use a multiple of {device_count}"
         )

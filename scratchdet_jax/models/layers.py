@@ -1,4 +1,4 @@
-"""Layers shared by the networks: BatchNorm over a chosen span, convolutions, pooling."""
+"""Layers shared by the networks: BatchNorm over part of a batch, convolutions, pooling."""
 
 import dataclasses
 
@@ -8,26 +8,53 @@ import jax.numpy as jnp
 
 from scratchdet_jax.errors import UserError
 
-# He et al. 2015, gain sqrt(2), counted over the outputs; Glorot & Bengio 2010.
+# He et al. 2015 with gain sqrt(2) and the fan-out; Glorot & Bengio 2010.
 KAIMING_NORMAL = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 XAVIER_UNIFORM = nn.initializers.xavier_uniform()
+
+
+def check_norm_span(span: int, local: int | None = None, replicas: int = 1) -> None:
+    """Raises UserError unless BatchNorm statistics can cover groups of `span` images.
+
+    The groups are consecutive images of the global batch. Each is part of one replica's images, or
+    all images of one or more replicas.
+
+    Args:
+        span: `config.model.norm_span`; 0 for the global batch.
+        local: images on each replica; None if the batch is not known yet.
+        replicas: number of replicas.
+    """
+    if span < 0:
+        raise UserError(
+            f"config.model.norm_span is {span}: use 0 (the whole batch) or a number of images"
+        )
+    if local is None or span == 0:
+        return
+    total = local * replicas
+    fits = local % span == 0 if span <= local else span % local == 0 and total % span == 0
+    if not fits:
+        raise UserError(
+            f"config.model.norm_span is {span}, which does not fit a global batch of {total} with "
+            f"{local} per device: use 0 (the whole batch), a divisor of {local}, or a multiple of "
+            f"{local} that divides {total}"
+        )
 
 
 class BatchNorm(nn.Module):
     """Batch normalisation (Ioffe & Szegedy 2015) whose statistics cover `span` images.
 
-    In training the statistics are those of `span` consecutive images of the *global* batch, that
-    is of all replicas of the mapped axis `axis_name` in order; `span = 0` is the whole of it.
+    In training, the statistics are those of `span` consecutive images of the *global* batch: the
+    images of all replicas of the mapped axis `axis_name`, in order. `span = 0` covers all of them.
     Otherwise the running averages are used, and no axis needs to be bound (as in `init`).
 
-    Why not `flax.linen.BatchNorm`: it can group replicas (`axis_index_groups`) but then each group
-    keeps running averages of its own, so a state that is meant to be replicated is not, and its
-    checkpoint depends on which replica wrote it. Nor can it split the images of one replica.
-    Here the running averages take the mean over all groups and are the same on every replica.
+    Why not `flax.linen.BatchNorm`: it can group replicas (`axis_index_groups`), but each group then
+    keeps its own running averages, so the state differs between replicas and a checkpoint depends
+    on which replica wrote it. It also cannot split the images of one replica. Here the running
+    averages use the mean over all groups and are the same on every replica.
 
-    Statistics are float32 whatever `dtype` is, and take one pass over the activations: mean and
-    mean square about the running mean, which keeps the cancellation in E[x²] − E[x]² harmless
-    where the mean is large against the deviation. The running variance is the unbiased one
+    Statistics are float32 whatever `dtype` is. They take one pass over the activations: mean and
+    mean square about the running mean, which avoids the cancellation in E[x²] − E[x]² where the
+    mean is large compared with the deviation. The running variance is the unbiased one
     (n / (n − 1)), as in PyTorch and Caffe; the normalisation uses the biased one.
 
     Attributes:
@@ -49,7 +76,7 @@ class BatchNorm(nn.Module):
         """Normalises `inputs` [B, ..., C] over all axes but the last.
 
         Raises:
-            UserError: in training, if the batch cannot be cut into groups of `span` images.
+            UserError: in training, the batch does not divide into groups of `span` images.
         """
         channels = inputs.shape[-1:]
         scale = self.param("scale", nn.initializers.ones, channels, jnp.float32)
@@ -77,24 +104,17 @@ class BatchNorm(nn.Module):
         return outputs.reshape(inputs.shape).astype(self.dtype)
 
     def _grouping(self, local: int) -> tuple[int, list[list[int]] | None]:
-        """Groups within the replica's `local` images, and the replicas that share each group.
+        """Number of groups within a replica's `local` images, and the replicas that share a group.
 
         Replicas are None where a group stays within one replica.
         """
-        axis_size = jax.lax.axis_size(self.axis_name) if self.axis_name else 1
-        total = local * axis_size
-        span = self.span or total
-        within = span <= local
-        if (local % span if within else span % local or total % span) != 0:
-            raise UserError(
-                f"config.model.norm_span = {span} does not fit a global batch of {total} images, "
-                f"{local} on each of {axis_size} devices: use 0 (the whole batch), a divisor of "
-                f"{local}, or a multiple of {local} that divides {total}."
-            )
-        if within:
+        replicas = jax.lax.axis_size(self.axis_name) if self.axis_name else 1
+        check_norm_span(self.span, local, replicas)
+        span = self.span or local * replicas
+        if span <= local:
             return local // span, None
         width = span // local
-        return 1, [list(range(i, i + width)) for i in range(0, axis_size, width)]
+        return 1, [list(range(i, i + width)) for i in range(0, replicas, width)]
 
     def _statistics(
         self, x: jax.Array, shift: jax.Array, replicas: list[list[int]] | None
@@ -105,17 +125,17 @@ class BatchNorm(nn.Module):
         centred = x - shift
         moments = jnp.stack([centred.mean(axes), jnp.square(centred).mean(axes)])
         if replicas is not None:
-            # One group is the whole axis: the plain reduction is the one every backend is best at.
+            # One group covers the axis: backends do the plain reduction best.
             subgroups = replicas if len(replicas) > 1 else None
             moments = jax.lax.pmean(moments, self.axis_name, axis_index_groups=subgroups)
         mean, mean_square = moments
-        # Rounding can leave a constant channel a little below zero.
+        # Rounding can leave the variance of a constant channel slightly below zero.
         return mean + shift, jnp.maximum(mean_square - jnp.square(mean), 0.0)
 
     def _average(
         self, mean: jax.Array, var: jax.Array, count: int, replicas: list[list[int]] | None
     ) -> tuple[jax.Array, jax.Array]:
-        """Mean over all groups of all replicas of mean and unbiased variance [G, C] → [C]."""
+        """Mean and unbiased variance [C]: means over all groups of all replicas of [G, C]."""
         moments = jnp.stack([mean, var * (count / max(count - 1, 1))]).mean(1)
         one_group = replicas is not None and len(replicas) == 1
         if self.axis_name and not one_group:
@@ -151,12 +171,11 @@ class Layers:
         dilation: int = 1,
         padding: int | None = None,
     ) -> jax.Array:
-        """Convolves x [B, H, W, C] with `features` square kernels; to be called in a module.
+        """Convolves x [B, H, W, C] with `features` square kernels; call it inside a module.
 
         Pads by dilation · (kernel − 1) / 2 on every side, or by `padding`, as PyTorch and Caffe
-        do; "SAME" would pad an even map with stride 2 on one side only and shift the features
-        against the anchors.
-        Biased only in a network without norms: a norm that follows would undo the bias.
+        do. "SAME" would pad an even map with stride 2 on one side only, which shifts the features
+        relative to the anchors. Biased only without norms: a following norm would cancel the bias.
         """
         if padding is None:
             padding = dilation * (kernel - 1) // 2
@@ -173,7 +192,7 @@ class Layers:
         )(x)
 
     def normalize(self, x: jax.Array, train: bool, *, name: str) -> jax.Array:
-        """Normalises x [B, H, W, C], or returns it as it is if `norm` is "none"."""
+        """Normalises x [B, H, W, C]; returns it unchanged if `norm` is "none"."""
         if self.norm == "none":
             return x
         return BatchNorm(
@@ -182,10 +201,11 @@ class Layers:
 
 
 class L2Norm(nn.Module):
-    """Scales the channel vector of every cell to a learned length a channel (Liu et al. 2016 §3.1).
+    """Normalises each cell's channel vector, then scales each channel (Liu et al. 2016 §3.1).
 
-    ParseNet's normalisation as SSD puts it on conv4_3, whose values are far larger than those of
-    the later source maps: x / ‖x‖₂ · scale, with scale 20 at first. The norm is float32.
+    ParseNet's normalisation, which SSD applies to conv4_3 because its values are far larger than
+    those of the later source maps: x / ‖x‖₂ · scale, with an initial scale of 20. The norm is
+    computed in float32.
 
     Attributes:
         dtype: type of the output.
@@ -198,7 +218,7 @@ class L2Norm(nn.Module):
         """Maps x [B, H, W, C] to the same shape; a cell of zeros stays zero."""
         scale = self.param("scale", nn.initializers.constant(20.0), x.shape[-1:], jnp.float32)
         x = x.astype(jnp.float32)
-        # Added to the square (as SSD does): the root has no gradient at 0.
+        # Added to the square, as in SSD: the square root has no gradient at 0.
         length = jnp.sqrt(jnp.square(x).sum(-1, keepdims=True) + 1e-10)
         return (x / length * scale).astype(self.dtype)
 
@@ -206,8 +226,8 @@ class L2Norm(nn.Module):
 def max_pool_3x3(x: jax.Array, stride: int) -> jax.Array:
     """Maximum over 3×3 windows, padded by 1: x [B, H, W, C] → [B, ⌈H/stride⌉, ⌈W/stride⌉, C].
 
-    Maxima of shifted views, first over rows, then over columns, for the reason of `max_pool_2x2`;
-    equal maxima share their gradient.
+    Takes maxima of shifted views, first over rows, then over columns, for the same reason as
+    `max_pool_2x2`; equal maxima share their gradient.
     """
     for axis in (1, 2):
         size = x.shape[axis]
@@ -224,9 +244,9 @@ def max_pool_3x3(x: jax.Array, stride: int) -> jax.Array:
 def max_pool_2x2(x: jax.Array, ceil: bool = False) -> jax.Array:
     """Maximum over 2×2 windows, stride 2: x [B, H, W, C] → [B, ⌊H/2⌋, ⌊W/2⌋, C].
 
-    A reshape and a maximum: the gradient of XLA's pooling is not deterministic on GPUs. Equal
-    maxima share their gradient evenly (PyTorch gives it to the first). As in PyTorch, the last row
-    or column of an odd size is dropped; with `ceil`, as in Caffe, it makes windows of its own.
+    A reshape and a maximum, because the gradient of XLA's pooling is not deterministic on GPUs.
+    Equal maxima share their gradient evenly (PyTorch gives it to the first). As in PyTorch, the
+    last row or column of an odd size is dropped; with `ceil`, as in Caffe, it forms extra windows.
     """
     if ceil:
         edges = ((0, 0), (0, x.shape[1] % 2), (0, x.shape[2] % 2), (0, 0))

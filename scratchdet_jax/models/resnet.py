@@ -1,28 +1,32 @@
-"""ResNet and Root-ResNet: a ResNet whose first convolutions do not down-sample (ScratchDet)."""
+"""ResNet, and ScratchDet's Root-ResNet, whose first convolutions do not downsample."""
+
+from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
 
+from scratchdet_jax.models.backbone import Backbone, Check, one_of, scale_channels
 from scratchdet_jax.models.layers import Layers, max_pool_2x2, max_pool_3x3
 
 BLOCKS_PER_STAGE = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 BOTTLENECK_DEPTHS = (50, 101)
-EXPANSION = 4  # a bottleneck's output channels over its inner ones
+EXPANSION = 4  # output channels of a bottleneck / its inner channels
 STAGE_CHANNELS = (64, 128, 256, 512)
 STAGE_STRIDES = (1, 2, 2, 2)
 
 
 def first_source_stage(stem_stride: int) -> int:
-    """The first stage (from 1) that is a source map: the one at an eighth of the image (38 at 300).
+    """The first stage, counted from 1, whose output is a source map: an eighth of the image.
 
-    So the head sees maps of the same sizes whatever the stem does, as in the paper's comparison of
-    stems: stages 3 and 4 of Root-ResNet, stages 2, 3 and 4 of a ResNet that down-samples at once.
+    The head then sees maps of the same sizes with every stem, as in the paper's comparison of
+    stems: stages 3 and 4 of Root-ResNet; stages 2, 3 and 4 where the first convolution downsamples.
     """
     return 3 if stem_stride == 1 else 2
 
 
 class RootBlock(nn.Module):
-    """3×3 convolutions, each normalised, then 2×2 max-pooling; the first has the stride."""
+    """3×3 convolutions, each normalised, then 2×2 max-pooling; the first one has the stride."""
 
     channels: int
     layers: Layers
@@ -40,7 +44,7 @@ class RootBlock(nn.Module):
 
 
 class Conv7Stem(nn.Module):
-    """ResNet's own stem (He et al. 2016a): a 7×7 convolution, normalised, then 3×3 max-pooling."""
+    """ResNet's stem (He et al. 2016a): a normalised 7×7 convolution, then 3×3 max-pooling."""
 
     channels: int
     layers: Layers
@@ -57,9 +61,9 @@ class Conv7Stem(nn.Module):
 class BasicBlock(nn.Module):
     """Residual block of two 3×3 convolutions (He et al. 2016a): conv, norm, ReLU.
 
-    The shortcut is the identity where shapes agree, else a normalised 1×1 convolution of the same
-    stride. ScratchDet's extra blocks are this block with 128 channels; as in the authors'
-    mmdetection release, one that changes neither size nor channels has no 1×1 convolution.
+    The shortcut is the identity where shapes agree, otherwise a normalised 1×1 convolution of the
+    same stride. ScratchDet's extra blocks are this block with 128 channels; as in the authors'
+    mmdetection release, a block that changes neither size nor channels has no 1×1 convolution.
     """
 
     channels: int
@@ -83,8 +87,8 @@ class BasicBlock(nn.Module):
 class PreactivationBlock(nn.Module):
     """Residual block of two 3×3 convolutions (He et al. 2016b): norm, ReLU, conv.
 
-    A 1×1 projection has no norm of its own and sees the activated input, which it shares with the
-    first convolution (as in the authors' Caffe release). Nothing follows the addition.
+    A 1×1 projection has no norm and reads the activated input, like the first convolution (as in
+    the authors' Caffe release). Nothing follows the addition.
     """
 
     channels: int
@@ -105,9 +109,10 @@ class PreactivationBlock(nn.Module):
 
 
 class BottleneckBlock(nn.Module):
-    """Residual block 1×1, 3×3, 1×1 (He et al. 2016a) with the stride on the 3×3.
+    """Residual block of 1×1, 3×3, 1×1 convolutions (He et al. 2016a), stride on the 3×3.
 
-    The paper strides the first 1×1; torchvision and the authors' mmdetection release the 3×3.
+    The paper puts the stride on the first 1×1; torchvision and the authors' mmdetection release put
+    it on the 3×3.
     """
 
     channels: int
@@ -131,7 +136,7 @@ class BottleneckBlock(nn.Module):
 
 
 class PreactivationBottleneckBlock(nn.Module):
-    """`BottleneckBlock` in the order norm, ReLU, conv; shortcut as in `PreactivationBlock`."""
+    """`BottleneckBlock` in the order norm, ReLU, conv, with `PreactivationBlock`'s shortcut."""
 
     channels: int
     stride: int
@@ -171,9 +176,9 @@ class Stage(nn.Module):
 
 
 class LastConvolutions(nn.Module):
-    """A 3×3 convolution, then a 4×4 one padded by 1, each with norm and ReLU: a 2×2 map to 1×1.
+    """A 3×3 convolution, then a 4×4 one padded by 1, each with norm and ReLU; maps 2×2 to 1×1.
 
-    What the authors' mmdetection release ends its 512×512 network with.
+    The last layers of the authors' mmdetection release at 512×512.
     """
 
     channels: int
@@ -188,28 +193,58 @@ class LastConvolutions(nn.Module):
         return nn.relu(self.layers.normalize(x, train, name="norm2"))
 
 
+def extra_blocks(
+    x: jax.Array,
+    train: bool,
+    *,
+    channels: int,
+    strides: Sequence[int],
+    last_convolutions: bool,
+    layers: Layers,
+) -> list[jax.Array]:
+    """Source maps of ScratchDet's extra blocks extra1, extra2 …; call it inside a module.
+
+    Args:
+        x: the backbone's last source map.
+        train: whether BatchNorm uses the statistics of the batch.
+        channels: output channels of each block.
+        strides: one `BasicBlock` each.
+        last_convolutions: whether `LastConvolutions` gives one more map, named like an extra block.
+        layers: builds convolutions and norms.
+    """
+    sources = []
+    for i, stride in enumerate(strides, 1):
+        x = BasicBlock(channels, stride, layers, name=f"extra{i}")(x, train)
+        sources.append(x)
+    if last_convolutions:
+        name = f"extra{len(strides) + 1}"
+        sources.append(LastConvolutions(channels, layers, name=name)(x, train))
+    return sources
+
+
 class ResNet(nn.Module):
     """ResNet or Root-ResNet with the extra blocks; gives the source maps of the head.
 
-    The sources are the outputs of the stages from `first_source_stage` on and of each extra block,
-    after the addition and ReLU. A pre-activation stage ends in a bare sum: a last norm and ReLU
-    (`source3_norm`, `source4_norm`) makes a source of it, as He et al. 2016b end their networks,
-    while the next stage reads the sum itself; the first extra block reads the activated source.
-    Extra blocks are post-activation always.
+    The sources are the outputs, after the addition and ReLU, of the stages from
+    `first_source_stage` on and of the extra blocks. A pre-activation stage ends in a bare sum. The
+    next stage reads that sum; its source map, which the first extra block reads too, is the sum
+    after a final norm and ReLU (`source3_norm`, `source4_norm`), as at the end of He et al. 2016b's
+    networks. Extra blocks are always post-activation.
 
-    At 300×300 with the root block of stride 1 and extra strides (2, 2, 2, 2): maps of 38, 19, 10,
-    5, 3, 2. With a stem of stride 2 the stages give 38, 19 and 10, and three extra blocks the rest.
+    At 300×300 with a root block of stride 1 and extra strides (2, 2, 2, 2): maps of 38, 19, 10, 5,
+    3, 2. With a stem of stride 2 the stages give 38, 19 and 10, and three extra blocks the rest.
 
     Attributes:
-        depth: 18, 34, 50 or 101; the last two are of bottleneck blocks.
+        depth: 18, 34, 50 or 101; the last two use bottleneck blocks.
         stem: "root" (`RootBlock`) or "conv7" (`Conv7Stem`).
-        stem_convs: convolutions of the root block.
-        stem_stride: of the stem's first convolution, 1 or 2; a pooling of stride 2 follows.
-        stage_channels: of the four stages (a bottleneck's inner ones); the stem has the first.
-        extra_channels: of each extra block.
-        extra_strides: one extra block each.
-        last_convolutions: whether `LastConvolutions` gives one more map, named as an extra block.
-        preactivation: whether the stages are of pre-activation blocks.
+        stem_convs: number of convolutions in the root block.
+        stem_stride: stride of the stem's first convolution, 1 or 2; a pooling of stride 2 follows.
+        stage_channels: channels of the four stages (inner ones of a bottleneck); the stem has the
+            first.
+        extra_channels: channels of each extra block.
+        extra_strides: strides of the extra blocks.
+        last_convolutions: whether `LastConvolutions` gives one more map.
+        preactivation: whether the stages use pre-activation blocks.
         layers: builds convolutions and norms.
     """
 
@@ -239,14 +274,15 @@ class ResNet(nn.Module):
             )
             if i >= first_source_stage(self.stem_stride):
                 sources.append(self._activate(x, train, f"source{i}_norm"))
-        x = sources[-1]
-        for i, stride in enumerate(self.extra_strides, 1):
-            x = BasicBlock(self.extra_channels, stride, self.layers, name=f"extra{i}")(x, train)
-            sources.append(x)
-        if self.last_convolutions:
-            name = f"extra{len(self.extra_strides) + 1}"
-            sources.append(LastConvolutions(self.extra_channels, self.layers, name=name)(x, train))
-        return tuple(sources)
+        extras = extra_blocks(
+            sources[-1],
+            train,
+            channels=self.extra_channels,
+            strides=self.extra_strides,
+            last_convolutions=self.last_convolutions,
+            layers=self.layers,
+        )
+        return (*sources, *extras)
 
     def _stem(self) -> nn.Module:
         channels, stride = self.stage_channels[0], self.stem_stride
@@ -264,3 +300,43 @@ class ResNet(nn.Module):
         if not self.preactivation:
             return x
         return nn.relu(self.layers.normalize(x, train, name=name))
+
+
+def _build(config: Any, layers: Layers) -> ResNet:
+    return ResNet(
+        depth=config.depth,
+        stem=config.stem,
+        stem_convs=config.stem_convs,
+        stem_stride=config.stem_stride,
+        stage_channels=tuple(scale_channels(c, config.width) for c in STAGE_CHANNELS),
+        extra_channels=scale_channels(config.extra_channels, config.width),
+        extra_strides=tuple(config.extra_strides),
+        last_convolutions=config.last_convolutions,
+        preactivation=config.preactivation,
+        layers=layers,
+    )
+
+
+def _name(config: Any) -> str:
+    """Such as "Root-ResNet-34"; a stride that is unusual for the stem is mentioned."""
+    prefix, usual_stride = ("Root-", 1) if config.stem == "root" else ("", 2)
+    name = f"{prefix}ResNet-{config.depth}"
+    if config.stem_stride == usual_stride:
+        return name
+    return f"{name} (stem of stride {config.stem_stride})"
+
+
+def _sources(config: Any) -> int:
+    return len(STAGE_CHANNELS) - first_source_stage(config.stem_stride) + 1
+
+
+def _checks(config: Any) -> dict[str, Check]:
+    return {
+        "stem": one_of(config.stem, ("root", "conv7")),
+        "stem_stride": one_of(config.stem_stride, (1, 2)),
+        "depth": one_of(config.depth, tuple(BLOCKS_PER_STAGE)),
+        "stem_convs": (config.stem_convs >= 1, "at least 1 convolution"),
+    }
+
+
+BACKBONE = Backbone(_build, _name, _sources, _checks)

@@ -1,8 +1,11 @@
 """Truncated VGG-16 with SSD's extra layers (Simonyan & Zisserman 2015; Liu et al. 2016)."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 
+from scratchdet_jax.models.backbone import Backbone, Check, scale_channels
 from scratchdet_jax.models.layers import L2Norm, Layers, max_pool_2x2, max_pool_3x3
 
 BLOCKS = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))  # convolutions, channels
@@ -12,10 +15,10 @@ STAGE_SOURCES = 2  # conv4_3 and fc7
 
 
 class ExtraLayers(nn.Module):
-    """SSD's pair of extra layers, each with norm and ReLU: a 1×1 convolution, then a spatial one.
+    """SSD's pair of extra layers: a 1×1 and a spatial convolution, each with norm and ReLU.
 
-    The second is 3×3, padded by 1 where its stride is 2 and not at all where it is 1; for the last
-    map of SSD512 it is 4×4, padded by 1.
+    The second is 3×3, padded by 1 at stride 2 and unpadded at stride 1; for the last map of SSD512
+    it is 4×4, padded by 1.
     """
 
     squeeze: int
@@ -40,16 +43,17 @@ class VGG16(nn.Module):
     """Truncated VGG-16 with extra layers; gives the source maps of the head.
 
     conv1_1 … conv5_3 with 2×2 pooling between the blocks, rounded up as in Caffe; 3×3 pooling of
-    stride 1 after the last; fc6 as a 3×3 convolution of dilation 6 and fc7 as 1×1. The sources are
-    conv4_3 (after ReLU; with `L2Norm` if the network has no norms), fc7 and each extra pair.
+    stride 1 after the last block; fc6 as a 3×3 convolution of dilation 6 and fc7 as a 1×1 one. The
+    sources are conv4_3 (after ReLU; with `L2Norm` in a network without norms), fc7 and the extra
+    pairs.
 
-    At 300×300 and extra strides (2, 2, 1, 1), SSD's: maps of 38, 19, 10, 5, 3, 1.
+    At 300×300 with SSD's extra strides (2, 2, 1, 1): maps of 38, 19, 10, 5, 3, 1.
 
     Attributes:
-        block_channels: of the five blocks.
-        fc_channels: of fc6 and fc7.
-        extra_channels: c; the first pair has (2c, 4c) channels, the others (c, 2c): SSD's c is 128.
-        extra_strides: one extra pair each.
+        block_channels: channels of the five blocks.
+        fc_channels: channels of fc6 and fc7.
+        extra_channels: c; the first pair has (2c, 4c) channels, the others (c, 2c). SSD's c is 128.
+        extra_strides: strides of the extra pairs.
         last_convolutions: whether a pair with a 4×4 kernel gives one more map, as in SSD512.
         layers: builds convolutions and norms.
     """
@@ -100,3 +104,29 @@ class VGG16(nn.Module):
         if self.layers.norm != "none":
             return x
         return L2Norm(self.layers.dtype, name="conv4_3_l2")(x)
+
+
+def _build(config: Any, layers: Layers) -> VGG16:
+    return VGG16(
+        block_channels=tuple(scale_channels(c, config.width) for _, c in BLOCKS),
+        fc_channels=scale_channels(FC_CHANNELS, config.width),
+        extra_channels=scale_channels(config.extra_channels, config.width),
+        extra_strides=tuple(config.extra_strides),
+        last_convolutions=config.last_convolutions,
+        layers=layers,
+    )
+
+
+def _name(_: Any) -> str:
+    return "VGG-16"
+
+
+def _sources(_: Any) -> int:
+    return STAGE_SOURCES
+
+
+def _checks(config: Any) -> dict[str, Check]:
+    return {"preactivation": (not config.preactivation, "False: VGG-16 has no residual units")}
+
+
+BACKBONE = Backbone(_build, _name, _sources, _checks)

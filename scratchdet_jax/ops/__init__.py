@@ -1,1 +1,1 @@
-"""Pure functions on arrays, for the device: boxes, anchors, matching, loss, NMS, augmentation."""
+"""Pure functions on arrays: boxes, anchors, matching, loss, NMS, augmentation."""

@@ -1,8 +1,8 @@
 """Anchors: SSD's prior boxes.
 
 The sizes follow SSD's reference code to the pixel. Its scripts compute them as `min_dim * percent /
-100.`, which is fractional for 512 pixels (35.84 at 7 %), and its PriorBox layer then stores each in
-an `int`: so 35, not 35.84. At 300 pixels all sizes are whole anyway.
+100.`, which is fractional at 512 pixels (35.84 at 7 %), and its PriorBox layer stores each as an
+`int`: 35, not 35.84. At 300 pixels all sizes are whole numbers.
 """
 
 from collections.abc import Sequence
@@ -14,15 +14,15 @@ from scratchdet_jax.errors import UserError
 
 
 class AnchorSpecification(NamedTuple):
-    """What defines the anchors of a detector; one entry a level in every tuple.
+    """What defines the anchors of a detector; every tuple has one entry per level.
 
     Attributes:
         image_size: side of the square input, in pixels.
         min_percent: size of the small square anchor, in percent of `image_size`.
-        max_percent: the larger square anchor has the geometric mean of the min and max sizes.
-        aspect_ratios: width over height beside 1; each ratio r also gives 1/r.
-        steps: distance of neighbouring cells in pixels; () means image size over map size.
-        rounded: corners in whole pixels, as the authors' mmdetection release has them.
+        max_percent: the larger square anchor's size is the geometric mean of the min and max sizes.
+        aspect_ratios: width over height, other than 1; each ratio r also gives 1/r.
+        steps: distance between neighbouring cells in pixels; () means image size over map size.
+        rounded: corners in whole pixels, as in the authors' mmdetection release.
     """
 
     image_size: int
@@ -52,17 +52,17 @@ SPECIFICATIONS = {
         512, (4, 10, 26, 42, 58, 74, 90), (10, 26, 42, 58, 74, 90, 106), _RATIOS_512, _STEPS_512
     ),
 }
-"""The classical specifications, by name. Their steps are SSD's; a model whose last maps have other
-sizes replaces them, e.g. `specification._replace(steps=(8, 16, 32, 64, 100, 150))`."""
+"""SSD's specifications, by name, with SSD's steps. Replace the steps for a model whose last maps
+have other sizes, e.g. `specification._replace(steps=(8, 16, 32, 64, 100, 150))`."""
 
 
 def anchors_per_cell(aspect_ratios: Sequence[Sequence[float]]) -> tuple[int, ...]:
-    """Number of anchors in a cell of each level: two squares, and two for each further ratio."""
+    """Number of anchors in a cell of each level: two squares, and two for each aspect ratio."""
     return tuple(2 + 2 * len(ratios) for ratios in aspect_ratios)
 
 
 def sizes_in_pixels(specification: AnchorSpecification) -> tuple[tuple[int, int], ...]:
-    """The (min, max) size of each level in whole pixels, truncated as SSD's PriorBox layer does."""
+    """(min, max) size of each level in whole pixels, truncated as in SSD's PriorBox layer."""
     size = specification.image_size
     percents = zip(specification.min_percent, specification.max_percent, strict=True)
     return tuple((int(size * low / 100), int(size * high / 100)) for low, high in percents)
@@ -73,9 +73,9 @@ def make_anchors(
 ) -> np.ndarray:
     """Makes the anchors of all levels.
 
-    The centre of cell i lies at (i + 0.5) · step. In each cell, in SSD's order: a square of the min
-    size; one of sqrt(min · max); then for each ratio r a box of the min size's area with width /
-    height = r, and one with 1/r.
+    The centre of cell i is at (i + 0.5) · step. Each cell has, in SSD's order: a square of the min
+    size; a square of sqrt(min · max); for each ratio r, a box of the first square's area with
+    width / height = r, and one with 1/r.
 
     Args:
         specification: the sizes, ratios and steps.
@@ -86,7 +86,7 @@ def make_anchors(
         level, row, column, anchor in the cell.
 
     Raises:
-        UserError: if the levels of the specification and of the model disagree, or a size is unfit.
+        UserError: the specification and the model have different levels, or a size is invalid.
     """
     maps = [(m, m) if isinstance(m, int) else tuple(m) for m in feature_sizes]
     _check(specification, len(maps))
@@ -105,7 +105,7 @@ def make_anchors(
         )
         centre = np.stack([centre_y, centre_x], axis=-1)[:, :, None]  # [h, w, 1, 2]
         corners = np.concatenate([centre - sides / 2, centre + sides / 2], axis=-1)
-        if specification.rounded:  # of the first and the last pixel inside, halves to even
+        if specification.rounded:  # the first and last pixel inside, halves to even
             past_last = np.array([0, 0, 1, 1])
             corners = np.round(corners - past_last) + past_last
         levels.append(corners.reshape(-1, 4) / size)
@@ -122,20 +122,22 @@ def _cell_sides(low: int, high: int, ratios: Sequence[float]) -> np.ndarray:
 
 
 def _check(specification: AnchorSpecification, levels: int) -> None:
-    """Raises a UserError where the specification does not fit the model or SSD's rules."""
+    """Raises a UserError if the specification does not fit the model or SSD's rules."""
     for name in ("min_percent", "max_percent", "aspect_ratios", "steps"):
         count = len(getattr(specification, name))
         if count != levels and not (name == "steps" and count == 0):
             raise UserError(
-                f"The anchors' {name} has {count} entries but the model has {levels} feature maps; "
-                "give one entry for each map."
+                f"config.anchors.{name} has length {count}, not {levels}, the number of feature "
+                "maps: give one entry for each map"
             )
     for level, (low, high) in enumerate(sizes_in_pixels(specification)):
         if not 0 < low < high:
             raise UserError(
-                f"The anchor sizes of level {level} are {low} and {high} pixels; min_percent must "
-                "give at least one pixel and max_percent must be larger."
+                f"the anchor sizes of level {level} are {low} and {high} pixels: "
+                "config.anchors.min_percent must give at least one pixel, and max_percent more"
             )
     for level, step in enumerate(specification.steps):
         if step <= 0:
-            raise UserError(f"The anchor step of level {level} is {step}; it must be positive.")
+            raise UserError(
+                f"the anchor step of level {level} is {step}: config.anchors.steps must be above 0"
+            )

@@ -1,15 +1,15 @@
 """SSD's augmentation of one image, as a pure function of a key; vmap it over the batch.
 
-Order of SSD (weiliu89/caffe, branch ssd): colours, expand, batch sampler, resize with a random
-kernel, flip. Expanding and cropping are one window that may reach beyond the image, so an image is
-resampled once. Each part is a pair of functions: one draws, one applies what was drawn.
+The order is SSD's (weiliu89/caffe, branch ssd): colours, expand, batch sampler, resize with a
+random kernel, flip. Expanding and cropping form one window, which may reach beyond the image, so
+the image is resampled once. Each part is a pair of functions: one draws, one applies the draw.
 
-Where this departs from SSD on purpose:
+Intended differences from SSD:
 
-- Colours stay float32: clipped to 0…255 after each change as there, but not rounded.
-- Boxes are cut by the window of whole pixels that the image is cut by; SSD cuts them by the
-  unrounded crop, up to a pixel beside what is seen.
-- The unconstrained sampler works on images without boxes too (in SSD it finds nothing there).
+- Colours stay float32: they are clipped to 0…255 after each change, as in SSD, but not rounded.
+- Boxes are cut by the same window of whole pixels as the image. SSD cuts them by the unrounded
+  crop, which differs from the visible part by up to a pixel.
+- The unconstrained sampler also works on images without boxes, where SSD's finds nothing.
 - SSD writes the expanded image as JPEG and reads it back; nothing is compressed here.
 """
 
@@ -27,39 +27,30 @@ from scratchdet_jax.ops import resample
 
 @dataclasses.dataclass(frozen=True)
 class AugmentOptions:
-    """What to draw from; the defaults are SSD's. Hashable, so that it can be a static argument.
+    """What to draw from. Hashable, so that it can be a static argument.
 
-    Made from `**config.augment.to_dict()` and the mean colour. A probability of 0 (for the
-    sampler: `crop=False`) switches a part off.
+    The fields are those of `config.augment`, where their meaning and defaults are
+    (config/defaults.py), and the colour of the expanded canvas.
+
+    Attributes:
+        mean: RGB colour of the expanded canvas, in 0…255.
     """
 
-    photometric_probability: float = 0.5
-    """Of each of the four colour changes."""
-    brightness: float = 32.0
-    """Added to every channel: uniform in ±."""
-    contrast: tuple[float, float] = (0.5, 1.5)
-    """Factor on every channel."""
-    saturation: tuple[float, float] = (0.5, 1.5)
-    """Factor on HSV's saturation."""
-    hue: float = 18.0
-    """Added to HSV's hue, on OpenCV's scale of 0…180: uniform in ±."""
-    expand_probability: float = 0.5
-    expand_max_ratio: float = 4.0
-    """Largest side of the expanded canvas, in sides of the image; at least 1."""
-    crop: bool = True
-    """Whether to crop by the batch sampler."""
-    crop_min_ious: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9)
-    """One sampler for each; beside them always the whole image and one free sampler."""
-    crop_trials: int = 50
-    crop_scale: tuple[float, float] = (0.3, 1.0)
-    """Square root of the crop's share of the area, in (0, 1]."""
-    crop_aspect: tuple[float, float] = (0.5, 2.0)
-    """Width over height, both as shares of the image's."""
-    interpolations: tuple[str, ...] = resample.KERNELS
-    """Kernels to choose from, uniformly."""
-    flip_probability: float = 0.5
-    mean: tuple[float, float, float] = (123.0, 117.0, 104.0)
-    """RGB colour of the expanded canvas."""
+    photometric_probability: float
+    brightness: float
+    contrast: tuple[float, float]
+    saturation: tuple[float, float]
+    hue: float
+    expand_probability: float
+    expand_max_ratio: float
+    crop: bool
+    crop_min_ious: tuple[float, ...]
+    crop_trials: int
+    crop_scale: tuple[float, float]
+    crop_aspect: tuple[float, float]
+    interpolations: tuple[str, ...]
+    flip_probability: float
+    mean: tuple[float, float, float]
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -72,7 +63,7 @@ class AugmentOptions:
         def require(holds: bool, field: str, rule: str) -> None:
             if not holds:
                 value = getattr(self, field)
-                raise UserError(f"config.augment.{field} is {value!r}: it must be {rule}.")
+                raise UserError(f"config.augment.{field} is {value!r}: it must be {rule}")
 
         for name in ("photometric_probability", "expand_probability", "flip_probability"):
             require(0.0 <= getattr(self, name) <= 1.0, name, "a probability, from 0 to 1")
@@ -80,8 +71,8 @@ class AugmentOptions:
         require(0.0 <= self.hue <= 180.0, "hue", "from 0 to 180")
         for name in ("contrast", "saturation", "crop_aspect", "crop_scale"):
             pair = getattr(self, name)
-            rising = len(pair) == 2 and 0.0 < pair[0] <= pair[1] < math.inf
-            require(rising, name, "two numbers above 0, the smaller first")
+            ordered = len(pair) == 2 and 0.0 < pair[0] <= pair[1] < math.inf
+            require(ordered, name, "two numbers above 0, the smaller first")
         require(self.crop_scale[1] <= 1.0, "crop_scale", "at most 1")
         require(self.expand_max_ratio >= 1.0, "expand_max_ratio", "at least 1")
         minima = all(0.0 < minimum <= 1.0 for minimum in self.crop_min_ious)
@@ -93,7 +84,7 @@ class AugmentOptions:
 
 
 class Colours(NamedTuple):
-    """Amounts of the colour changes, float32 scalars; contrast comes first or last, 1 elsewhere."""
+    """Amounts of the colour changes, float32 scalars; one of the two contrasts is 1."""
 
     brightness: jax.Array
     contrast_first: jax.Array
@@ -103,7 +94,7 @@ class Colours(NamedTuple):
 
 
 def draw_colours(key: jax.Array, options: AugmentOptions) -> Colours:
-    """Draws the colour changes of one image: each applied with its probability or neutral."""
+    """Draws the colour changes of one image; a change that is not applied is neutral."""
     key_use, key_amount, key_order = jax.random.split(key, 3)
     use = jax.random.uniform(key_use, (4,)) < options.photometric_probability
     amount = jax.random.uniform(key_amount, (4,))
@@ -125,7 +116,7 @@ def draw_colours(key: jax.Array, options: AugmentOptions) -> Colours:
 def _change_saturation_and_hue(
     image: jax.Array, saturation: jax.Array, hue: jax.Array
 ) -> jax.Array:
-    """RGB → HSV, change, → RGB, in one round trip, without branches on pixels."""
+    """Changes saturation and hue in one round trip RGB → HSV → RGB, without branches on pixels."""
     red, green, blue = image[..., 0], image[..., 1], image[..., 2]
     value = jnp.maximum(jnp.maximum(red, green), blue)
     chroma = value - jnp.minimum(jnp.minimum(red, green), blue)  # saturation × value
@@ -136,7 +127,7 @@ def _change_saturation_and_hue(
         jnp.where(value == green, 2.0 + (blue - red) / divisor, 4.0 + (red - green) / divisor),
     )
     sextant = jnp.where(sextant < 0.0, sextant + 6.0, sextant)
-    # SSD adds to an 8-bit hue: past 180 it wraps around, below 0 it stays at 0 (red).
+    # As in SSD, which adds to an 8-bit hue: above 180 it wraps around, below 0 it is clipped to 0.
     sextant = jnp.maximum(sextant + hue / 30.0, 0.0)
     sextant = jnp.where(sextant >= 6.0, sextant - 6.0, sextant)
     chroma = jnp.minimum(chroma * saturation, value)
@@ -153,7 +144,7 @@ def apply_colours(image: jax.Array, colours: Colours) -> jax.Array:
     image = jnp.clip(image + colours.brightness, 0.0, 255.0)
     image = jnp.clip(image * colours.contrast_first, 0.0, 255.0)
     changed = _change_saturation_and_hue(image, colours.saturation, colours.hue)
-    # Neutral amounts leave pixels as they are, to the last bit.
+    # Neutral amounts must not change any bit of a pixel.
     image = jnp.where((colours.saturation != 1.0) | (colours.hue != 0.0), changed, image)
     return jnp.clip(image * colours.contrast_last, 0.0, 255.0)
 
@@ -164,7 +155,7 @@ def _draw_samples(key: jax.Array, count: int, options: AugmentOptions) -> jax.Ar
     low, high = options.crop_scale
     scale = low + (high - low) * uniform[0]
     low, high = options.crop_aspect
-    # The aspect is clipped to where both sides stay within the image.
+    # Clipped so that both sides fit into the image.
     aspect = jnp.clip(low + (high - low) * uniform[1], scale**2, scale**-2)
     height = jnp.minimum(scale / jnp.sqrt(aspect), 1.0)
     width = jnp.minimum(scale * jnp.sqrt(aspect), 1.0)
@@ -177,14 +168,15 @@ def draw_crop(
 ) -> jax.Array:
     """SSD's batch sampler, with all trials of all samplers evaluated at once.
 
-    A constrained sampler finds its first trial whose IoU with some box reaches its minimum, if
-    any does; the whole image and the free sample are always found. One of those found is taken.
+    Each constrained sampler proposes its first trial whose IoU with some box reaches the sampler's
+    minimum, if there is one. The full image and the free sample are always proposed. One of the
+    proposals is chosen uniformly.
 
     Args:
         key: typed key.
         boxes: float32 [M, 4], normalised to the (expanded) image.
-        valid: bool [M], boxes that count.
-        options: of these the `crop_…` fields.
+        valid: bool [M], False for padding.
+        options: the `crop_…` fields are read.
 
     Returns:
         float32 [4], the crop, normalised to the (expanded) image.
@@ -217,8 +209,8 @@ def draw_window(
         options: what to draw from.
 
     Returns:
-        The window in whole pixels of the image, at least 1 × 1; rounded as in SSD (ExpandImage and
-        CropImage of its data transformer), where every conversion to int truncates.
+        The window in whole pixels of the image, at least 1 × 1. Every conversion to int truncates,
+        as in SSD (ExpandImage and CropImage of its data transformer).
     """
     key_expand, key_ratio, key_place, key_crop = jax.random.split(key, 4)
     size = jnp.maximum(size, 1)
@@ -244,10 +236,10 @@ def place_boxes(
     window: resample.Window,
     flip: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Takes the boxes of one image into a window of it, flipped left–right or not.
+    """Moves the boxes of one image into a window of it, which may be flipped left–right.
 
-    A box stays if its centre is in the window (SSD's emit constraint CENTER) and something of it
-    is left after clipping; so padding, degenerate and non-finite boxes do not.
+    A box is kept if its centre is in the window (SSD's emit constraint CENTER) and it has an area
+    after clipping. Padding, degenerate and non-finite boxes are not kept.
 
     Args:
         boxes: float32 [M, 4], normalised to the image.
@@ -258,8 +250,8 @@ def place_boxes(
         flip: bool scalar.
 
     Returns:
-        Boxes normalised to the window, labels, ignore: in the same slots; a lost box has label 0,
-        coordinates 0 and ignore False.
+        Boxes normalised to the window, labels and ignore, in the same slots; a dropped box has
+        label 0, coordinates 0 and ignore False.
     """
     origin = jnp.stack([window.top, window.left] * 2)
     extent = jnp.stack([window.height, window.width] * 2)
@@ -292,13 +284,13 @@ def augment(
         size: int32 [2], height and width of the valid part.
         boxes: float32 [M, 4], normalised to the valid part.
         labels: int32 [M], 1…C; 0 = padding.
-        ignore: bool [M], difficult or crowd; treated like the others here.
+        ignore: bool [M], difficult or crowd; they are treated like other boxes here.
         options: what to draw from; static.
         image_size: side S of the result; static.
 
     Returns:
-        Image float32 [S, S, 3] in 0…255, boxes [M, 4] normalised to it, labels [M] (0 where the box
-        was lost), ignore [M].
+        Image float32 [S, S, 3] in 0…255, boxes [M, 4] normalised to it, labels [M] (0 for a dropped
+        box), ignore [M].
     """
     key_colours, key_window, key_kernel, key_flip = jax.random.split(key, 4)
     colours = draw_colours(key_colours, options)

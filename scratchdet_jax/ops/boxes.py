@@ -1,25 +1,25 @@
 """Box formats, overlap, and the encoding of boxes against anchors.
 
-Boxes are float32 arrays [..., 4] of (ymin, xmin, ymax, xmax), normalised to [0, 1]; a name that
-ends in `_cyxhw` holds (centre y, centre x, height, width) instead.
+Boxes are float32 arrays [..., 4] of (ymin, xmin, ymax, xmax), normalised to [0, 1]. A name that
+ends in `_cyxhw` means (centre y, centre x, height, width) instead.
 """
 
 import jax
 import jax.numpy as jnp
 
 VARIANCES = (0.1, 0.1, 0.2, 0.2)
-"""SSD's variances: what divides the offsets (cy, cx, h, w)."""
+"""SSD's variances: the offsets (cy, cx, h, w) are divided by them."""
 
 _MIN_SIDE = 1e-6
-"""Sides are taken to be at least this where they divide or enter a logarithm. The side of one pixel
-is above 1e-5 for any image, so no real box is changed."""
+"""Least side used in divisions and logarithms. One pixel's side is above 1e-5 in any image, so no
+real box is changed."""
 
 _MAX_LOG_SCALE = 20.0
-"""A predicted side is at most e^20 times its anchor's, which is as good as infinite, but finite."""
+"""A predicted side is at most e^20 times its anchor's: far beyond any image, but finite."""
 
 
 def to_cyxhw(boxes: jax.Array) -> jax.Array:
-    """Turns corners into centre form.
+    """Converts corners to centre form.
 
     Args:
         boxes: [..., 4], (ymin, xmin, ymax, xmax).
@@ -32,7 +32,7 @@ def to_cyxhw(boxes: jax.Array) -> jax.Array:
 
 
 def from_cyxhw(boxes_cyxhw: jax.Array) -> jax.Array:
-    """Turns centre form into corners; the inverse of `to_cyxhw`.
+    """Converts centre form to corners; the inverse of `to_cyxhw`.
 
     Args:
         boxes_cyxhw: [..., 4], (centre y, centre x, height, width).
@@ -62,7 +62,7 @@ def iou(a: jax.Array, b: jax.Array) -> jax.Array:
         [N, M] in [0, 1]. A pair with an empty, swapped or non-finite box has overlap 0, never NaN.
     """
     a, b = a[:, None], b[None, :]
-    # Corner by corner: four [N, M] terms that fuse, where [N, M, 2] would waste a TPU's lanes.
+    # Coordinate by coordinate: [N, M] terms fuse, and [N, M, 2] would waste a TPU's lanes.
     height = jnp.minimum(a[..., 2], b[..., 2]) - jnp.maximum(a[..., 0], b[..., 0])
     width = jnp.minimum(a[..., 3], b[..., 3]) - jnp.maximum(a[..., 1], b[..., 1])
     intersection = jnp.maximum(height, 0) * jnp.maximum(width, 0)
@@ -81,7 +81,7 @@ def encode(
 ) -> jax.Array:
     """Encodes boxes as offsets from anchors (SSD, CENTER_SIZE code).
 
-    For a box g and an anchor a in centre form the offsets are ((gy - ay) / ah, (gx - ax) / aw,
+    For a box g and an anchor a in centre form, the offsets are ((gy - ay) / ah, (gx - ax) / aw,
     ln(gh / ah), ln(gw / aw)), each divided by its variance.
 
     Args:
@@ -90,8 +90,8 @@ def encode(
         variances: of (cy, cx, h, w).
 
     Returns:
-        Offsets [..., 4] in the order (cy, cx, h, w); finite for finite boxes, also empty or swapped
-        ones, whose sides count as tiny.
+        Offsets [..., 4] in the order (cy, cx, h, w); finite for all finite boxes, including empty
+        and swapped ones, whose sides count as tiny.
     """
     box, anchor = to_cyxhw(boxes), to_cyxhw(anchors)
     box_sides = jnp.maximum(box[..., 2:], _MIN_SIDE)
@@ -104,7 +104,7 @@ def encode(
 def decode(
     offsets: jax.Array, anchors: jax.Array, variances: tuple[float, ...] = VARIANCES
 ) -> jax.Array:
-    """Turns offsets back into boxes; the inverse of `encode`.
+    """Decodes offsets into boxes; the inverse of `encode`.
 
     Args:
         offsets: [..., 4] in the order (cy, cx, h, w).

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 from scratchdet_jax.ops import boxes as box_ops
 
 _MIN_OVERLAP = 1e-6
-"""SSD's MatchBBox knows no pair below this overlap: a ground truth that overlaps no anchor, or has
-no area, is matched to nothing."""
+"""SSD's MatchBBox ignores pairs with less overlap: a ground truth that overlaps no anchor, or has
+no area, stays unmatched."""
 
 
 class Targets(NamedTuple):
-    """What each of A anchors is trained towards.
+    """The training targets of A anchors.
 
     Attributes:
         labels: int32 [A], class of the matched ground truth; 0 = negative.
@@ -26,15 +26,13 @@ class Targets(NamedTuple):
     matched: jax.Array
 
 
-def match(
-    anchors: jax.Array, boxes: jax.Array, labels: jax.Array, threshold: float = 0.5
-) -> Targets:
+def match(anchors: jax.Array, boxes: jax.Array, labels: jax.Array, threshold: float) -> Targets:
     """Matches anchors to the ground truth of one image, as SSD's MatchBBox does.
 
-    First bipartite: of all (anchor, ground truth) pairs the one of highest IoU is matched, then the
-    best of what remains, so that each ground truth has an anchor of its own. Then every anchor left
-    takes the ground truth it overlaps most, if their IoU is at least `threshold`. Of equal pairs
-    the lower anchor wins, then the lower ground truth.
+    The first stage is bipartite: the (anchor, ground truth) pair of highest IoU is matched, then
+    the best of the remaining ones, so that each ground truth gets its own anchor. In the second,
+    every remaining anchor is matched to the ground truth it overlaps most, if their IoU is at least
+    `threshold`. Among equal pairs the lower anchor wins, then the lower ground truth.
 
     Args:
         anchors: [A, 4].
@@ -49,7 +47,7 @@ def match(
     best_overlap, best_box = _max_and_argmax(overlaps, axis=0)
     matched = jnp.where(best_overlap >= threshold, best_box, -1)
     own = _bipartite(overlaps)
-    # Ground truths without an anchor of their own write past the end, which drops the update.
+    # Ground truths without their own anchor index past the end, so their update is dropped.
     own = jnp.where(own >= 0, own, anchors.shape[0])
     matched = matched.at[own].set(jnp.arange(boxes.shape[0]), mode="drop").astype(jnp.int32)
 
@@ -67,15 +65,16 @@ def _bipartite(overlaps: jax.Array) -> jax.Array:
     """Gives each ground truth its own anchor, best pair first.
 
     The order (IoU, then lower anchor, then lower ground truth) is strict, so a pair that is the
-    best of both its row and its column will be picked before anything else there: all such pairs
-    can be picked at once. The globally best pair is one, so every round makes progress; the rounds
-    are as many as ground truths compete in a chain (a few), not as many as there are.
+    best of its row and of its column is picked before any other pair there. All such pairs can be
+    picked at once. The best pair overall is one of them, so every round makes progress. The number
+    of rounds is the length of the longest chain of competing ground truths (a few), not the number
+    of ground truths.
 
     Args:
         overlaps: [M, A] IoU, 0 for padding.
 
     Returns:
-        int32 [M], the anchor of each ground truth; -1 where it has none.
+        int32 [M], the anchor of each ground truth; -1 for none.
     """
     rows, columns = overlaps.shape
     row_index = jnp.arange(rows, dtype=jnp.int32)
@@ -84,7 +83,7 @@ def _bipartite(overlaps: jax.Array) -> jax.Array:
         own, taken, _ = state
         free = (own < 0)[:, None] & ~taken
         best_overlap, best_anchor = _max_and_argmax(jnp.where(free, overlaps, 0), axis=1)
-        # Which ground truth is best is asked only of the anchors that are some row's best.
+        # Only anchors that are some row's best need their best ground truth.
         rivals = jnp.where(free[:, best_anchor], overlaps[:, best_anchor], 0)  # [M, M]
         open_row = best_overlap > _MIN_OVERLAP
         picked = open_row & (jnp.argmax(rivals, axis=0) == row_index)
@@ -97,9 +96,9 @@ def _bipartite(overlaps: jax.Array) -> jax.Array:
 
 
 def _max_and_argmax(values: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
-    """Maximum of a matrix along an axis and the lowest index that has it (int32).
+    """Maximum of a matrix along an axis and the lowest index where it occurs (int32).
 
-    Two plain reductions, since XLA does not vectorise argmax on CPU: 0.3 ms against 1.8 ms for
+    Two plain reductions, because XLA does not vectorise argmax on CPU: 0.3 ms instead of 1.8 ms for
     [50, 8744].
     """
     largest = jnp.max(values, axis=axis, keepdims=True)

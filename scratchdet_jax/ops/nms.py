@@ -17,7 +17,7 @@ class Detections(NamedTuple):
     Attributes:
         boxes: float32 [K, 4], clipped to the image; 0 in empty slots.
         scores: float32 [K], descending; 0 in empty slots.
-        labels: int32 [K], 1..C; 0 marks an empty slot. The empty slots come last.
+        labels: int32 [K], 1..C; 0 marks an empty slot. Empty slots come last.
     """
 
     boxes: jax.Array
@@ -29,27 +29,27 @@ def select_detections(
     boxes: jax.Array,
     class_probabilities: jax.Array,
     *,
-    score_threshold: float = 0.01,
-    iou_threshold: float = 0.45,
-    candidates_per_class: int = 400,
-    max_detections: int = 200,
+    score_threshold: float,
+    iou_threshold: float,
+    candidates_per_class: int,
+    max_detections: int,
 ) -> Detections:
     """Selects the detections of one image as SSD does; vmap it over a batch.
 
-    Boxes are clipped to the image and those left without area are dropped. Each class then takes
-    its best candidates, suppresses among them, and the best of all classes remain. A candidate
-    with a NaN in its score or box is never selected. Equal scores keep the order of the classes,
-    then of the anchors.
+    Boxes are clipped to the image, and boxes without area are dropped. Suppression is then applied
+    to the best candidates of each class, and the best detections of all classes are kept. A
+    candidate with a NaN in its score or box is never selected. Equal scores keep the order of the
+    classes, then of the anchors.
 
-    Memory beside the inputs: C · A scores and C · n² / 8 bytes for n candidates per class (1.7 MB
-    an image at C = 80, n = 400), so a whole batch can be mapped at once.
+    Memory in addition to the inputs: C · A scores, and C · n² / 8 bytes for n candidates per class
+    (1.7 MB per image at C = 80, n = 400), so a full batch can be mapped at once.
 
     Args:
         boxes: [A, 4], decoded.
         class_probabilities: [A, C + 1], class 0 is background.
         score_threshold: least score of a candidate.
-        iou_threshold: a candidate that overlaps a better one by more is suppressed.
-        candidates_per_class: most candidates of a class that enter the suppression.
+        iou_threshold: a candidate whose IoU with a better one exceeds this is suppressed.
+        candidates_per_class: largest number of candidates of a class in the suppression.
         max_detections: K.
 
     Returns:
@@ -79,25 +79,25 @@ def select_detections(
 def nms_mask(boxes: jax.Array, valid: jax.Array, iou_threshold: float) -> jax.Array:
     """Greedy non-maximum suppression, exact at any threshold.
 
-    A box is kept if no kept box before it overlaps it by more than the threshold. That rule is
-    iterated over all boxes at once until nothing changes. After t rounds the first t boxes are
-    right, since each depends on earlier ones only, so the fixed point is the greedy result; the
-    rounds needed are the length of the longest chain of suppressions, measured at most ten in
+    A box is kept if its IoU with every kept box before it is at most the threshold. The rule is
+    applied to all boxes at once until nothing changes. Each box depends only on earlier ones, so
+    the first t boxes are correct after t rounds and the fixed point is the greedy result. The
+    number of rounds is the length of the longest chain of suppressions: at most ten, as measured in
     random crowds of 400 boxes.
 
     Args:
         boxes: [N, 4] sorted by score, best first.
-        valid: bool [N]; the others are neither kept nor suppress anything.
-        iou_threshold: boxes that overlap by more suppress.
+        valid: bool [N]; other boxes are not kept and suppress nothing.
+        iou_threshold: a box suppresses later boxes whose IoU with it exceeds this.
 
     Returns:
-        bool [N], the boxes kept.
+        bool [N], True for the boxes kept.
     """
     spare = -boxes.shape[0] % _WORD
     before = jnp.arange(boxes.shape[0])[:, None] > jnp.arange(boxes.shape[0] + spare)
     padded = jnp.pad(boxes, ((0, spare), (0, 0)))
-    # Bits, not booleans: each round reads a thirty-second of the words, and the matrix is small
-    # enough to map over the classes and images at once.
+    # Packed bits: each round reads a 32nd of the elements, and the matrix is small enough to map
+    # over classes and images at once.
     suppressors = _pack(before & (box_ops.iou(boxes, padded) > iou_threshold))  # [N, words]
 
     def suppress(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:

@@ -1,9 +1,9 @@
-"""Cut a window out of an image and resample it, as two matrix products.
+"""Cuts a window out of an image and resamples it, as two matrix products.
 
-A separable resampling of an [H, W, 3] image to [S, S, 3] is `rows @ image @ columns.T` with one
-dense [S, H] and one [S, W] weight matrix, which is what a matrix unit is best at. The weights
-follow OpenCV's `resize` (modules/imgproc/src/resize.cpp): half-pixel centres, taps clamped to
-the border of the window, no antialiasing but for area. All positions are exact integer ratios.
+A separable resampling of an [H, W, 3] image to [S, S, 3] is `rows @ image @ columns.T` with a dense
+[S, H] and a dense [S, W] weight matrix, which suits matrix units. The weights follow OpenCV's
+`resize` (modules/imgproc/src/resize.cpp): half-pixel centres, taps clamped to the border of the
+window, no antialiasing except for area. All positions are exact integer ratios.
 """
 
 from typing import NamedTuple
@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 
 KERNELS = ("linear", "area", "nearest", "cubic", "lanczos")
-"""Names of the kernels; a kernel is passed around as its index in this tuple."""
+"""Names of the kernels; elsewhere a kernel is its index in this tuple."""
 
 _CUBIC_A = -0.75
-_TAPS = (-3, -2, -1, 0, 1, 2, 3, 4)  # the widest kernel, Lanczos with four lobes, reaches so far
+_TAPS = (-3, -2, -1, 0, 1, 2, 3, 4)  # of the widest kernel, Lanczos with four lobes
 
 
 class Window(NamedTuple):
@@ -40,7 +40,7 @@ def _cubic(distance: jax.Array) -> jax.Array:
 
 
 def _lanczos(distance: jax.Array) -> jax.Array:
-    """Lanczos with four lobes over the last axis's eight taps, scaled to sum to 1 as in OpenCV."""
+    """Lanczos with four lobes over the eight taps of the last axis, summing to 1 as in OpenCV."""
     weights = jnp.sinc(distance) * jnp.sinc(distance / 4.0)
     return weights / jnp.sum(weights, axis=-1, keepdims=True)
 
@@ -48,10 +48,10 @@ def _lanczos(distance: jax.Array) -> jax.Array:
 def _interpolation_taps(
     kernel: jax.Array | int, out_size: int, length: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """First source pixel int32 [S] and coefficients float32 [S, 8] at `_TAPS` around it.
+    """Base pixel int32 [S] and coefficients float32 [S, 8] at `_TAPS` around it.
 
-    `area` means here what OpenCV does under that name when it does not shrink: a linear
-    interpolation with the position measured from pixel edges.
+    For `area` these are the weights that OpenCV uses when it does not shrink: linear interpolation
+    with positions measured from pixel edges.
     """
     cell = jnp.arange(out_size)
     centre = (2 * cell + 1) * length - out_size  # in 1 / (2 S) of a source pixel
@@ -80,7 +80,7 @@ def _interpolation_taps(
 def _area_weights(
     out_size: int, start: jax.Array, length: jax.Array, canvas_size: int
 ) -> jax.Array:
-    """Share of each canvas pixel in each output cell's stretch of the window, [S, canvas_size]."""
+    """Share of each canvas pixel in each output cell's part of the window, [S, canvas_size]."""
     low = jnp.arange(out_size)[:, None] * length  # in 1 / S of a source pixel
     pixel = (jnp.arange(canvas_size)[None, :] - start) * out_size
     overlap = jnp.minimum(pixel + out_size, low + length) - jnp.maximum(pixel, low)
@@ -99,18 +99,18 @@ def axis_weights(
     """Weights that resample a window of one axis.
 
     Args:
-        kernel: index into `KERNELS`, may be traced.
+        kernel: index into `KERNELS`; may be traced.
         out_size: number S of output pixels.
-        start: first pixel of the window, may be negative.
-        length: pixels in the window (at least 1), may reach beyond the image.
-        valid: image pixels along the axis; everything past them gets weight 0.
+        start: first pixel of the window; may be negative.
+        length: pixels in the window (at least 1); it may reach beyond the image.
+        valid: image pixels along the axis; pixels past them get weight 0.
         canvas_size: pixels of the padded canvas along the axis.
-        shrinks: whether the window is at least S pixels long on **both** axes; only then OpenCV's
-            INTER_AREA averages, else it interpolates linearly.
+        shrinks: whether the window is at least S pixels long on **both** axes. Only then does
+            OpenCV's INTER_AREA average; otherwise it interpolates linearly.
 
     Returns:
-        float32 [S, canvas_size]. Taps outside the window are clamped to its border; a row sums to 1
-        less the weight that falls outside the image.
+        float32 [S, canvas_size]. Taps outside the window are clamped to its border. A row sums to 1
+        minus the weight outside the image.
     """
     start, length = jnp.asarray(start), jnp.maximum(length, 1)
     base, coefficients = _interpolation_taps(kernel, out_size, length)
@@ -132,11 +132,11 @@ def resample(
     image_size: int,
     fill: jax.Array,
 ) -> jax.Array:
-    """Cuts a window out of an image set in an endless plane of colour `fill`, and resizes it.
+    """Cuts a window out of an image on an infinite plane of colour `fill`, and resizes it.
 
-    Equal to pasting the valid image on a canvas of that colour, cropping the window at whole
-    pixels and calling `cv2.resize`: the colour is subtracted, so that outside the image there is
-    0, and added back at the end. Pixels of the padding (beyond `size`) never count.
+    Equivalent to pasting the valid image on a canvas of that colour, cropping the window at whole
+    pixels and calling `cv2.resize`. The colour is subtracted first, so that the plane is 0, and
+    added back at the end. Padding (beyond `size`) has no effect.
 
     Args:
         image: float32 [H, W, 3] in 0…255.
@@ -153,7 +153,7 @@ def resample(
     shrinks = (window.height >= image_size) & (window.width >= image_size)
     rows = axis_weights(kernel, image_size, window.top, window.height, size[0], height, shrinks)
     columns = axis_weights(kernel, image_size, window.left, window.width, size[1], width, shrinks)
-    # HIGHEST: by default TPUs and tensor cores would round the pixels to bfloat16 or TF32.
+    # HIGHEST, because by default TPUs and tensor cores round the pixels to bfloat16 or TF32.
     exact = jax.lax.Precision.HIGHEST
     middle = jnp.einsum("sh,hwc->swc", rows, image - fill, precision=exact)
     output = jnp.einsum("tw,swc->stc", columns, middle, precision=exact)
@@ -169,7 +169,7 @@ def resize(image: jax.Array, size: jax.Array, image_size: int) -> jax.Array:
         image_size: side S of the result.
 
     Returns:
-        float32 [S, S, 3] in 0…255; what OpenCV's INTER_LINEAR gives before rounding.
+        float32 [S, S, 3] in 0…255, equal to OpenCV's INTER_LINEAR before rounding.
     """
     zero = jnp.zeros((), jnp.int32)
     window = Window(zero, zero, size[0], size[1])

@@ -1,8 +1,10 @@
-"""Command-line tools: python -m scratchdet_jax.tools.NAME."""
+"""Command-line tools: scratchdet NAME, or python -m scratchdet_jax.tools.NAME."""
 
+import os
 import sys
 
 from scratchdet_jax import stopping
 
-if sys.argv[:1] == ["-m"]:  # Python imports this package before the module named after -m
+# Python imports this package before the module that is named after -m, and before the entry point.
+if sys.argv and os.path.basename(sys.argv[0]) in ("-m", "scratchdet"):
     stopping.listen()

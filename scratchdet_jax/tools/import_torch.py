@@ -1,16 +1,16 @@
-r"""Makes a run of PyTorch weights: the authors' mmdetection release, or torchvision's backbones.
+r"""Imports PyTorch weights into a run.
 
 python -m scratchdet_jax.tools.import_torch --checkpoint=F.pth \
     --config=configs/mmdet_release/ssd300.py --workdir=runs/release300
 python eval.py --workdir=runs/release300
 
-An ImageNet backbone is no detector yet; a run begins from it by --config.init_from=WORKDIR. Needs
-PyTorch (pip install -r requirements-torch.txt).
+Reads the authors' mmdetection release and torchvision's ImageNet backbones. A backbone is not a
+detector yet: start a run from it with --config.init_from=WORKDIR. Needs PyTorch
+(pip install -r requirements-torch.txt).
 """
 
 import json
 import pickle
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,7 +30,7 @@ from scratchdet_jax.run.checkpoints import IMPORTED, Checkpoints, RunInfo
 from scratchdet_jax.run.state import create_state
 
 flags.DEFINE_string("checkpoint", None, "The PyTorch file.")
-flags.DEFINE_string("workdir", None, "The run to make; must not hold one.")
+flags.DEFINE_string("workdir", None, "Folder of the new run; must not hold a run.")
 
 _CLASSES = {len(names): names for names in (VOC_CLASSES, coco_classes.NAMES)}
 
@@ -38,10 +38,10 @@ _CLASSES = {len(names): names for names in (VOC_CLASSES, coco_classes.NAMES)}
 def read_state_dict(path: Path) -> dict[str, np.ndarray]:
     """The arrays of a PyTorch checkpoint by name; nothing in the file is executed.
 
-    A file may hold the state dict itself or, as mmdetection's do, under `state_dict`.
+    The state dict may be at the top level or, as in mmdetection's files, under `state_dict`.
 
     Raises:
-        UserError: PyTorch is not installed, or the file is no checkpoint of plain tensors.
+        UserError: PyTorch is not installed, or the file is not a checkpoint of plain tensors.
     """
     try:
         import torch
@@ -56,24 +56,27 @@ def read_state_dict(path: Path) -> dict[str, np.ndarray]:
     except (RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
         reason = one_line(str(error).split(". ")[0])
         raise UserError(
-            f"--checkpoint {path} is no PyTorch checkpoint of tensors alone, which is all that is "
-            f"read ({reason}): name a file that torch.save(model.state_dict(), …) has written"
+            f"--checkpoint {path} is not a PyTorch checkpoint of plain tensors ({reason}): name a "
+            "file written by torch.save(model.state_dict(), …)"
         ) from None
     content = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(content, dict) or not all(torch.is_tensor(x) for x in content.values()):
-        raise UserError(f"--checkpoint {path} holds no state dict: a dictionary of tensors by name")
+        raise UserError(
+            f"--checkpoint {path} does not hold a state dict: it must be a dictionary of tensors "
+            "by name"
+        )
     return {name: tensor.float().numpy() for name, tensor in content.items()}
 
 
 def import_run(
     state: dict[str, np.ndarray], config: ml_collections.ConfigDict, workdir: Path
 ) -> Imported:
-    """Writes a run of the weights `state` at step 0.
+    """Writes a run with the weights `state` at step 0.
 
     Args:
         state: arrays by PyTorch's names.
         config: the recipe that the weights belong to.
-        workdir: of the new run.
+        workdir: the folder of the new run.
 
     Raises:
         UserError: the weights do not fit the recipe, or `workdir` holds a run.
@@ -82,7 +85,7 @@ def import_run(
     checkpoints = Checkpoints(workdir)
     if checkpoints.latest_step is not None:
         checkpoints.close()
-        raise UserError(f"{workdir} holds a run already: choose another --workdir")
+        raise UserError(f"{workdir} already holds a run: choose another --workdir")
     class_names = _class_names(state)
     detector = build_detector(config, class_names)
     initial = create_state(detector.model, optax.identity(), config.image_size, config.seed)
@@ -96,23 +99,25 @@ def import_run(
 
 
 def _class_names(state: dict[str, np.ndarray]) -> tuple[str, ...]:
-    """Of the data set with as many classes as the checkpoint's head; a backbone has no classes."""
+    """The classes of the known data set with the head's class count; a backbone has none."""
     count = number_of_classes(state)
     if count is None:
         return ("object",)
     if count not in _CLASSES:
         raise UserError(
-            f"the checkpoint's head predicts {count} classes: only VOC's 20 and COCO's 80 are "
-            "known by name"
+            f"the checkpoint's head predicts {count} classes: class names are known only for "
+            "VOC (20) and COCO (80)"
         )
     return tuple(_CLASSES[count])
 
 
 def to_text(imported: Imported) -> str:
-    """What was taken and what keeps its initial value, a line each, and the counts."""
-    lines = [f"  taken    {ours} {shape} from {theirs}" for ours, theirs, shape in imported.taken]
+    """One line per array (imported, or left at its initial value), then the counts."""
+    lines = [f"  imported {ours} {shape} from {theirs}" for ours, theirs, shape in imported.taken]
     lines += [f"  initial  {name}: not in an ImageNet classifier" for name in imported.initial]
-    counts = f"{len(imported.taken)} arrays taken, {len(imported.initial)} at their initial values"
+    counts = (
+        f"{len(imported.taken)} arrays imported, {len(imported.initial)} at their initial values"
+    )
     return "\n".join([*lines, f"{imported.source} format: {counts}"])
 
 
@@ -125,10 +130,10 @@ def main(argv: Sequence[str]) -> None:
     imported = import_run(read_state_dict(Path(checkpoint)), config, Path(workdir))
     print(to_text(imported))
     if imported.initial:
-        print(f"begin a run from it: python train.py --config=… --config.init_from={workdir}")
+        print(f"start a run from it: python train.py --config=… --config.init_from={workdir}")
     else:
         print(f"score it: python eval.py --workdir={workdir}")
 
 
 if __name__ == "__main__":
-    cli.run(main, sys.argv)
+    cli.run(main)

@@ -1,17 +1,15 @@
-"""How smooth the loss is along its gradient, from the checkpoints of runs.
+"""Measures how smooth the loss is along its gradient.
 
 python -m scratchdet_jax.tools.landscape RUN [RUN …] --checkpoint=latest --output=landscape.json
 
-The measurement behind the claim that BatchNorm smooths the loss surface (Santurkar et al. 2018,
-"How Does Batch Normalization Help Optimization?", section 3.1): from the parameters x of the
-checkpoint, steps of several sizes η along the gradient g of the batch that the run would see next,
-and at x − ηg the loss, the change of the gradient, and the effective β-smoothness
+This is the measurement behind the claim that BatchNorm smooths the loss surface (Santurkar et al.
+2018, "How Does Batch Normalization Help Optimization?", section 3.1). From the parameters x of a
+checkpoint, it takes steps of several sizes η along the gradient g of the next training batch. At
+x − ηg it measures the loss, the change of the gradient, and the effective β-smoothness
 ‖g(x − ηg) − g(x)‖ / ‖ηg‖. Compare runs at the same step sizes.
 """
 
 import argparse
-import json
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,14 +30,14 @@ STEP_SIZES = (0.0005, 0.002, 0.01, 0.05, 0.2)
 
 
 class Walk(NamedTuple):
-    """What a walk along the gradient met; arrays have one value a step size [n].
+    """The measurements of a walk along the gradient; arrays have one value per step size [n].
 
     Attributes:
         loss: at the start.
         gradient_norm: ‖g‖₂ at the start.
         losses: at x − ηg.
         gradient_changes: ‖g(x − ηg) − g(x)‖₂ (Santurkar et al.'s gradient predictiveness).
-        smoothness: that over ‖ηg‖₂; the largest of them is the effective β-smoothness.
+        smoothness: gradient_changes / ‖ηg‖₂; the largest is the effective β-smoothness.
     """
 
     loss: float
@@ -52,10 +50,10 @@ class Walk(NamedTuple):
 def make_walk(
     loss_and_gradient: Callable[[Any, Any], tuple[jax.Array, Any]],
 ) -> Callable[[Any, Any, Sequence[float]], Walk]:
-    """A function (params, inputs, step_sizes) → Walk.
+    """Makes a function (params, inputs, step_sizes) → Walk.
 
-    `loss_and_gradient` takes (params, inputs), and is compiled once for all walks. A loss that
-    overflows on the way is reported as it is (inf or NaN).
+    `loss_and_gradient` takes (params, inputs) and is compiled once for all walks. A loss that
+    overflows is returned as inf or NaN.
     """
 
     @jax.jit
@@ -81,10 +79,10 @@ def make_walk(
 def measure_run(
     run: SavedRun, step_sizes: Sequence[float], batches: int, data_dir: str | None = None
 ) -> list[Walk]:
-    """Walks from a checkpoint, one for each of the next `batches` batches of its training.
+    """Walks from a checkpoint, one for each of the next `batches` updates of its training.
 
-    A batch is what BatchNorm sees at once on one device: batch_size / accumulate_steps images,
-    augmented as the run would augment them; the loss is that of training, in training mode.
+    The batch of a walk is the first microbatch of the update: batch_size / accumulate_steps images
+    on one device, augmented as in the run. The loss is the training loss, in training mode.
     """
     config = run.info.config.copy_and_resolve_references()
     if data_dir:
@@ -124,7 +122,7 @@ def measure_run(
 
 
 def summarize(run: SavedRun, walks: Sequence[Walk], step_sizes: Sequence[float]) -> dict[str, Any]:
-    """Means over the batches, as numbers that JSON can hold (null where not finite)."""
+    """Means over the batches, for JSON: None where not finite."""
     with np.errstate(divide="ignore", invalid="ignore"):
         changes = np.array([walk.losses - walk.loss for walk in walks])
         relative = np.array([walk.gradient_changes / walk.gradient_norm for walk in walks])
@@ -178,47 +176,30 @@ def text(summary: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the tool; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m scratchdet_jax.tools.landscape",
-        description="Measures loss and gradient along the gradient, from checkpoints.",
-    )
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="work folder of a run")
+def main(argv: Sequence[str]) -> None:
+    """Parses the command line, measures the runs and prints."""
+    parser = argparse.ArgumentParser(prog=argv[0], description=__doc__.splitlines()[0])
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run")
     parser.add_argument("--checkpoint", default="latest", help="best, latest or a step")
     parser.add_argument(
         "--step_sizes", type=float, nargs="+", default=STEP_SIZES, help=f"default: {STEP_SIZES}"
     )
-    parser.add_argument("--batches", type=int, default=4, help="to average over (default 4)")
-    parser.add_argument("--data_dir", help="where the data lie, if elsewhere than in training")
+    parser.add_argument("--batches", type=int, default=4, help="batches to average (default 4)")
+    parser.add_argument("--data_dir", help="folder of the data sets (default: as in training)")
     parser.add_argument("--output", help="also write the figures to this JSON file")
-    options = parser.parse_args(arguments)
-    cli.quiet_libraries()
-    try:
-        if min(options.step_sizes) <= 0 or options.batches < 1:
-            raise UserError("--step_sizes and --batches must be above 0")
-        summaries = []
-        for workdir in options.runs:
-            run = open_run(Path(workdir), options.checkpoint)
-            walks = measure_run(run, options.step_sizes, options.batches, options.data_dir)
-            summaries.append(summarize(run, walks, options.step_sizes))
-            print(text(summaries[-1]), flush=True)
-        if options.output:
-            _write(Path(options.output), summaries)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
-def _write(path: Path, summaries: Sequence[dict[str, Any]]) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(summaries, indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"--output {path} cannot be written ({error.strerror})") from error
-    print(f"wrote {path}")
+    options = parser.parse_args(argv[1:])
+    if min(options.step_sizes) <= 0 or options.batches < 1:
+        raise UserError("--step_sizes and --batches must be above 0")
+    summaries = []
+    for workdir in options.runs:
+        run = open_run(Path(workdir), options.checkpoint)
+        walks = measure_run(run, options.step_sizes, options.batches, options.data_dir)
+        summaries.append(summarize(run, walks, options.step_sizes))
+        print(text(summaries[-1]), flush=True)
+    if options.output:
+        cli.write_json(options.output, summaries, "--output")
+        print(f"wrote {options.output}")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.run(main)

@@ -1,21 +1,18 @@
-"""Curves of one or several runs in one picture, from the metrics.jsonl of their work folders.
+"""Draws the curves of runs from their metrics.jsonl.
 
 python -m scratchdet_jax.tools.plot RUN [RUN …] --output=curves.png
 
 The first row is the paper's figure: loss, L2 norm of the gradient, fluctuation of that norm.
-Curves are named by what differs in the runs' configs.
+Curves are named by the fields in which the runs' configs differ.
 """
 
 import argparse
 import math
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib
-
-from scratchdet_jax.run.reading import RunRecords, read_config, read_run
 
 matplotlib.use("Agg")
 
@@ -27,19 +24,20 @@ from matplotlib.figure import Figure
 from scratchdet_jax import cli
 from scratchdet_jax.config.fields import WITHOUT_EFFECT
 from scratchdet_jax.errors import UserError
+from scratchdet_jax.run.reading import RunRecords, read_config, read_run
 
 # Curves with more points than this are drawn as a running mean with a min–max band.
 _POINTS_PER_CURVE = 60
 # Relative deviations are taken over this many records.
 _WINDOW = 20
-# A panel whose largest value is so many times its median gets a logarithmic axis.
+# A panel gets a logarithmic axis if its largest value is more than this many times its median.
 _LOGARITHMIC_FROM = 100
-# With more differing fields than this the folder says more than a list of them.
+# Runs that differ in more fields than this are named by their folders.
 _FIELDS_IN_A_NAME = 6
 
 
 def run_names(workdirs: Sequence[str | Path]) -> list[str]:
-    """Names the runs by their folders, with as much of the path before as tells them apart.
+    """Names the runs by the shortest ends of their paths that are all different.
 
     Raises:
         UserError: a folder is given twice.
@@ -47,7 +45,7 @@ def run_names(workdirs: Sequence[str | Path]) -> list[str]:
     paths = [Path(workdir).resolve() for workdir in workdirs]
     for path in paths:
         if paths.count(path) > 1:
-            raise UserError(f"Run {str(path)!r} is given twice.")
+            raise UserError(f"run {path} is given twice")
     longest = max(len(path.parts) for path in paths)
     for length in range(1, longest + 1):
         names = ["/".join(path.parts[-length:]) for path in paths]
@@ -59,14 +57,14 @@ def run_names(workdirs: Sequence[str | Path]) -> list[str]:
 def label_by_difference(
     names: Sequence[str], configs: Sequence[dict[str, object] | None]
 ) -> list[str]:
-    """Names curves by the fields, known to all configs, in which the runs differ.
+    """Names curves by the fields in which the runs differ, among those that all configs have.
 
     Args:
-        names: what a run is called that has no config, or where nothing (or too much) differs.
-        configs: by dotted name of field; None where there is none.
+        names: the names of runs without a config, and of all runs if no fields differ, or too many.
+        configs: by dotted field name; None for a run without one.
 
     Returns:
-        One label a run, such as "norm=none, learning_rate=0.005"; no two are equal.
+        One label per run, such as "norm=none, learning_rate=0.005"; all are different.
     """
     known = [config for config in configs if config is not None]
     differing = [
@@ -102,7 +100,7 @@ def _text(value: object) -> str:
 
 
 def series(records: Sequence[dict[str, Any]], field: str) -> tuple[np.ndarray, np.ndarray]:
-    """(steps int [n], values float [n]) of the records that have the field; null is NaN."""
+    """(steps int [n], values float [n]) of the records that have the field; null becomes NaN."""
     rows = [(record["step"], record[field]) for record in records if field in record]
     steps = np.array([step for step, _ in rows], np.int64)
     values = np.array([math.nan if value is None else value for _, value in rows], np.float64)
@@ -112,7 +110,7 @@ def series(records: Sequence[dict[str, Any]], field: str) -> tuple[np.ndarray, n
 def fluctuation(records: Sequence[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
     """(steps, mean |‖g_t‖₂ − ‖g_{t−1}‖₂|) as logged.
 
-    Of runs logged before that figure was, the change between successive records.
+    Old logs lack this figure; there it is the change between successive records.
     """
     if any("gradient_fluctuation" in record for record in records):
         return series(records, "gradient_fluctuation")
@@ -121,32 +119,32 @@ def fluctuation(records: Sequence[dict[str, Any]]) -> tuple[np.ndarray, np.ndarr
 
 
 def relative_deviation(values: np.ndarray, window: int) -> np.ndarray:
-    """Standard deviation over mean [n − window + 1] of each stretch; empty if there are fewer."""
+    """Standard deviation / mean [n − window + 1] of each window; empty if n < window."""
     if len(values) < window:
         return np.zeros(0)
-    stretches = np.lib.stride_tricks.sliding_window_view(values, window)
+    windows = np.lib.stride_tricks.sliding_window_view(values, window)
     with np.errstate(invalid="ignore", divide="ignore"):
-        deviation = stretches.std(axis=-1) / stretches.mean(axis=-1)
+        deviation = windows.std(axis=-1) / windows.mean(axis=-1)
     return np.where(np.isfinite(deviation), deviation, np.nan)
 
 
 def running(values: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean, minimum and maximum [n − window + 1] over each stretch of `window` values.
+    """Mean, minimum and maximum [n − window + 1] of each window, without the NaN in it.
 
-    Stretches of NaN give NaN; other NaN are left out.
+    A window of NaN alone gives NaN.
     """
-    stretches = np.lib.stride_tricks.sliding_window_view(values, window)
-    finite = np.isfinite(stretches)
+    windows = np.lib.stride_tricks.sliding_window_view(values, window)
+    finite = np.isfinite(windows)
     count = finite.sum(axis=-1)
-    total = np.where(finite, stretches, 0.0).sum(axis=-1)
-    low = np.where(finite, stretches, np.inf).min(axis=-1)
-    high = np.where(finite, stretches, -np.inf).max(axis=-1)
+    total = np.where(finite, windows, 0.0).sum(axis=-1)
+    low = np.where(finite, windows, np.inf).min(axis=-1)
+    high = np.where(finite, windows, -np.inf).max(axis=-1)
     mean = np.where(count > 0, total / np.maximum(count, 1), np.nan)
     return mean, np.where(count > 0, low, np.nan), np.where(count > 0, high, np.nan)
 
 
 def draw(runs: Sequence[RunRecords], output: str | Path) -> None:
-    """Draws the paper's three panels, and parts, evaluations, rate and throughput below them.
+    """Draws the paper's three panels; below them parts, evaluations, rate and throughput.
 
     Raises:
         UserError: the picture cannot be written.
@@ -215,13 +213,13 @@ def save(figure: Figure, output: str | Path) -> None:
     """Writes a picture and frees it.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: the picture cannot be written.
     """
     try:
         Path(output).parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(output, dpi=110)
     except (OSError, ValueError) as error:
-        raise UserError(f"Picture {str(output)!r} cannot be written: {error}.") from error
+        raise UserError(f"--output {output} cannot be written: {error}") from error
     finally:
         plt.close(figure)
 
@@ -239,7 +237,7 @@ def _curve(
     name: str | None = None,
     style: str = "-",
 ) -> None:
-    """One curve; a long one as a running mean with a min–max band."""
+    """Draws one curve; a long one as a running mean with a min–max band."""
     window = max(1, len(values) // _POINTS_PER_CURVE)
     if window > 1:
         mean, low, high = running(values, window)
@@ -264,28 +262,22 @@ def _finish(panel: Axes, title: str) -> None:
         panel.set_ylim(0, max(panel.get_ylim()[1], 1.05 * values.max()) or 1)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the tool; returns the exit status."""
+def main(argv: Sequence[str]) -> None:
+    """Parses the command line and draws."""
     parser = argparse.ArgumentParser(
-        prog="python -m scratchdet_jax.tools.plot",
-        description="Draws the curves of runs from the metrics.jsonl of their work folders: loss, "
-        "gradient norm and its fluctuation, then parts, AP, learning rate and throughput.",
+        prog=argv[0],
+        description="Draws the curves of runs from their metrics.jsonl: loss, gradient norm and "
+        "its fluctuation, then parts, AP, learning rate and throughput.",
     )
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="work folder of a run")
-    parser.add_argument("--output", required=True, help="picture to write, e.g. curves.png")
-    options = parser.parse_args(arguments)
-    try:
-        cli.quiet_libraries()
-        configs = [read_config(run) for run in options.runs]
-        names = label_by_difference(run_names(options.runs), configs)
-        runs = [read_run(run, name) for run, name in zip(options.runs, names, strict=True)]
-        draw(runs, options.output)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run")
+    parser.add_argument("--output", required=True, help="picture to write, such as curves.png")
+    options = parser.parse_args(argv[1:])
+    configs = [read_config(run) for run in options.runs]
+    names = label_by_difference(run_names(options.runs), configs)
+    runs = [read_run(run, name) for run, name in zip(options.runs, names, strict=True)]
+    draw(runs, options.output)
     print(f"wrote {options.output}")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.run(main)

@@ -83,9 +83,7 @@ def _positive(text: str) -> int:
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m scratchdet_jax.tools.predict", description=__doc__.splitlines()[0]
-    )
+    parser = argparse.ArgumentParser(prog=argv[0], description=__doc__.splitlines()[0])
     parser.add_argument("images", nargs="*", help="image files; default: images of the eval split")
     parser.add_argument("--workdir", required=True, help="folder of the run, as for train.py")
     parser.add_argument("--output", required=True, help="folder for the pictures")

@@ -1,60 +1,54 @@
-"""Prepares data sets: python -m scratchdet_jax.tools.prepare {voc,coco,shapes} [options].
+"""Checks a data set and prepares it for training.
 
-`voc` checks a folder in VOC layout and prepares it as voc_folder/NAME; `coco` does so with COCO
-annotation files and their images, as coco_folder/NAME; `shapes` makes the embedded data set
-(which training does by itself at first use). A run that was killed is taken up by the same command.
+python -m scratchdet_jax.tools.prepare {voc,coco,shapes} [options]
+
+`voc` prepares a folder in VOC layout as voc_folder/NAME. `coco` prepares COCO annotation files and
+their images as coco_folder/NAME. `shapes` makes the embedded data set, as training does at its
+first use. After an interruption, the same command resumes.
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from scratchdet_jax import cli, stopping
 from scratchdet_jax.data.builders.coco_folder import CocoSplit, prepare_coco_folder
+from scratchdet_jax.data.builders.report import PrepareReport
 from scratchdet_jax.data.builders.shapes import prepare_shapes
 from scratchdet_jax.data.builders.voc_folder import dataset_name, prepare_voc_folder
-from scratchdet_jax.errors import UserError
 
 _COCO_EXAMPLE = """example:
-  python -m scratchdet_jax.tools.prepare coco --name=coco2017 \\
+  %(prog)s --name=coco2017 \\
       --split=train:annotations/instances_train2017.json:train2017 \\
       --split=validation:annotations/instances_val2017.json:val2017
 """
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one subcommand; returns the exit status."""
-    arguments = _parser().parse_args(argv)
-    try:
-        arguments.run(arguments)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        return 130
-    return 0
+def main(argv: Sequence[str]) -> None:
+    """Parses the command line and prepares."""
+    options = _parser(argv[0]).parse_args(argv[1:])
+    stopping.resumable()
+    options.run(options)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m scratchdet_jax.tools.prepare", description="Prepares a data set."
-    )
+def _parser(program: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=program, description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     voc = commands.add_parser("voc", help="a folder in VOC layout, as voc_folder/NAME")
     voc.add_argument("--folder", required=True, help="holds JPEGImages, Annotations, ImageSets")
-    voc.add_argument("--name", help="of the data set (default: the folder's name)")
+    voc.add_argument("--name", help="name of the data set (default: the folder's name)")
     voc.add_argument(
         "--classes",
         metavar="A,B,…",
         type=_names,
-        help="class names in the order of their labels; others are left out (default: all found)",
+        help="class names in the order of their labels; other objects are left out (default: all "
+        "classes found)",
     )
     voc.add_argument(
         "--splits",
         metavar="A,B,…",
         type=_names,
-        help="lists of ImageSets/Main to prepare (default: all that are plain lists of ids)",
+        help="lists in ImageSets/Main to prepare (default: all that are plain lists of ids)",
     )
     voc.set_defaults(run=_voc)
     coco = commands.add_parser(
@@ -70,21 +64,21 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         required=True,
         dest="splits",
-        help="a split, its annotation file and the folder of its images; once for every split",
+        help="a split, its annotation file and the folder of its images; once per split",
     )
-    coco.add_argument("--name", required=True, help="of the data set")
+    coco.add_argument("--name", required=True, help="name of the data set")
     coco.set_defaults(run=_coco)
     shapes = commands.add_parser("shapes", help="the embedded data set of procedural scenes")
-    shapes.set_defaults(run=lambda arguments: prepare_shapes(arguments.data_dir))
+    shapes.set_defaults(run=lambda options: prepare_shapes(options.data_dir))
     for command in (voc, coco):
         command.add_argument(
             "--strict",
             action="store_true",
-            help="take any defect for an error: exit with status 1 and write no data set",
+            help="treat every defect as an error: exit with status 1 and write no data set",
         )
     for command in (voc, coco, shapes):
         command.add_argument(
-            "--data_dir", default="data", help="where data sets are kept (default: %(default)s)"
+            "--data_dir", default="data", help="folder of the data sets (default: %(default)s)"
         )
     return parser
 
@@ -102,25 +96,22 @@ def _coco_split(text: str) -> CocoSplit:
     return CocoSplit(name, Path(annotations), Path(images))
 
 
-def _voc(arguments: argparse.Namespace) -> None:
-    name = arguments.name or dataset_name(arguments.folder)
-    report = prepare_voc_folder(
-        arguments.folder,
-        arguments.data_dir,
-        name,
-        arguments.classes,
-        arguments.splits,
-        arguments.strict,
+def _voc(options: argparse.Namespace) -> None:
+    name = options.name or dataset_name(options.folder)
+    _print_use(
+        prepare_voc_folder(
+            options.folder, options.data_dir, name, options.classes, options.splits, options.strict
+        )
     )
-    print(f"use it as {report.name}:SPLIT, SPLIT being one of {', '.join(report.images)}")
 
 
-def _coco(arguments: argparse.Namespace) -> None:
-    report = prepare_coco_folder(
-        arguments.splits, arguments.data_dir, arguments.name, arguments.strict
-    )
+def _coco(options: argparse.Namespace) -> None:
+    _print_use(prepare_coco_folder(options.splits, options.data_dir, options.name, options.strict))
+
+
+def _print_use(report: PrepareReport) -> None:
     print(f"use it as {report.name}:SPLIT, SPLIT being one of {', '.join(report.images)}")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.run(main)

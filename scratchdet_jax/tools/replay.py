@@ -1,10 +1,9 @@
-"""Runs the step again at which training diverged, and tells what is not finite, and where first.
+"""Repeats a diverged training step and reports what is not finite.
 
 python -m scratchdet_jax.tools.replay --workdir=runs/voc300 [--step=1234]
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,17 +16,16 @@ from jax.sharding import PartitionSpec as P
 
 from scratchdet_jax import cli
 from scratchdet_jax.detector import Detector, build_detector
-from scratchdet_jax.errors import UserError
 from scratchdet_jax.ops.losses import multibox_sums
 from scratchdet_jax.parallel.devices import AXIS, DeviceMapping
 from scratchdet_jax.training.divergence import Replay, load_replay
 from scratchdet_jax.training.step import example_keys
 
-SHOWN = 12  # lines of a group
+SHOWN = 12  # most lines of a group
 
 
 def bad(tree: Any) -> dict[str, tuple[int, int]]:
-    """Of every array that is not finite: how many of its numbers are not, and how many it has."""
+    """(numbers that are not finite, size) of each array that has such numbers, by its path."""
     found = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         array = np.asarray(leaf)
@@ -38,18 +36,20 @@ def bad(tree: Any) -> dict[str, tuple[int, int]]:
 
 
 def examine(replay: Replay, part: int = 0) -> dict[str, Any]:
-    """One part of the step's batch, quantity by quantity.
+    """Examines one microbatch of the step, quantity by quantity.
+
+    A count is the number of elements that are not finite.
 
     Returns:
-        "inputs": count of what is not finite in the augmented images and the targets;
-        "activations": (layer, count) in the order of the forward pass, every layer;
-        "classification", "localization": the loss's sums by image, [B];
-        "positives": likewise; "gradient_norms": by array; "gradients": `bad` of them;
+        "inputs": counts of the augmented images and the targets;
+        "activations": (layer, count) of every layer in the order of the forward pass;
+        "classification", "localization", "positives": the loss's sums per image, [B];
+        "gradient_norms": by array; "gradients": `bad` of the gradients;
         "statistics": `bad` of BatchNorm's new statistics.
     """
     config = replay.info.config
     detector = build_detector(config, replay.info.class_names, AXIS)
-    mapping = DeviceMapping("shard_map", jax.devices()[:1])  # the whole part on one device
+    mapping = DeviceMapping("shard_map", jax.devices()[:1])  # the microbatch on one device
     batch = {key: value[part] for key, value in replay.batch.items()}
     names: list[str] = []
 
@@ -103,7 +103,7 @@ def examine(replay: Replay, part: int = 0) -> dict[str, Any]:
 def _forward(
     detector: Detector, state: Any, images: jax.Array, names: list[str]
 ) -> tuple[list[jax.Array], Any]:
-    """Counts of what is not finite in each layer's output, in order, and the model's outputs."""
+    """Counts of elements that are not finite in each layer's output, and the model's outputs."""
     counts: list[jax.Array] = []
     names.clear()
 
@@ -125,22 +125,23 @@ def _count(array: jax.Array) -> jax.Array:
 
 
 def describe(replay: Replay) -> str:
-    """The report, many lines."""
+    """The report, as text."""
     state = {
         "parameters": replay.state.params,
         "BatchNorm statistics": replay.state.batch_stats,
-        "optimiser": replay.state.opt_state,
+        "optimizer": replay.state.opt_state,
     }
     lines = [f"step {replay.step}: {replay.quantity} was not finite", "before the step:"]
     for name, tree in state.items():
         lines += _group(name, bad(tree))
         largest = max((float(np.max(np.abs(x))) for x in jax.tree.leaves(tree)), default=0.0)
-        lines.append(f"    largest number: {largest:.4g}")
+        lines.append(f"    largest magnitude: {largest:.4g}")
     parts, count = replay.batch["labels"].shape[:2]
     for part in range(parts):
         found = examine(replay, part)
         ids = replay.image_ids[part * count : (part + 1) * count]
-        lines.append(f"the step on {count} images" + (f", part {part + 1}:" if part else ":"))
+        microbatch = f", microbatch {part + 1} of {parts}" if parts > 1 else ""
+        lines.append(f"the step on {count} images{microbatch}:")
         for name, wrong in found["inputs"].items():
             lines.append(f"  {name}: {f'{wrong} not finite' if wrong else 'finite'}")
         first = next((f"{n} ({c} not finite)" for n, c in found["activations"] if c), None)
@@ -163,26 +164,19 @@ def _group(name: str, found: dict[str, tuple[int, int]]) -> list[str]:
     if not found:
         return [f"  {name}: finite"]
     lines = [f"    {where}: {wrong} of {size}" for where, (wrong, size) in found.items()]
-    more = [f"    and {len(lines) - SHOWN} more arrays"] if len(lines) > SHOWN else []
-    return [f"  {name}: not finite in {len(lines)} arrays", *lines[:SHOWN], *more]
+    more = [f"    and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
+    plural = "s" * (len(lines) > 1)
+    return [f"  {name}: not finite in {len(lines)} array{plural}", *lines[:SHOWN], *more]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Parses the command line and reports; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m scratchdet_jax.tools.replay", description=__doc__.splitlines()[0]
-    )
+def main(argv: Sequence[str]) -> None:
+    """Parses the command line and reports."""
+    parser = argparse.ArgumentParser(prog=argv[0], description=__doc__.splitlines()[0])
     parser.add_argument("--workdir", type=Path, required=True, help="the run that diverged")
-    parser.add_argument("--step", type=int, help="the step; by default the last that was saved")
-    options = parser.parse_args(arguments)
-    cli.quiet_libraries()
-    try:
-        print(describe(load_replay(options.workdir, options.step)))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    parser.add_argument("--step", type=int, help="the saved step (default: the last one)")
+    options = parser.parse_args(argv[1:])
+    print(describe(load_replay(options.workdir, options.step)))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.run(main)

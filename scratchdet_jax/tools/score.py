@@ -1,11 +1,10 @@
-"""Scores detection files, of this program or any other, against annotations.
+"""Scores detection files against annotations.
 
 python -m scratchdet_jax.tools.score voc --devkit=VOCdevkit/VOC2007 --split=test --detections=DIR
 python -m scratchdet_jax.tools.score coco --annotations=instances.json --detections=results.json
 """
 
 import argparse
-import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from scratchdet_jax import cli
 from scratchdet_jax.data.voc_xml import VocObject, parse_annotation
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.evaluation import coco, voc
@@ -24,11 +24,11 @@ def score_voc(devkit: Path, split: str, detections: Path, metric: voc.Metric) ->
     """Scores a folder of comp4_det_SPLIT_CLASS.txt files against a VOC folder's XML files.
 
     The classes are those of the split's annotations and those of the files. A class without a file
-    has no detections, which is said on the standard error.
+    has no detections; this is noted on stderr.
 
     Returns:
-        The figures as they go into the JSON file: "metric", "mAP", "AP" by class (None without
-        ground truth), and "ground_truths" and "detections", the counts by class.
+        The figures for the JSON file: "metric", "mAP", "AP" by class (None without ground truth),
+        and "ground_truths" and "detections", the counts by class.
 
     Raises:
         UserError: a file is missing or malformed, or they do not belong together.
@@ -50,24 +50,23 @@ def score_voc(devkit: Path, split: str, detections: Path, metric: voc.Metric) ->
 
 
 def read_objects(devkit: Path, split: str) -> dict[str, tuple[VocObject, ...]]:
-    """The annotated objects of each image of a split of a VOC folder, by image id.
+    """The annotated objects of each image in a split of a VOC folder, by image id.
 
     Raises:
         UserError: the folder, the split's list or an annotation is missing, or an annotation has an
-            object that cannot be read (to leave it out would change the score).
+            object that cannot be read (skipping it would change the score).
     """
     listing = devkit / "ImageSets" / "Main" / f"{split}.txt"
     if not devkit.is_dir():
-        raise UserError(f"VOC folder {str(devkit)!r} does not exist.")
+        raise UserError(f"--devkit {devkit}: there is no such folder")
     if not listing.is_file():
         known = sorted(path.stem for path in listing.parent.glob("*.txt"))
-        raise UserError(
-            f"{str(listing)!r} does not exist: the splits there are {', '.join(known) or 'none'}."
-        )
+        splits = f"choose from {', '.join(known)}" if known else f"{devkit} has no splits"
+        raise UserError(f"--split {split}: there is no file {listing}; {splits}")
     lines = listing.read_text(encoding="utf-8-sig", errors="replace").splitlines()
     ids = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
     if not ids:
-        raise UserError(f"{str(listing)!r} lists no image.")
+        raise UserError(f"--split {split}: {listing} is empty")
     objects = {}
     for image_id in ids:
         path = devkit / "Annotations" / f"{image_id}.xml"
@@ -75,18 +74,18 @@ def read_objects(devkit: Path, split: str) -> dict[str, tuple[VocObject, ...]]:
             objects[image_id] = parse_annotation(path.read_bytes()).objects
         except OSError as error:
             raise UserError(
-                f"Annotation {str(path)!r} of split {split!r} cannot be read: {error.strerror}."
+                f"annotation {path} of split {split!r} cannot be read: {error.strerror}"
             ) from error
         except ValueError as error:
-            raise UserError(f"Annotation {str(path)!r} cannot be read: {error}.") from error
+            raise UserError(f"annotation {path} cannot be read: {error}") from error
         for number, item in enumerate(objects[image_id], start=1):
             if item.problem:
-                raise UserError(f"{path}, object {number} ({item.name}): {item.problem}.")
+                raise UserError(f"{path}, object {number} ({item.name}): {item.problem}")
     return objects
 
 
 def _ground_truth(items: Sequence[VocObject], names: Sequence[str]) -> ImageGroundTruth:
-    """Objects of one image as written, except that swapped corners are put in order."""
+    """The objects of one image as annotated, with swapped corners put in order."""
     corners = np.array([item.box_pixels for item in items], np.float64).reshape(-1, 2, 2)
     return ImageGroundTruth(
         np.sort(corners, axis=1).reshape(-1, 4),
@@ -99,8 +98,8 @@ def score_coco(annotations: Path, detections: Path) -> dict[str, Any]:
     """Scores a COCO results file against an annotation file.
 
     Returns:
-        The figures as they go into the JSON file: "metric", "mAP", "AP" by class (None without
-        ground truth), and COCO's other figures.
+        The figures for the JSON file: "metric", "mAP", "AP" by class (None without ground truth),
+        and COCO's other figures.
 
     Raises:
         UserError: a file is missing or malformed, or they do not belong together.
@@ -113,7 +112,7 @@ def score_coco(annotations: Path, detections: Path) -> dict[str, Any]:
 
 
 def print_table(record: Mapping[str, Any]) -> None:
-    """Prints one row a class and the mean, then the other figures of the record."""
+    """Prints one row per class and the mean, then the other figures of the record."""
     width = max(len("class"), *map(len, record["AP"]), 0)
     counts = [key for key in ("ground_truths", "detections") if key in record]
     print(f"{'class':<{width}}  {'AP':>7}" + "".join(f"  {key:>13}" for key in counts))
@@ -129,40 +128,28 @@ def print_table(record: Mapping[str, Any]) -> None:
             print(f"{name:<{width}}  {_figure(value)}")
     absent = [name for name, value in record["AP"].items() if value is None]
     if absent:
-        print(f"left out of the mean, without ground truth: {', '.join(absent)}")
+        print(f"not in the mean, for lack of ground truth: {', '.join(absent)}")
 
 
 def _figure(value: float | None) -> str:
     return f"{'–':>7}" if value is None or math.isnan(value) else f"{value:7.4f}"
 
 
-def write_json(path: Path, record: Mapping[str, Any]) -> None:
-    """Writes the figures; NaN becomes null.
-
-    Raises:
-        UserError: the file cannot be written.
-    """
-    plain = {
+def without_nan(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record with None in place of NaN, as JSON has no NaN."""
+    return {
         name: None if isinstance(value, float) and math.isnan(value) else value
         for name, value in record.items()
     }
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(plain, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"File {str(path)!r} cannot be written: {error.strerror}.") from error
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the tool; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m scratchdet_jax.tools.score",
-        description="Scores detection files against annotations.",
-    )
+def main(argv: Sequence[str]) -> None:
+    """Parses the command line, scores and prints."""
+    parser = argparse.ArgumentParser(prog=argv[0], description=__doc__.splitlines()[0])
     kinds = parser.add_subparsers(dest="kind", required=True)
     for_voc = kinds.add_parser("voc", help="comp4_det_SPLIT_CLASS.txt files against VOC XML files")
-    for_voc.add_argument("--devkit", type=Path, required=True, help="e.g. VOCdevkit/VOC2007")
-    for_voc.add_argument("--split", required=True, help="a file of ImageSets/Main, e.g. test")
+    for_voc.add_argument("--devkit", type=Path, required=True, help="such as VOCdevkit/VOC2007")
+    for_voc.add_argument("--split", required=True, help="a list in ImageSets/Main, such as test")
     for_voc.add_argument("--detections", type=Path, required=True, help="folder of the files")
     for_voc.add_argument("--metric", choices=("11point", "area"), default="11point")
     for_coco = kinds.add_parser("coco", help="a COCO results file against an annotation file")
@@ -170,20 +157,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for_coco.add_argument("--detections", type=Path, required=True)
     for kind in (for_voc, for_coco):
         kind.add_argument("--json", type=Path, help="also write the figures to this file")
-    options = parser.parse_args(arguments)
-    try:
-        if options.kind == "voc":
-            record = score_voc(options.devkit, options.split, options.detections, options.metric)
-        else:
-            record = score_coco(options.annotations, options.detections)
-        print_table(record)
-        if options.json:
-            write_json(options.json, record)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    options = parser.parse_args(argv[1:])
+    if options.kind == "voc":
+        record = score_voc(options.devkit, options.split, options.detections, options.metric)
+    else:
+        record = score_coco(options.annotations, options.detections)
+    print_table(record)
+    if options.json:
+        cli.write_json(options.json, without_nan(record), "--json")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.run(main)

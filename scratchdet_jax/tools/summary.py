@@ -1,10 +1,11 @@
-"""What a recipe's network is made of: python -m scratchdet_jax.tools.summary --config=FILE.
+"""Describes the network of a recipe.
 
-Layers, shapes, parameters and GFLOP, source maps and anchors. Nothing is computed, so any network
-is described at once; any field can be overridden, such as --config.model.depth=101.
+python -m scratchdet_jax.tools.summary --config=FILE
+
+Prints layers, shapes, parameters and GFLOP, source maps and anchors. Only shapes are computed, so
+this is fast for any network. Any field can be overridden, such as --config.model.depth=101.
 """
 
-import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -21,19 +22,19 @@ from scratchdet_jax.models import backbone_name, feature_sizes
 from scratchdet_jax.ops.anchors import anchors_per_cell
 from scratchdet_jax.training.step import PARTS, part_of
 
-flags.DEFINE_integer("classes", 20, "Classes of the data, without the background.")
+flags.DEFINE_integer("classes", 20, "Number of classes, without the background.")
 
 
 class Layer(NamedTuple):
-    """A block of the network, or a single layer outside of blocks.
+    """A block of the network, or a single layer outside the blocks.
 
     Attributes:
         name: its place in the parameter tree, such as "stage1/block2" or "conv4_3".
         kernels: its convolutions in order, such as "3×3/2" (stride) or "3×3 d6" (dilation).
-        shapes: height, width and channels [h, w, c] of what its convolutions give; one for each
-            of the last ones that nothing follows, as class and box predictors.
+        shapes: height, width and channels [h, w, c] of the output; in the head, of the class and
+            the box predictor.
         parameters: of its convolutions and norms.
-        flop: of its convolutions for one image, forward; multiply and add counted apart.
+        flop: of its convolutions for one image, forward; a multiply-add counts as two.
     """
 
     name: str
@@ -49,7 +50,7 @@ class Layer(NamedTuple):
 
 
 class SourceMap(NamedTuple):
-    """A map the head looks at."""
+    """A feature map that the head reads."""
 
     height: int
     width: int
@@ -62,7 +63,7 @@ class SourceMap(NamedTuple):
 
 
 class Summary(NamedTuple):
-    """A network in figures."""
+    """The figures of a network."""
 
     title: str
     layers: tuple[Layer, ...]
@@ -81,7 +82,7 @@ class _Convolution(NamedTuple):
 
 
 def summarize(config: ml_collections.ConfigDict, classes: int) -> Summary:
-    """Describes the network of a run's config for so many classes."""
+    """Describes the network of a config for a number of classes."""
     names = tuple(f"class {i}" for i in range(1, classes + 1))
     detector = build_detector(config, names)
     sizes = feature_sizes(detector.model, config.image_size)
@@ -100,7 +101,7 @@ def _norms(config: Any) -> str:
 
 
 def _layers(detector: Detector, image_size: int) -> tuple[Layer, ...]:
-    """The layers in the order in which they run, from a forward pass of shapes alone."""
+    """The layers in the order of the forward pass, which is evaluated on shapes only."""
     found: dict[str, list[_Convolution]] = {}
 
     def record(
@@ -127,7 +128,7 @@ def _layers(detector: Detector, image_size: int) -> tuple[Layer, ...]:
 
 
 def _layer_of(path: Sequence[str]) -> str:
-    """The layer that the module at `path` belongs to: its block, or itself with its norm."""
+    """The layer of the module at `path`: its block, or the convolution with its norm."""
     if len(path) > 1:
         return "/".join(path[:-1])
     return path[0].removesuffix("_norm").removesuffix("_l2")
@@ -184,15 +185,15 @@ def to_text(summary: Summary) -> str:
             summary.title,
             _table(("layer", "convolutions", "output h×w×c", "parameters", "GFLOP"), layers, 3),
             _table(("part", "parameters", "GFLOP"), part_rows, 1),
-            _table(("map", "size", "anchors a cell", "anchors"), maps, 1),
-            f"{anchors:,} anchors. GFLOP: convolutions of one image, forward, multiply and add "
-            "counted apart.",
+            _table(("map", "size", "anchors per cell", "anchors"), maps, 1),
+            f"{anchors:,} anchors. GFLOP: convolutions of one image, forward; a multiply-add "
+            "counts as two.",
         )
     )
 
 
 def _table(titles: Sequence[str], rows: Iterable[Sequence[str]], text_columns: int) -> str:
-    """Columns padded to their widest cell: the first ones to the left, figures to the right."""
+    """A table: the first columns are aligned to the left, the others to the right."""
     rows = [titles, *rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(titles))]
     lines = (
@@ -210,9 +211,9 @@ def main(argv: Sequence[str]) -> None:
     config = cli.parse_config(argv)
     classes = flags.FLAGS.classes
     if classes < 1:
-        raise UserError(f"--classes is {classes}: at least 1 is needed")
+        raise UserError(f"--classes is {classes}: it must be at least 1")
     print(to_text(summarize(config, classes)))
 
 
 if __name__ == "__main__":
-    cli.run(main, sys.argv)
+    cli.run(main)

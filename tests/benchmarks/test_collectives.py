@@ -1,4 +1,4 @@
-"""The bytes that a step is said to all-reduce are those that the compiled step does."""
+"""The compiled step all-reduces the bytes that the model predicts."""
 
 import pytest
 
@@ -18,7 +18,7 @@ PROGRAM = """
 """  # noqa: E501
 
 
-def test_collectives_are_read_once_each_from_the_program():
+def test_each_collective_of_a_program_is_read_once():
     assert collectives(PROGRAM) == [
         Collective("all-reduce", 2 * 64 * 4, "{{0,1},{2,3}}"),
         Collective("all-reduce", (72 + 1 + 5) * 4, "[1,4]<=[4]"),
@@ -28,8 +28,8 @@ def test_collectives_are_read_once_each_from_the_program():
     ]
 
 
-def test_groups_in_an_unknown_notation_are_no_reduction_over_all():
-    with pytest.raises(ValueError, match="notation that is not known"):
+def test_groups_in_an_unknown_notation_are_refused():
+    with pytest.raises(ValueError, match="unknown notation"):
         collectives("%a = f32[2]{0} all-reduce(%b), replica_groups=<new>, to_apply=%add")
 
 
@@ -49,7 +49,7 @@ def test_bytes_of_scalars_and_tuples():
         ({"model.norm": "none", "model.head_norm": "none"}, {ALL}),
     ],
 )
-def test_the_compiled_step_reduces_what_the_model_asks_for(overrides, groups):
+def test_the_compiled_step_reduces_what_the_model_predicts(overrides, groups):
     config = tiny_config(**overrides)
     program, variables = compile_step(config, 8)
     found = collectives(program)

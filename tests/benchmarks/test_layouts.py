@@ -1,4 +1,4 @@
-"""What benchmarks/layouts.py says of runs, and how it says that one has failed."""
+"""The layouts benchmark: parsing, differences, and a run that fails."""
 
 import pytest
 
@@ -19,6 +19,6 @@ def test_the_largest_difference_is_relative_to_the_reference():
         largest_relative_difference([1.0], [1.0, 2.0])
 
 
-def test_a_run_that_fails_is_told_with_its_last_words():
-    with pytest.raises(UserError, match=r"ended with \[1\]: .*there is no recipe nowhere\.py"):
+def test_a_failed_run_is_reported_with_its_last_lines():
+    with pytest.raises(UserError, match=r"exited with \[1\]: .*there is no recipe nowhere\.py"):
         run(1, 1, ["--config=nowhere.py"], limit=60)

@@ -1,4 +1,4 @@
-"""The formulas of the scaling tables, against a ring that is played through."""
+"""The formulas of the scaling tables against a simulated ring."""
 
 import json
 
@@ -17,8 +17,8 @@ from scratchdet_jax.errors import UserError
 NETWORK = Network("test", bandwidth=100.0, latency=0.5, peak=1.0)
 
 
-def play_ring(values: list[list[float]], network: Network, item: float) -> float:
-    """Sums n lists of n chunks of `item` bytes in place around a ring; the seconds it takes."""
+def simulate_ring(values: list[list[float]], network: Network, item: float) -> float:
+    """Sums n lists of n chunks of `item` bytes in place around a ring; returns the seconds."""
     n, clock = len(values), 0.0
     for turn in range(2 * (n - 1)):
         for chip, value in [(c, values[c][(c - turn) % n]) for c in range(n)]:
@@ -29,15 +29,15 @@ def play_ring(values: list[list[float]], network: Network, item: float) -> float
 
 
 @pytest.mark.parametrize("chips", [2, 3, 8])
-def test_ring_takes_as_long_as_one_that_is_played_through(chips):
+def test_ring_seconds_equal_the_simulation(chips):
     values = [[float(c * chips + i) for i in range(chips)] for c in range(chips)]
     sums = [sum(column) for column in zip(*values, strict=True)]
-    seconds = play_ring(values, NETWORK, item=30.0)
+    seconds = simulate_ring(values, NETWORK, item=30.0)
     assert values == [sums] * chips
     assert ring_seconds(30.0 * chips, chips, NETWORK) == pytest.approx(seconds)
 
 
-def test_latency_is_paid_by_every_operation_and_bytes_once():
+def test_latency_counts_per_operation_and_bytes_once():
     assert ring_seconds(800.0, 4, NETWORK, 10) == pytest.approx(10 * 6 * 0.5 + 1.5 * 8)
     assert tree_seconds(100.0, 8, NETWORK, 10) == pytest.approx(6 * (10 * 0.5 + 1))
     assert ring_seconds(800.0, 1, NETWORK, 10) == tree_seconds(800.0, 1, NETWORK, 10) == 0
@@ -62,5 +62,5 @@ def test_counts_are_read_or_refused(tmp_path):
     with pytest.raises(UserError, match="norm_span 0"):
         read_reductions(str(path))
     path.write_text("{}")
-    with pytest.raises(UserError, match="is no file of"):
+    with pytest.raises(UserError, match="is not a file of"):
         read_reductions(str(path))

@@ -143,12 +143,12 @@ def test_decompression_bombs_take_little_memory(voc):
     (voc / "ImageSets" / "Main" / "train.txt").write_text("\n".join(names))
     program = (
         "import sys, resource\n"
+        "from scratchdet_jax import cli\n"
         "from scratchdet_jax.tools import prepare\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "code = prepare.main(sys.argv[1:])\n"
+        "cli.run(prepare.main)\n"
         "after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "print('grew', after - before, file=sys.stderr)\n"
-        "sys.exit(code)\n"
     )
     arguments = ["voc", f"--folder={voc}", "--name=b", f"--data_dir={voc.parent / 'data'}"]
     result = subprocess.run(

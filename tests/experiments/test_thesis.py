@@ -1,4 +1,4 @@
-"""The plan, the bookkeeping and the verdicts of the thesis; training itself is stood in for."""
+"""The plan, the bookkeeping and the verdicts of the thesis; training is simulated."""
 
 import itertools
 import json
@@ -16,11 +16,12 @@ from scratchdet_jax.config.fields import flatten, number_of_steps
 from scratchdet_jax.detector import build_detector
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.models import feature_sizes
+from tests.command import exit_status
 
 IMAGES = 160  # ten updates
 
 
-def test_rows_are_the_paper_s():
+def test_rows_are_those_of_the_paper():
     rows = {row.key: row for row in plan.rows()}
     assert len(rows) == 13
     bn = [row for row in rows.values() if row.key.startswith("bn_")]
@@ -35,7 +36,7 @@ def test_rows_are_the_paper_s():
         assert (model.backbone, model.norm, model.head_norm) == ("resnet", "batch", "batch")
 
 
-def test_a_run_is_the_shapes_recipe_but_for_what_its_row_says():
+def test_a_run_is_the_shapes_recipe_with_the_changes_of_its_row():
     recipe = flatten(shapes.get_config())
     for row in plan.rows():
         config = flatten(plan.run_config(row, 2, IMAGES, "there"))
@@ -76,7 +77,7 @@ def test_orderings_name_rows_and_figures():
 
 
 def slow_noise(a, b):
-    """Half width of Student's 95 % interval, written out, for three seeds each."""
+    """Half width of Student's 95 % interval, for three seeds each."""
     variances = [sum((x - sum(v) / 3) ** 2 for x in v) / 2 for v in (a, b)]
     return 2.776 * math.sqrt(sum(variances) / 3)
 
@@ -111,7 +112,7 @@ def outcome(ap50):
     return report.Outcome(ap50, ap50 / 2, None, 2.0, 0.1)
 
 
-def test_a_method_is_judged_at_its_better_rate():
+def test_a_method_is_judged_at_its_best_rate():
     ordering = plan.Ordering("x", ("a", "b"), ("c",), "")
     outcomes = {"a": {0: outcome(0.2)}, "b": {0: outcome(0.6)}, "c": {0: outcome(0.5)}}
     assert report.judge(ordering, outcomes)[1] == pytest.approx(0.1)
@@ -133,7 +134,7 @@ def write(workdir, records):
 def test_outcomes_are_read_from_the_metrics(tmp_path):
     trained = [train_record(step, 2.0 * step, 1.0) for step in range(1, 5)]
     evaluation = {"kind": "eval", "step": 4, "mAP": 0.2, "AP50": 0.4, "APs": 0.1}
-    assert report.read_outcome(tmp_path, 4) is None  # not begun
+    assert report.read_outcome(tmp_path, 4) is None  # not started
     write(tmp_path, [])
     assert report.read_outcome(tmp_path, 4) is None
     write(tmp_path, trained)
@@ -146,7 +147,7 @@ def test_outcomes_are_read_from_the_metrics(tmp_path):
 
 
 class Trainer:
-    """Stands in for training: writes what a run would, and counts."""
+    """Replaces training: writes the log of a run, and counts the runs."""
 
     def __init__(self):
         self.trained = []
@@ -178,9 +179,9 @@ def test_all_runs_are_trained_once_and_reported(tmp_path, trainer, capsys, monke
     draw = report.draw
     monkeypatch.setattr(report, "draw", lambda *args: drawn.append(args))
     command = [f"--output={tmp_path / 'out'}", f"--images={IMAGES}", "--seeds", "0", "1"]
-    assert thesis.main(command) == 0
+    assert exit_status(thesis.main, *command) == 0
     assert len(trainer.trained) == len(set(trainer.trained)) == 26
-    assert len(drawn) == 26  # a stopped thesis has the report of what it had finished
+    assert len(drawn) == 26  # a stopped experiment has a report of its finished runs
     shown = capsys.readouterr().out
     text = (tmp_path / "out" / "table.md").read_text()
     assert text in shown
@@ -193,24 +194,24 @@ def test_all_runs_are_trained_once_and_reported(tmp_path, trainer, capsys, monke
     values = [run["ap50"] for run in results["runs"]["bn_both_low"].values()]
     assert statistics.fmean(values) == pytest.approx(0.405)
 
-    # Again: nothing is left to do. A lost run alone is trained again.
-    assert thesis.main(command) == 0
+    # Again: nothing is left to do. Only a lost run is trained again.
+    assert exit_status(thesis.main, *command) == 0
     assert len(trainer.trained) == 26
     (tmp_path / "out" / "bn_both_low_seed1" / "metrics.jsonl").unlink()
-    assert thesis.main(command) == 0
+    assert exit_status(thesis.main, *command) == 0
     assert trainer.trained[26:] == ["bn_both_low_seed1"]
     draw(*drawn[-1])
     picture = cv2.imread(str(tmp_path / "out" / "figure.png"))
     assert picture.shape[1] > 1000 and len(np.unique(picture.reshape(-1, 3), axis=0)) > 50
 
 
-def test_another_thesis_in_the_same_folder_is_refused(tmp_path, trainer, capsys):
+def test_a_folder_of_another_experiment_is_refused(tmp_path, trainer, capsys):
     row = plan.rows()[4]
     thesis.train_row(row, 0, IMAGES, tmp_path, "data")
-    thesis.train_row(row, 0, IMAGES, tmp_path, "elsewhere")  # where the data lie is no matter
+    thesis.train_row(row, 0, IMAGES, tmp_path, "elsewhere")  # the data folder does not matter
     record = plan.run_folder(tmp_path, row, 0) / "run.json"
     fields = json.loads(record.read_text())
-    del fields["anchors.rounded"]  # a run of before there was this field
+    del fields["anchors.rounded"]  # a run older than this field
     record.write_text(json.dumps(fields))
     thesis.train_row(row, 0, IMAGES, tmp_path, "data")
     with pytest.raises(UserError, match=r"holds a run with config.train_images = 160, not 320"):
@@ -218,10 +219,10 @@ def test_another_thesis_in_the_same_folder_is_refused(tmp_path, trainer, capsys)
     assert len(trainer.trained) == 1
 
 
-def test_other_failures_than_divergence_are_told(tmp_path, trainer, capsys):
+def test_failures_other_than_divergence_are_reported(tmp_path, trainer, capsys):
     trainer.fail = UserError("the disk is full")
-    assert thesis.main(["--quick", f"--output={tmp_path}"]) == 1
+    assert exit_status(thesis.main, "--quick", f"--output={tmp_path}") == 1
     assert "error: the disk is full" in capsys.readouterr().err
     trainer.fail = KeyboardInterrupt()
-    assert thesis.main(["--quick", f"--output={tmp_path}"]) == 130
-    assert "the same command goes on" in capsys.readouterr().err
+    assert exit_status(thesis.main, "--quick", f"--output={tmp_path}") == 130
+    assert "stopped by Ctrl-C" in capsys.readouterr().err

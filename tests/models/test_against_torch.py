@@ -1,7 +1,7 @@
-"""Values and gradients of every layer against PyTorch with copied weights, float32 on the CPU.
+"""Values and gradients of every layer compared with PyTorch, copied weights, float32 on the CPU.
 
-The PyTorch side is written from docs/REFERENCE (the paper's and the releases' description), with
-PyTorch's own layers, and names its submodules as the Flax side does.
+The PyTorch side is written from the descriptions of the paper and the releases, with PyTorch's own
+layers, and names its submodules like the Flax side.
 """
 
 import jax
@@ -91,7 +91,7 @@ class TorchLevel(nn.Module):
 
 
 class TorchDetector(nn.Module):
-    """Root-ResNet-18 of an eighth of the width, extra blocks of 16 channels."""
+    """Root-ResNet-18 at an eighth of the width, with extra blocks of 16 channels."""
 
     blocks, channels, strides = (2, 2, 2, 2), (8, 16, 32, 64), (1, 2, 2, 2)
 
@@ -135,7 +135,7 @@ class TorchDetector(nn.Module):
 
 
 class Convolution(linen.Module):
-    """`Layers.convolve` as a module, under the name of the PyTorch side."""
+    """`Layers.convolve` as a module, named like the PyTorch side."""
 
     kernel: int
     stride: int
@@ -170,7 +170,7 @@ def test_convolution(kernel, stride, size):
 def test_convolution_with_its_own_padding(kernel, stride, dilation, padding, size):
     module = nn.Sequential()
     module.add_module("conv", nn.Conv2d(3, 4, kernel, stride, padding, dilation))
-    # The padding of all but the even kernel is what the layer takes by itself.
+    # The layer's default padding fits all kernels except the even one.
     given = padding if kernel == 4 else None
     assert_same(Convolution(kernel, stride, dilation, given), module, (2, size, size, 3))
 
@@ -188,7 +188,7 @@ def test_convolution_with_its_own_padding(kernel, stride, dilation, padding, siz
 )
 def test_max_pool(size, pool, torch_pool):
     rng = np.random.default_rng(0)
-    # All values differ: where some are equal the gradient is shared otherwise than in PyTorch.
+    # All values differ: equal maxima share their gradient differently than in PyTorch.
     x = rng.permutation(2 * 3 * np.prod(size)).reshape(2, *size, 3).astype(np.float32) - 100
     torch_x = to_nchw(x).requires_grad_()
     want = torch_pool(torch_x)
@@ -238,8 +238,8 @@ def test_prediction_level(norm):
 @pytest.mark.parametrize(
     ("preactivation", "head_norm"), [(False, "batch"), (True, "none")], ids=["post", "pre"]
 )
-def test_whole_network(make_config, preactivation, head_norm):
-    # 72 px: maps of 9, 5, 3 and 3, so that every norm sees at least 4 × 9 values.
+def test_complete_network(make_config, preactivation, head_norm):
+    # 72 px: maps of 9, 5, 3 and 3, so that each norm sees at least 4 × 9 values.
     config = make_config(
         depth=18,
         width=0.125,

@@ -1,16 +1,15 @@
-"""Parameter counts and shapes of every backbone against published totals and hand computation."""
+"""Parameter counts and shapes of all backbones: published totals and computation by hand."""
 
 import itertools
 
-import jax
-import jax.numpy as jnp
 import pytest
 
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.models import backbone_name, build_model, feature_sizes
 from scratchdet_jax.models.ssd import SSD
+from tests.models.shapes import abstract_variables, count, source_shapes
 
-# Totals that torchvision publishes with its weights, and the classifier that is cut off.
+# Totals that torchvision publishes with its weights, minus the classifier.
 RESNETS = {
     18: 11_689_512 - (512 * 1000 + 1000),
     34: 21_797_672 - (512 * 1000 + 1000),
@@ -25,39 +24,26 @@ ANCHORS = (4, 6, 6, 6, 4, 4)
 
 
 def parameters(model: SSD, size: int = 300) -> dict[str, int]:
-    """Number of parameters by top-level name; nothing is computed."""
-    images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
-    variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
-    return {
-        name: sum(leaf.size for leaf in jax.tree.leaves(tree))
-        for name, tree in variables["params"].items()
-    }
+    """Number of parameters by top-level name."""
+    params = abstract_variables(model, size)["params"]
+    return {name: count(tree) for name, tree in params.items()}
 
 
 def backbone(counts: dict[str, int]) -> int:
     return sum(n for name, n in counts.items() if not name.startswith(("extra", "head")))
 
 
-def source_shapes(model: SSD, size: int) -> list[tuple[int, ...]]:
-    images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
-    maps, _ = jax.eval_shape(
-        lambda x: model.init_with_output(jax.random.key(0), x, train=False, method="sources"),
-        images,
-    )
-    return [m.shape[1:] for m in maps]
-
-
-def test_the_published_totals_are_those_of_the_brief():
+def test_published_totals():
     assert RESNETS == {18: 11_176_512, 34: 21_284_672, 50: 23_508_032, 101: 42_500_160}
     assert VGG["none"] == 14_714_688
 
 
 @pytest.mark.parametrize("depth", RESNETS)
-def test_resnet_is_torchvisions(make_config, depth):
+def test_resnet_equals_torchvisions(make_config, depth):
     config = make_config(depth=depth, stem="conv7", stem_stride=2, extra_strides=(2, 2, 2))
     model = build_model(config, 20, ANCHORS)
     assert backbone(parameters(model)) == RESNETS[depth]
-    # At 224 ResNet's stages end in maps of 56, 28, 14 and 7 (He et al. 2016a, table 1).
+    # At 224, ResNet's stages give maps of 56, 28, 14 and 7 (He et al. 2016a, table 1).
     channels = (128, 256, 512) if depth < 50 else (512, 1024, 2048)
     want = [(n, n, c) for n, c in zip((28, 14, 7), channels, strict=True)]
     assert source_shapes(model, 224)[:3] == want
@@ -73,10 +59,10 @@ def test_the_root_block_replaces_the_first_convolution(make_config, depth):
 
 
 @pytest.mark.parametrize("norm", ["none", "batch"])
-def test_vgg_is_torchvisions_with_ssds_fc6_and_fc7(make_config, norm):
+def test_vgg_equals_torchvisions_with_ssds_fc6_and_fc7(make_config, norm):
     counts = parameters(build_model(make_config(norm=norm, **SSD300), 20, ANCHORS))
     features = sum(n for name, n in counts.items() if name.startswith("conv") and "l2" not in name)
-    # With norms torchvision keeps the biases too; a norm undoes them, so here there are none.
+    # With norms, torchvision keeps the biases. A norm cancels them, so here there are none.
     biases = sum(n * c for n, c in ((2, 64), (2, 128), (3, 256), (6, 512)))
     assert features == VGG[norm] - (biases if norm == "batch" else 0)
     fc = sum(n for name, n in counts.items() if name.startswith("fc"))
@@ -129,9 +115,9 @@ def test_every_combination_builds(make_config):
 
 
 def test_stem_convolutions(make_config):
-    for count in (1, 2, 4):
-        model = build_model(make_config(depth=18, stem_convs=count), 3, ANCHORS)
-        want = 9 * 3 * 64 + (count - 1) * 9 * 64 * 64 + count * 128
+    for number in (1, 2, 4):
+        model = build_model(make_config(depth=18, stem_convs=number), 3, ANCHORS)
+        want = 9 * 3 * 64 + (number - 1) * 9 * 64 * 64 + number * 128
         assert parameters(model)["root"] == want
 
 
@@ -166,6 +152,6 @@ def test_bad_backbone_is_named(make_config, fields, message):
         build_model(make_config(**fields), 20, ANCHORS)
 
 
-def test_an_image_that_leaves_no_last_map_is_refused(make_config):
+def test_an_image_with_an_empty_last_map_is_refused(make_config):
     with pytest.raises(UserError, match="image size 200 is too small"):
         feature_sizes(build_model(make_config(**SSD300), 20, ANCHORS), 200)

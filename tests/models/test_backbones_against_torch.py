@@ -1,4 +1,4 @@
-"""Bottlenecks, stems and VGG-16 against PyTorch with copied weights, as in test_against_torch."""
+"""Bottlenecks, stems and VGG-16 compared with PyTorch, as in test_against_torch."""
 
 import jax
 import jax.numpy as jnp
@@ -48,7 +48,7 @@ class TorchBottleneck(nn.Module):
 
 
 class TorchConvolutions(nn.Module):
-    """Named convolutions in a row, each with norm (or bias) and ReLU, then a pooling."""
+    """A sequence of named convolutions, each with norm (or bias) and ReLU, then a pooling."""
 
     def __init__(self, convolutions, norms, pool):
         super().__init__()
@@ -75,7 +75,7 @@ class TorchL2(nn.Module):
 
 
 class TorchVGG(nn.Module):
-    """SSD's truncated VGG-16, narrow; extra pairs (stride 2, 1, and 4×4)."""
+    """SSD's truncated VGG-16, narrow, with extra pairs of stride 2, stride 1 and 4×4."""
 
     blocks = ((2, 4), (2, 8), (3, 8), (3, 16), (3, 16))
 
@@ -139,7 +139,7 @@ def test_l2_norm():
     x = jnp.zeros((1, 2, 2, 6))
     variables = Norm().init(jax.random.key(0), x, train=False)
     np.testing.assert_array_equal(variables["params"]["norm"]["scale"], 20.0)
-    # A dead cell neither divides by zero nor has a gradient that is not finite.
+    # A cell of zeros: no division by zero, and a finite gradient.
     value, gradient = jax.value_and_grad(lambda x: Norm().apply(variables, x, False).sum())(x)
     assert value == 0 and np.isfinite(gradient).all()
 
@@ -168,13 +168,13 @@ def test_stem(stem, stride):
 def test_last_convolutions():
     shapes = ((8, 16, 3, 1, 1), (16, 16, 4, 1, 1))
     module = TorchConvolutions(shapes, (16, 16), nn.Identity())
-    # Maps of 3×3, lest a norm sees 3 values alone.
+    # 3×3 output maps, because 3 values are too few for a norm.
     assert_same(LastConvolutions(16, Layers()), module, (3, 4, 4, 8))
 
 
 @pytest.mark.parametrize("norm", ["batch", "none"])
 def test_vgg(norm):
     trunk = VGG16((4, 8, 8, 16, 16), 32, 8, (2, 1), True, Layers(norm=norm))
-    # 97 px: 49, 25, 13, 7 by rounding up; the extra pairs give 4, 2 and 1.
+    # 97 px: 49, 25, 13, 7, rounded up; the extra pairs give 4, 2 and 1.
     module = TorchVGG(norm == "batch")
     assert_same(trunk, module, (4, 97, 97, 3), NETWORK_TOLERANCE)

@@ -1,13 +1,15 @@
-"""BatchNorm over spans of a batch that is split over 8 devices, against NumPy in float64."""
+"""BatchNorm over spans of a batch that is split over 8 devices, compared with NumPy in float64."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from jax.sharding import Mesh, PartitionSpec
 
 from scratchdet_jax.errors import UserError
-from scratchdet_jax.models.layers import BatchNorm
+from scratchdet_jax.models.layers import BatchNorm, check_norm_span
 
 DEVICES, LOCAL, CHANNELS = 8, 4, 3
 TOTAL = DEVICES * LOCAL
@@ -20,7 +22,7 @@ needs_devices = pytest.mark.skipif(
 
 
 def make_case(seed=0):
-    """Inputs whose images differ in mean and scale, cotangent, variables away from their start."""
+    """Inputs with a mean and scale per image, a cotangent, variables unlike the initial ones."""
     rng = np.random.default_rng(seed)
     scales = rng.uniform(0.5, 3, (TOTAL, 1, 1, CHANNELS))
     x = rng.normal(size=SHAPE) * scales + 2 * rng.normal(size=(TOTAL, 1, 1, CHANNELS))
@@ -47,7 +49,7 @@ def oracle(x, cotangent, variables, span):
         deviation = np.sqrt(flat.var(0) + EPSILON)
         normalised = (flat - flat.mean(0)) / deviation
         y = normalised * params["scale"] + params["bias"]
-        # Ioffe & Szegedy 2015, section 3: the gradient in its reduced form.
+        # Ioffe & Szegedy 2015, section 3: the gradient, simplified.
         dx = dy - dy.mean(0) - normalised * (dy * normalised).mean(0)
         outputs[rows] = y.reshape(x[rows].shape)
         grad_x[rows] = (dx * params["scale"] / deviation).reshape(x[rows].shape)
@@ -63,7 +65,7 @@ def oracle(x, cotangent, variables, span):
 
 
 def make_step(span, axis_name):
-    """One replica: outputs, new running statistics, gradients of its own part of the loss."""
+    """One replica: outputs, new running statistics, gradients of its part of the loss."""
     norm = BatchNorm(axis_name, span, DECAY, EPSILON)
 
     def step(x, cotangent, variables):
@@ -122,7 +124,7 @@ def test_span_over_devices(span, mapping):
     y, stats, grad_x, grads = mapping(make_step(span, "batch"), *case)
     for leaf in jax.tree.leaves(stats):
         assert leaf.shape == (DEVICES, CHANNELS)
-        # Not nearly: a replicated state must hold the same bits everywhere.
+        # Exactly: a replicated state must have the same bits on every replica.
         np.testing.assert_array_equal(leaf, np.broadcast_to(leaf[0], leaf.shape))
     stats, grads = jax.tree.map(lambda a: a[0], (stats, grads))
     assert_equal_to_oracle((y, stats, grad_x, grads), oracle(*case, span or TOTAL))
@@ -138,9 +140,61 @@ def test_span_on_one_device(span):
 @needs_devices
 @pytest.mark.parametrize("span", [3, 6, 12, 64])
 def test_span_that_does_not_fit(span):
-    # 3: cuts a replica's 4 images; 6: cuts replicas; 12: cuts the batch of 32; 64: exceeds it.
-    with pytest.raises(UserError, match=rf"config\.model\.norm_span = {span} .* 32 .*4 on each"):
+    # 3: splits a replica's 4 images; 6: splits replicas; 12: splits the batch of 32; 64: too many.
+    with pytest.raises(UserError, match=rf"config\.model\.norm_span is {span}, .* 32 with 4 per"):
         over_pmap(make_step(span, "batch"), *make_case())
+
+
+def accepts(span, local, replicas):
+    try:
+        check_norm_span(span, local, replicas)
+    except UserError:
+        return False
+    return True
+
+
+def divides_into_groups(span, local, replicas):
+    """Whether each group of `span` images is complete and splits no replica that it shares."""
+    total = local * replicas
+    if span < 0 or (span and total % span):
+        return False
+    groups = [set(range(i, i + span)) for i in range(0, total, span)] if span else []
+    blocks = [set(range(i, i + local)) for i in range(0, total, local)]
+    return all(g <= b or b <= g or not g & b for g in groups for b in blocks)
+
+
+@settings(deadline=None, max_examples=500)
+@given(span=st.integers(-8, 100), local=st.integers(1, 12), replicas=st.integers(1, 8))
+def test_the_rule_accepts_what_divides_into_groups(span, local, replicas):
+    assert accepts(span, local, replicas) == divides_into_groups(span, local, replicas)
+
+
+@pytest.mark.parametrize("span", [-1, 0, 7, 1000])
+def test_without_a_batch_the_rule_refuses_only_negative_spans(span):
+    assert accepts(span, None, 1) == (span >= 0)
+
+
+@needs_devices
+@settings(deadline=None, max_examples=30, derandomize=True)
+@example(span=4, local=2, replicas=6)
+@example(span=6, local=4, replicas=3)
+@given(span=st.integers(0, 12), local=st.integers(1, 6), replicas=st.integers(1, 8))
+def test_training_works_for_exactly_the_accepted_spans(span, local, replicas):
+    """BatchNorm itself: statistics of each group where the rule accepts, else its UserError."""
+    x = np.random.default_rng(span).normal(0, 2, (replicas, local, 8, CHANNELS)).astype(np.float32)
+    norm = BatchNorm("batch", span, DECAY, EPSILON)
+    variables = norm.init(jax.random.key(0), x[0], train=False)
+    run = jax.pmap(
+        lambda x: norm.apply(variables, x, train=True, mutable=["batch_stats"])[0], "batch"
+    )
+    if not accepts(span, local, replicas):
+        with pytest.raises(UserError, match=r"config\.model\.norm_span"):
+            run(x)
+        return
+    groups = x.astype(np.float64).reshape(-1, (span or local * replicas) * 8, CHANNELS)
+    centred = groups - groups.mean(1, keepdims=True)
+    want = centred / np.sqrt(groups.var(1, keepdims=True) + EPSILON)
+    np.testing.assert_allclose(run(x), want.reshape(x.shape), rtol=1e-4, atol=1e-4)
 
 
 def test_evaluation_uses_running_statistics_and_no_axis():
@@ -163,14 +217,14 @@ def test_initial_state_needs_no_axis():
     jax.tree.map(np.testing.assert_array_equal, dict(variables), want)
 
 
-def test_training_leaves_immutable_statistics_alone():
+def test_training_leaves_immutable_statistics_unchanged():
     x, _, variables = make_case(3)
     norm = BatchNorm(None, 0, DECAY, EPSILON)
     y = norm.apply(variables, x, train=True)
     np.testing.assert_allclose(y, oracle(x, x, variables, TOTAL)[0], rtol=1e-5, atol=3e-5)
 
 
-def test_large_mean_does_not_swallow_the_variance():
+def test_variance_is_accurate_under_a_large_mean():
     # Mean 1000, deviation 0.1: E[x²] − E[x]² about zero would be off by about 0.06 in float32.
     x, cotangent, variables = make_case(4)
     x = (1000 + 0.1 * np.random.default_rng(4).normal(size=SHAPE)).astype(np.float32)

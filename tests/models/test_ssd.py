@@ -7,19 +7,12 @@ import pytest
 
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.models import build_model, feature_sizes
+from scratchdet_jax.models.backbone import scale_channels
 from scratchdet_jax.models.layers import Layers, max_pool_2x2
-from scratchdet_jax.models.ssd import Head, scale_channels
+from scratchdet_jax.models.ssd import Head
+from tests.models.shapes import abstract_variables, count, source_shapes
 
 ANCHORS_300 = (4, 6, 6, 6, 4, 4)
-
-
-def abstract_variables(model, size=300):
-    images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
-    return jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
-
-
-def count(tree):
-    return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
 def trunk_parameters(model):
@@ -45,12 +38,7 @@ def test_shapes_at_300(make_config, preactivation):
 
 def test_source_channels_and_strides(make_config):
     model = build_model(make_config(depth=18), 20, ANCHORS_300)
-    images = jax.ShapeDtypeStruct((1, 320, 320, 3), jnp.float32)
-    maps, _ = jax.eval_shape(
-        lambda x: model.init_with_output(jax.random.key(0), x, train=False, method="sources"),
-        images,
-    )
-    assert [m.shape[1:] for m in maps] == [
+    assert source_shapes(model, 320) == [
         (40, 40, 256),
         (20, 20, 512),
         (10, 10, 128),
@@ -159,7 +147,7 @@ def test_initial_values(make_config):
             deviation = bound / np.sqrt(3)
         else:  # He et al. 2015: normal, variance 2 / fan out
             deviation = np.sqrt(2 / (height * width * fan_out))
-            # Not truncated: some of many values lie beyond two deviations.
+            # Not truncated: among many values some are beyond two deviations.
             assert np.abs(leaf).max() > 2.5 * deviation, name
         # Six standard errors of the deviation's estimate.
         np.testing.assert_allclose(leaf.std(), deviation, rtol=6 / np.sqrt(2 * leaf.size))
@@ -170,7 +158,7 @@ def test_predictions_run_over_level_row_column_anchor():
     sizes = ((2, 3), (1, 2))
     layers = Layers(norm="none")
     head = Head(anchors, classes, layers)
-    # Each cell holds its own number; the centre tap of every kernel copies it to every output.
+    # Each cell holds its number, which the centre tap of every kernel copies to every output.
     sources = tuple(
         jnp.arange(h * w, dtype=jnp.float32).reshape(1, h, w, 1) * 1000 + level * 100_000
         for level, (h, w) in enumerate(sizes)
@@ -206,7 +194,7 @@ def test_max_pool_drops_the_last_odd_row_and_column():
             np.testing.assert_array_equal(got[:, i, j], window.max((1, 2)))
 
 
-def test_bfloat16_is_near_float32(make_config):
+def test_bfloat16_is_close_to_float32(make_config):
     images = np.random.default_rng(1).normal(size=(4, 64, 64, 3)).astype(np.float32)
     fields = {"depth": 18, "width": 0.125, "extra_strides": ()}
     models = {

@@ -1,9 +1,9 @@
-"""Compares a Flax module with a PyTorch one on copied weights. Needs PyTorch.
+"""Compares a Flax module with a PyTorch module on copied weights. Needs PyTorch.
 
 Import this module after `pytest.importorskip("torch")`.
 
-Tolerance: an element may differ by 2e-4 of the largest of its array (single blocks), by 2e-3 in
-the whole network, where 25 normalisations of few values amplify the rounding of each other.
+Tolerance: an element may differ by 2e-4 of the largest of its array in single blocks, and by 2e-3
+in a complete network, where 25 normalisations of few values amplify each other's rounding.
 """
 
 import jax
@@ -19,7 +19,7 @@ def to_nchw(x):
 
 
 def torch_tensors(module, variables, gradient=False):
-    """Pairs of (path, Flax leaf, the tensor of `module` in the layout of the leaf)."""
+    """Yields (path, Flax leaf, tensor of `module` in the layout of the leaf)."""
     names = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
     for path, leaf in jax.tree.leaves_with_path(variables):
         keys = [entry.key for entry in path]
@@ -30,7 +30,7 @@ def torch_tensors(module, variables, gradient=False):
 
 
 def randomised(variables, seed):
-    """Values away from their start: scales, biases and running statistics all matter."""
+    """Values unlike the initial ones, so that scales, biases and running statistics matter."""
     rng = np.random.default_rng(seed)
 
     def draw(path, leaf):
@@ -54,7 +54,7 @@ def assert_near(got, want, tolerance, what):
 
 
 def assert_same(flax_module, torch_module, shape, tolerance=BLOCK_TOLERANCE, seed=0):
-    """Outputs in both modes, running statistics, gradients of input and parameters."""
+    """Compares outputs in both modes, running statistics, gradients of input and parameters."""
     rng = np.random.default_rng(seed)
     x = rng.normal(size=shape).astype(np.float32)
     shapes = jax.eval_shape(lambda x: flax_module.init(jax.random.key(0), x, train=False), x)

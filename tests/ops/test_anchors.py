@@ -59,7 +59,7 @@ def test_order_is_level_row_column_anchor():
     [
         ("voc300", (30, 60, 111, 162, 213, 264), (60, 111, 162, 213, 264, 315)),
         ("coco300", (21, 45, 99, 153, 207, 261), (45, 99, 153, 207, 261, 315)),
-        # SSD's script gives 35.84, 76.8, 153.6 …; its PriorBox layer keeps them as int.
+        # SSD's script gives 35.84, 76.8, 153.6 …; its PriorBox layer stores them as int.
         ("voc512", (35, 76, 153, 230, 307, 384, 460), (76, 153, 230, 307, 384, 460, 537)),
         ("coco512", (20, 51, 133, 215, 296, 378, 460), (51, 133, 215, 296, 378, 460, 542)),
     ],
@@ -79,18 +79,18 @@ def test_without_steps_the_cells_divide_the_image():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"steps": (8, 16)}, "steps has 2 entries but the model has 6 feature maps"),
-        ({"aspect_ratios": ((2,),)}, "aspect_ratios has 1 entries"),
+        ({"steps": (8, 16)}, "steps has length 2, not 6, the number of feature maps"),
+        ({"aspect_ratios": ((2,),)}, "aspect_ratios has length 1"),
         ({"max_percent": (10, 20, 37, 54, 71, 88)}, "level 0 are 30 and 30 pixels"),
         ({"min_percent": (0, 20, 37, 54, 71, 88)}, "level 0 are 0 and 60 pixels"),
         ({"steps": (8, 16, 32, 64, 100, 0)}, "step of level 5 is 0"),
     ],
 )
-def test_unfit_specifications_name_the_field(change, message):
+def test_invalid_specifications_name_the_field(change, message):
     with pytest.raises(UserError, match=message):
         make_anchors(VOC._replace(**change), SSD_MAPS)
 
 
 def test_a_model_with_another_number_of_maps_is_refused():
-    with pytest.raises(UserError, match="the model has 5 feature maps"):
+    with pytest.raises(UserError, match="not 5, the number of feature maps"):
         make_anchors(VOC, SSD_MAPS[:5])

@@ -6,44 +6,40 @@ import functools
 import cv2
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from scratchdet_jax.config import defaults
+from scratchdet_jax.detector import augment_options
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.ops import augment as aug
 from scratchdet_jax.ops import resample
+from tests.ops.oracles import CV2_FLAGS
 
 S = 24
 CANVAS = (48, 56)
 M = 5
-DEFAULT = aug.AugmentOptions()
-OFF = aug.AugmentOptions(
+DEFAULT = augment_options(defaults.get_config())
+OFF = dataclasses.replace(
+    DEFAULT,
     photometric_probability=0.0,
     expand_probability=0.0,
     crop=False,
     interpolations=("linear",),
     flip_probability=0.0,
 )
-CV2_FLAGS = {
-    "linear": cv2.INTER_LINEAR,
-    "area": cv2.INTER_AREA,
-    "nearest": cv2.INTER_NEAREST,
-    "cubic": cv2.INTER_CUBIC,
-    "lanczos": cv2.INTER_LANCZOS4,
-}
 
 
 @functools.cache
 def augmenter(options):
-    """augment, compiled, over a batch."""
+    """`augment` over a batch, compiled."""
     return jax.jit(jax.vmap(lambda *example: aug.augment(*example, options, S)))
 
 
 def example_batch(count, seed=0, padding=None):
-    """Noise images of random sizes; the padding is noise too, or of one value."""
+    """Noise images of random sizes; the padding is noise too, or one value."""
     rng = np.random.default_rng(seed)
     sizes = np.stack([rng.integers(8, side + 1, count) for side in CANVAS], axis=1)
     images = rng.integers(0, 256, (count, *CANVAS, 3), dtype=np.uint8)
@@ -68,7 +64,7 @@ def example_batch(count, seed=0, padding=None):
 
 
 def place_boxes_loop(boxes, labels, ignore, size, window, flip):
-    """One box at a time, in float64 and in SSD's words."""
+    """One box at a time, in float64, step by step as in SSD."""
     top, left, height, width = (int(side) for side in window)
     placed = np.zeros((len(boxes), 4))
     kept_labels, kept_ignore = np.zeros(len(boxes), int), np.zeros(len(boxes), bool)
@@ -96,7 +92,7 @@ def place_boxes_loop(boxes, labels, ignore, size, window, flip):
     return placed, kept_labels, kept_ignore
 
 
-# Multiples of 1/64 in an image of 64 × 32 pixels: no rounding decides whether a centre is inside.
+# Multiples of 1/64 in an image of 64 × 32 pixels: rounding never decides if a centre is inside.
 coordinate = st.one_of(
     st.integers(-16, 80).map(lambda n: n / 64), st.sampled_from([np.nan, np.inf])
 )
@@ -134,14 +130,14 @@ def test_boxes_match_the_loop(rows, window, flip):
 
 
 def test_pixels_and_boxes_match_opencv():
-    """What was drawn, done the long way: mean canvas, crop, cv2.resize, flip."""
+    """Applies the draws step by step: mean canvas, crop, cv2.resize, flip."""
     count = 100
     options = dataclasses.replace(DEFAULT, photometric_probability=0.0)
     images, sizes, boxes, labels, ignore = example_batch(count)
     keys = jax.random.split(jax.random.key(1), count)
     outputs = augmenter(options)(keys, images, sizes, boxes, labels, ignore)
 
-    # The draws of augment, in its order: colours, window, kernel, flip.
+    # The draws of `augment`, in its order: colours, window, kernel, flip.
     @jax.jit
     @jax.vmap
     def draws(key, size, boxes, labels):
@@ -166,7 +162,7 @@ def test_pixels_and_boxes_match_opencv():
         expected = np.clip(expected, 0, 255)
         compared = np.ones((S, S), bool)
         if name == "nearest" or (name == "area" and min(height, width) < S):
-            # There OpenCV's floor of an inexact double decides: see test_resample.
+            # Elsewhere OpenCV's floor of an inexact double decides: see test_resample.
             cell = np.arange(S)
             compared = (cell * height % S != 0)[:, None] & (cell * width % S != 0)
         if flips[i]:
@@ -182,7 +178,7 @@ def test_pixels_and_boxes_match_opencv():
         np.testing.assert_array_equal(outputs[3][i], placed[2])
 
 
-def test_padding_never_shows():
+def test_padding_has_no_effect():
     keys = jax.random.split(jax.random.key(2), 32)
     outputs = [augmenter(DEFAULT)(keys, *example_batch(32, padding=value)) for value in (0, 255)]
     for left, right in zip(*outputs, strict=True):
@@ -240,12 +236,12 @@ def test_colours_match_opencv(brightness, contrast, saturation, hue, first, seed
     colours = aug.Colours(*np.array(values, np.float32))
     image = colour_image(seed)
     actual = np.asarray(apply_colours(image.astype(np.float32), colours))
-    # Where the hue is 0 or just below 360 degrees a rounding decides whether SSD's clipping at 0
-    # acts: so a few pixels may differ by anything.
+    # Where the hue is 0 or just below 360 degrees, rounding decides whether SSD clips it at 0, so a
+    # few pixels may differ by any amount.
     unrounded = np.abs(actual - colours_opencv(image, colours, np.float32)).max(axis=-1)
     assert np.mean(unrounded > 0.01) <= 0.002
-    # Against SSD's bytes: half a step of 8-bit hue is 1/60 of the chroma (4 levels), at each of two
-    # conversions, and a contrast of 1.5 may follow.
+    # Compared with SSD's bytes: half a step of 8-bit hue is 1/60 of the chroma (4 levels) at each
+    # of two conversions, and a contrast of 1.5 may follow.
     as_ssd = np.abs(actual - colours_opencv(image, colours, np.uint8)).max(axis=-1)
     assert np.mean(as_ssd) < 4.5
     assert np.mean(as_ssd > 12) <= 0.03
@@ -257,7 +253,7 @@ def test_neutral_colours_change_nothing():
     np.testing.assert_array_equal(apply_colours(image, colours), image)
 
 
-def test_colours_are_drawn_as_stated():
+def test_distribution_of_colours():
     count = 20000
     keys = jax.random.split(jax.random.key(4), count)
     drawn = jax.vmap(functools.partial(aug.draw_colours, options=DEFAULT))(keys)
@@ -284,10 +280,10 @@ def test_colours_are_drawn_as_stated():
     assert abs(((drawn.hue != 0) & contrasted).mean() - 0.25) < four_sigma
 
 
-# The whole ----------------------------------------------------------------------------------------
+# Complete augmentation ----------------------------------------------------------------------------
 
 
-def test_results_depend_on_the_key_alone():
+def test_results_depend_only_on_the_key():
     batch = example_batch(32)
     keys = jax.random.split(jax.random.key(9), 32)
     first = augmenter(DEFAULT)(keys, *batch)
@@ -307,7 +303,7 @@ def test_images_without_boxes_and_broken_boxes_stay_finite():
     boxes[8:16] = np.nan
     boxes[16:24] = boxes[16:24, :, [2, 3, 0, 1]]  # swapped corners
     sizes[24:28] = 1
-    sizes[28:] = 0  # no image at all
+    sizes[28:] = 0  # no image
     keys = jax.random.split(jax.random.key(11), 32)
     image, boxes, labels, ignore = map(
         np.asarray, augmenter(DEFAULT)(keys, images, sizes, boxes, labels, ignore)
@@ -334,17 +330,26 @@ def test_everything_off_is_a_plain_resize():
     np.testing.assert_array_equal(output[3], ignore)
 
 
-def test_no_constrained_samplers_are_fine():
+def test_crop_without_constrained_samplers():
     options = dataclasses.replace(DEFAULT, crop_min_ious=())
     crop = aug.draw_crop(jax.random.key(13), np.zeros((M, 4)), np.zeros(M, bool), options)
     assert crop.shape == (4,) and np.all((crop >= 0) & (crop <= 1))
 
 
 def test_options_come_from_a_config_and_are_hashable():
-    config = ml_collections.ConfigDict({"crop_min_ious": [0.5], "contrast": (0.8, 1.2)})
-    options = aug.AugmentOptions(**config.to_dict(), mean=[1.0, 2.0, 3.0])
+    config = defaults.get_config()
+    with config.ignore_type():
+        config.augment.crop_min_ious = [0.5]
+        config.augment.contrast = (0.8, 1.2)
+        config.normalize.mean = [1.0, 2.0, 3.0]
+    options = augment_options(config)
     assert options.crop_min_ious == (0.5,) and options.mean == (1.0, 2.0, 3.0)
+    assert options.contrast == (0.8, 1.2)
     assert hash(options) == hash(dataclasses.replace(options))
+
+
+def test_all_kernels_are_in_the_defaults():
+    assert DEFAULT.interpolations == resample.KERNELS
 
 
 @pytest.mark.parametrize(
@@ -364,11 +369,11 @@ def test_options_come_from_a_config_and_are_hashable():
 )
 def test_impossible_options_are_named(field, value):
     with pytest.raises(UserError, match=rf"config\.augment\.{field} is .*: it must be"):
-        aug.AugmentOptions(**{field: value})
+        dataclasses.replace(DEFAULT, **{field: value})
 
 
 def test_shapes_and_types():
-    """Shapes and types are the contract's, without vmap or jit."""
+    """Shapes and types of one image, without vmap or jit."""
     images, sizes, boxes, labels, ignore = (part[0] for part in example_batch(1))
     output = jax.eval_shape(
         lambda *example: aug.augment(*example, DEFAULT, S),

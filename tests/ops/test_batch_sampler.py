@@ -7,10 +7,12 @@ import jax
 import numpy as np
 import pytest
 
+from scratchdet_jax.config import defaults
+from scratchdet_jax.detector import augment_options
 from scratchdet_jax.ops import augment as aug
 
 M = 5
-DEFAULT = aug.AugmentOptions()
+DEFAULT = augment_options(defaults.get_config())
 
 
 def iou(sample, box):

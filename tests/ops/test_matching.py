@@ -8,26 +8,19 @@ from hypothesis import strategies as st
 from scratchdet_jax.ops import boxes as box_ops
 from scratchdet_jax.ops.anchors import SPECIFICATIONS, make_anchors
 from scratchdet_jax.ops.matching import match
+from tests.ops import oracles
 
-GRID = 8  # corners on a grid of 1/8: areas are exact, so equal overlaps are equal to the last bit
+GRID = 8  # corners on a grid of 1/8: areas are exact, so equal overlaps are equal to the bit
 ANCHORS, BOXES = 30, 7
 
 
-def oracle_iou(a, b):
-    """IoU in float32, so that it has the same bits as the code under test on grid boxes."""
-    height = min(a[2], b[2]) - max(a[0], b[0])
-    width = min(a[3], b[3]) - max(a[1], b[1])
-    if height <= 0 or width <= 0:
-        return np.float32(0)
-    inner = height * width
-    return inner / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - inner)
-
-
 def oracle_match(anchors, boxes, labels, threshold):
-    """SSD's MatchBBox, loop by loop."""
+    """SSD's MatchBBox with its loops."""
     pool = [g for g in range(len(boxes)) if labels[g] > 0]
     real = list(pool)
-    overlaps = {(a, g): oracle_iou(anchors[a], boxes[g]) for a in range(len(anchors)) for g in pool}
+    overlaps = {
+        (a, g): oracles.iou(anchors[a], boxes[g]) for a in range(len(anchors)) for g in pool
+    }
     overlaps = {pair: overlap for pair, overlap in overlaps.items() if overlap > 1e-6}
     matched = [-1] * len(anchors)
     while pool:
@@ -51,10 +44,10 @@ def oracle_match(anchors, boxes, labels, threshold):
 
 @st.composite
 def grid_boxes(draw, count):
-    """Crowded boxes on the grid, now and then empty or swapped."""
+    """Crowded boxes on the grid, some empty or swapped."""
     corners = st.lists(st.integers(0, GRID), min_size=4, max_size=4)
     few = draw(st.lists(corners, min_size=1, max_size=count))
-    # Repeats are frequent, so ties are.
+    # Frequent repeats give frequent ties.
     chosen = draw(st.lists(st.sampled_from(few), min_size=count, max_size=count))
     boxes = np.asarray(chosen, np.float32) / GRID
     if draw(st.booleans()):
@@ -102,7 +95,7 @@ def test_a_small_box_takes_its_best_anchor_below_the_threshold(ssd_anchors):
 def test_crowds_get_an_anchor_each(ssd_anchors):
     boxes = jnp.tile(jnp.asarray([0.4, 0.4, 0.6, 0.6]), (50, 1))
     targets = jitted(ssd_anchors, boxes, jnp.ones(50, jnp.int32), 0.5)
-    # The bipartite stage serves all fifty equal boxes; beyond that the first one takes the rest.
+    # The bipartite stage serves all fifty equal boxes; the first one then gets the other anchors.
     assert set(np.asarray(targets.matched)) == {-1, *range(50)}
     assert np.all(np.bincount(np.asarray(targets.matched) + 1)[2:] == 1)
 
@@ -124,7 +117,7 @@ def test_padding_changes_nothing_and_vmap_equals_one_by_one(ssd_anchors):
     centre, sides = rng.uniform(0, 1, (3, 12, 2)), rng.uniform(0.02, 0.6, (3, 12, 2))
     boxes = np.concatenate([centre - sides / 2, centre + sides / 2], -1).astype(np.float32)
     labels = (rng.integers(1, 4, (3, 12)) * (np.arange(12) < [[0], [5], [12]])).astype(np.int32)
-    batch = jax.jit(jax.vmap(match, in_axes=(None, 0, 0)))(ssd_anchors, boxes, labels)
+    batch = jax.jit(jax.vmap(match, in_axes=(None, 0, 0, None)))(ssd_anchors, boxes, labels, 0.5)
     for i, real in enumerate((0, 5, 12)):
         garbage = boxes[i].copy()
         garbage[real:] = boxes[i, 0]

@@ -8,24 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scratchdet_jax.ops.nms import nms_mask, select_detections
+from tests.ops import oracles
 
-GRID = 16  # corners on a grid of 1/16: areas are exact in float32, so are equal overlaps
-
-
-def oracle_iou(a, b):
-    height = min(a[2], b[2]) - max(a[0], b[0])
-    width = min(a[3], b[3]) - max(a[1], b[1])
-    if height <= 0 or width <= 0:
-        return np.float32(0)
-    inner = height * width
-    return inner / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - inner)
+GRID = 16  # corners on a grid of 1/16: areas are exact in float32, so equal overlaps are equal
 
 
 def oracle_nms(boxes, valid, threshold):
     """Indices kept, greedily."""
     kept = []
     for i in range(len(boxes)):
-        if valid[i] and all(oracle_iou(boxes[k], boxes[i]) <= threshold for k in kept):
+        if valid[i] and all(oracles.iou(boxes[k], boxes[i]) <= threshold for k in kept):
             kept.append(i)
     return kept
 
@@ -80,7 +72,7 @@ def test_mask_is_greedy_at_any_threshold(count):
 
 
 def test_long_chains_of_suppression_are_resolved():
-    """Each box suppresses the next only, so every other one stays: one round a box."""
+    """Each box suppresses only the next, so every second one stays; takes one round per box."""
     count = 100
     start = np.arange(count) / 256
     boxes = np.stack([0 * start, start, 0 * start + 1, start + 2 / 256], -1).astype(np.float32)
@@ -112,7 +104,7 @@ def scores_with_ties(rng, anchors=ANCHORS):
 @given(boxes=crowds(ANCHORS), seed=st.integers(0, 1000))
 def test_selection_matches_the_loops(boxes, seed):
     rng = np.random.default_rng(seed)
-    boxes = boxes * 3 - 0.5  # part of them beyond the border, some wholly
+    boxes = boxes * 3 - 0.5  # some partly, some fully beyond the border
     boxes[rng.random(ANCHORS) < 0.1] = [0.5, 0.5, 0.25, 0.75]  # swapped
     probabilities = scores_with_ties(rng)
     found = select(boxes, probabilities)
@@ -154,10 +146,10 @@ def test_negative_coordinates_are_clipped_not_dropped():
 
 
 def test_fewer_anchors_than_slots_leaves_empty_slots():
-    found = select_detections(
+    found = select(
         jnp.asarray([[0, 0, 0.5, 0.5], [0.5, 0.5, 1, 1]]), jnp.asarray([[0.2, 0.8], [0.5, 0.5]])
     )
-    assert found.boxes.shape == (200, 4)
+    assert found.boxes.shape == (OPTIONS["max_detections"], 4)
     np.testing.assert_array_equal(found.labels[:3], [1, 1, 0])
     np.testing.assert_allclose(found.scores[:3], [0.8, 0.5, 0])
 
@@ -167,7 +159,7 @@ def test_vmap_over_a_batch_equals_one_by_one():
     low = rng.uniform(0, 0.6, (3, ANCHORS, 2))
     boxes = np.concatenate([low, low + rng.uniform(0.05, 0.5, low.shape)], -1).astype(np.float32)
     probabilities = np.stack([scores_with_ties(rng) for _ in range(3)])
-    probabilities[1] = 0  # an image without candidates beside full ones
+    probabilities[1] = 0  # an image without candidates among others
     batch = jax.jit(jax.vmap(functools.partial(select_detections, **OPTIONS)))(boxes, probabilities)
     assert not np.any(batch.labels[1])
     for i in range(3):

@@ -9,21 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scratchdet_jax.ops import resample
+from tests.ops.oracles import CV2_FLAGS
 
 S = 24
 CANVAS = (72, 80)
-CV2_FLAGS = {
-    "linear": cv2.INTER_LINEAR,
-    "area": cv2.INTER_AREA,
-    "nearest": cv2.INTER_NEAREST,
-    "cubic": cv2.INTER_CUBIC,
-    "lanczos": cv2.INTER_LANCZOS4,
-}
 # OpenCV rounds the position of a tap to float32 (an error of 4e-6 pixels at 72), which the steepest
-# kernel turns into at most 4e-6 × 2 axes × 255 × 4; our sums in float32 add about as much.
+# kernel turns into at most 4e-6 × 2 axes × 255 × 4; our float32 sums add about as much.
 FLOAT_TOLERANCE = 0.01
-# On uint8 OpenCV rounds the result (0.5), and its coefficients to 1/2048 (but for nearest and
-# area): up to 255 / 4096 a tap and axis. Bounds for 1, 2, 4 and 8 taps; IPP is switched off.
+# For uint8, OpenCV rounds the result (0.5) and, except for nearest and area, its coefficients to
+# 1/2048: up to 255 / 4096 per tap and axis. Bounds for 1, 2, 4 and 8 taps; IPP is switched off.
 UINT8_TOLERANCE = {"linear": 1.0, "area": 1.0, "nearest": 0.0, "cubic": 1.0, "lanczos": 2.0}
 
 side = st.one_of(st.integers(1, 72), st.sampled_from([1, 2, S // 2, S, 2 * S, 3 * S]))
@@ -32,7 +26,7 @@ kernel_names = pytest.mark.parametrize("name", resample.KERNELS)
 
 @pytest.fixture(autouse=True)
 def plain_opencv():
-    """OpenCV's own code: Intel's primitives have rounding of their own."""
+    """Uses OpenCV's own code: Intel's primitives round differently."""
     used = cv2.ipp.useIPP()
     cv2.ipp.setUseIPP(False)
     yield
@@ -45,7 +39,7 @@ def run(canvas, size, window, kernel, fill):
 
 
 def on_canvas(image, seed=0):
-    """The image at the top left of a canvas full of noise, and its size."""
+    """The image at the top left of a canvas of noise, and its size."""
     canvas = np.random.default_rng(seed + 1).uniform(0, 255, (*CANVAS, 3)).astype(image.dtype)
     canvas[: image.shape[0], : image.shape[1]] = image
     return canvas, np.array(image.shape[:2], np.int32)
@@ -56,10 +50,10 @@ def full_window(size):
 
 
 def comparable(name, height, width):
-    """Output cells [S, S] whose value in OpenCV is not a matter of rounding.
+    """Output cells [S, S] whose value in OpenCV does not depend on rounding.
 
-    For nearest, and for area where it does not shrink, OpenCV takes floor(i × scale) with an
-    inexact double: where i × scale is a whole number it may land one pixel too low.
+    For nearest, and for area where it does not shrink, OpenCV takes floor(i × scale) of an inexact
+    double: where i × scale is a whole number, the result may be one pixel too low.
     """
     cell = np.arange(1, S)
     rows, columns = np.ones(S, bool), np.ones(S, bool)
@@ -118,7 +112,7 @@ def test_nearest_takes_the_floor_exactly(height, width):
 @settings(deadline=None, max_examples=30)
 @given(data=st.data())
 def test_windows_match_paste_crop_resize(name, data):
-    """Any window, inside or beyond the image, as OpenCV on a canvas of the mean colour."""
+    """Any window, inside or beyond the image, equals OpenCV on a canvas of the mean colour."""
     height, width = data.draw(side), data.draw(side)
     top, left = data.draw(st.integers(-60, height - 1)), data.draw(st.integers(-60, width - 1))
     window_height, window_width = data.draw(st.integers(1, 130)), data.draw(st.integers(1, 130))
@@ -141,7 +135,7 @@ def test_windows_match_paste_crop_resize(name, data):
 
 
 @kernel_names
-def test_padding_never_shows(name):
+def test_padding_has_no_effect(name):
     image = np.random.default_rng(3).uniform(0, 255, (40, 31, 3)).astype(np.float32)
     outputs = []
     for padding in (0.0, 255.0):

@@ -1,4 +1,4 @@
-"""Imported PyTorch weights give PyTorch's numbers; what does not fit is listed by name."""
+"""Imported PyTorch weights give PyTorch's outputs; arrays that do not fit are listed."""
 
 import sys
 from pathlib import Path
@@ -90,10 +90,10 @@ def compare(size, tmp_path, monkeypatch):
 
 def test_scratchdet_300_of_the_release_is_exact(tmp_path, monkeypatch, capsys):
     compare(300, tmp_path, monkeypatch)
-    said = capsys.readouterr().out
-    print(said.splitlines()[-1])  # the differences
-    assert "from backbone.layer8.0.bn2.running_var" in said
-    assert "mmdetection format: " in said and " 0 at their initial values" in said
+    printed = capsys.readouterr().out
+    print(printed.splitlines()[-1])  # the differences
+    assert "from backbone.layer8.0.bn2.running_var" in printed
+    assert "mmdetection format: " in printed and " 0 at their initial values" in printed
 
 
 @pytest.mark.slow  # a full-size network at 512 px
@@ -102,7 +102,7 @@ def test_scratchdet_512_of_the_release_is_exact(tmp_path, monkeypatch):
 
 
 class TorchvisionResNet18(nn.Module):
-    """torchvision's names; the trunk's last map."""
+    """torchvision's names; returns the last map of the trunk."""
 
     def __init__(self):
         super().__init__()
@@ -164,7 +164,7 @@ class TorchvisionVGG16(nn.Module):
         ),
     ],
 )
-def test_an_imagenet_backbone_is_the_classifiers(name, model, source, tmp_path, capsys):
+def test_an_imported_backbone_equals_the_classifiers(name, model, source, tmp_path, capsys):
     config = recipe(name)
     config.image_size = 64
     config.anchors.steps = ()
@@ -183,7 +183,7 @@ def test_an_imagenet_backbone_is_the_classifiers(name, model, source, tmp_path, 
     with torch.no_grad():
         expected = model(channels_first)
 
-    # A new run of other classes begins from it: the backbone is taken, everything else is its own.
+    # A new run with other classes starts from the backbone; everything else is initialized.
     detector = build_detector(config, ("a", "b"))
     fresh = random_variables(detector, 64, np.random.default_rng(5))
     begun = init_from_run(str(tmp_path / "imagenet"), detector, fresh)
@@ -193,14 +193,14 @@ def test_an_imagenet_backbone_is_the_classifiers(name, model, source, tmp_path, 
     np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
     for part in ("head", "extra1"):
         jax.tree.map(np.testing.assert_array_equal, begun["params"][part], fresh["params"][part])
-    said = capsys.readouterr().out
-    assert "extra1" in said and "the source has none" in said
+    printed = capsys.readouterr().out
+    assert "extra1" in printed and "the source has none" in printed
     with pytest.raises(UserError, match=r"holds imported weights.*init_from"):
         loop.train_and_evaluate(tiny_config(), tmp_path / "imagenet")
 
 
 def small_state():
-    """Names of a release's checkpoint with tiny arrays, for a model that has just these."""
+    """A checkpoint of the release with a few tiny arrays, and variables to match."""
     initial = {
         "params": {"root": {"conv1": {"kernel": np.zeros((3, 3, 3, 4))}}},
         "batch_stats": {"root": {"norm1": {"mean": np.zeros(4)}}},
@@ -221,7 +221,7 @@ def test_names_and_layout():
         assert kernel[i, j, a, b] == weight[b, a, i, j]
 
 
-def test_what_does_not_fit_is_listed():
+def test_arrays_that_do_not_fit_are_listed():
     state, initial = small_state()
     state["module.backbone.conv1.weight"] = np.zeros((4, 3, 7, 7))
     state["module.backbone.conv9.weight"] = np.zeros((1, 2))
@@ -238,7 +238,7 @@ def test_what_does_not_fit_is_listed():
         assert words in str(error.value)
 
 
-def test_other_networks_are_named():
+def test_other_networks_are_reported():
     with pytest.raises(UserError, match=r"neither .* begins with encoder\.weight"):
         convert({"encoder.weight": np.zeros(3)}, {"params": {}})
     batch_norm = {"features.0.weight": np.zeros((64, 3, 3, 3)), "features.1.weight": np.zeros(64)}
@@ -252,7 +252,7 @@ class Hostile:
 
 
 @pytest.mark.parametrize("content", ["object", "text", "list", "cut"])
-def test_a_file_of_anything_else_is_refused(content, tmp_path, capsys):
+def test_other_files_are_refused(content, tmp_path, capsys):
     path = tmp_path / "x.pth"
     if content == "object":
         torch.save({"state_dict": Hostile()}, path)
@@ -268,7 +268,7 @@ def test_a_file_of_anything_else_is_refused(content, tmp_path, capsys):
     assert "executed" not in capsys.readouterr().out
 
 
-def test_missing_things_are_named(tmp_path, monkeypatch):
+def test_missing_files_and_packages_are_reported(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="there is no such file"):
         import_torch.read_state_dict(tmp_path / "none.pth")
     monkeypatch.setitem(sys.modules, "torch", None)

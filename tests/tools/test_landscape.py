@@ -1,4 +1,4 @@
-"""The walk along the gradient, on a quadratic where every figure is known, and on a run."""
+"""The walk along the gradient, on a quadratic with known figures and on a run."""
 
 import json
 
@@ -12,6 +12,7 @@ from scratchdet_jax.detector import build_detector
 from scratchdet_jax.run.checkpoints import Checkpoints, RunInfo
 from scratchdet_jax.run.state import TrainState
 from scratchdet_jax.tools import landscape
+from tests.command import exit_status
 from tests.tiny import tiny_config
 
 SIZES = (0.01, 0.1, 1.0)
@@ -47,11 +48,11 @@ def test_walk_on_a_quadratic():
         np.testing.assert_allclose(met.losses[i], loss, rtol=1e-5)
         np.testing.assert_allclose(met.gradient_changes[i], change, rtol=1e-3)
         np.testing.assert_allclose(met.smoothness[i], change / (size * norm), rtol=1e-3)
-    # A quadratic is as smooth as its largest curvature, in every direction at most.
+    # The smoothness of a quadratic is at most its largest curvature.
     assert met.smoothness.max() <= 4.0 * 1.001
 
 
-def test_overflow_on_the_way_is_reported():
+def test_overflow_is_reported():
     walk = landscape.make_walk(quadratic(np.float32([1e30, 1, 1])))
     met = walk({"a": jnp.ones(1), "b": jnp.ones(2)}, np.zeros(3, np.float32), (1.0,))
     assert not np.isfinite(met.losses[0])
@@ -63,7 +64,7 @@ def test_overflow_on_the_way_is_reported():
 
 
 def initial(path, shape):
-    """He's weights, unit scales and variances, zeros: compiled initialisers take far longer."""
+    """He's weights, ones for scales and variances, zeros: compiled initialisers are far slower."""
     name = path[-1].key
     if name == "kernel":
         deviation = np.sqrt(2 / np.prod(shape.shape[:-1]))
@@ -73,7 +74,7 @@ def initial(path, shape):
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-    """A run of a tiny detector on a few embedded scenes, stopped where it began."""
+    """A run of a tiny detector on a few embedded scenes, stopped at its start."""
     folder = tmp_path_factory.mktemp("landscape")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shapes, "SPLIT_SIZES", {"train": 24, "validation": 2})
@@ -102,7 +103,7 @@ def workdir(tmp_path_factory):
 def test_a_run_is_measured_and_written(workdir, tmp_path, capsys):
     output = tmp_path / "new" / "landscape.json"
     command = [str(workdir), "--batches=2", f"--output={output}"]
-    assert landscape.main([*command, "--step_sizes", "0.000001", "0.01"]) == 0
+    assert exit_status(landscape.main, *command, "--step_sizes", "0.000001", "0.01") == 0
     (summary,) = json.loads(output.read_text())
     assert (summary["step"], summary["batches"]) == (2, 2)
     near, far = summary["steps"]
@@ -116,11 +117,11 @@ def test_a_run_is_measured_and_written(workdir, tmp_path, capsys):
     assert "β-smoothness" in shown and str(workdir) in shown
 
 
-def test_mistakes_are_told(workdir, tmp_path, capsys):
+def test_mistakes_are_reported(workdir, tmp_path, capsys):
     for command, message in (
         ([str(tmp_path / "nowhere")], "there is no run in"),
         ([str(workdir), "--checkpoint=7"], "there is no checkpoint '7'"),
         ([str(workdir), "--step_sizes", "-1"], "must be above 0"),
     ):
-        assert landscape.main(command) == 1
+        assert exit_status(landscape.main, *command) == 1
         assert message in capsys.readouterr().err

@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 
 from scratchdet_jax.errors import UserError
+from scratchdet_jax.run.reading import RunRecords, read_config, read_run
 from scratchdet_jax.tools import plot
+from tests.command import exit_status
 
 
 def train(step, loss=2.0, **fields):
@@ -32,9 +34,9 @@ def write(folder, records, tail=""):
     return folder
 
 
-def test_records_are_read_in_order_and_the_later_of_a_step_counts(tmp_path):
+def test_records_are_read_in_order_and_the_last_one_of_a_step_counts(tmp_path):
     records = [train(1), train(2), evaluation(2, 0.1), train(3, 9.0), train(3, 4.0), train(4)]
-    run = plot.read_run(write(tmp_path / "a", [*records, {"kind": "note", "step": 1}]), "a")
+    run = read_run(write(tmp_path / "a", [*records, {"kind": "note", "step": 1}]), "a")
     steps, loss = plot.series(run.train, "loss")
     np.testing.assert_array_equal(steps, [1, 2, 3, 4])
     np.testing.assert_array_equal(loss, [2, 2, 4, 2])
@@ -43,12 +45,12 @@ def test_records_are_read_in_order_and_the_later_of_a_step_counts(tmp_path):
 
 def test_null_and_nan_are_gaps(tmp_path):
     records = [evaluation(1, None), evaluation(2, float("nan")), evaluation(3, 0.5)]
-    run = plot.read_run(write(tmp_path / "a", records), "a")
+    run = read_run(write(tmp_path / "a", records), "a")
     np.testing.assert_array_equal(plot.series(run.eval, "mAP")[1], [np.nan, np.nan, 0.5])
 
 
 def test_truncated_last_line_is_skipped_with_a_warning(tmp_path, capsys):
-    run = plot.read_run(write(tmp_path / "a", [train(1)], '{"kind": "train", "st'), "a")
+    run = read_run(write(tmp_path / "a", [train(1)], '{"kind": "train", "st'), "a")
     assert len(run.train) == 1
     assert "truncated" in capsys.readouterr().err
 
@@ -68,10 +70,10 @@ def test_bad_files_are_named(tmp_path, text, message):
     if text is not None:
         (tmp_path / "metrics.jsonl").write_text(text)
     with pytest.raises(UserError, match=message):
-        plot.read_run(tmp_path, "a")
+        read_run(tmp_path, "a")
 
 
-def test_names_are_folders_and_longer_where_equal(tmp_path):
+def test_names_are_folders_with_parents_where_those_are_equal(tmp_path):
     assert plot.run_names([tmp_path / "x" / "a", tmp_path / "x" / "b"]) == ["a", "b"]
     assert plot.run_names([tmp_path / "x" / "a", tmp_path / "y" / "a"]) == ["x/a", "y/a"]
     with pytest.raises(UserError, match="twice"):
@@ -83,9 +85,9 @@ def test_running_agrees_with_the_loop():
     values[[3, 10, 11, 12, 13]] = np.nan
     mean, low, high = plot.running(values, 4)
     for i in range(37):
-        stretch = [value for value in values[i : i + 4] if np.isfinite(value)]
-        if stretch:
-            expected = sum(stretch) / len(stretch), min(stretch), max(stretch)
+        window = [value for value in values[i : i + 4] if np.isfinite(value)]
+        if window:
+            expected = sum(window) / len(window), min(window), max(window)
         else:
             expected = (np.nan,) * 3
         np.testing.assert_allclose((mean[i], low[i], high[i]), expected)
@@ -148,16 +150,16 @@ def test_the_config_comes_from_the_checkpoint(tmp_path):
     from scratchdet_jax.run.state import TrainState
     from tests.tiny import tiny_config
 
-    assert plot.read_config(tmp_path) is None
+    assert read_config(tmp_path) is None
     state = TrainState(step=np.int32(3), params={"w": np.ones(2)}, batch_stats={}, opt_state=())
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(3, state, RunInfo(tiny_config(**{"model.norm": "none"}), ("a",)), None)
     checkpoints.close()
-    config = plot.read_config(tmp_path)
+    config = read_config(tmp_path)
     assert (config["model.norm"], config["batch_size"]) == ("none", 16)
 
 
-def test_picture_of_runs_of_other_lengths_kinds_and_ends(tmp_path, capsys):
+def test_picture_of_runs_with_different_lengths_records_and_ends(tmp_path, capsys):
     rng = np.random.default_rng(0)
     first = [
         train(s, 5 / s + 0.2 * rng.random(), gradient_norm_head=1.0 / s, images_per_second=50.0)
@@ -170,7 +172,8 @@ def test_picture_of_runs_of_other_lengths_kinds_and_ends(tmp_path, capsys):
     write(tmp_path / "d", [evaluation(5, None)])  # nothing but an undefined evaluation
     write(tmp_path / "e", [{"kind": "diverged", "step": 1, "quantity": "loss"}])
     output = tmp_path / "new" / "curves.png"
-    assert plot.main([*(str(tmp_path / run) for run in "abcde"), f"--output={output}"]) == 0
+    runs = [tmp_path / name for name in "abcde"]
+    assert exit_status(plot.main, *runs, f"--output={output}") == 0
     picture = cv2.imread(str(output))
     assert picture.shape[1] > 1000 and len(np.unique(picture.reshape(-1, 3), axis=0)) > 50
     assert str(output) in capsys.readouterr().out
@@ -180,8 +183,8 @@ def test_what_is_drawn(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(plot.plt, "close", drawn.append)
     norms = ((1, 3.0), (2, 5.0), (3, 1))
-    first = plot.RunRecords("a", [train(s, gradient_norm=n) for s, n in norms], [], diverged_at=4)
-    second = plot.RunRecords("b", [train(9, images_per_second=7.0)], [evaluation(5, 0.25)])
+    first = RunRecords("a", [train(s, gradient_norm=n) for s, n in norms], [], diverged_at=4)
+    second = RunRecords("b", [train(9, images_per_second=7.0)], [evaluation(5, 0.25)])
     plot.draw([first, second], tmp_path / "a.png")
     panels = drawn[0].axes
     titles = [panel.get_title() for panel in panels]
@@ -202,9 +205,9 @@ def test_what_is_drawn(tmp_path, monkeypatch):
     assert names == ["a (diverged at step 4)", "b"]
 
 
-def test_entry_point_says_what_is_wrong(tmp_path, capsys):
-    assert plot.main([str(tmp_path), f"--output={tmp_path / 'a.png'}"]) == 1
+def test_mistakes_are_reported(tmp_path, capsys):
+    assert exit_status(plot.main, tmp_path, f"--output={tmp_path / 'a.png'}") == 1
     assert capsys.readouterr().err.startswith("error: ")
     run = write(tmp_path / "a", [train(1)])
-    assert plot.main([str(run), f"--output={tmp_path / 'a.nosuch'}"]) == 1
+    assert exit_status(plot.main, run, f"--output={tmp_path / 'a.nosuch'}") == 1
     assert "cannot be written" in capsys.readouterr().err

@@ -14,6 +14,7 @@ from scratchdet_jax.data.builders import checks
 from scratchdet_jax.data.records import open_source
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.tools import prepare
+from tests.command import exit_status
 
 ROOT = Path(__file__).parents[2]
 
@@ -39,7 +40,7 @@ def folder(tmp_path):
 def test_voc_prints_the_report_and_prepares(folder, tmp_path, capsys):
     data = tmp_path / "data"
     arguments = ["voc", f"--folder={folder}", "--name=cells", f"--data_dir={data}"]
-    assert prepare.main(arguments) == 0
+    assert exit_status(prepare.main, *arguments) == 0
     printed = capsys.readouterr().out
     assert "set_a: 1 image\n" in printed
     assert "2 × box without area (left out)" in printed
@@ -50,10 +51,11 @@ def test_voc_prints_the_report_and_prepares(folder, tmp_path, capsys):
     assert len(source) == 2
 
 
-def test_voc_takes_classes_and_splits_and_names_itself(folder, tmp_path, capsys):
+def test_voc_with_classes_splits_and_the_default_name(folder, tmp_path, capsys):
     data = tmp_path / "data"
     arguments = ["voc", f"--folder={folder}", f"--data_dir={data}"]
-    assert prepare.main([*arguments, "--classes=white,black", "--splits=set_b"]) == 0
+    more = ["--classes=white,black", "--splits=set_b"]
+    assert exit_status(prepare.main, *arguments, *more) == 0
     assert "object of an unknown class" in capsys.readouterr().out
     source = open_source("voc_folder/my_cells:set_b", data)
     assert source.class_names == ("white", "black")
@@ -61,7 +63,8 @@ def test_voc_takes_classes_and_splits_and_names_itself(folder, tmp_path, capsys)
 
 
 def test_a_users_mistake_is_one_sentence_and_status_1(folder, tmp_path, capsys):
-    assert prepare.main(["voc", f"--folder={tmp_path}", f"--data_dir={tmp_path}"]) == 1
+    arguments = ["voc", f"--folder={tmp_path}", f"--data_dir={tmp_path}"]
+    assert exit_status(prepare.main, *arguments) == 1
     captured = capsys.readouterr()
     assert captured.err.startswith("error: ")
     assert "is not in VOC layout" in captured.err
@@ -90,7 +93,7 @@ def coco(tmp_path):
 
 
 def test_coco_prints_the_report_and_prepares(coco, tmp_path, capsys):
-    assert prepare.main(coco) == 0
+    assert exit_status(prepare.main, *coco) == 0
     printed = capsys.readouterr().out
     assert "train: 6 images (1 without boxes)" in printed
     assert "10 boxes (0 crowd) of 1 class: x 10" in printed
@@ -99,10 +102,10 @@ def test_coco_prints_the_report_and_prepares(coco, tmp_path, capsys):
     assert len(open_source("coco_folder/mine:train+val", tmp_path / "data")) == 12
 
 
-def test_strict_ends_with_the_report_and_status_1(coco, folder, tmp_path, capsys):
+def test_strict_prints_the_report_and_exits_with_status_1(coco, folder, tmp_path, capsys):
     voc = ["voc", f"--folder={folder}", "--name=cells", f"--data_dir={tmp_path / 'data'}"]
     for arguments in (coco, voc):
-        assert prepare.main([*arguments, "--strict"]) == 1
+        assert exit_status(prepare.main, *arguments, "--strict") == 1
         captured = capsys.readouterr()
         assert "2 × box without area (left out)" in captured.out
         assert "--strict" in captured.err
@@ -115,8 +118,7 @@ def test_strict_ends_with_the_report_and_status_1(coco, folder, tmp_path, capsys
 
 @pytest.mark.parametrize("split", ["train", "train:a.json", "train:a.json:b:c", ":a.json:b"])
 def test_a_split_that_is_not_three_parts_is_explained(split, capsys):
-    with pytest.raises(SystemExit):
-        prepare.main(["coco", f"--split={split}", "--name=x"])
+    assert exit_status(prepare.main, "coco", f"--split={split}", "--name=x") == 2
     assert "is not NAME:FILE.json:FOLDER" in capsys.readouterr().err
 
 
@@ -126,14 +128,15 @@ def run_until(arguments, patch, reached):
         "import sys, time\n"
         "from scratchdet_jax.data.builders import checks, folder_builder\n"
         f"{patch}\n"
+        "from scratchdet_jax import cli\n"
         "from scratchdet_jax.tools import prepare\n"
-        "sys.exit(prepare.main(sys.argv[1:]))\n"
+        "cli.run(prepare.main)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", program, *arguments], cwd=ROOT)
     try:
         deadline = time.monotonic() + 60
         while not reached():
-            assert process.poll() is None, "it ended by itself"
+            assert process.poll() is None, "it ended before it was killed"
             assert time.monotonic() < deadline
             time.sleep(0.02)
     finally:
@@ -143,13 +146,13 @@ def run_until(arguments, patch, reached):
 
 @pytest.fixture
 def count_checks(monkeypatch):
-    """The images that are decoded from here on."""
+    """A list of the images that are decoded from now on."""
     seen, check = [], checks.check_complete
     monkeypatch.setattr(checks, "check_complete", lambda data: (seen.append(data), check(data)))
     return seen
 
 
-def test_killed_while_checking_it_goes_on_from_there(coco, tmp_path, count_checks):
+def test_a_run_killed_while_checking_is_resumed(coco, tmp_path, count_checks):
     journal = tmp_path / "data" / ".preparing.coco_folder.mine.jsonl"
     slow = (
         "check = checks.check_complete\n"
@@ -160,13 +163,13 @@ def test_killed_while_checking_it_goes_on_from_there(coco, tmp_path, count_check
         open_source("coco_folder/mine:train", tmp_path / "data")
     known = journal.read_text().count("\n")
     assert 4 <= known < 12
-    assert prepare.main(coco) == 0
+    assert exit_status(prepare.main, *coco) == 0
     assert len(count_checks) == 12 - known
     assert len(open_source("coco_folder/mine:train+val", tmp_path / "data")) == 12
     assert [p.name for p in (tmp_path / "data").iterdir()] == ["coco_folder"]
 
 
-def test_killed_while_writing_it_leaves_nothing_that_looks_finished(coco, tmp_path, count_checks):
+def test_a_run_killed_while_writing_leaves_no_data_set(coco, tmp_path, count_checks):
     place = tmp_path / "data" / "coco_folder" / "mine"
     stuck = (
         "read = folder_builder._read_unchanged\n"
@@ -177,8 +180,8 @@ def test_killed_while_writing_it_leaves_nothing_that_looks_finished(coco, tmp_pa
     assert all(p.name.startswith("incomplete.") for p in place.iterdir())
     with pytest.raises(UserError, match="there is no data set"):
         open_source("coco_folder/mine:train", tmp_path / "data")
-    assert prepare.main(coco) == 0
-    assert count_checks == []  # all were known to be sound
+    assert exit_status(prepare.main, *coco) == 0
+    assert count_checks == []  # all had been checked
     assert len(open_source("coco_folder/mine:train+val", tmp_path / "data")) == 12
     assert os.listdir(place) == ["1.0.0"]
 
@@ -186,10 +189,11 @@ def test_killed_while_writing_it_leaves_nothing_that_looks_finished(coco, tmp_pa
 def test_a_full_disk_is_one_sentence(coco, tmp_path):
     program = (
         "import resource, signal, sys\n"
+        "from scratchdet_jax import cli\n"
         "from scratchdet_jax.tools import prepare\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))\n"
-        "sys.exit(prepare.main(sys.argv[1:]))\n"
+        "cli.run(prepare.main)\n"
     )
     command = [sys.executable, "-c", program, *coco]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
@@ -199,7 +203,7 @@ def test_a_full_disk_is_one_sentence(coco, tmp_path):
     assert os.listdir(tmp_path / "data" / "coco_folder" / "mine") == []
 
 
-def test_ctrl_c_is_no_traceback_and_does_not_wait_for_the_rest(coco, monkeypatch, capsys):
+def test_ctrl_c_prints_no_traceback_and_does_not_wait_for_the_rest(coco, monkeypatch, capsys):
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     seen = []
 
@@ -210,9 +214,9 @@ def test_ctrl_c_is_no_traceback_and_does_not_wait_for_the_rest(coco, monkeypatch
         time.sleep(0.1)
 
     monkeypatch.setattr(checks, "check_complete", interrupt)
-    assert prepare.main(coco) == 130
-    assert len(seen) < 12  # all there are
-    assert capsys.readouterr().err == "stopped; the same command goes on from here\n"
+    assert exit_status(prepare.main, *coco) == 130
+    assert len(seen) < 12  # of 12 images
+    assert capsys.readouterr().err == "stopped by Ctrl-C\n"
 
 
 def test_several_processes_at_once_make_one_data_set(coco, tmp_path):
@@ -228,6 +232,6 @@ def test_several_processes_at_once_make_one_data_set(coco, tmp_path):
 def test_shapes_goes_to_the_data_dir(monkeypatch):
     asked = []
     monkeypatch.setattr(prepare, "prepare_shapes", asked.append)
-    assert prepare.main(["shapes", "--data_dir=somewhere"]) == 0
-    assert prepare.main(["shapes"]) == 0
+    assert exit_status(prepare.main, "shapes", "--data_dir=somewhere") == 0
+    assert exit_status(prepare.main, "shapes") == 0
     assert asked == ["somewhere", "data"]

@@ -1,4 +1,4 @@
-"""Replaying a step: a state with a number that is not finite is traced to its layer."""
+"""Replaying a step: a number that is not finite is traced to its layer."""
 
 import jax
 import jax.numpy as jnp
@@ -12,13 +12,14 @@ from scratchdet_jax.run.state import TrainState
 from scratchdet_jax.tools import replay as tool
 from scratchdet_jax.training.divergence import Replay, load_replay
 from scratchdet_jax.training.optimizer import make_optimizer
+from tests.command import exit_status
 from tests.tiny import random_batch, random_variables, tiny_config
 
 
 def test_a_workdir_without_a_saved_step_is_refused(tmp_path, capsys):
     with pytest.raises(UserError, match="holds no step"):
         load_replay(tmp_path)
-    assert tool.main([f"--workdir={tmp_path}"]) == 1
+    assert exit_status(tool.main, f"--workdir={tmp_path}") == 1
     assert "holds no step" in capsys.readouterr().err
     (tmp_path / "replay").mkdir()
     (tmp_path / "replay/step_3.npz").write_bytes(b"PK")
@@ -45,8 +46,8 @@ def test_the_first_layer_that_is_not_finite_is_named():
     batch = random_batch(config, 0)
     ids = tuple(f"image{i}" for i in range(4))
     report = tool.describe(Replay(5, "loss", info, ids, batch, state))
-    assert "  parameters: not finite in 1 arrays" in report
-    assert "  optimiser: finite" in report
+    assert "  parameters: not finite in 1 array\n" in report
+    assert "  optimizer: finite" in report
     assert "  images: finite" in report
     assert "first activation that is not finite: stage3" in report
     assert "loss, classification: sum nan" in report

@@ -7,6 +7,7 @@ import pytest
 from scratchdet_jax.evaluation import coco, voc
 from scratchdet_jax.evaluation.detections import ImageDetections
 from scratchdet_jax.tools import score
+from tests.command import exit_status
 
 # xmin, ymin, xmax, ymax as the devkit writes them.
 OBJECTS = {
@@ -54,7 +55,8 @@ def devkit(tmp_path):
 
 
 def run_voc(devkit, folder, *more):
-    return score.main(["voc", f"--devkit={devkit}", "--split=val", f"--detections={folder}", *more])
+    arguments = ["voc", f"--devkit={devkit}", "--split=val", f"--detections={folder}"]
+    return exit_status(score.main, *arguments, *more)
 
 
 def test_voc_table_and_json(tmp_path, devkit, capsys):
@@ -79,11 +81,11 @@ def test_voc_metric_is_chosen(tmp_path, devkit, capsys):
     for metric in ("11point", "area"):
         assert run_voc(devkit, folder, f"--metric={metric}", f"--json={tmp_path}/{metric}") == 0
         values[metric] = json.loads((tmp_path / metric).read_text())["AP"]["cat"]
-    # Half the cats at precision one half: six of the eleven points, and half the area.
+    # Half the cats at precision 0.5: six of the eleven points, and half the area.
     assert values == pytest.approx({"11point": 6 / 11 * 0.5, "area": 0.25})
 
 
-def test_voc_class_without_a_file_is_told_and_scores_zero(tmp_path, devkit, capsys):
+def test_voc_class_without_a_file_is_noted_and_scores_zero(tmp_path, devkit, capsys):
     folder = write_detections(tmp_path / "found", cat=PERFECT["cat"])
     assert run_voc(devkit, folder) == 0
     output = capsys.readouterr()
@@ -94,7 +96,7 @@ def test_voc_class_without_a_file_is_told_and_scores_zero(tmp_path, devkit, caps
 def test_voc_class_without_ground_truth_is_left_out(tmp_path, devkit, capsys):
     folder = write_detections(tmp_path / "found", **PERFECT, sheep="000001 0.9 1 2 3 4\n")
     assert run_voc(devkit, folder, f"--json={tmp_path / 's.json'}") == 0
-    assert "left out of the mean, without ground truth: sheep" in capsys.readouterr().out
+    assert "not in the mean, for lack of ground truth: sheep" in capsys.readouterr().out
     record = json.loads((tmp_path / "s.json").read_text())
     assert record["AP"]["sheep"] is None and record["mAP"] == 1.0
 
@@ -130,7 +132,7 @@ def test_voc_missing_folders_and_split(tmp_path, devkit, capsys):
     assert "none" in capsys.readouterr().err
     assert run_voc(devkit, tmp_path / "nothing") == 1
     assert "nothing" in capsys.readouterr().err
-    assert score.main(["voc", f"--devkit={devkit}", "--split=test", f"--detections={folder}"]) == 1
+    assert run_voc(devkit, folder, "--split=test") == 1
     assert "test" in capsys.readouterr().err
     (devkit / "Annotations" / "000002.xml").unlink()
     assert run_voc(devkit, folder) == 1
@@ -174,9 +176,8 @@ ANNOTATIONS = {
 def run_coco(folder, results, annotations=ANNOTATIONS, *more):
     (folder / "a.json").write_text(json.dumps(annotations))
     (folder / "r.json").write_text(json.dumps(results))
-    return score.main(
-        ["coco", f"--annotations={folder / 'a.json'}", f"--detections={folder / 'r.json'}", *more]
-    )
+    files = [f"--annotations={folder / 'a.json'}", f"--detections={folder / 'r.json'}"]
+    return exit_status(score.main, "coco", *files, *more)
 
 
 def result(**changes):
@@ -222,5 +223,6 @@ def test_coco_bad_results(tmp_path, capsys, results, message):
 
 
 def test_coco_missing_file(tmp_path, capsys):
-    assert score.main(["coco", "--annotations=/none.json", "--detections=/none.json"]) == 1
+    files = ["--annotations=/none.json", "--detections=/none.json"]
+    assert exit_status(score.main, "coco", *files) == 1
     assert "/none.json does not exist" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The summary's figures against hand computation and the network's own parameters."""
+"""The summary's figures against hand computation and the network's parameters."""
 
 import subprocess
 import sys
@@ -13,7 +13,7 @@ from scratchdet_jax.config import defaults
 from scratchdet_jax.detector import build_detector
 from scratchdet_jax.tools import summary
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def layer(found, name):

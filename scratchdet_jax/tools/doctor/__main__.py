@@ -1,4 +1,6 @@
-"""Examines a data set before training: python -m scratchdet_jax.tools.doctor DATASET [options].
+"""Examines a data set before training.
+
+python -m scratchdet_jax.tools.doctor DATASET [options]
 
 The report is printed; --html writes it as one page with pictures. The recipe defines anchors, image
 size, canvas and augmentation; any of its fields can be overridden, for example
@@ -7,7 +9,6 @@ size, canvas and augmentation; any of its fields can be overridden, for example
 
 import argparse
 import json
-import sys
 import time
 import warnings
 from collections.abc import Sequence
@@ -62,7 +63,7 @@ def _write(path: Path, text: str, flag: str) -> None:
 
 def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, ml_collections.ConfigDict]:
     parser = argparse.ArgumentParser(
-        prog="python -m scratchdet_jax.tools.doctor",
+        prog=argv[0],
         allow_abbrev=False,
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -102,4 +103,4 @@ def _count(text: str) -> int:
 
 
 if __name__ == "__main__":
-    cli.run(main, sys.argv)
+    cli.run(main)

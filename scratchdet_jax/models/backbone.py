@@ -1,0 +1,42 @@
+"""What a backbone's file gives the detector; `ssd.BACKBONES` is the table of them."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+
+from scratchdet_jax.models.layers import Layers
+
+Check = tuple[bool, str]
+"""Whether a field's value can be built, and otherwise what to use ("at least 1 convolution")."""
+
+
+class Backbone(NamedTuple):
+    """A row of the table; every function takes `config.model`.
+
+    Attributes:
+        build: makes the Flax module, called as `module(images, train)`, that maps images
+            [B, H, W, 3] to the source maps [B, h, w, c], finest first, including those of the extra
+            blocks. Name the extra blocks extra1, extra2 …; `resnet.extra_blocks` makes
+            ScratchDet's.
+        name: display name, such as "ResNet-34", at width 1.
+        sources: number of source maps without the extra blocks. Each entry of `extra_strides`
+            adds one, and so does `last_convolutions`.
+        checks: the checks of the fields that this backbone alone reads, by field name. The fields
+            that all backbones share are checked in ssd.py.
+    """
+
+    build: Callable[[Any, Layers], nn.Module]
+    name: Callable[[Any], str]
+    sources: Callable[[Any], int]
+    checks: Callable[[Any], dict[str, Check]]
+
+
+def one_of(value: object, allowed: Sequence[object]) -> Check:
+    """The check of a field with a fixed set of values."""
+    return value in allowed, " or ".join(repr(choice) for choice in allowed)
+
+
+def scale_channels(channels: int, width: float) -> int:
+    """Channels × width, rounded to the nearest multiple of 8 (halves up), at least 8."""
+    return max(8, int(channels * width / 8 + 0.5) * 8)

@@ -1,0 +1,40 @@
+"""Evaluates a trained detector.
+
+python eval.py --workdir=runs/voc300
+
+The config of the run is used. Any field can be overridden, such as
+--config.data.eval=voc/2007:test or --config.eval.metric=voc_area.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from scratchdet_jax import cli
+from scratchdet_jax.errors import UserError
+
+flags.DEFINE_string("workdir", None, "The run: the --workdir of its training.")
+flags.DEFINE_string("checkpoint", "best", "best, latest or a step.")
+flags.DEFINE_string("output", None, "Folder for the detections; default: WORKDIR/eval.")
+cli.define_process_flags()
+
+
+def main(argv: Sequence[str]) -> None:
+    """Parses the command line and evaluates."""
+    workdir = cli.flag_value(argv, "workdir")
+    if not workdir:
+        raise UserError("name the run to evaluate: --workdir=runs/NAME")
+    from scratchdet_jax.parallel import processes
+
+    processes.start(argv)
+    from scratchdet_jax.evaluation.evaluate import evaluate_run
+    from scratchdet_jax.run.open import open_run
+
+    run = open_run(Path(workdir), cli.flag_value(argv, "checkpoint") or "best")
+    config = cli.parse_config(argv, run.info.config)
+    evaluate_run(run, config, Path(flags.FLAGS.output or Path(workdir) / "eval"))
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,140 @@
+"""A backbone from outside the package: one module and one row of the table make a detector."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from scratchdet_jax.config import defaults
+from scratchdet_jax.config.validation import validate
+from scratchdet_jax.detector import build_detector
+from scratchdet_jax.errors import UserError
+from scratchdet_jax.models import BACKBONES, Backbone, backbone_name, feature_sizes
+from scratchdet_jax.models.backbone import scale_channels
+from scratchdet_jax.models.layers import Layers
+from scratchdet_jax.models.resnet import extra_blocks
+
+CLASSES = ("a", "b", "c")
+
+
+class Plain(nn.Module):
+    """Convolutions of stride 2; the last `depth` of five give source maps."""
+
+    depth: int
+    channels: int
+    extra_strides: tuple[int, ...]
+    last_convolutions: bool
+    layers: Layers
+
+    @nn.compact
+    def __call__(self, images, train):
+        x, maps = images.astype(self.layers.dtype), []
+        for i in range(1, 6):
+            x = self.layers.convolve(x, self.channels, 3, stride=2, name=f"conv{i}")
+            x = nn.relu(self.layers.normalize(x, train, name=f"norm{i}"))
+            maps.append(x)
+        extras = extra_blocks(
+            x,
+            train,
+            channels=self.channels,
+            strides=self.extra_strides,
+            last_convolutions=self.last_convolutions,
+            layers=self.layers,
+        )
+        return (*maps[-self.depth :], *extras)
+
+
+def build(config, layers):
+    return Plain(
+        depth=config.depth,
+        channels=scale_channels(64, config.width),
+        extra_strides=tuple(config.extra_strides),
+        last_convolutions=config.last_convolutions,
+        layers=layers,
+    )
+
+
+PLAIN = Backbone(
+    build=build,
+    name=lambda config: f"Plain-{config.depth}",
+    sources=lambda config: config.depth,
+    checks=lambda config: {"depth": (1 <= config.depth <= 5, "1 to 5 source maps")},
+)
+
+
+@pytest.fixture
+def config(monkeypatch):
+    monkeypatch.setitem(BACKBONES, "plain", PLAIN)
+    config = defaults.get_config()
+    config.image_size = 64
+    config.model.backbone = "plain"
+    config.model.depth = 3
+    config.model.width = 0.25
+    config.model.extra_strides = (2,)
+    config.anchors.update(
+        min_percent=(10, 25, 40, 60),
+        max_percent=(25, 40, 60, 80),
+        aspect_ratios=((), (2,), (2,), ()),
+        steps=(),
+    )
+    return config
+
+
+def test_forward_pass(config):
+    detector = build_detector(config, CLASSES)
+    assert feature_sizes(detector.model, 64) == ((8, 8), (4, 4), (2, 2), (1, 1))
+    anchors = 64 * 2 + 16 * 4 + 4 * 4 + 2
+    assert detector.anchors.shape == (anchors, 4)
+    images = np.random.default_rng(0).normal(size=(2, 64, 64, 3)).astype(np.float32)
+
+    @jax.jit
+    def run(images):
+        variables = detector.model.init(jax.random.key(0), images, train=False)
+        outputs = detector.model.apply(variables, images, train=False)
+        return variables, detector.model.apply(variables, images, False, method="sources"), outputs
+
+    variables, sources, (logits, offsets) = run(images)
+    assert [m.shape for m in sources] == [(2, n, n, 16) for n in (8, 4, 2, 1)]
+    assert logits.shape == (2, anchors, len(CLASSES) + 1) and offsets.shape == (2, anchors, 4)
+    assert jnp.isfinite(logits).all() and jnp.isfinite(offsets).all()
+    names = {"head", "extra1"} | {f"{kind}{i}" for kind in ("conv", "norm") for i in range(1, 6)}
+    assert set(variables["params"]) == names
+
+
+def test_it_is_a_valid_config(config):
+    validate(config, device_count=1)
+
+
+def test_last_convolutions_add_a_map(config):
+    config.image_size = 128
+    config.model.last_convolutions = True
+    config.model.depth = 2
+    assert build_detector(config, CLASSES).anchors.shape == (64 * 2 + 16 * 4 + 4 * 4 + 2, 4)
+
+
+def test_display_name(config):
+    assert backbone_name(config.model) == "Plain-3 x 0.25"
+    config.model.width = 1.0
+    assert backbone_name(config.model) == "Plain-3"
+
+
+def test_its_checks_name_the_field(config):
+    config.model.depth = 6
+    message = r"config\.model\.depth is 6: use 1 to 5 source maps"
+    with pytest.raises(UserError, match=message):
+        build_detector(config, CLASSES)
+    with pytest.raises(UserError, match=message):
+        validate(config, device_count=1)
+
+
+def test_source_maps_are_counted_by_its_row(config):
+    config.model.depth = 4
+    with pytest.raises(UserError, match=r"4 levels but .* \(2,\) gives 5 source maps: use 0 extra"):
+        build_detector(config, CLASSES)
+
+
+def test_unknown_names_list_the_known(config):
+    config.model.backbone = "other"
+    with pytest.raises(UserError, match=r"is 'other': use 'resnet' or 'vgg16' or 'plain'"):
+        build_detector(config, CLASSES)
