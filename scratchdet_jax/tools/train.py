@@ -4,8 +4,9 @@ python train.py --config=configs/voc300.py
 
 Run the same command again to resume: training continues from the last checkpoint, and a workdir of
 another config is refused. Ctrl-C and SIGTERM finish and save the current step; a second Ctrl-C
-stops at once. The exit status is 130 after Ctrl-C, 75 after SIGTERM, and 69 if nothing has moved for
-config.stall_seconds; after each the same command resumes. Any field of the config can be overridden:
+stops at once. The exit status is 130 after Ctrl-C, 75 after SIGTERM, and 69 if nothing has moved
+for config.stall_seconds; after each the same command resumes. Any field of the config can be
+overridden:
 --config.batch_size=256 --config.optimizer.learning_rate=0.02
 """
 

@@ -7,11 +7,17 @@ from pathlib import Path
 
 import pytest
 
-specification = importlib.util.spec_from_file_location(
-    "campaign", Path(__file__).with_name("campaign.py")
-)
-campaign = importlib.util.module_from_spec(specification)
-specification.loader.exec_module(campaign)
+
+def load(name):
+    specification = importlib.util.spec_from_file_location(
+        name, Path(__file__).with_name(f"{name}.py")
+    )
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+campaign, signals = load("campaign"), load("signals")
 
 
 @pytest.mark.faults
@@ -25,3 +31,11 @@ def test_killed_runs_end_like_undisturbed_ones(tmp_path):
     # Processes preempted in a step, one or all of them, exit with their own status.
     steps = [kill for kill in record["list"] if kill["moment"] == "step"]
     assert {s for k in steps if k["signal"] == "SIGTERM" for s in k["statuses"]} <= {75}
+
+
+@pytest.mark.faults
+def test_ctrl_c_at_any_moment_is_heeded_and_loses_nothing(tmp_path):
+    record = signals.run(tmp_path, int(os.environ.get("FAULT_SIGNALS", "60")), seed=0)
+    print(json.dumps({k: v for k, v in record.items() if k != "list"}, indent=2))
+    assert record["different"] == []
+    assert record["slowest_end"] < signals.PATIENCE

@@ -1,0 +1,186 @@
+"""Sends Ctrl-C (SIGINT) to every command at random moments and runs the command again.
+
+python tests/faults/signals.py --signals=60 --output=signals.json
+
+A command may finish, with status 0, or stop with status 130; it never prints a traceback, crashes,
+or ignores the signal. Then the same command runs to its end, and what it leaves must be identical
+to what an undisturbed run leaves. Signals are spread over train, eval, predict, prepare and doctor,
+at uniformly random moments between the first line of our code and the end of the undisturbed run.
+"""
+
+import argparse
+import collections
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+sys.path.insert(0, str(Path(__file__).parent))
+import campaign
+
+ROOT = campaign.ROOT
+FIRST = 0.15  # seconds until Python has started and the first line of our code has run
+PATIENCE = 60.0  # seconds in which a command has to end after a signal
+BAD = ("Traceback", "Exception ignored", "Fatal Python error", "Segmentation fault", "core dumped")
+
+
+class Command(NamedTuple):
+    """A command: its arguments, what it leaves, and how to begin again without that."""
+
+    arguments: list[str]
+    outcome: Callable[[], Any]
+    forget: Callable[[], None]
+
+
+class Hit(NamedTuple):
+    """One signal: after how many seconds, and how the command ended."""
+
+    command: str
+    moment: float
+    status: int
+    seconds: float  # until the end
+
+
+def commands(folder: Path) -> dict[str, Command]:
+    """The commands, in an order in which each finds what it needs."""
+    boxes, data, run = folder / "boxes", folder / "prepared", folder / "run"
+    tools = [sys.executable, "-m"]
+    module = "scratchdet_jax.tools."
+    prepared, eval_folder, pictures = folder / "mine", folder / "eval", folder / "pictures"
+    page = folder / "doctor.html"
+    return {
+        "prepare": Command(
+            [*tools, f"{module}prepare", "voc", f"--folder={boxes}", f"--data_dir={prepared}"],
+            lambda: sorted(p.name for p in (prepared / "voc_folder/boxes/1.0.0").iterdir()),
+            lambda: shutil.rmtree(prepared, ignore_errors=True),
+        ),
+        "doctor": Command(
+            [
+                *tools,
+                f"{module}doctor",
+                "voc_folder/boxes",
+                f"--data_dir={data}",
+                "--config=configs/shapes.py",
+                f"--html={page}",
+            ],
+            lambda: page.stat().st_size > 1000,
+            lambda: page.unlink(missing_ok=True),
+        ),
+        "train": Command(
+            campaign.command(run, folder, folder / "cache"),
+            lambda: _digest(run),
+            lambda: shutil.rmtree(run, ignore_errors=True),
+        ),
+        "eval": Command(
+            [sys.executable, "eval.py", f"--workdir={run}", f"--output={eval_folder}"],
+            lambda: (eval_folder / "results.json").read_text(),
+            lambda: shutil.rmtree(eval_folder, ignore_errors=True),
+        ),
+        "predict": Command(
+            [*tools, f"{module}predict", f"--workdir={run}", f"--output={pictures}"],
+            lambda: sorted((p.name, p.stat().st_size) for p in pictures.iterdir()),
+            lambda: shutil.rmtree(pictures, ignore_errors=True),
+        ),
+    }
+
+
+def _digest(workdir: Path) -> tuple[str, list]:
+    arrays, lines = campaign.outcome(workdir)
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        digest.update(name.encode() + arrays[name].tobytes())
+    return digest.hexdigest(), lines
+
+
+def execute(arguments: Sequence[str], moment: float | None = None) -> tuple[int, str, float, float]:
+    """Runs a command, with a Ctrl-C after `moment` seconds if it still runs.
+
+    Returns:
+        Exit status, output, seconds in all, and seconds from the signal to the end.
+    """
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
+    }
+    began = time.monotonic()
+    with tempfile.TemporaryFile("w+") as output:
+        process = subprocess.Popen(
+            arguments, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT
+        )
+        sent = None
+        if moment is not None:
+            try:
+                process.wait(moment)
+            except subprocess.TimeoutExpired:
+                sent = time.monotonic()
+                process.send_signal(signal.SIGINT)
+        status = process.wait(PATIENCE if sent else 600)
+        ended = time.monotonic()
+        output.seek(0)
+        return status, output.read(), ended - began, ended - (sent or ended)
+
+
+def run(folder: Path, signals: int, seed: int) -> dict[str, Any]:
+    """Sends at least `signals` signals; raises SystemExit at the first thing that must not be."""
+    campaign.make_data(folder / "boxes")
+    rng, hits, different = random.Random(seed), [], []
+    table = commands(folder)
+    each = -(-signals // len(table))
+    for name, command in table.items():
+        if name == "doctor":  # reads the set that training prepares
+            execute([*table["prepare"].arguments[:-1], f"--data_dir={folder / 'prepared'}"])
+        status, output, whole, _ = execute(command.arguments)
+        if status:
+            raise SystemExit(f"{name} fails without a signal: {output[-2000:]}")
+        wanted = command.outcome()
+        for _ in range(each):
+            command.forget()
+            moment = rng.uniform(FIRST, max(FIRST, whole))
+            status, output, _, seconds = execute(command.arguments, moment)
+            found = [text for text in BAD if text in output]
+            if status not in (0, signal.SIGINT + 128) or found:
+                raise SystemExit(
+                    f"{name}, {moment:.2f} s: status {status}, {found}: {output[-3000:]}"
+                )
+            hits.append(Hit(name, round(moment, 2), status, round(seconds, 2)))
+            print(hits[-1], flush=True)
+            status, output, _, _ = execute(command.arguments)
+            if status or [text for text in BAD if text in output]:
+                raise SystemExit(f"{name} after a signal: status {status}: {output[-3000:]}")
+            if command.outcome() != wanted:
+                different.append(hits[-1])
+    counts = collections.Counter((hit.command, hit.status) for hit in hits)
+    return {
+        "signals": len(hits),
+        "by_command_and_status": {f"{name} {status}": n for (name, status), n in counts.items()},
+        "slowest_end": max(hit.seconds for hit in hits),
+        "different": different,
+        "list": hits,
+    }
+
+
+def main() -> None:
+    """Parses the command line, runs the campaign and prints the counts."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--signals", type=int, default=60)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, help="also write the record to this JSON file")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        record = run(Path(folder), options.signals, options.seed)
+    print(json.dumps({k: v for k, v in record.items() if k != "list"}, indent=2))
+    if options.output:
+        options.output.write_text(json.dumps(record, indent=2))
+
+
+if __name__ == "__main__":
+    main()
