@@ -3,6 +3,7 @@
 import difflib
 import importlib.util
 import json
+import logging as python_logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -71,9 +72,31 @@ def define_process_flags() -> None:
 
 
 def quiet_libraries() -> None:
-    """Silences the log messages of absl up to warnings."""
-    logging.set_verbosity(logging.ERROR)
-    logging.set_stderrthreshold(logging.ERROR)
+    """Silences what libraries log about failures that reach the program as exceptions, too.
+
+    A full disk makes Orbax log every array that it cannot write, from several threads and event
+    loops, in thousands of lines. The program reports the same failure in one sentence.
+    """
+    logging.set_verbosity(logging.FATAL)
+    logging.set_stderrthreshold(logging.FATAL)
+    python_logging.getLogger("asyncio").setLevel(python_logging.CRITICAL)
+    sys.excepthook = _except_closed_loops(sys.excepthook)
+    unraisable = sys.unraisablehook
+    sys.unraisablehook = lambda args: None if _is_closed_loop(args.exc_value) else unraisable(args)
+
+
+def _except_closed_loops(hook: Callable[..., None]) -> Callable[..., None]:
+    """`hook`, but for the answers of TensorStore to an event loop that a failure has closed."""
+
+    def report(kind: type, value: BaseException, traceback: Any) -> None:
+        if not _is_closed_loop(value):
+            hook(kind, value, traceback)
+
+    return report
+
+
+def _is_closed_loop(error: BaseException | None) -> bool:
+    return isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
 
 
 def parse_config(

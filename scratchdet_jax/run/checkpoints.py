@@ -21,6 +21,7 @@ from scratchdet_jax.run.state import TrainState
 BEST_METRIC = "mAP"
 IMPORTED = "imported.json"  # marks a workdir whose weights were imported by tools/import_torch
 SCORE = "score.json"  # in the directory of a checkpoint, once it was evaluated
+FULL_DISK = ("No space left on device", "Disk quota exceeded", "File too large")
 CORRUPT = "corrupt"  # folder for damaged checkpoints, beside `checkpoints`
 
 
@@ -250,7 +251,7 @@ class Checkpoints:
         step, self._writing = self._writing, None
         sentence = (
             f"the checkpoint of step {step} could not be written to {self.directory} "
-            f"({one_line(error)}): make room on the disk; earlier checkpoints are intact"
+            f"({_reason(error)}): make room on the disk; earlier checkpoints are intact"
         )
         if jax.process_count() > 1:
             raise UserError(sentence) from error
@@ -353,6 +354,13 @@ class Checkpoints:
                 f"({one_line(error)}): choose another with --checkpoint, or resume training, which "
                 "uses the previous one"
             ) from error
+
+
+def _reason(error: Exception) -> str:
+    """Why a checkpoint could not be written; of a full disk, without the names of its files."""
+    text = str(error)
+    full = next((reason for reason in FULL_DISK if reason in text), None)
+    return full.lower() if full else one_line(error)
 
 
 def read_arrays(item: Path) -> Any:
