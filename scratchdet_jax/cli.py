@@ -47,7 +47,7 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
         sys.stderr.flush()
         os._exit(left.code)
     except KeyboardInterrupt as stopped:
-        print("; ".join(["stopped", *stopped.args]), file=sys.stderr)
+        print("; ".join(["stopped", *map(str, stopped.args)]), file=sys.stderr)
         sys.exit(130)
 
 
