@@ -41,7 +41,7 @@ def _parser(program: str) -> argparse.ArgumentParser:
         "--classes",
         metavar="A,B,…",
         type=_names,
-        help="class names in the order of their labels; other objects are left out (default: all "
+        help="class names in the order of their labels; other objects are skipped (default: all "
         "classes found)",
     )
     voc.add_argument(
