@@ -69,9 +69,8 @@ class Choices(NamedTuple):
         values = json.loads(json.dumps(self._asdict()))
         defaults = json.loads(json.dumps(NO_CHOICES._asdict()))
         chosen = {key: value for key, value in values.items() if value != defaults[key]}
-        if self.divides:
-            chosen["seed"] = self.seed
-        return chosen
+        chosen.pop("seed", None)
+        return {**chosen, "seed": self.seed} if self.divides else chosen
 
     def sign(self, fingerprint: str) -> str:
         """The fingerprint of an input with these choices; unchanged if there are none."""
