@@ -25,6 +25,7 @@ _COCO_EXAMPLE = """example:
       --split=train:annotations/instances_train2017.json:train2017 \\
       --split=validation:annotations/instances_val2017.json:val2017
 """
+_FOR_EVALUATION = {"val", "valid", "validation", "test"}  # nobody divides these
 _YOLO_EXAMPLE = """example:
   python -m scratchdet_jax.tools.prepare yolo --name=cells --data=cells/data.yaml --val=0.2
 """
@@ -250,7 +251,7 @@ def _yolo(arguments: argparse.Namespace) -> None:
 
 def _print_usage(report: PrepareReport) -> None:
     print(f"use it as {report.name}:SPLIT, SPLIT being one of {', '.join(report.images)}")
-    if len(report.images) == 1:
+    if len(report.images) == 1 and not set(report.images) & _FOR_EVALUATION:
         print(
             "it has only one split: divide it with --val=0.2 --force, or train without evaluation, "
             "with --config.data.eval="

@@ -105,6 +105,19 @@ def test_wrong_choices_are_errors_before_any_image_is_read(choices, words, coco,
     assert not (tmp_path / "data").exists()
 
 
+def test_coco_sets_are_divided_and_keep_their_ids(coco, tmp_path):
+    report = coco(val=0.5, drop=("bus",))
+    assert report.images == {"train": 1, "val": 1}
+    ids = [
+        open_source(f"coco_folder/mine:{split}", tmp_path / "data").image_id(0)
+        for split in ("train", "val")
+    ]
+    assert sorted(ids) == ["1", "2"]
+    source = open_source("coco_folder/mine:train+val", tmp_path / "data")
+    assert source.category_ids == (2, 4, 9)
+    assert len(source) == 2
+
+
 def test_the_choices_belong_to_the_data_set(coco):
     report = coco(classes=("dog", "cat"))
     assert coco(classes=("dog", "cat")) == report

@@ -383,6 +383,8 @@ def test_an_unusable_yaml_is_one_sentence(name, files):
 def test_missing_files_are_called_missing(files, tmp_path):
     with pytest.raises(UserError, match=r"data\.yaml does not exist"):
         files.prepare()
+    with pytest.raises(UserError, match=r"Set is a folder: name the file in it, such as .*yaml"):
+        prepare_yolo_folder(files.path, tmp_path / "data", "mine")
     files.both("a").data()
     with pytest.raises(UserError, match=r"the folder .*nowhere does not exist"):
         files.prepare(folder=tmp_path / "nowhere")

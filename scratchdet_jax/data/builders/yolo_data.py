@@ -114,6 +114,8 @@ def label_path(name: str) -> str:
 
 
 def _read_yaml(data: Path) -> Mapping[str, Any]:
+    if data.is_dir():
+        raise UserError(f"{data} is a folder: name the file in it, such as {data / 'data.yaml'}")
     try:
         file = data.resolve(strict=True)  # a link is followed: the user named this very file
         content = yaml.safe_load(decode_text(read_inside(file, file.parent, _MAX_YAML_BYTES)))
