@@ -40,6 +40,8 @@ class CocoFile(NamedTuple):
         images: entries of any type and content.
         annotations: entries of any type and content.
         categories: (id, name) sorted by id; ids and names are unique.
+        listed: the category entries as they were listed, for `join_categories`.
+        used: ids of the categories that annotations name.
     """
 
     path: Path
@@ -47,6 +49,34 @@ class CocoFile(NamedTuple):
     images: list[Any]
     annotations: list[Any]
     categories: tuple[tuple[int, str], ...]
+    listed: tuple["ListedCategory", ...]
+    used: frozenset[int]
+
+
+class ListedCategory(NamedTuple):
+    """One entry of a category table: its id, its name, and where it is ("categories[3] …").
+
+    `name` is "" if it cannot be used. `stated` is the name as written if it is not a text.
+    """
+
+    id: int
+    name: str
+    where: str
+    stated: str
+
+
+class CategoryTable(NamedTuple):
+    """The categories of one or several files.
+
+    Attributes:
+        categories: (id, name) sorted by id; ids and names are unique.
+        left_out: entries that stand in the way, but that no annotation uses, in words.
+        repaired: (file, words) of names that are not texts and were read as texts.
+    """
+
+    categories: tuple[tuple[int, str], ...]
+    left_out: tuple[str, ...]
+    repaired: tuple[tuple[Path, str], ...]
 
 
 def read_coco(path: Path) -> CocoFile:
@@ -74,18 +104,83 @@ def read_coco(path: Path) -> CocoFile:
             f"{path} is not a COCO annotation file: it must be an object with the lists 'images', "
             "'annotations' and 'categories' (test sets have no annotations)"
         )
-    categories = tuple(sorted(_category(path, i, c) for i, c in enumerate(content["categories"])))
-    for position, what in enumerate(("ids", "names")):
-        counts = collections.Counter(category[position] for category in categories)
-        if twice := [value for value, count in counts.items() if count > 1]:
-            value = printable(brief(twice[0]))
+    used = [e.get("category_id") for e in content["annotations"] if isinstance(e, dict)]
+    listed = tuple(_listed(path, i, c, used) for i, c in enumerate(content["categories"]))
+    file = CocoFile(
+        path,
+        hashlib.sha256(data).hexdigest(),
+        content["images"],
+        content["annotations"],
+        (),
+        tuple(entry for entry in listed if entry is not None),
+        frozenset(number for number in map(integer, used) if number is not None),
+    )
+    return file._replace(categories=join_categories([file]).categories)
+
+
+def join_categories(files: Sequence[CocoFile]) -> CategoryTable:
+    """The category table that files of one data set share.
+
+    An entry that no annotation of any file uses does not matter: if it contradicts another one, it
+    is left out.
+
+    Raises:
+        UserError: categories with annotations contradict each other, or none is left.
+    """
+    used = frozenset().union(*(file.used for file in files))
+    left_out, repaired = [], []
+    by_id: dict[int, dict[str, CocoFile]] = {}
+    for file in files:
+        for entry in file.listed:
+            if not entry.name and entry.id in used:
+                raise UserError(
+                    f"{file.path}: {entry.where} must have a 'name', because annotations use it"
+                )
+            names = by_id.setdefault(entry.id, {})
+            if entry.name:
+                names.setdefault(entry.name, file)
+            else:
+                left_out.append(f"{printable(file.path.name)}: {entry.where}, without a name")
+            if entry.stated:
+                reason = f"{entry.where}: its name is {entry.stated}, read as {entry.name!r}"
+                repaired.append((file.path, reason))
+    for number, names in by_id.items():
+        if len(names) > 1:
+            if number in used:
+                raise _two_names(number, names)
+            left_out.append(f"id {number}, named {' and '.join(map(repr, names))}")
+    by_name: dict[str, list[int]] = collections.defaultdict(list)
+    for number, names in sorted(by_id.items()):
+        if len(names) == 1:
+            by_name[next(iter(names))].append(number)
+    categories = []
+    for name, ids in by_name.items():
+        chosen = [number for number in ids if number in used] or ids[:1]
+        if len(chosen) > 1:
             raise UserError(
-                f"{path}: the category {what} must be unique, but {value} is there twice"
+                f"{' and '.join(str(f.path) for f in files)}: the category names must be unique, "
+                f"but {printable(brief(name))} is there twice, with the ids "
+                f"{' and '.join(map(str, chosen))}"
             )
+        left_out += [f"id {n}, named {name!r} like id {chosen[0]}" for n in ids if n != chosen[0]]
+        categories.append((chosen[0], name))
     if not categories:
-        raise UserError(f"{path} has no categories: there is nothing to detect")
-    digest = hashlib.sha256(data).hexdigest()
-    return CocoFile(path, digest, content["images"], content["annotations"], categories)
+        reason = f" ({left_out[0]})" if left_out else ""
+        raise UserError(f"{files[0].path} has no categories{reason}: there is nothing to detect")
+    return CategoryTable(tuple(sorted(categories)), tuple(left_out), tuple(repaired))
+
+
+def _two_names(number: int, names: Mapping[str, CocoFile]) -> UserError:
+    (first, one), (second, other) = list(names.items())[:2]
+    if one.path == other.path:
+        return UserError(
+            f"{one.path}: the category ids must be unique, but {number} is there twice"
+        )
+    return UserError(
+        f"{one.path} and {other.path} cannot be splits of one data set because their categories "
+        f"differ: {other.path.name} has {number} = {printable(repr(second))}, {one.path.name} has "
+        f"{printable(repr(first))}"
+    )
 
 
 def integer(value: Any) -> int | None:
@@ -126,17 +221,30 @@ def _slim(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     return {key: value for key, value in pairs if key in _FIELDS}
 
 
-def _category(path: Path, position: int, entry: Any) -> tuple[int, str]:
+def _listed(path: Path, position: int, entry: Any, used: Sequence[Any]) -> ListedCategory | None:
+    """An entry of the category table; None if it has no id but is not needed either."""
     number = integer(entry.get("id")) if isinstance(entry, dict) else None
-    name = entry.get("name") if isinstance(entry, dict) else None
-    name = " ".join(name.split()) if isinstance(name, str) else ""  # names are stored one per line
+    if number is None:
+        if isinstance(entry, dict) and "id" in entry and entry["id"] in used:
+            raise UserError(
+                f"{path}: categories[{position}] must have an integer 'id' and a 'name', but it is "
+                f"{printable(brief(entry))}"
+            )
+        return None
+    value = entry.get("name", "")
+    where = f"categories[{position}] (id {number})"
+    if isinstance(value, str):
+        return ListedCategory(number, _one_per_line(value), where, "")
+    if value is None or (isinstance(value, (int, float)) and not isinstance(value, bool)):
+        return ListedCategory(number, json.dumps(value), where, json.dumps(value))
+    return ListedCategory(number, "", where, "")
+
+
+def _one_per_line(name: str) -> str:
+    """A name without line breaks, because names are stored one per line; "" if unusable."""
+    name = " ".join(name.split())
     try:
         name.encode()
     except UnicodeEncodeError:
-        name = ""
-    if number is None or not name:
-        raise UserError(
-            f"{path}: categories[{position}] must have an integer 'id' and a 'name', but it is "
-            f"{printable(brief(entry))}"
-        )
-    return number, name
+        return ""
+    return name

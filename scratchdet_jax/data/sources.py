@@ -1,19 +1,28 @@
 """`config.data` → an opened data set; a user's own folder is prepared at first use."""
 
+import re
+import shlex
 from pathlib import Path
 
 import ml_collections
 
-from scratchdet_jax.data.builders.voc_folder import dataset_name, prepare_voc_folder
+from scratchdet_jax.data.builders.folder_builder import stored_choices
+from scratchdet_jax.data.builders.voc_folder import VocFolder, dataset_name, prepare_voc_folder
 from scratchdet_jax.data.records import DetectionSource, open_source
+from scratchdet_jax.data.tfds_dataset import NoSplitError
 from scratchdet_jax.errors import UserError
+
+NO_EVALUATION = (
+    "no evaluation: config.data.eval= is empty; for mAP while training, name a split there "
+    "(NAME:SPLIT); scratchdet_jax.tools.prepare divides a set of one split with --val=0.2"
+)
 
 
 def open_split(settings: ml_collections.ConfigDict, field: str) -> DetectionSource:
     """Opens `config.data.train` or `config.data.eval` (`field`).
 
     With `config.data.folder` set, the field names a split of that folder, which is prepared
-    into `config.data.dir` at first use.
+    into `config.data.dir` at first use. If it was prepared before, the choices made then are kept.
 
     Raises:
         UserError: the field is empty, or the data set or split does not exist.
@@ -23,16 +32,42 @@ def open_split(settings: ml_collections.ConfigDict, field: str) -> DetectionSour
         raise UserError(
             f"config.data.{field} is empty: name a data set and split, such as voc/2007:test"
         )
-    if ":" in spec:
-        return open_source(spec, settings.dir)
-    if not settings.folder:
+    names_set = ":" in re.sub(r"\[[^\]]*\]", "", spec)  # not the colon of a slice, train[:80%]
+    if not settings.folder and not names_set:
         raise UserError(
             f"config.data.{field} is {spec!r}: set config.data.folder to a folder in VOC layout "
             "that has this split, or name a data set, such as voc/2007:test"
         )
+    if not names_set:
+        spec = f"voc_folder/{_prepared_folder(settings)}:{spec}"
+    try:
+        return open_source(spec, settings.dir)
+    except NoSplitError as error:
+        raise UserError(f"config.data.{field}: {error}{_advice(settings, field, error)}") from None
+
+
+def _prepared_folder(settings: ml_collections.ConfigDict) -> str:
+    """The name of the data set made of `config.data.folder`, after preparing it if necessary."""
     name = dataset_name(settings.folder)
     prepared = Path(settings.dir) / "voc_folder" / name
     if Path(settings.folder).is_dir() or not prepared.is_dir():
-        prepare_voc_folder(Path(settings.folder), Path(settings.dir), name)
-    spec = f"voc_folder/{name}:{spec}"
-    return open_source(spec, settings.dir)
+        choices = stored_choices(settings.dir, VocFolder, name)
+        prepare_voc_folder(Path(settings.folder), Path(settings.dir), name, choices=choices)
+    return name
+
+
+def _advice(settings: ml_collections.ConfigDict, field: str, error: NoSplitError) -> str:
+    """What to do where a set has only one split: divide it, or train without evaluation."""
+    if len(error.known) != 1:
+        return ""
+    kind, _, name = error.dataset.partition("/")
+    given = {"voc_folder": "voc", "coco_folder": "coco", "yolo_folder": "yolo"}.get(kind)
+    advice = []
+    if given:
+        folder = f" --folder={shlex.quote(settings.folder)}" if settings.folder else " …"
+        where = f" --name={name} --data_dir={shlex.quote(str(settings.dir))}"
+        command = f"python -m scratchdet_jax.tools.prepare {given}{folder}{where} --val=0.2 --force"
+        advice.append(f"divide it with `{command}`")
+    if field == "eval":
+        advice.append("train without evaluation, with --config.data.eval=")
+    return f": {', or '.join(advice)}" if advice else ""

@@ -5,6 +5,7 @@ import itertools
 import json
 import re
 import shlex
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -28,6 +29,19 @@ _UNLABELLED = {"voc/2012": {"test"}, "coco/2014": {"test", "test2015"}, "coco/20
 
 # Accepted formats of box features; a plain tensor has none.
 _YXYX = ("None", str(getattr(tfds.features.BBoxFeature(), "bbox_format", None)))
+
+
+class NoSplitError(UserError):
+    """A data set lacks a split.
+
+    Attributes:
+        dataset: NAME[/CONFIG].
+        known: names of the splits that it has.
+    """
+
+    def __init__(self, message: str, dataset: str, known: Iterable[str]) -> None:
+        super().__init__(message)
+        self.dataset, self.known = dataset, tuple(known)
 
 
 class PreparedSplit(NamedTuple):
@@ -165,8 +179,8 @@ def _split_names(name: str, split: str, splits: Any) -> set[str]:
             raise ValueError("a slice ends before it starts")
     except (ValueError, AssertionError, KeyError) as error:
         reason = str(error).splitlines()[-1] if str(error) else "it cannot be parsed"
-        raise UserError(
-            f"{name} has no split {split!r} ({reason}); it has {_known(splits)}"
+        raise NoSplitError(
+            f"{name} has no split {split!r} ({reason}); it has {_known(splits)}", name, splits
         ) from None
     return {piece.splitname for piece in pieces}
 
@@ -255,11 +269,11 @@ def _flaw(shard: Any) -> str:
 def _category_ids(
     name: str, directory: epath.Path, class_names: tuple[str, ...]
 ) -> tuple[int, ...] | None:
-    """From report.json for coco_folder, from COCO's table for TFDS's coco, else None."""
+    """From report.json for own COCO and YOLO sets, COCO's table for TFDS's coco, else None."""
     head = name.partition("/")[0]
     if head == "coco" and set(class_names) <= set(coco_classes.IDS):
         return tuple(coco_classes.IDS[class_name] for class_name in class_names)
-    if head != "coco_folder":
+    if head not in ("coco_folder", "yolo_folder"):
         return None
     try:
         ids = json.loads((directory / "report.json").read_text())["category_ids"]
@@ -327,6 +341,8 @@ def _how_to_provide(name: str, data_dir: str) -> str:
     if head == "coco_folder":
         command = own("coco --split=SPLIT:ANNOTATIONS.json:IMAGE_FOLDER", config or "NAME")
         return f"run {command}, with one --split for each split"
+    if head == "yolo_folder":
+        return "run " + own("yolo --data=data.yaml", config or "NAME")
     build = (
         f"run `tfds build {name} --file_format=array_record {where}`, in a separate environment "
         f"{_FOR_TFDS}"

@@ -1,10 +1,12 @@
 """Checks a data set and prepares it for training.
 
-python -m scratchdet_jax.tools.prepare {voc,coco,shapes} [options]
+python -m scratchdet_jax.tools.prepare {voc,coco,yolo,shapes} [options]
 
-`voc` prepares a folder in VOC layout as voc_folder/NAME. `coco` prepares COCO annotation files and
-their images as coco_folder/NAME. `shapes` makes the embedded data set, as training does at its
-first use. After an interruption, the same command resumes.
+`voc` prepares a folder in VOC layout as voc_folder/NAME, `coco` COCO annotation files and their
+images as coco_folder/NAME, and `yolo` a data.yaml with its text labels as yolo_folder/NAME. `shapes`
+makes the embedded data set, as training does at its first use. Classes can be chosen (--classes,
+--drop, --rename), and a set with one split can be divided (--val, --test). After an interruption,
+the same command resumes.
 """
 
 import argparse
@@ -12,15 +14,21 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from scratchdet_jax import cli, stopping
+from scratchdet_jax.data.builders.choices import Choices
 from scratchdet_jax.data.builders.coco_folder import CocoSplit, prepare_coco_folder
 from scratchdet_jax.data.builders.report import PrepareReport
 from scratchdet_jax.data.builders.shapes import prepare_shapes
 from scratchdet_jax.data.builders.voc_folder import dataset_name, prepare_voc_folder
+from scratchdet_jax.data.builders.yolo_folder import prepare_yolo_folder
 
 _COCO_EXAMPLE = """example:
   %(prog)s --name=coco2017 \\
       --split=train:annotations/instances_train2017.json:train2017 \\
       --split=validation:annotations/instances_val2017.json:val2017
+"""
+_FOR_EVALUATION = {"val", "valid", "validation", "test"}  # nobody divides these
+_YOLO_EXAMPLE = """example:
+  %(prog)s --name=cells --data=cells/data.yaml --val=0.2
 """
 
 
@@ -68,19 +76,117 @@ def _parser(program: str) -> argparse.ArgumentParser:
     )
     coco.add_argument("--name", required=True, help="name of the data set")
     coco.set_defaults(run=_coco)
+    yolo = _add_yolo(commands)
     shapes = commands.add_parser("shapes", help="the embedded data set of procedural scenes")
     shapes.set_defaults(run=lambda options: prepare_shapes(options.data_dir))
-    for command in (voc, coco):
+    for command in (coco, yolo):
+        command.add_argument(
+            "--classes",
+            metavar="A,B,…",
+            type=_names,
+            help="keep only these, in the order of their labels (default: all)",
+        )
+    for command in (voc, coco, yolo):
         command.add_argument(
             "--strict",
             action="store_true",
             help="treat every defect as an error: exit with status 1 and write no data set",
         )
-    for command in (voc, coco, shapes):
+        _add_choices(command)
+    for command in (voc, coco, yolo, shapes):
         command.add_argument(
             "--data_dir", default="data", help="folder of the data sets (default: %(default)s)"
         )
     return parser
+
+
+def _add_yolo(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
+    yolo = commands.add_parser(
+        "yolo",
+        help="a data.yaml with images and text labels, as yolo_folder/NAME",
+        description="A line of a label file is `class cx cy w h` or a polygon, whose bounding box\n"
+        "is used. An image without a label file has no objects.",
+        epilog=_YOLO_EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    yolo.add_argument("--data", required=True, metavar="FILE.yaml", help="train, val, test, names")
+    yolo.add_argument(
+        "--folder", help="contains everything (default: `path` of FILE.yaml, or the file's folder)"
+    )
+    yolo.add_argument("--name", required=True, help="of the data set")
+    yolo.set_defaults(run=_yolo)
+    return yolo
+
+
+def _add_choices(command: argparse.ArgumentParser) -> None:
+    """The options that change the classes, divide a split or replace a data set."""
+    classes = command.add_argument_group("classes (the others refer to the names after --rename)")
+    classes.add_argument(
+        "--rename",
+        metavar="A=B",
+        type=_pair,
+        action="append",
+        default=[],
+        help="call the class A B; merges classes if B exists; once for every class",
+    )
+    classes.add_argument(
+        "--drop", metavar="A,B,…", type=_names, default=[], help="leave these classes out"
+    )
+    division = command.add_argument_group("division of a split; near-duplicates stay on one side")
+    division.add_argument(
+        "--val",
+        metavar="SHARE",
+        type=_share,
+        default=0.0,
+        help="share of the images that form the split val, such as 0.2",
+    )
+    division.add_argument(
+        "--test", metavar="SHARE", type=_share, default=0.0, help="likewise, for the split test"
+    )
+    division.add_argument(
+        "--from",
+        metavar="SPLIT",
+        default="",
+        dest="divided",
+        help="the split to divide (default: the only one); the rest of it is called train",
+    )
+    division.add_argument("--seed", type=int, default=0, help="of the division (default: 0)")
+    command.add_argument(
+        "--force",
+        action="store_true",
+        help="prepare again what exists; the old data set is kept until the new one is complete",
+    )
+
+
+def _choices(arguments: argparse.Namespace) -> Choices:
+    return Choices(
+        classes=None if arguments.classes is None else tuple(arguments.classes),
+        drop=tuple(arguments.drop),
+        rename=tuple(arguments.rename),
+        val=arguments.val,
+        test=arguments.test,
+        divided=arguments.divided,
+        seed=arguments.seed,
+    )
+
+
+def _pair(text: str) -> tuple[str, str]:
+    old, equals, new = (part.strip() for part in text.partition("="))
+    if not (old and equals and new):
+        raise argparse.ArgumentTypeError(f"{text!r} is not OLD=NEW, such as automobile=car")
+    return old, " ".join(new.split())
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share < 1:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a share between 0 and 1, such as 0.2 for a fifth of the images"
+        )
+    return share
 
 
 def _names(text: str) -> list[str]:
@@ -96,21 +202,53 @@ def _coco_split(text: str) -> CocoSplit:
     return CocoSplit(name, Path(annotations), Path(images))
 
 
-def _voc(options: argparse.Namespace) -> None:
-    name = options.name or dataset_name(options.folder)
-    _print_use(
-        prepare_voc_folder(
-            options.folder, options.data_dir, name, options.classes, options.splits, options.strict
-        )
+def _voc(arguments: argparse.Namespace) -> None:
+    name = arguments.name or dataset_name(arguments.folder)
+    report = prepare_voc_folder(
+        arguments.folder,
+        arguments.data_dir,
+        name,
+        arguments.classes,
+        arguments.splits,
+        arguments.strict,
+        _choices(arguments),
+        arguments.force,
     )
+    _print_usage(report)
 
 
-def _coco(options: argparse.Namespace) -> None:
-    _print_use(prepare_coco_folder(options.splits, options.data_dir, options.name, options.strict))
+def _coco(arguments: argparse.Namespace) -> None:
+    report = prepare_coco_folder(
+        arguments.splits,
+        arguments.data_dir,
+        arguments.name,
+        arguments.strict,
+        _choices(arguments),
+        arguments.force,
+    )
+    _print_usage(report)
 
 
-def _print_use(report: PrepareReport) -> None:
+def _yolo(arguments: argparse.Namespace) -> None:
+    report = prepare_yolo_folder(
+        arguments.data,
+        arguments.data_dir,
+        arguments.name,
+        arguments.folder,
+        arguments.strict,
+        _choices(arguments),
+        arguments.force,
+    )
+    _print_usage(report)
+
+
+def _print_usage(report: PrepareReport) -> None:
     print(f"use it as {report.name}:SPLIT, SPLIT being one of {', '.join(report.images)}")
+    if len(report.images) == 1 and not set(report.images) & _FOR_EVALUATION:
+        print(
+            "it has only one split: divide it with --val=0.2 --force, or train without evaluation, "
+            "with --config.data.eval="
+        )
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from scratchdet_jax.config.fields import number_of_steps
 from scratchdet_jax.config.validation import validate
 from scratchdet_jax.data.loading import substituted_line, substitutes, to_device, train_loader
 from scratchdet_jax.data.records import DetectionSource
-from scratchdet_jax.data.sources import open_split
+from scratchdet_jax.data.sources import NO_EVALUATION, open_split
 from scratchdet_jax.detector import Detector, build_detector
 from scratchdet_jax.errors import UserError, writable_folder
 from scratchdet_jax.evaluation.evaluator import Evaluator, summary_line
@@ -342,4 +342,5 @@ def _introduce(
         f"{backbone_name(config.model)}: {parameters:,} parameters, "
         f"{len(detector.anchors):,} anchors at {config.image_size} px\n"
         f"{mapping.mesh.size} x {device}, {config.parallel}; results in {workdir}"
+        + (f"\n{NO_EVALUATION}" if not config.data.eval else "")
     )

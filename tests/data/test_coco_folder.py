@@ -10,6 +10,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from scratchdet_jax.data import coco_json
+from scratchdet_jax.data.builders.choices import Choices
 from scratchdet_jax.data.builders.coco_folder import CocoSplit, prepare_coco_folder
 from scratchdet_jax.data.builders.defects import Kind
 from scratchdet_jax.data.builders.report import PrepareReport
@@ -409,16 +410,91 @@ def test_links_out_of_the_folder_are_refused_but_the_folder_may_be_a_link(files,
     assert set(files.records()) == {1}
 
 
-def test_the_categories_of_all_splits_must_be_the_same(files):
+def test_the_categories_of_splits_must_not_contradict_each_other(files):
     files.image("1.jpg").notes([entry()], [box()])
     files.image("1.jpg", split="val")
     other = [CATEGORIES[0], {"id": 3, "name": "lamp"}]
     files.notes([entry()], [box()], other, split="val")
     with pytest.raises(UserError, match=r"val\.json has 3 = 'lamp', train\.json has 'traffic li"):
         files.prepare("train", "val")
-    files.notes([entry()], [box()], CATEGORIES[1:], split="val")
-    with pytest.raises(UserError, match=r"train\.json has 7 = 'dog', val\.json has 'no such id'"):
+    files.notes([entry()], [box(category=8)], [{"id": 8, "name": "dog"}], split="val")
+    files.notes([entry()], [box(category=7)])
+    with pytest.raises(UserError, match=r"names must be unique, but 'dog' .* ids 7 and 8"):
         files.prepare("train", "val")
+
+
+def test_a_category_that_only_one_file_lists_is_no_contradiction(files):
+    files.image("1.jpg").notes([entry()], [box(category=7)], CATEGORIES[:1])
+    files.image("1.jpg", split="val").notes([entry()], [box()], CATEGORIES[1:], split="val")
+    report = files.prepare("train", "val")
+    assert report.category_ids == (3, 7)
+    assert report.boxes == {"traffic light": 1, "dog": 1}
+    assert report.notes == report.defects == []
+
+
+ROBOFLOW = [{"id": 0, "name": "cells", "supercategory": "none"}, {"id": 1, "name": "cells"}]
+
+
+def test_an_unused_category_with_the_name_of_another_is_left_out(files):
+    """Roboflow lists the project as category 0, which no annotation uses."""
+    files.image("1.jpg").notes([entry()], [box(category=1)], ROBOFLOW)
+    files.image("1.jpg", split="val").notes([entry()], [], ROBOFLOW, split="val")
+    report = files.prepare("train", "val")
+    assert report.class_names == ("cells",)
+    assert report.category_ids == (1,)
+    assert report.notes == [
+        "category left out, because no annotation uses it: id 0, named 'cells' like id 1"
+    ]
+    assert report.defects == []
+
+
+@pytest.mark.parametrize(
+    ("entry_", "words"),
+    [
+        ({"id": 9}, r"categories[1] (id 9), without a name"),
+        ({"id": 9, "name": [1]}, "without a name"),
+        ({"id": 9, "name": " \n"}, "without a name"),
+        ({"id": 9, "name": "traffic\nlight"}, "id 9, named 'traffic light' like id 3"),
+    ],
+)
+def test_an_unusable_category_stands_in_the_way_only_if_it_is_used(entry_, words, files):
+    files.image("1.jpg").notes([entry()], [box()], [CATEGORIES[1], entry_])
+    report = files.prepare()
+    assert report.class_names == ("traffic light",)
+    assert words in report.notes[0]
+    files.notes([entry()], [box(), box(category=9, number=2)], [CATEGORIES[1], entry_])
+    with pytest.raises(UserError, match=r"train\.json.*(must have a 'name'|names must be unique)"):
+        files.prepare(force=True)
+
+
+def test_an_unused_category_of_its_own_name_remains_a_class(files):
+    files.image("1.jpg").notes([entry()], [box()], [{"id": 0, "name": "things"}, *CATEGORIES])
+    report = files.prepare()
+    assert report.class_names == ("things", "traffic light", "dog")
+    assert report.notes == [
+        "no box is of the classes things, dog (--classes or --drop leaves classes out)"
+    ]
+    report = files.prepare(choices=Choices(classes=("dog", "traffic light")), force=True)
+    assert report.class_names == ("dog", "traffic light")
+    assert report.category_ids == (7, 3)
+
+
+@pytest.mark.parametrize(("name", "text"), [(7, "7"), (1.5, "1.5"), (None, "null")])
+def test_names_that_are_numbers_or_null_are_read_as_text(name, text, files):
+    files.image("1.jpg").notes([entry()], [box()], [{"id": 3, "name": name}])
+    report = files.prepare()
+    assert report.class_names == (text,)
+    assert report.counts() == {Kind.CATEGORY_NAME: 1}
+    assert f"its name is {text}, read as '{text}'" in report.defects[0].reason
+    with pytest.raises(UserError, match="--strict"):
+        files.prepare(strict=True)
+    files.notes(
+        [entry()],
+        [box(), box(category=4, number=2)],
+        [{"id": 3, "name": name}, {"id": 4, "name": text}],
+    )
+    with pytest.raises(UserError, match="names must be unique"):
+        files.prepare(force=True)
 
 
 def test_wrong_splits_and_names_are_errors(files, tmp_path):
@@ -502,21 +578,26 @@ def test_an_invalid_annotation_file_is_reported_in_one_line(name, files, tmp_pat
     "categories",
     [
         [],
-        [{"id": 1}],
-        [{"id": "1", "name": "a"}],
-        [{"id": 1, "name": 5}],
+        [{"id": 3}],
+        [{"id": "3", "name": "a"}],
+        [{"id": 3, "name": {}}],
+        [{"id": 3, "name": True}],
         ["a"],
-        [{"id": 1, "name": " \n"}],
-        [{"id": 1, "name": "\ud800"}],
-        [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}],
-        [{"id": 1, "name": "a b"}, {"id": 2, "name": "a\nb"}],
+        [{"id": 3, "name": " \n"}],
+        [{"id": 3, "name": "\ud800"}],
+        [{"id": 3, "name": "a"}, {"id": 3, "name": "b"}],
+        [{"id": 3, "name": "a b"}, {"id": 4, "name": "a\nb"}],
         [{"id": True, "name": "a"}],
     ],
 )
 def test_invalid_categories_are_errors(categories, files):
-    files.image("1.jpg").notes([entry()], [box()], categories)
-    with pytest.raises(UserError, match=r"train\.json.*categor"):
+    annotations = [box(), box(number=2, category=4), box(number=3, category="3")]
+    files.image("1.jpg").notes([entry()], annotations, categories)
+    with pytest.raises(
+        UserError, match=r"train\.json(:| has).* (categor|ids? |'name'|names )"
+    ) as error:
         files.prepare()
+    assert "no usable" not in str(error.value)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-32"])

@@ -8,7 +8,7 @@ import shutil
 import pytest
 from tensorflow_datasets.core.utils import shard_utils
 
-from scratchdet_jax.data.builders import checks, folder_builder
+from scratchdet_jax.data.builders import checks, folder_builder, writing
 from scratchdet_jax.data.builders.defects import Kind
 from scratchdet_jax.data.builders.voc_folder import prepare_voc_folder
 from scratchdet_jax.errors import UserError
@@ -111,6 +111,117 @@ def test_strict_shows_the_report_and_writes_nothing(folder, prepare, tmp_path, c
     prepare()
     with pytest.raises(UserError, match="it was prepared with them"):
         prepare(strict=True)
+
+
+def test_the_files_that_changed_are_named(folder, prepare, tmp_path):
+    for image_id in ("a", "b", "c", "d", "e", "f", "g"):
+        folder.both(image_id)
+    prepare()
+    folder.note("a", annotation(obj(box=(11, 5, 30, 25)))).image("b", jpeg() + b"\0")
+    for image_id in ("h", "i"):
+        folder.both(image_id)
+    for image_id in ("c", "d"):
+        (folder.path / "JPEGImages" / f"{image_id}.jpg").unlink()
+    with pytest.raises(UserError) as error:
+        prepare()
+    text = str(error.value)
+    assert "4 added (Annotations/h.xml, Annotations/i.xml, JPEGImages/h.jpg and 1 more)" in text
+    assert "2 removed (JPEGImages/c.jpg, JPEGImages/d.jpg)" in text
+    assert "2 changed (Annotations/a.xml, JPEGImages/b.jpg)" in text
+    assert "add --force" in text
+    assert "\n" not in text
+
+
+def test_a_changed_list_is_named(folder, prepare):
+    folder.both("a").both("b").split("train", "a")
+    prepare()
+    folder.split("train", "b").split("val", "a")
+    with pytest.raises(UserError, match=r"1 added \(list val.txt\); 1 changed \(list train.txt\)"):
+        prepare()
+
+
+def test_sets_prepared_before_files_were_recorded_are_still_read(folder, prepare, tmp_path):
+    """Without files.json, and with a report that has neither choices nor a division."""
+    folder.both("a").split("train", "a")
+    report = prepare()
+    directory = tmp_path / "data" / "voc_folder" / "mine" / "2.0.0"
+    (directory / "files.json").unlink()
+    fields = json.loads((directory / "report.json").read_text())
+    for new in ("choices", "division"):
+        del fields[new]
+    (directory / "report.json").write_text(json.dumps(fields))
+    assert prepare() == report
+    folder.note("a", annotation(obj(box=(11, 5, 30, 25))))
+    with pytest.raises(UserError, match="files, classes or splits differ from those given now"):
+        prepare()
+
+
+def test_force_prepares_again_and_replaces_the_old_set(folder, prepare, tmp_path):
+    folder.both("a").split("train", "a")
+    prepare()
+    folder.both("b").split("train", "a", "b")
+    assert prepare(force=True).images == {"train": 2}
+    assert set(examples(tmp_path)) == {"a", "b"}
+    place = tmp_path / "data" / "voc_folder" / "mine"
+    assert os.listdir(place) == ["2.0.0"]
+    assert prepare().images == {"train": 2}
+    (place / "2.0.0" / "report.json").write_text("{}")
+    assert prepare(force=True).images == {"train": 2}
+    shutil.rmtree(place)
+    assert prepare(force=True).images == {"train": 2}
+    assert os.listdir(tmp_path / "data") == ["voc_folder"]
+
+
+def test_a_strict_or_failing_force_keeps_the_old_set(folder, prepare, tmp_path, monkeypatch):
+    folder.both("a").split("train", "a")
+    prepare()
+    folder.both("b", obj(), obj(box=(3, 3, 3, 9))).split("train", "a", "b")
+    with pytest.raises(UserError, match="nothing was written"):
+        prepare(force=True, strict=True)
+    assert set(examples(tmp_path)) == {"a"}
+
+    def fail(*_):
+        raise RuntimeError("power cut")
+
+    monkeypatch.setattr(folder_builder, "_read_unchanged", fail)
+    with pytest.raises(RuntimeError, match="power cut"):
+        prepare(force=True)
+    assert set(examples(tmp_path)) == {"a"}
+    assert os.listdir(tmp_path / "data" / "voc_folder" / "mine") == ["2.0.0"]
+
+
+def test_force_without_an_exchange_of_directories(folder, prepare, tmp_path, monkeypatch):
+    """As on macOS: two renames; a process killed between them is repaired by the next one."""
+    folder.both("a").split("train", "a")
+    prepare()
+    folder.both("b").split("train", "a", "b")
+    monkeypatch.setattr(writing, "_swap", lambda *_: False)
+    prepare(force=True)
+    place = tmp_path / "data" / "voc_folder" / "mine"
+    assert set(examples(tmp_path)) == {"a", "b"}
+    assert os.listdir(place) == ["2.0.0"]
+    (place / "2.0.0").rename(place / "replaced.2.0.0")
+    assert prepare().images == {"train": 2}  # it was there already
+    assert os.listdir(place) == ["2.0.0"]
+
+
+def test_a_file_system_that_cannot_rename_keeps_the_old_set(folder, prepare, tmp_path, monkeypatch):
+    folder.both("a").split("train", "a")
+    prepare()
+    folder.both("b").split("train", "a", "b")
+    monkeypatch.setattr(writing, "_swap", lambda *_: False)
+    rename = writing.Path.rename
+
+    def refuse(path, target):
+        if "incomplete." in str(path.parent):
+            raise OSError(5, "Input/output error")
+        return rename(path, target)
+
+    monkeypatch.setattr(writing.Path, "rename", refuse)
+    with pytest.raises(UserError, match=r"cannot be replaced \(Input/output error\)"):
+        prepare(force=True)
+    monkeypatch.undo()
+    assert set(examples(tmp_path)) == {"a"}
 
 
 def test_large_sets_are_split_into_shards_and_keep_the_order_of_the_list(

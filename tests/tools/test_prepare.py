@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from scratchdet_jax.data.builders import checks
+from scratchdet_jax.data.builders.writing import restore
 from scratchdet_jax.data.records import open_source
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.tools import prepare
@@ -186,6 +187,48 @@ def test_a_run_killed_while_writing_leaves_no_data_set(coco, tmp_path, count_che
     assert os.listdir(place) == ["1.0.0"]
 
 
+@pytest.mark.parametrize("exchange", [True, False])
+def test_killed_at_any_moment_force_leaves_the_old_or_the_new_set(coco, tmp_path, exchange):
+    """Killed at many moments from the first write to the end; the exchange is slowed down."""
+    assert prepare.main(coco) == 0
+    annotations = tmp_path / "train.json"
+    content = json.loads(annotations.read_text())
+    content["images"].pop()
+    annotations.write_text(json.dumps(content))
+    program = (
+        "import sys, time\n"
+        "from scratchdet_jax.data.builders import writing\n"
+        "from scratchdet_jax.tools import prepare\n"
+        "def slow(function):\n"
+        "    def run(*arguments):\n"
+        "        time.sleep(0.05)\n"
+        "        result = function(*arguments)\n"
+        "        time.sleep(0.05)\n"
+        "        return result\n"
+        "    return run\n"
+        "writing.write_dataset = slow(writing.write_dataset)\n"
+        f"writing._swap = slow(writing._swap if {exchange} else lambda *_: False)\n"
+        "writing.Path.rename = slow(writing.Path.rename)\n"
+        "print('ready', flush=True)\n"
+        "sys.exit(prepare.main(sys.argv[1:]))\n"
+    )
+    seen = set()
+    for delay in (0.05, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.7):
+        command = [sys.executable, "-c", program, *coco, "--force"]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT)
+        process.stdout.readline()
+        time.sleep(delay)
+        process.kill()
+        process.communicate()
+        restore(tmp_path / "data" / "coco_folder" / "mine" / "1.0.0")  # as the next command does
+        seen.add(len(open_source("coco_folder/mine:train+val", tmp_path / "data")))
+    assert seen <= {11, 12}
+    assert 12 in seen
+    assert prepare.main([*coco, "--force"]) == 0
+    assert len(open_source("coco_folder/mine:train+val", tmp_path / "data")) == 11
+    assert os.listdir(tmp_path / "data" / "coco_folder" / "mine") == ["1.0.0"]
+
+
 def test_a_full_disk_is_one_sentence(coco, tmp_path):
     program = (
         "import resource, signal, sys\n"
@@ -227,6 +270,77 @@ def test_several_processes_at_once_make_one_data_set(coco, tmp_path):
     assert all(b"use it as coco_folder/mine" in output for output in outputs)
     assert os.listdir(tmp_path / "data" / "coco_folder" / "mine") == ["1.0.0"]
     assert len(open_source("coco_folder/mine:train+val", tmp_path / "data")) == 12
+
+
+@pytest.fixture
+def yolo(tmp_path):
+    """Arguments for a set of 10 images."""
+    for part in ("images", "labels"):
+        (tmp_path / "cells" / part).mkdir(parents=True)
+    for n in range(10):
+        pixels = np.random.default_rng(n).integers(0, 255, (20, 20, 3), np.uint8)
+        picture = cv2.imencode(".jpg", pixels)[1].tobytes()
+        (tmp_path / "cells" / "images" / f"{n}.jpg").write_bytes(picture)
+        (tmp_path / "cells" / "labels" / f"{n}.txt").write_text(
+            "0 0.5 0.5 0.4 0.4\n1 0.2 0.2 .1 .1"
+        )
+    (tmp_path / "cells" / "data.yaml").write_text("train: images\nnames: [red, white]\n")
+    data = f"--data={tmp_path / 'cells' / 'data.yaml'}"
+    return ["yolo", data, "--name=cells", f"--data_dir={tmp_path / 'data'}"]
+
+
+def test_yolo_is_prepared_and_divided(yolo, tmp_path, capsys):
+    assert prepare.main(yolo) == 0
+    printed = capsys.readouterr().out
+    assert "use it as yolo_folder/cells:SPLIT, SPLIT being one of train\n" in printed
+    assert "it has only one split: divide it with --val=0.2 --force" in printed
+    assert "--config.data.eval=" in printed
+    more = ["--val=0.2", "--test=0.1", "--seed=5", "--rename", "red=cell", "--drop=white"]
+    assert prepare.main([*yolo, *more]) == 1
+    error = capsys.readouterr().err
+    assert "files are the same, but not the options" in error and "--force" in error
+    assert prepare.main([*yolo, *more, "--force"]) == 0
+    printed = capsys.readouterr().out
+    assert "10 boxes of 1 class: cell 10" in printed
+    assert "SPLIT being one of train, val, test" in printed
+    assert "only one split" not in printed
+    assert len(open_source("yolo_folder/cells:val", tmp_path / "data")) == 2
+
+
+def test_voc_and_coco_take_the_same_options(folder, coco, tmp_path, capsys):
+    voc = ["voc", f"--folder={folder}", "--name=cells", f"--data_dir={tmp_path / 'data'}"]
+    assert prepare.main([*voc, "--rename=white=red"]) == 0
+    assert "4 boxes (0 difficult) of 1 class: red 4" in capsys.readouterr().out
+    assert prepare.main([*coco, "--classes=x", "--rename", "x = a b "]) == 1
+    assert "--classes names the class 'x', which" in capsys.readouterr().err
+    assert prepare.main([*coco, "--classes=a b", "--rename", "x = a b "]) == 0
+    assert "of 1 class: a b 10" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["voc", "coco", "yolo"])
+def test_the_help_shows_the_options(command, capsys):
+    with pytest.raises(SystemExit) as end:
+        prepare.main([command, "--help"])
+    assert end.value.code == 0
+    printed = capsys.readouterr().out
+    flags = "--classes --drop --rename --val --test --from --seed --force --strict --data_dir"
+    for flag in flags.split():
+        assert f"{flag} " in printed
+
+
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [
+        ("--val=1.5", "'1.5' is not a share between 0 and 1"),
+        ("--test=20%", "'20%' is not a share between 0 and 1"),
+        ("--rename=a", "'a' is not OLD=NEW"),
+        ("--rename==b", "'=b' is not OLD=NEW"),
+    ],
+)
+def test_wrong_values_are_explained(flag, words, yolo, capsys):
+    with pytest.raises(SystemExit):
+        prepare.main([*yolo, flag])
+    assert words in capsys.readouterr().err
 
 
 def test_shapes_goes_to_the_data_dir(monkeypatch):

@@ -218,6 +218,17 @@ def test_detections_are_in_pixels_of_the_file(finished, tmp_path):
     assert boxes[:, 3].max() > 50  # not scaled to the height
 
 
+def test_a_set_of_one_split_trains_without_evaluation_and_says_so(config, tmp_path, capsys):
+    settings = config.copy_and_resolve_references().unlock()
+    settings.data.eval = ""
+    settings.num_steps = 2
+    loop.train_and_evaluate(settings.lock(), tmp_path)
+    printed = capsys.readouterr().out
+    assert printed.count("no evaluation: config.data.eval= is empty") == 1
+    assert "--val=0.2" in printed
+    assert not any("mAP" in line for line in lines(tmp_path))
+
+
 def test_a_run_that_diverges_stops_and_names_the_step(config, tmp_path):
     wild = config.copy_and_resolve_references().unlock()
     wild.optimizer.learning_rate = 1e12

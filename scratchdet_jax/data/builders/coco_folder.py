@@ -1,18 +1,20 @@
 """COCO annotation files and image folders → a prepared TFDS data set and a report."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
 
-from scratchdet_jax.data.builders.coco_scan import fingerprint, list_split, scan
+from scratchdet_jax.data.builders.choices import NO_CHOICES, Choices, check_names
+from scratchdet_jax.data.builders.coco_scan import Listing, fingerprint, list_split, scan
 from scratchdet_jax.data.builders.folder_builder import FolderBuilder, check_name, prepare_dataset
+from scratchdet_jax.data.builders.inventory import describe_files
 from scratchdet_jax.data.builders.report import PrepareReport
-from scratchdet_jax.data.coco_json import CocoFile, read_coco
-from scratchdet_jax.data.untrusted import as_user_errors
+from scratchdet_jax.data.coco_json import join_categories, read_coco
+from scratchdet_jax.data.untrusted import as_text, as_user_errors
 from scratchdet_jax.errors import UserError
 
 
@@ -37,7 +39,12 @@ class CocoFolder(FolderBuilder):
 
 
 def prepare_coco_folder(
-    splits: Sequence[CocoSplit], data_dir: str | Path, name: str, strict: bool = False
+    splits: Sequence[CocoSplit],
+    data_dir: str | Path,
+    name: str,
+    strict: bool = False,
+    choices: Choices = NO_CHOICES,
+    force: bool = False,
 ) -> PrepareReport:
     """Prepares COCO files as the data set `coco_folder/<name>` unless it exists.
 
@@ -49,39 +56,56 @@ def prepare_coco_folder(
     image/orientation. Nothing outside the named folders is read.
 
     Args:
-        splits: at least one; all with the same categories.
+        splits: at least one; their categories must not contradict each other.
         data_dir: TFDS's data_dir.
         name: name of the data set.
         strict: treat any defect as an error and write nothing.
+        choices: classes to rename, to keep or to drop, and a division.
+        force: prepare it again if it exists, and replace it.
 
     Returns:
         The report, read back if the data set existed.
 
     Raises:
-        UserError: a file or folder is missing, a file is not a COCO annotation file, the category
-            tables differ, or an error of `prepare_dataset`.
+        UserError: a file or folder is missing, a file is not a COCO annotation file, categories
+            with annotations contradict each other, or an error of `prepare_dataset`.
     """
     check_name(name)
+    choices.check()
     _check_splits(splits)
+    source = ", ".join(str(split.annotations) for split in splits)
     with as_user_errors(splits[0].annotations.name):
-        listings, first = {}, None
+        listings = {}
         for split in splits:
             print(f"reading {split.annotations}", flush=True)
             file = read_coco(split.annotations)
-            first = first or file
-            _check_categories(first, file)
             listings[split.name] = list_split(file, split.images)
+        table = join_categories([listing.file for listing in listings.values()])
+        check_names(choices, [name for _, name in table.categories], source)
         identity = fingerprint(listings)
-    source = ", ".join(str(split.annotations) for split in splits)
     return prepare_dataset(
         CocoFolder,
         name,
         data_dir,
         source,
         identity,
-        lambda journal: scan(listings, journal),
+        lambda journal: scan(listings, table, journal),
         strict,
+        inventory=lambda: _inventory(listings),
+        choices=choices,
+        force=force,
     )
+
+
+def _inventory(listings: Mapping[str, Listing]) -> dict[str, str]:
+    """The versions of the annotation files and the images, by split."""
+    found = {}
+    for split, listing in listings.items():
+        found[f"{split}: {as_text(listing.file.path.name)}"] = listing.file.digest
+        images = (image.path for image in listing.images.values())
+        for name, version in describe_files(listing.root, (), images, {}).items():
+            found[f"{split}: {name}"] = version
+    return found
 
 
 def _check_splits(splits: Sequence[CocoSplit]) -> None:
@@ -97,15 +121,3 @@ def _check_splits(splits: Sequence[CocoSplit]) -> None:
             raise UserError(f"two splits are named {split.name!r}: give each its own name")
         if not split.images.is_dir():
             raise UserError(f"the image folder {split.images} of split {split.name} does not exist")
-
-
-def _check_categories(first: CocoFile, other: CocoFile) -> None:
-    if first.categories == other.categories:
-        return
-    (number, name), *_ = sorted({*first.categories} ^ {*other.categories})
-    has, lacks = (first, other) if (number, name) in first.categories else (other, first)
-    raise UserError(
-        f"{first.path} and {other.path} cannot be splits of one data set because their categories "
-        f"differ: {has.path.name} has {number} = {name!r}, {lacks.path.name} has "
-        f"{dict(lacks.categories).get(number, 'no such id')!r}"
-    )

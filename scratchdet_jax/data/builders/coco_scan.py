@@ -11,17 +11,24 @@ from typing import Any, NamedTuple
 
 from scratchdet_jax.data.builders.checks import Checked, Journal, check_images
 from scratchdet_jax.data.builders.defects import Defect, Kind
-from scratchdet_jax.data.builders.folder_builder import Contents
 from scratchdet_jax.data.builders.objects import (
     Box,
     CocoItem,
+    Contents,
     Frame,
     UsableImage,
     annotated_frame,
     fit_box,
     turned,
 )
-from scratchdet_jax.data.coco_json import CocoFile, crowd_flag, integer, numbers, stated_area
+from scratchdet_jax.data.coco_json import (
+    CategoryTable,
+    CocoFile,
+    crowd_flag,
+    integer,
+    numbers,
+    stated_area,
+)
 from scratchdet_jax.data.untrusted import ImageFolder, OutsideFolderError, as_text
 
 
@@ -90,17 +97,19 @@ def fingerprint(listings: Mapping[str, Listing]) -> str:
     return digest.hexdigest()
 
 
-def scan(listings: Mapping[str, Listing], journal: Journal) -> Contents:
+def scan(listings: Mapping[str, Listing], table: CategoryTable, journal: Journal) -> Contents:
     """Decodes the images and checks the annotations.
 
     Args:
-        listings: by split, all with the same categories.
+        listings: by split.
+        table: the categories of all of them.
         journal: images checked earlier.
     """
-    defects, notes, splits, left_out = [], [], {}, {}
-    categories = next(iter(listings.values())).file.categories
+    splits, left_out = {}, {}
+    defects = [Defect.of(Kind.CATEGORY_NAME, path.name, text) for path, text in table.repaired]
+    notes = [f"category left out, because no annotation uses it: {text}" for text in table.left_out]
     for split, listing in listings.items():
-        images, problems = _scan_split(listing, dict(categories), journal)
+        images, problems = _scan_split(listing, dict(table.categories), journal)
         defects += listing.defects + problems
         left_out[split] = listing.count - len(images)
         if images:
@@ -110,15 +119,11 @@ def scan(listings: Mapping[str, Listing], journal: Journal) -> Contents:
             defects.append(
                 Defect.of(Kind.EMPTY_SPLIT, f"{listing.file.path.name} ({split})", reason)
             )
-    names = tuple(name for _, name in categories)
-    used = {item.name for images in splits.values() for image in images for item in image.objects}
-    if empty := [name for name in names if name not in used]:
-        notes.append(f"no box is of the class{'es' * (len(empty) > 1)} {', '.join(empty)}")
     return Contents(
         splits=splits,
         roots={split: listings[split].root for split in splits},
-        class_names=names,
-        category_ids=tuple(number for number, _ in categories),
+        class_names=tuple(name for _, name in table.categories),
+        category_ids=tuple(number for number, _ in table.categories),
         left_out=left_out,
         notes=notes,
         defects=defects,

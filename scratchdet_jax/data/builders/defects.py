@@ -35,6 +35,8 @@ class Kind(enum.StrEnum):
     BROKEN_ANNOTATION = "annotation that cannot be read (image left out)"
     BROKEN_ENTRY = "image entry that cannot be read (left out)"
     CONFLICT = "image id given to several files (all left out)"
+    CATEGORY_NAME = "class name that is not text (read as text)"
+    NO_CLASS_NAME = "class without a name (named by its number)"
     EMPTY_SPLIT = "split without usable images (left out)"
 
 

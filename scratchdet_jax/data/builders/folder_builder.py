@@ -1,46 +1,29 @@
-"""Common to VOC and COCO folders: checked images → a TFDS data set and a report."""
+"""Common to VOC, COCO and YOLO folders: checked images → a TFDS data set and a report."""
 
 import abc
 import functools
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.utils import shard_utils
 
 from scratchdet_jax.data.builders.checks import Journal
-from scratchdet_jax.data.builders.defects import Defect
-from scratchdet_jax.data.builders.objects import UsableImage
+from scratchdet_jax.data.builders.choices import Choices, choose_classes, note_unused_classes
+from scratchdet_jax.data.builders.dividing import divide
+from scratchdet_jax.data.builders.objects import Contents, UsableImage
 from scratchdet_jax.data.builders.report import PrepareReport, statistics
-from scratchdet_jax.data.builders.writing import write_dataset
+from scratchdet_jax.data.builders.writing import replace_dataset, restore, write_dataset
 from scratchdet_jax.data.untrusted import as_user_errors, printable, read_inside, stamp_inside
 from scratchdet_jax.errors import UserError, one_line, plural, writable_folder
 from scratchdet_jax.progress import Progress
 
-
-class Contents(NamedTuple):
-    """What a scan of the input found.
-
-    Attributes:
-        splits: the usable images by split, in the order of their list.
-        roots: the resolved folder of the images, by split.
-        class_names: in the order of the labels.
-        category_ids: the COCO category id of each label; None for VOC.
-        left_out: number of listed images that cannot be used, by split.
-        notes: decisions made for the user.
-        defects: everything that was left out or repaired.
-    """
-
-    splits: Mapping[str, Sequence[UsableImage]]
-    roots: Mapping[str, Path]
-    class_names: tuple[str, ...]
-    category_ids: tuple[int, ...] | None
-    left_out: dict[str, int]
-    notes: list[str]
-    defects: list[Defect]
+_INVENTORY = "files.json"  # beside report.json, the version of each input file
+_FILES_NAMED = 3  # of those added, removed and changed, each
 
 
 class FolderBuilder(tfds.core.ShardBasedBuilder):
@@ -53,9 +36,15 @@ class FolderBuilder(tfds.core.ShardBasedBuilder):
     # importlib_resources, which neither TFDS nor etils installs.
     url_infos = None
 
-    def __init__(self, data_dir: str | Path, contents: Contents, report: PrepareReport) -> None:
-        """`report` gives the name and the classes and is stored with the data."""
-        self._contents, self._report = contents, report
+    def __init__(
+        self,
+        data_dir: str | Path,
+        contents: Contents,
+        report: PrepareReport,
+        inventory: Mapping[str, str],
+    ) -> None:
+        """`report`, which gives the name and the classes, and `inventory` are stored too."""
+        self._contents, self._report, self._inventory = contents, report, inventory
         name = report.name.rpartition("/")[2]
         config = tfds.core.BuilderConfig(name=name, description=report.source)
         super().__init__(data_dir=str(data_dir), config=config)
@@ -92,6 +81,7 @@ class FolderBuilder(tfds.core.ShardBasedBuilder):
     def _shard_iterators_per_split(self, dl_manager: Any) -> dict[str, list[Callable]]:
         # TFDS renames the directory into place at the end: data and report appear together.
         (self.data_path / "report.json").write_text(self._report.to_json(), encoding="utf-8")
+        (self.data_path / _INVENTORY).write_text(json.dumps(self._inventory), encoding="utf-8")
         return {split: self._shards(split) for split in self._contents.splits}
 
     def _shards(self, split: str) -> list[Callable[[], Iterator]]:
@@ -143,6 +133,10 @@ def prepare_dataset(
     fingerprint: str,
     scan: Callable[[Journal], Contents],
     strict: bool,
+    *,
+    inventory: Callable[[], Mapping[str, str]],
+    choices: Choices,
+    force: bool = False,
 ) -> PrepareReport:
     """Prepares the data set `<builder>/<name>` unless it exists, and prints the report.
 
@@ -151,9 +145,12 @@ def prepare_dataset(
         name: name of the data set; see `check_name`.
         data_dir: TFDS's data_dir.
         source: the input, for messages.
-        fingerprint: hash of the input's contents and of the options.
+        fingerprint: hash of the input's contents and of the options other than `choices`.
         scan: reads and checks the input.
         strict: treat any defect as an error and write nothing.
+        inventory: lists the input files by name, each with its size or digest.
+        choices: classes and division.
+        force: prepare again what exists; it is replaced at the end, in one step.
 
     Returns:
         The report, read back if the data set existed.
@@ -163,15 +160,20 @@ def prepare_dataset(
             other data, a file changed meanwhile, or the data folder cannot be written.
     """
     directory = Path(data_dir) / builder.name / name / str(builder.VERSION)
-    if directory.exists():
-        report = _stored_report(directory, source, fingerprint)
+    fingerprint = choices.sign(fingerprint)
+    restore(directory)
+    if directory.exists() and not force:
+        report = _stored_report(directory, source, fingerprint, inventory)
         print(_reuse_message(report), flush=True)
         _refuse_defects(report, strict, "it was prepared with them")
         return report
     writable_folder(Path(data_dir), "the data folder")
     journal_file = Path(data_dir) / f".preparing.{builder.name}.{name}.jsonl"
     with as_user_errors(source), Journal(journal_file) as journal:
-        contents = scan(journal)
+        contents = choose_classes(scan(journal), choices, source)
+        if contents.category_ids is not None:  # otherwise the classes are those found
+            contents = note_unused_classes(contents)
+        contents = divide(contents, choices, source)
         report = PrepareReport(
             name=f"{builder.name}/{name}",
             source=printable(source),
@@ -182,16 +184,25 @@ def prepare_dataset(
             left_out=contents.left_out,
             notes=contents.notes,
             defects=contents.defects,
+            choices=choices.record(),
+            division=contents.division,
             **statistics(contents.splits, contents.class_names),
         )
         _refuse_empty(source, report)
         allowed = not (strict and report.defects)
         if allowed:
-            write_dataset(lambda: builder(data_dir, contents, report))
+            files = inventory()
+            if directory.exists():
+                replace_dataset(
+                    lambda root: builder(root, contents, report, files), directory, Path(data_dir)
+                )
+            else:
+                write_dataset(lambda: builder(data_dir, contents, report, files))
             journal.remove()
     print(report.summary(stored=allowed), flush=True)
     _refuse_defects(report, strict, "nothing was written")
-    return _stored_report(directory, source, fingerprint)  # another process may have been faster
+    # Another process may have been faster.
+    return _stored_report(directory, source, fingerprint, inventory)
 
 
 def check_name(name: str) -> None:
@@ -227,22 +238,58 @@ def _read_unchanged(image: UsableImage, root: Path) -> bytes:
     )
 
 
-def _stored_report(directory: Path, source: str, fingerprint: str) -> PrepareReport:
+def stored_choices(data_dir: str | Path, builder: type[FolderBuilder], name: str) -> Choices:
+    """The choices that an existing data set was prepared with; none if it does not exist."""
+    directory = Path(data_dir) / builder.name / name / str(builder.VERSION)
+    try:
+        text = (directory / "report.json").read_text(encoding="utf-8")
+        return Choices.from_record(PrepareReport.from_json(text).choices)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return Choices()
+
+
+def _stored_report(
+    directory: Path, source: str, fingerprint: str, inventory: Callable[[], Mapping[str, str]]
+) -> PrepareReport:
     """The report of an existing data set, if it was prepared from the same input and options."""
     try:
         report = PrepareReport.from_json((directory / "report.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{directory} has no readable report.json ({one_line(error)}): delete the directory to "
-            f"prepare {source}"
+            f"{directory} has no readable report.json ({one_line(error)}): delete the directory, "
+            f"or add --force, to prepare {source}"
         ) from None
     if report.fingerprint != fingerprint:
         raise UserError(
-            f"{report.name} in {directory} was prepared from {report.source}, whose files, classes "
-            f"or splits differ from those of {source} now: delete that directory to prepare it "
-            "again, or choose another name"
+            f"{report.name} in {directory} was prepared from {report.source}, whose "
+            f"{_difference(directory, inventory)}: add --force (of the tool prepare) to prepare it "
+            "again in its place, delete that directory, or choose another name"
         )
     return report
+
+
+def _difference(directory: Path, inventory: Callable[[], Mapping[str, str]]) -> str:
+    """How the input differs from the one of an existing data set, in words."""
+    try:
+        old = json.loads((directory / _INVENTORY).read_text(encoding="utf-8"))
+        new = dict(inventory())
+        parts = (
+            ("added", sorted(new.keys() - old.keys())),
+            ("removed", sorted(old.keys() - new.keys())),
+            ("changed", sorted(k for k in old.keys() & new.keys() if old[k] != new[k])),
+        )
+    except (OSError, ValueError, AttributeError):
+        return "files, classes or splits differ from those given now"
+    found = [_named(names, what) for what, names in parts if names]
+    if not found:
+        return "files are the same, but not the options (classes, splits, division)"
+    return f"files differ now: {'; '.join(found)}"
+
+
+def _named(names: Sequence[str], what: str) -> str:
+    more = f" and {len(names) - _FILES_NAMED:,} more" if len(names) > _FILES_NAMED else ""
+    listed = ", ".join(printable(name) for name in names[:_FILES_NAMED])
+    return f"{len(names):,} {what} ({listed}{more})"
 
 
 def _reuse_message(report: PrepareReport) -> str:

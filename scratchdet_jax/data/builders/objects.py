@@ -1,12 +1,12 @@
 """What goes into a data set: usable images, and objects whose boxes fit their image."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from scratchdet_jax.data.builders.defects import Kind
+from scratchdet_jax.data.builders.defects import Defect, Kind
 from scratchdet_jax.data.images import ImageHeader, turn_boxes
 from scratchdet_jax.data.untrusted import Stamp
 
@@ -45,6 +45,18 @@ class CocoItem(NamedTuple):
         return self.is_crowd
 
 
+class YoloItem(NamedTuple):
+    """An object of a YOLO label file; `box` as in `fit_box`."""
+
+    name: str
+    box: Box
+
+    @property
+    def is_ignored(self) -> bool:
+        """Never: YOLO has no such flag."""
+        return False
+
+
 class UsableImage(NamedTuple):
     """A checked image and its usable objects.
 
@@ -52,10 +64,10 @@ class UsableImage(NamedTuple):
         path: its file.
         stamp: version of the file that was checked.
         filename: name stored in the data set.
-        image_id: text (VOC) or number (COCO).
+        image_id: text (VOC, YOLO) or number (COCO).
         orientation: the EXIF orientation, 1…8.
         size: (height, width) as displayed, which the boxes refer to.
-        objects: VocItem or CocoItem.
+        objects: VocItem, CocoItem or YoloItem.
     """
 
     path: Path
@@ -64,7 +76,31 @@ class UsableImage(NamedTuple):
     image_id: str | int
     orientation: int
     size: tuple[int, int]
-    objects: Sequence[VocItem | CocoItem]
+    objects: Sequence[VocItem | CocoItem | YoloItem]
+
+
+class Contents(NamedTuple):
+    """What a scan of the input found.
+
+    Attributes:
+        splits: the usable images by split, in the order of their list.
+        roots: the resolved folder of the images, by split.
+        class_names: in the order of the labels.
+        category_ids: the source's number of each class (COCO, YOLO); None for VOC.
+        left_out: number of listed images that cannot be used, by split.
+        notes: decisions made for the user.
+        defects: everything that was left out or repaired.
+        division: how a split was divided, as report.json records it; empty if none was.
+    """
+
+    splits: Mapping[str, Sequence[UsableImage]]
+    roots: Mapping[str, Path]
+    class_names: tuple[str, ...]
+    category_ids: tuple[int, ...] | None
+    left_out: dict[str, int]
+    notes: list[str]
+    defects: list[Defect]
+    division: dict[str, Any] = {}  # noqa: RUF012, never changed
 
 
 class Frame(NamedTuple):

@@ -29,7 +29,7 @@ class PrepareReport:
         directory: where it was written.
         fingerprint: hash of the input's contents and the options, to detect changes.
         class_names: in the order of the labels.
-        category_ids: the COCO category id of each label; None for VOC.
+        category_ids: the number of each class in the source (COCO, YOLO); None for VOC.
         images: number of images by split.
         left_out: number of listed images that could not be used, by split.
         boxless: number of images without boxes, by split.
@@ -39,6 +39,8 @@ class PrepareReport:
         box_sizes: boxes by COCO's small (area below 32²), medium, and large (96² pixels and more).
         notes: decisions made for the user.
         defects: everything that was left out or repaired.
+        choices: the options that it was prepared with, as `Choices.record` writes them.
+        division: how a split was divided; empty if none was.
     """
 
     name: str
@@ -56,6 +58,8 @@ class PrepareReport:
     box_sizes: dict[str, int]
     notes: list[str]
     defects: list[Defect]
+    choices: dict[str, Any] = dataclasses.field(default_factory=dict)
+    division: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def counts(self) -> dict[str, int]:
         """Number of defects by kind."""
@@ -79,12 +83,11 @@ class PrepareReport:
             lines.append(
                 f"  {split}: {plural(count, 'image')}" + (f" ({', '.join(asides)})" * bool(asides))
             )
-        flag = "difficult" if self.category_ids is None else "crowd"
         boxes = [
             f"{printable(name)} {count:,}".replace(" ", _TIE) for name, count in self.boxes.items()
         ]
         text = (
-            f"{plural(sum(self.boxes.values()), 'box')} ({self.ignored:,} {flag}) of "
+            f"{plural(sum(self.boxes.values()), 'box')}{self._ignored_text()} of "
             f"{plural(len(self.class_names), 'class')}: {', '.join(boxes)}"
         )
         wrapped = textwrap.wrap(
@@ -106,6 +109,11 @@ class PrepareReport:
         lines += [f"  note: {printable(note)}" for note in self.notes]
         lines += self._defect_lines(", see report.json" if stored else "")
         return "\n".join(lines)
+
+    def _ignored_text(self) -> str:
+        """The number of ignored boxes; nothing for YOLO, whose boxes have no flags."""
+        flag = {"voc_folder": "difficult", "coco_folder": "crowd"}.get(self.name.partition("/")[0])
+        return f" ({self.ignored:,} {flag})" if flag else ""
 
     def _defect_lines(self, reference: str) -> list[str]:
         if not self.defects:

@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
+from scratchdet_jax.data.builders.choices import NO_CHOICES, Choices
 from scratchdet_jax.data.builders.folder_builder import FolderBuilder, check_name, prepare_dataset
+from scratchdet_jax.data.builders.inventory import describe_files
 from scratchdet_jax.data.builders.report import PrepareReport
 from scratchdet_jax.data.builders.voc_scan import fingerprint, list_folder, scan
 from scratchdet_jax.data.untrusted import as_user_errors
@@ -44,6 +46,8 @@ def prepare_voc_folder(
     class_names: Sequence[str] | None = None,
     splits: Sequence[str] | None = None,
     strict: bool = False,
+    choices: Choices = NO_CHOICES,
+    force: bool = False,
 ) -> PrepareReport:
     """Prepares a folder as the data set `voc_folder/<name>` unless it exists; prints a report.
 
@@ -62,6 +66,8 @@ def prepare_voc_folder(
             found, sorted, or VOC's twenty in VOC's order if there are no others.
         splits: splits to prepare; None: one for every plain list of ids in ImageSets/Main.
         strict: treat any defect as an error and write nothing.
+        choices: classes to rename or to drop, and a division; `classes` is not used.
+        force: prepare it again if it exists, and replace it.
 
     Returns:
         The report, read back if the data set existed.
@@ -75,6 +81,9 @@ def prepare_voc_folder(
         not class_names or "" in class_names or len(set(class_names)) < len(class_names)
     ):
         raise UserError(f"the class names {list(class_names)} are empty or repeated")
+    choices = choices._replace(classes=None)
+    choices.check()
+    read_as = choices.names_before_renaming(class_names)
     with as_user_errors(str(folder)):
         listing = list_folder(Path(folder), splits)
         identity = fingerprint(listing, class_names, splits)
@@ -84,6 +93,14 @@ def prepare_voc_folder(
         data_dir,
         str(listing.root),
         identity,
-        lambda journal: scan(listing, class_names, journal),
+        lambda journal: scan(listing, read_as, journal),
         strict,
+        inventory=lambda: describe_files(
+            listing.root,
+            listing.annotations.values(),
+            listing.images.values(),
+            {f"list {name}": ids for name, ids in listing.lists.items()},
+        ),
+        choices=choices,
+        force=force,
     )

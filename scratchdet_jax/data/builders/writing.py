@@ -1,6 +1,7 @@
 """Runs a TFDS builder quietly and atomically, and removes what killed runs left behind."""
 
 import contextlib
+import ctypes
 import fcntl
 import io
 import os
@@ -13,6 +14,9 @@ import tensorflow_datasets as tfds
 from absl import logging
 
 from scratchdet_jax.errors import UserError
+
+_HERE = -100  # AT_FDCWD
+_RENAME_EXCHANGE = 2
 
 
 def write_dataset(make_builder: Callable[[], tfds.core.DatasetBuilder]) -> None:
@@ -46,6 +50,72 @@ def write_dataset(make_builder: Callable[[], tfds.core.DatasetBuilder]) -> None:
                     raise
     finally:
         logging.set_verbosity(verbosity)
+
+
+def replace_dataset(
+    make_builder: Callable[[Path], tfds.core.DatasetBuilder], directory: Path, data_dir: Path
+) -> None:
+    """Writes an existing data set again beside the old one, and then puts it in its place.
+
+    Whenever the process is killed, either the old or the new data set remains.
+
+    Args:
+        make_builder: makes the builder for a data_dir.
+        directory: the data set in `data_dir`.
+        data_dir: TFDS's data_dir.
+
+    Raises:
+        UserError: the disk is full or a directory is not writable; the old data set is kept.
+    """
+    with _writing_into(directory.parent):
+        staging = Path(tempfile.mkdtemp(prefix="incomplete.", dir=directory.parent))
+        try:
+            write_dataset(lambda: make_builder(staging))
+            _exchange(staging / directory.relative_to(data_dir), directory)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def restore(directory: Path) -> None:
+    """Puts a data set back that a process killed inside `_exchange` had moved aside."""
+    aside = _aside(directory)
+    if aside.exists() and not directory.exists():
+        with contextlib.suppress(OSError):
+            aside.rename(directory)
+
+
+def _aside(directory: Path) -> Path:
+    return directory.with_name(f"replaced.{directory.name}")
+
+
+def _exchange(new: Path, directory: Path) -> None:
+    """Puts `new` in the place of `directory`; the old one is removed.
+
+    In one step where the system and the file system can (Linux), else in two renames. A process
+    killed between the two leaves the old data set aside, for `restore`.
+    """
+    try:
+        if _swap(new, directory):
+            return
+        aside = _aside(directory)
+        shutil.rmtree(aside, ignore_errors=True)
+        if directory.exists():
+            directory.rename(aside)
+        new.rename(directory)
+        shutil.rmtree(aside, ignore_errors=True)
+    except OSError as error:
+        restore(directory)
+        raise UserError(
+            f"{directory} cannot be replaced ({error.strerror or error}): the old data set is kept"
+        ) from None
+
+
+def _swap(first: Path, second: Path) -> bool:
+    """Exchanges two directories in one step; False where that is impossible."""
+    with contextlib.suppress(AttributeError):  # neither macOS nor Windows has renameat2
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+        return renameat2(_HERE, bytes(first), _HERE, bytes(second), _RENAME_EXCHANGE) == 0
+    return False
 
 
 def _write_failure(error: OSError | RuntimeError) -> str:

@@ -1,0 +1,118 @@
+"""Near-duplicates: the same picture re-encoded, resized or slightly retouched.
+
+They are found by a 64-bit difference hash and confirmed on a 16 × 16 thumbnail, because the hash
+alone confuses photos of small objects on plain backgrounds. Pictures that were turned, mirrored or
+cropped are not recognised.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from scratchdet_jax.data.images import decode_to_canvas
+
+HASH_BITS = 4
+"""Hashes of near-duplicates differ in at most so many of 64 bits."""
+COLOUR_LEVELS = 6.0
+"""Thumbnails of near-duplicates differ by at most so much on average, of 255."""
+MOST_PAIRS = 20_000
+"""`near_pairs` returns no more: so many near-duplicates are a film, not a set of photos."""
+
+_SIDE = 72  # pixels; 8 × 9 and 16 × 16 are reduced from there
+_THUMBNAIL = 16
+_ROWS_AT_A_TIME = 256
+
+
+class Signature(NamedTuple):
+    """What identifies a picture: its difference hash, uint64, and uint8 [16, 16, 3]."""
+
+    hash: np.uint64
+    thumbnail: np.ndarray
+
+
+def read_signature(encoded: bytes, orientation: int) -> Signature:
+    """The signature of an encoded image, as displayed after the turn `orientation` (1…8).
+
+    Raises:
+        ValueError: it cannot be decoded.
+    """
+    small, _ = decode_to_canvas(encoded, (_SIDE, _SIDE), orientation)
+    return signature(small)
+
+
+def signature(image: np.ndarray) -> Signature:
+    """The signature of an image uint8 [h, w, 3], RGB.
+
+    Bit (row, column) of the hash says whether brightness rises from one column to the next of the
+    image reduced to 8 × 9 (dHash, N. Krawetz 2013).
+    """
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    small = cv2.resize(grey, (9, 8), interpolation=cv2.INTER_AREA)
+    bits = np.packbits(small[:, 1:] > small[:, :-1])
+    thumbnail = cv2.resize(image, (_THUMBNAIL, _THUMBNAIL), interpolation=cv2.INTER_AREA)
+    return Signature(bits.view(">u8")[0].astype(np.uint64), thumbnail)
+
+
+def near_pairs(signatures: Sequence[Signature]) -> list[tuple[int, int, int]]:
+    """All pairs (i, j, differing bits), i < j, of near signatures; nearest first.
+
+    The time is quadratic, but only 8 bytes are read per comparison: seconds for 20,000 images. At
+    most MOST_PAIRS are returned.
+    """
+    if len(signatures) < 2:
+        return []
+    hashes, thumbnails = _stacked(signatures)
+    pairs: list[tuple[int, int, int]] = []
+    for first in range(0, len(hashes), _ROWS_AT_A_TIME):
+        rows = hashes[first : first + _ROWS_AT_A_TIME]
+        bits = np.bitwise_count(rows[:, None] ^ hashes[None, first:])
+        i, j = np.nonzero(np.triu(bits <= HASH_BITS, k=1))
+        for part in range(0, len(i), MOST_PAIRS):
+            a, b = i[part : part + MOST_PAIRS], j[part : part + MOST_PAIRS]
+            near = _distances(thumbnails[a + first], thumbnails[b + first]) <= COLOUR_LEVELS
+            found = (a[near] + first, b[near] + first, bits[a, b][near])
+            pairs += zip(*(values.tolist() for values in found), strict=True)
+            if len(pairs) >= MOST_PAIRS:
+                return sorted(pairs[:MOST_PAIRS], key=_by_distance)
+    return sorted(pairs, key=_by_distance)
+
+
+def near_groups(signatures: Sequence[Signature]) -> list[list[int]]:
+    """The groups that near pairs connect, directly or through others; every index is in one.
+
+    Unlike `near_pairs` it misses none, however many there are. Groups are in the order of their
+    first members.
+    """
+    if not signatures:
+        return []
+    hashes, thumbnails = _stacked(signatures)
+    group = np.arange(len(hashes))
+    for i in range(len(hashes) - 1):
+        later = np.bitwise_count(hashes[i] ^ hashes[i + 1 :]) <= HASH_BITS
+        candidates = np.flatnonzero(later) + i + 1
+        candidates = candidates[group[candidates] != group[i]]
+        for part in range(0, len(candidates), MOST_PAIRS):
+            some = candidates[part : part + MOST_PAIRS]
+            near = _distances(thumbnails[i], thumbnails[some]) <= COLOUR_LEVELS
+            if near.any():
+                group[np.isin(group, group[some[near]])] = group[i]
+    members: dict[int, list[int]] = {}
+    for i, number in enumerate(group.tolist()):
+        members.setdefault(number, []).append(i)
+    return list(members.values())
+
+
+def _stacked(signatures: Sequence[Signature]) -> tuple[np.ndarray, np.ndarray]:
+    hashes = np.array([s.hash for s in signatures], np.uint64)
+    return hashes, np.stack([s.thumbnail for s in signatures]).astype(np.int16)
+
+
+def _distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Mean absolute differences of thumbnails int16 [..., 16, 16, 3]."""
+    return np.abs(a - b).mean(axis=(-3, -2, -1))
+
+
+def _by_distance(pair: tuple[int, int, int]) -> tuple[int, int, int]:
+    return pair[2], pair[0], pair[1]
