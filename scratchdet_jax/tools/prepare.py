@@ -1,8 +1,9 @@
 """Prepares data sets: python -m scratchdet_jax.tools.prepare {voc,coco,shapes} [options].
 
-`voc` checks a folder in VOC layout and prepares it as voc_folder/NAME; `coco` does so with COCO
-annotation files and their images, as coco_folder/NAME; `shapes` makes the embedded data set
-(which training does by itself at first use). A run that was killed is taken up by the same command.
+`voc` checks a folder of images and VOC annotations and prepares it as voc_folder/NAME; `coco` does
+so with COCO annotation files and their images, as coco_folder/NAME; `shapes` makes the embedded
+data set (which training does by itself at first use). A run that was killed is taken up by the same
+command.
 """
 
 import argparse
@@ -41,8 +42,23 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m scratchdet_jax.tools.prepare", description="Prepares a data set."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    voc = commands.add_parser("voc", help="a folder in VOC layout, as voc_folder/NAME")
-    voc.add_argument("--folder", required=True, help="holds JPEGImages, Annotations, ImageSets")
+    voc = commands.add_parser("voc", help="images and VOC's XML files, as voc_folder/NAME")
+    voc.add_argument(
+        "--folder",
+        required=True,
+        help="has JPEGImages, Annotations and ImageSets/Main, or images/ and annotations/, or each "
+        "image beside its .xml file, in one folder or in train/, valid/, test/",
+    )
+    voc.add_argument(
+        "--images",
+        metavar="FOLDER",
+        help="folder of the images in --folder, if it is called otherwise; it may be a link",
+    )
+    voc.add_argument(
+        "--annotations",
+        metavar="FOLDER",
+        help="folder of the .xml files in --folder, if it is called otherwise; it may be a link",
+    )
     voc.add_argument("--name", help="of the data set (default: the folder's name)")
     voc.add_argument(
         "--classes",
@@ -54,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
         "--splits",
         metavar="A,B,…",
         type=_names,
-        help="lists of ImageSets/Main to prepare (default: all that are plain lists of ids)",
+        help="splits to prepare: lists of ImageSets/Main, or folders (default: all)",
     )
     voc.set_defaults(run=_voc)
     coco = commands.add_parser(
@@ -111,6 +127,8 @@ def _voc(arguments: argparse.Namespace) -> None:
         arguments.classes,
         arguments.splits,
         arguments.strict,
+        arguments.images,
+        arguments.annotations,
     )
     print(f"use it as {report.name}:SPLIT, SPLIT being one of {', '.join(report.images)}")
 
