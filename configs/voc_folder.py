@@ -1,4 +1,4 @@
-"""Your own images: a folder in VOC layout. The classes come from the annotations.
+"""Your own images with VOC annotations. The classes come from the annotations.
 
 python train.py --config=configs/voc_folder.py --config.data.folder=/data/BCCD
 """
@@ -12,7 +12,7 @@ def get_config() -> ml_collections.ConfigDict:
     """A narrow Root-ResNet-18 for small data sets; raise depth and width for larger ones."""
     config = defaults.get_config()
     config.name = "voc_folder"
-    config.data.folder = ""  # required: has JPEGImages, Annotations, ImageSets/Main
+    config.data.folder = ""  # required: images and their VOC annotations
     config.data.train = "train"
     config.data.eval = "val"
     config.anchors.steps = ()  # follow image_size, so that image_size can be overridden alone

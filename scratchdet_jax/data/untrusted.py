@@ -67,14 +67,25 @@ def as_key(name: str) -> str:
 
 
 def decode_text(data: bytes) -> str:
-    """Decodes by the byte order mark, else as UTF-8; invalid bytes become lone surrogates."""
+    """Decodes by the byte order mark, else as UTF-8; invalid bytes become lone surrogates.
+
+    UTF-16 without a mark is recognised by its zero bytes, which UTF-8 text does not have.
+    """
     for mark, encoding in _BYTE_ORDER_MARKS:
         if data.startswith(mark):
             data = data.removeprefix(mark) if encoding == "utf-8" else data
             break
     else:
-        encoding = "utf-8"
+        encoding = _encoding_without_mark(data)
     return data.decode(encoding, "surrogateescape" if encoding == "utf-8" else "replace")
+
+
+def _encoding_without_mark(data: bytes) -> str:
+    """UTF-16 if many of every other byte are zero, as in Latin letters, and none between them."""
+    first, second = data[::2].count(0), data[1::2].count(0)
+    if min(first, second) > 0 or 8 * max(first, second) <= len(data):
+        return "utf-8"
+    return "utf-16-be" if first else "utf-16-le"
 
 
 def stamp_inside(path: Path, root: Path, limit: int) -> Stamp:

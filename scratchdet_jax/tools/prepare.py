@@ -2,11 +2,11 @@
 
 python -m scratchdet_jax.tools.prepare {voc,coco,yolo,shapes} [options]
 
-`voc` prepares a folder in VOC layout as voc_folder/NAME, `coco` COCO annotation files and their
-images as coco_folder/NAME, and `yolo` a data.yaml with its text labels as yolo_folder/NAME. `shapes`
-makes the embedded data set, as training does at its first use. Classes can be chosen (--classes,
---drop, --rename), and a set with one split can be divided (--val, --test). After an interruption,
-the same command resumes.
+`voc` prepares images with VOC annotations as voc_folder/NAME, `coco` COCO annotation files and
+their images as coco_folder/NAME, and `yolo` a data.yaml with its text labels as yolo_folder/NAME.
+`shapes` makes the embedded data set, as training does at its first use. Classes can be chosen
+(--classes, --drop, --rename), and a set with one split can be divided (--val, --test). After an
+interruption, the same command resumes.
 """
 
 import argparse
@@ -42,8 +42,23 @@ def main(argv: Sequence[str]) -> None:
 def _parser(program: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=program, description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    voc = commands.add_parser("voc", help="a folder in VOC layout, as voc_folder/NAME")
-    voc.add_argument("--folder", required=True, help="holds JPEGImages, Annotations, ImageSets")
+    voc = commands.add_parser("voc", help="images and VOC's XML files, as voc_folder/NAME")
+    voc.add_argument(
+        "--folder",
+        required=True,
+        help="has JPEGImages, Annotations and ImageSets/Main, or images/ and annotations/, or each "
+        "image beside its .xml file, in one folder or in train/, valid/, test/",
+    )
+    voc.add_argument(
+        "--images",
+        metavar="FOLDER",
+        help="folder of the images in --folder, if it is called otherwise; it may be a link",
+    )
+    voc.add_argument(
+        "--annotations",
+        metavar="FOLDER",
+        help="folder of the .xml files in --folder, if it is called otherwise; it may be a link",
+    )
     voc.add_argument("--name", help="name of the data set (default: the folder's name)")
     voc.add_argument(
         "--classes",
@@ -56,7 +71,7 @@ def _parser(program: str) -> argparse.ArgumentParser:
         "--splits",
         metavar="A,B,…",
         type=_names,
-        help="lists in ImageSets/Main to prepare (default: all that are plain lists of ids)",
+        help="splits to prepare: lists of ImageSets/Main, or folders (default: all)",
     )
     voc.set_defaults(run=_voc)
     coco = commands.add_parser(
@@ -208,11 +223,13 @@ def _voc(arguments: argparse.Namespace) -> None:
         arguments.folder,
         arguments.data_dir,
         name,
-        arguments.classes,
-        arguments.splits,
-        arguments.strict,
-        _choices(arguments),
-        arguments.force,
+        class_names=arguments.classes,
+        splits=arguments.splits,
+        strict=arguments.strict,
+        choices=_choices(arguments),
+        force=arguments.force,
+        images=arguments.images,
+        annotations=arguments.annotations,
     )
     _print_usage(report)
 

@@ -71,13 +71,16 @@ def read_objects(devkit: Path, split: str) -> dict[str, tuple[VocObject, ...]]:
     for image_id in ids:
         path = devkit / "Annotations" / f"{image_id}.xml"
         try:
-            objects[image_id] = parse_annotation(path.read_bytes()).objects
+            annotation = parse_annotation(path.read_bytes())
         except OSError as error:
             raise UserError(
                 f"annotation {path} of split {split!r} cannot be read: {error.strerror}"
             ) from error
         except ValueError as error:
             raise UserError(f"annotation {path} cannot be read: {error}") from error
+        if annotation.misplaced:
+            raise UserError(f"{path}: {annotation.misplaced[0]}")
+        objects[image_id] = annotation.objects
         for number, item in enumerate(objects[image_id], start=1):
             if item.problem:
                 raise UserError(f"{path}, object {number} ({item.name}): {item.problem}")

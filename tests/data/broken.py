@@ -26,6 +26,7 @@ LOSSES = {
     Kind.OUT_OF_FOLDER,
     Kind.NO_ANNOTATION,
     Kind.BROKEN_ANNOTATION,
+    Kind.MISPLACED,
     Kind.BROKEN_ENTRY,
     Kind.CONFLICT,
 }

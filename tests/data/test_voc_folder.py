@@ -170,9 +170,9 @@ DEFECTS = {
     ),
     "id listed with its ending": (
         lambda f: f.both("x").split("train", "sound", "x", "x.jpg"),
-        Kind.NO_IMAGE,
+        Kind.LISTED_TWICE,
         "ImageSets/Main/train.txt",
-        "without the file suffix",
+        "x is listed 2 times",
         1,
     ),
     "cut short": (
@@ -495,8 +495,11 @@ def test_nothing_usable_is_an_error_with_the_reasons(folder, prepare, tmp_path):
 def test_wrong_folders_names_and_classes_are_errors(folder, prepare, tmp_path):
     with pytest.raises(UserError, match=r"did you mean .*Set"):
         prepare_voc_folder(tmp_path, tmp_path / "data", "mine")
-    with pytest.raises(UserError, match="it has no folder JPEGImages"):
+    with pytest.raises(UserError, match=r"nowhere does not exist$"):
         prepare_voc_folder(tmp_path / "nowhere", tmp_path / "data", "mine")
+    (tmp_path / "Set.zip").write_bytes(b"PK")
+    with pytest.raises(UserError, match=r"Set\.zip is a file, not a folder$"):
+        prepare_voc_folder(tmp_path / "Set.zip", tmp_path / "data", "mine")
     for name in ("", "a/b", "1.0.0", "a:b", ".."):
         with pytest.raises(UserError, match="cannot name a data set"):
             prepare_voc_folder(folder.path, tmp_path / "data", name)
@@ -545,5 +548,5 @@ def test_the_root_may_be_a_link_but_its_parts_must_not_lead_outside(folder, prep
     assert report.defects == []
     (folder.path / "JPEGImages").rename(tmp_path / "pictures")
     (folder.path / "JPEGImages").symlink_to(tmp_path / "pictures")
-    with pytest.raises(UserError, match="JPEGImages is a link to something outside"):
+    with pytest.raises(UserError, match=r"JPEGImages is a link .* with `prepare voc --images=JPEG"):
         prepare()

@@ -146,6 +146,7 @@ def test_voc_missing_folders_and_split(tmp_path, devkit, capsys):
         ("<xmin>10</xmin>", "<xmin>ten</xmin>", "object 1 (cat)"),
         ("<xmin>10</xmin>", "", "has no xmin"),
         ("<difficult>0</difficult>", "<difficult>maybe</difficult>", "difficult"),
+        ("</bndbox>", "</bndbox><bndbox/>", "object 1 (cat) has 2 <bndbox>"),
     ],
 )
 def test_voc_bad_annotation(tmp_path, devkit, capsys, old, new, message):
@@ -154,6 +155,19 @@ def test_voc_bad_annotation(tmp_path, devkit, capsys, old, new, message):
     assert run_voc(devkit, write_detections(tmp_path / "found", **PERFECT)) == 1
     error = capsys.readouterr().err
     assert "000001.xml" in error and message in error and error.count("\n") == 1
+
+
+def test_voc_other_flags_than_difficult_are_not_read(tmp_path, devkit, capsys):
+    path = devkit / "Annotations" / "000001.xml"
+    flags = ("<truncated>0.0597</truncated>", "<truncated>Unspecified</truncated>")
+    text = path.read_text()
+    for kind, flag in zip(("cat", "dog"), flags, strict=True):
+        text = text.replace(f"<name>{kind}</name>", f"<name>{kind}</name>{flag}")
+    path.write_text(text)
+    assert run_voc(devkit, write_detections(tmp_path / "found", **PERFECT)) == 0
+    assert ["mean", "1.0000", "3", "4"] in [
+        line.split() for line in capsys.readouterr().out.splitlines()
+    ]
 
 
 def test_voc_swapped_corners_are_put_in_order(tmp_path, devkit, capsys):

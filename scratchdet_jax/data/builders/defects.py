@@ -33,6 +33,8 @@ class Kind(enum.StrEnum):
     OUT_OF_FOLDER = "path that leads out of the named folder (refused, image left out)"
     NO_ANNOTATION = "image without annotation (left out)"
     BROKEN_ANNOTATION = "annotation that cannot be read (image left out)"
+    MISPLACED = "annotation whose objects are not where VOC has them (image left out)"
+    TAGS = "annotation with other tags than VOC's (read)"
     BROKEN_ENTRY = "image entry that cannot be read (left out)"
     CONFLICT = "image id given to several files (all left out)"
     CATEGORY_NAME = "class name that is not text (read as text)"

@@ -1,7 +1,7 @@
-"""A folder in VOC layout → a prepared TFDS data set and a report of every defect.
+"""A folder of images and VOC annotations → a prepared TFDS data set and a report of every defect.
 
-The layout: JPEGImages/ID.jpg (or another image format), Annotations/ID.xml, and lists of ids in
-ImageSets/Main/SPLIT.txt.
+PASCAL VOC's layout: JPEGImages/ID.jpg (or another image format), Annotations/ID.xml, and lists of
+ids in ImageSets/Main/SPLIT.txt. `voc_layout` has the others.
 """
 
 import re
@@ -48,6 +48,8 @@ def prepare_voc_folder(
     strict: bool = False,
     choices: Choices = NO_CHOICES,
     force: bool = False,
+    images: str | None = None,
+    annotations: str | None = None,
 ) -> PrepareReport:
     """Prepares a folder as the data set `voc_folder/<name>` unless it exists; prints a report.
 
@@ -55,25 +57,28 @@ def prepare_voc_folder(
     and named; the rest is used. Images are stored byte for byte; boxes refer to them as displayed,
     after the turn in image/orientation. Boxes follow TFDS's voc: xmin / width, without −1. The
     data set appears under its name only when it is complete; its directory also contains
-    report.json. Nothing outside `folder` is read.
+    report.json. Nothing outside `folder` is read, unless `images` or `annotations` names a link
+    to it.
 
     Args:
-        folder: contains JPEGImages, Annotations and, unless all images are for training,
-            ImageSets/Main/<split>.txt.
+        folder: in one of the layouts of `voc_layout`. Its splits are the lists
+            ImageSets/Main/<split>.txt, else folders such as train and valid, else train alone.
         data_dir: TFDS's data_dir.
         name: name of the data set.
         class_names: classes in the order of their labels; others are left out. None: the classes
             found, sorted, or VOC's twenty in VOC's order if there are no others.
-        splits: splits to prepare; None: one for every plain list of ids in ImageSets/Main.
+        splits: splits to prepare; None: all.
         strict: treat any defect as an error and write nothing.
         choices: classes to rename or to drop, and a division; `classes` is not used.
         force: prepare it again if it exists, and replace it.
+        images: folder of the images, relative to `folder` or absolute inside it; None: found.
+        annotations: the same for the annotations.
 
     Returns:
         The report, read back if the data set existed.
 
     Raises:
-        UserError: the folder is not in VOC layout, the class names are invalid, or an error of
+        UserError: the folder is not in a known layout, the class names are invalid, or an error of
             `prepare_dataset`.
     """
     check_name(name)
@@ -85,13 +90,13 @@ def prepare_voc_folder(
     choices.check()
     read_as = choices.names_before_renaming(class_names)
     with as_user_errors(str(folder)):
-        listing = list_folder(Path(folder), splits)
+        listing = list_folder(Path(folder), splits, images, annotations)
         identity = fingerprint(listing, class_names, splits)
     return prepare_dataset(
         VocFolder,
         name,
         data_dir,
-        str(listing.root),
+        str(listing.layout.folder),
         identity,
         lambda journal: scan(listing, read_as, journal),
         strict,
