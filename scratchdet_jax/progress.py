@@ -34,6 +34,11 @@ class Progress:
         self._seconds, self._counted = 0.0, 0  # of work that counts for the time left
         self._since: float | None = time.monotonic()
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether all units are done."""
+        return self._done >= self._total
+
     def update(self, note: str = "") -> None:
         """Counts one finished unit; `note` is what there is to say about it."""
         self._done += 1

@@ -121,7 +121,7 @@ class FolderBuilder(tfds.core.ShardBasedBuilder):
                 },
             )
             progress.update()
-            if progress.n == progress.total:
+            if progress.is_complete:
                 progress.close()
 
 
