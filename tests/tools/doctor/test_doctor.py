@@ -339,7 +339,7 @@ def test_a_data_set_without_boxes_is_examined(tmp_path, monkeypatch, capsys):
             ["made_for_doctor/pets", "--html=/proc/no/page.html"],
             r"--html=/proc/no/page\.html cannot",
         ),
-        (["made_for_doctor/pets", "--config.anchors.steps=(1,)"], "steps has 1 entries"),
+        (["made_for_doctor/pets", "--config.anchors.steps=(1,)"], "steps has length 1"),
     ],
 )
 def test_a_user_error_is_one_line(data_dir, monkeypatch, arguments, message):

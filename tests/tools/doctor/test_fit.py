@@ -64,7 +64,7 @@ def check_fit(fit, levels, images):
     for rows in images:
         boxes = fit.boxes[rows].astype(np.float64)
         overlaps = [[slow_iou(b, a) for a in levels.anchors.tolist()] for b in boxes.tolist()]
-        targets = match(levels.anchors, padded(fit.boxes[rows]), padded(fit.labels[rows]))
+        targets = match(levels.anchors, padded(fit.boxes[rows]), padded(fit.labels[rows]), 0.5)
         matched = np.asarray(targets.matched)
         for m, row in enumerate(rows):
             best = [max(overlaps[m][a:b]) for a, b in zip(starts, levels.ends, strict=True)]
