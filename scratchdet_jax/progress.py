@@ -39,18 +39,18 @@ class Progress:
         """Whether all units are done."""
         return self._done >= self._total
 
-    def update(self, note: str = "") -> None:
-        """Counts one finished unit; `note` is what there is to say about it."""
-        self._done += 1
+    def update(self, note: str = "", units: int = 1) -> None:
+        """Counts finished units; `note` is what there is to say about the last one."""
+        self._done += units
         if self._bar is not None:
             if note:
                 self._bar.set_postfix_str(note, refresh=False)
-            self._bar.update()
+            self._bar.update(units)
             return
         now = time.monotonic()
         if self._since is not None:
             self._seconds, self._since = self._seconds + now - self._since, now
-            self._counted += 1
+            self._counted += units
         if now - self._printed >= SECONDS:
             self._printed = now
             self._print(note)
@@ -63,6 +63,12 @@ class Progress:
         self._since = time.monotonic()
         if self._bar is not None:
             self._bar.unpause()
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Removes the bar."""
@@ -82,13 +88,10 @@ class Progress:
 
 def track(items: Iterable[T], total: int, title: str, unit: str) -> Iterator[T]:
     """Yields the items; one is finished when the next is asked for."""
-    progress = Progress(total, title, unit)
-    try:
+    with Progress(total, title, unit) as progress:
         for item in items:
             yield item
             progress.update()
-    finally:
-        progress.close()
 
 
 def duration(seconds: float) -> str:

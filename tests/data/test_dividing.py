@@ -71,11 +71,12 @@ def test_it_is_a_partition_that_depends_only_on_the_contents(items, seed, random
 
 @settings(deadline=None, max_examples=100)
 @given(sets_of_items(), st.sampled_from([{"train": 0.8, "val": 0.2}, SHARES]))
-def test_the_shares_are_kept_within_the_largest_item(items, shares):
+def test_the_shares_are_kept_within_two_of_the_largest_items(items, shares):
     counts = images_in(items, assign(items, shares, 0))
     total, largest = sum(counts.values()), max(item.images for item in items)
     for split, share in shares.items():
-        assert abs(counts[split] - share * total) <= max(largest, 2)
+        # One item in proportion, one that was moved so that no split is empty or without boxes.
+        assert abs(counts[split] - share * total) <= 2 * max(largest, 2)
 
 
 def test_classes_are_balanced_better_than_at_random():

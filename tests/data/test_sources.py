@@ -11,6 +11,7 @@ from scratchdet_jax.data.records import open_source
 from scratchdet_jax.data.sources import open_split
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.tools import prepare
+from tests.command import exit_status
 from tests.data.voc_layout import Folder, jpeg
 
 COUNT = 10
@@ -47,7 +48,7 @@ def test_a_folder_without_lists_trains_and_says_how_to_evaluate(folder, tmp_path
     assert "it has train (10 images)" in str(error.value)
     assert str(error.value).endswith("train without evaluation, with --config.data.eval=")
     assert "\n" not in str(error.value)
-    assert prepare.main(command_of(error)) == 0  # the command does what it promises
+    assert exit_status(prepare.main, *command_of(error)) == 0  # the command does what it promises
     assert len(open_split(settings, "eval")) == 2
     assert len(open_split(settings, "train")) == COUNT - 2
 

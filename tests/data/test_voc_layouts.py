@@ -476,7 +476,7 @@ def test_flags_name_the_folders(flags, root, prepare, tmp_path, capsys):
     assert "images are read from pictures, annotations from xml files" in report.notes
     arguments = [f"--{name}={value}" for name, value in flags.items()]
     data = f"--data_dir={tmp_path / 'data'}"
-    assert tool.main(["voc", f"--folder={root}", "--name=mine", data, *arguments]) == 0
+    tool.main(["prepare", "voc", f"--folder={root}", "--name=mine", data, *arguments])
     assert "already prepared" in capsys.readouterr().out
 
 

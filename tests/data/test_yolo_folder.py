@@ -357,7 +357,7 @@ YAMLS = {
     "not YAML": ("a: [", "cannot be read as YAML"),
     "code": ("train: !!python/object/apply:os.system [ls]", "cannot be read as YAML"),
     "nested": ("a: " + "[" * 20_000, "nested too deeply|cannot be read as YAML"),
-    "bytes": (b"\xff\x00\xfe", "cannot be read as YAML"),
+    "bytes": (b"\x00\x01\xff\x02", "cannot be read as YAML"),
     "no splits": ("names: [a]", "names no images"),
     "no names": ("train: images", "has no class names"),
     "split of numbers": ("train: [1, 2]\nnames: [a]", r"train is \[1, 2\]"),

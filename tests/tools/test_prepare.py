@@ -190,7 +190,7 @@ def test_a_run_killed_while_writing_leaves_no_data_set(coco, tmp_path, count_che
 @pytest.mark.parametrize("exchange", [True, False])
 def test_killed_at_any_moment_force_leaves_the_old_or_the_new_set(coco, tmp_path, exchange):
     """Killed at many moments from the first write to the end; the exchange is slowed down."""
-    assert prepare.main(coco) == 0
+    assert exit_status(prepare.main, *coco) == 0
     annotations = tmp_path / "train.json"
     content = json.loads(annotations.read_text())
     content["images"].pop()
@@ -210,7 +210,7 @@ def test_killed_at_any_moment_force_leaves_the_old_or_the_new_set(coco, tmp_path
         f"writing._swap = slow(writing._swap if {exchange} else lambda *_: False)\n"
         "writing.Path.rename = slow(writing.Path.rename)\n"
         "print('ready', flush=True)\n"
-        "sys.exit(prepare.main(sys.argv[1:]))\n"
+        "cli.run(prepare.main)\n"
     )
     seen = set()
     for delay in (0.05, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.7):
@@ -224,7 +224,7 @@ def test_killed_at_any_moment_force_leaves_the_old_or_the_new_set(coco, tmp_path
         seen.add(len(open_source("coco_folder/mine:train+val", tmp_path / "data")))
     assert seen <= {11, 12}
     assert 12 in seen
-    assert prepare.main([*coco, "--force"]) == 0
+    assert exit_status(prepare.main, *coco, "--force") == 0
     assert len(open_source("coco_folder/mine:train+val", tmp_path / "data")) == 11
     assert os.listdir(tmp_path / "data" / "coco_folder" / "mine") == ["1.0.0"]
 
@@ -290,16 +290,16 @@ def yolo(tmp_path):
 
 
 def test_yolo_is_prepared_and_divided(yolo, tmp_path, capsys):
-    assert prepare.main(yolo) == 0
+    assert exit_status(prepare.main, *yolo) == 0
     printed = capsys.readouterr().out
     assert "use it as yolo_folder/cells:SPLIT, SPLIT being one of train\n" in printed
     assert "it has only one split: divide it with --val=0.2 --force" in printed
     assert "--config.data.eval=" in printed
     more = ["--val=0.2", "--test=0.1", "--seed=5", "--rename", "red=cell", "--drop=white"]
-    assert prepare.main([*yolo, *more]) == 1
+    assert exit_status(prepare.main, *yolo, *more) == 1
     error = capsys.readouterr().err
     assert "files are the same, but not the options" in error and "--force" in error
-    assert prepare.main([*yolo, *more, "--force"]) == 0
+    assert exit_status(prepare.main, *yolo, *more, "--force") == 0
     printed = capsys.readouterr().out
     assert "10 boxes of 1 class: cell 10" in printed
     assert "SPLIT being one of train, val, test" in printed
@@ -309,18 +309,18 @@ def test_yolo_is_prepared_and_divided(yolo, tmp_path, capsys):
 
 def test_voc_and_coco_take_the_same_options(folder, coco, tmp_path, capsys):
     voc = ["voc", f"--folder={folder}", "--name=cells", f"--data_dir={tmp_path / 'data'}"]
-    assert prepare.main([*voc, "--rename=white=red"]) == 0
+    assert exit_status(prepare.main, *voc, "--rename=white=red") == 0
     assert "4 boxes (0 difficult) of 1 class: red 4" in capsys.readouterr().out
-    assert prepare.main([*coco, "--classes=x", "--rename", "x = a b "]) == 1
+    assert exit_status(prepare.main, *coco, "--classes=x", "--rename", "x = a b ") == 1
     assert "--classes names the class 'x', which" in capsys.readouterr().err
-    assert prepare.main([*coco, "--classes=a b", "--rename", "x = a b "]) == 0
+    assert exit_status(prepare.main, *coco, "--classes=a b", "--rename", "x = a b ") == 0
     assert "of 1 class: a b 10" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", ["voc", "coco", "yolo"])
 def test_the_help_shows_the_options(command, capsys):
     with pytest.raises(SystemExit) as end:
-        prepare.main([command, "--help"])
+        prepare.main(["prepare", command, "--help"])
     assert end.value.code == 0
     printed = capsys.readouterr().out
     flags = "--classes --drop --rename --val --test --from --seed --force --strict --data_dir"
@@ -339,7 +339,7 @@ def test_the_help_shows_the_options(command, capsys):
 )
 def test_wrong_values_are_explained(flag, words, yolo, capsys):
     with pytest.raises(SystemExit):
-        prepare.main([*yolo, flag])
+        prepare.main(["prepare", *yolo, flag])
     assert words in capsys.readouterr().err
 
 

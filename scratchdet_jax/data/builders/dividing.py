@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from scratchdet_jax.data.builders.choices import Choices
 from scratchdet_jax.data.builders.objects import Contents, UsableImage
 from scratchdet_jax.data.duplicates import Signature, near_groups, read_signature
 from scratchdet_jax.data.untrusted import as_text, read_inside
 from scratchdet_jax.errors import UserError, plural
+from scratchdet_jax.progress import track
 
 _PASSES = 20  # of the local search; it usually ends after a few
 _GROUPS_LISTED = 100  # groups of near-duplicates whose names are recorded
@@ -245,7 +245,7 @@ def _signatures(images: Sequence[UsableImage], root: Path) -> list[Signature]:
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         try:
             found = threads.map(read, images)
-            return list(tqdm(found, "comparing images", len(images), unit="image", disable=None))
+            return list(track(found, len(images), "comparing images", "image"))
         except BaseException:  # Ctrl-C, for example, must not wait for the rest
             threads.shutdown(wait=False, cancel_futures=True)
             raise

@@ -13,18 +13,17 @@ from typing import NamedTuple, TypeVar
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 from scratchdet_jax.data import images
+from scratchdet_jax.data.duplicates import Signature, read_signature
 from scratchdet_jax.data.records import DetectionSource
+from scratchdet_jax.progress import track
 from scratchdet_jax.tools.doctor.fit import BoxTable
-from scratchdet_jax.tools.doctor.signatures import Signature, signature
 
 T, R = TypeVar("T"), TypeVar("R")
 
 _BEYOND = 1e-4
 """Tolerance outside the image, relative to its side: 0.05 pixel of 500."""
-_SIGNATURE_SIDE = 72  # pixels; the hash and the thumbnail are reduced from this size
 
 
 class Look(NamedTuple):
@@ -85,7 +84,7 @@ def take_census(splits: dict[str, DetectionSource], threads: int = 0) -> Census:
     """Reads every record of every split once."""
     where = [(name, i) for name, source in splits.items() for i in range(len(source))]
     found = ordered_map(lambda at: _look(splits[at[0]], *at), where, threads)
-    looks = list(_bar(found, len(where), "reading"))
+    looks = list(track(found, len(where), "reading", "image"))
     distinct = _distinct(
         [len(splits[look.split]) for look in looks],
         [(look.filename, look.content) for look in looks],
@@ -110,14 +109,13 @@ def decode(
         example = splits[census.looks[i].split][census.looks[i].position]
         try:
             images.check_complete(example["image"])
-            small, _ = images.decode_to_canvas(
-                example["image"], (_SIGNATURE_SIDE, _SIGNATURE_SIDE), example["orientation"]
-            )
+            return i, read_signature(example["image"], example["orientation"])
         except ValueError as error:
             return i, str(error)
-        return i, signature(small)
 
-    found = dict(_bar(ordered_map(one, chosen.tolist(), threads), len(chosen), "decoding"))
+    found = dict(
+        track(ordered_map(one, chosen.tolist(), threads), len(chosen), "decoding", "image")
+    )
     broken = {i: reason for i, reason in found.items() if isinstance(reason, str)}
     return {i: s for i, s in found.items() if i not in broken}, broken
 
@@ -194,10 +192,6 @@ def ordered_map(function: Callable[[T], R], items: Sequence[T], threads: int = 0
                 yield result
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _bar(items: Iterable[T], total: int, title: str) -> Iterable[T]:
-    return tqdm(items, total=total, desc=title, unit="image", leave=False, disable=None)
 
 
 def _look(source: DetectionSource, split: str, index: int) -> Look:

@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-from tqdm import tqdm
 
 from scratchdet_jax.detector import augment_options
 from scratchdet_jax.models import build_model, feature_sizes
@@ -25,6 +24,7 @@ from scratchdet_jax.ops.anchors import (
 )
 from scratchdet_jax.ops.augment import AugmentOptions, augment
 from scratchdet_jax.ops.matching import match
+from scratchdet_jax.progress import Progress
 from scratchdet_jax.training.step import example_keys
 
 _OVERLAPS_AT_A_TIME = 2_000_000  # IoU values per chunk, 8 MB; the largest image may need more
@@ -217,9 +217,7 @@ def _chunks(
     """
     counts = table.counts
     slots = np.where(counts > 0, np.maximum(2 ** np.ceil(np.log2(np.maximum(counts, 1))), 4), 0)
-    with tqdm(
-        total=int((counts > 0).sum()), desc=title, unit="image", leave=False, disable=None
-    ) as bar:
+    with Progress(int((counts > 0).sum()), title, "image") as progress:
         for width in np.unique(slots[slots > 0]).astype(int):
             images = np.flatnonzero(slots == width)
             size = max(1, _OVERLAPS_AT_A_TIME // (anchor_count * width))
@@ -232,7 +230,7 @@ def _chunks(
                 boxes = np.full((size, width), -1)
                 boxes[: len(some)] = np.where(column < counts[some][:, None], index, -1)
                 yield rows, boxes
-                bar.update(len(some))
+                progress.update(units=len(some))
 
 
 def _padded(table: BoxTable, slots: np.ndarray) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-from tqdm import tqdm
 
 from scratchdet_jax.ops import boxes as box_ops
+from scratchdet_jax.progress import track
 from scratchdet_jax.tools.doctor.fit import Levels, box_sides, make_levels, share
 from scratchdet_jax.tools.doctor.layout import (
     Share,
@@ -256,7 +256,7 @@ def what_if(
     """
     count, last = len(config.anchors.min_percent), config.anchors.max_percent[-1]
     outcomes = []
-    for first in tqdm(first_percents, desc="other anchors", leave=False, disable=None):
+    for first in track(first_percents, len(first_percents), "other anchors", "size"):
         if count < 3 or first * config.image_size < 200 or 2 * first >= last:
             continue  # an anchor below two pixels, or no room above it
         rising = np.linspace(2 * first, last, count).round(1).tolist()

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scratchdet_jax.tools.doctor import signatures as signatures_module
-from scratchdet_jax.tools.doctor.signatures import Signature, near_pairs, signature
+from scratchdet_jax.data import duplicates as signatures_module
+from scratchdet_jax.data.duplicates import Signature, near_pairs, signature
 
 
 def picture(seed, size=(120, 160)):
