@@ -94,6 +94,15 @@ def track(items: Iterable[T], total: int, title: str, unit: str) -> Iterator[T]:
             progress.update()
 
 
+def say(text: str, error: bool = False) -> None:
+    """Prints a line on stdout, or on stderr if it is an `error`, without harm to a bar."""
+    stream = sys.stderr if error else sys.stdout
+    if sys.stderr.isatty():
+        tqdm.write(text, file=stream)
+    else:
+        print(text, file=stream)
+
+
 def duration(seconds: float) -> str:
     """A rounded time in words: "12 s", "3 min 20 s", "5 h 10 min"."""
     whole = round(seconds)

@@ -15,6 +15,7 @@ import orbax.checkpoint as ocp
 from scratchdet_jax.errors import UserError, one_line
 from scratchdet_jax.files import write_text_atomically
 from scratchdet_jax.parallel.processes import is_first
+from scratchdet_jax.progress import say
 from scratchdet_jax.run.integrity import damage, write_checksums
 from scratchdet_jax.run.state import TrainState
 
@@ -168,10 +169,10 @@ class Checkpoints:
                     self.directory / str(step) / SCORE, json.dumps({BEST_METRIC: score})
                 )
             except OSError as error:
-                print(
-                    f"\nwarning: the mAP of step {step} could not be written to {self.directory} "
+                say(
+                    f"warning: the mAP of step {step} could not be written to {self.directory} "
                     f"({error.strerror})",
-                    file=sys.stderr,
+                    error=True,
                 )
 
     def is_scored(self, step: int) -> bool:
@@ -255,7 +256,7 @@ class Checkpoints:
         )
         if jax.process_count() > 1:
             raise UserError(sentence) from error
-        print(f"\nwarning: {sentence}, and training continues", file=sys.stderr)
+        say(f"warning: {sentence}, and training continues", error=True)
         # Orbax lists the failed step as existing; a new manager checks and removes partial files.
         self._open()
 

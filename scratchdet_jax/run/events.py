@@ -5,7 +5,6 @@ again. (The SummaryWriter of tensorboardX blocks forever once its thread could n
 """
 
 import os
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,8 @@ from pathlib import Path
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
+
+from scratchdet_jax.progress import say
 
 EVENTS_FLUSHED_EVERY = 30.0  # seconds
 
@@ -55,10 +56,10 @@ class JsonLines:
 
     def _report(self, error: OSError) -> None:
         if not self._reported:
-            print(
-                f"\nwarning: {self._path} cannot be written ({error.strerror or error}): training "
+            say(
+                f"warning: {self._path} cannot be written ({error.strerror or error}): training "
                 "continues, and lines are kept until there is room",
-                file=sys.stderr,
+                error=True,
             )
         self._reported = True
 
@@ -115,8 +116,8 @@ class Events:
 
     def _give_up(self, error: OSError) -> None:
         self._writer = None
-        print(
-            f"\nwarning: TensorBoard events cannot be written ({error.strerror or error}): they "
+        say(
+            f"warning: TensorBoard events cannot be written ({error.strerror or error}): they "
             "end here; metrics.jsonl has the same values",
-            file=sys.stderr,
+            error=True,
         )

@@ -63,7 +63,7 @@ class Watchdog:
             f"no progress for {self._seconds:g} s (config.stall_seconds) after step {self._step}: "
             "the data source or another process does not respond"
         )
-        print(f"\nerror: {sentence}; stacks of all threads:", file=sys.stderr, flush=True)
+        print(f"error: {sentence}; stacks of all threads:", file=sys.stderr, flush=True)
         for open_report in (
             lambda: contextlib.nullcontext(sys.__stderr__),
             lambda: self._report.open("w", encoding="utf-8"),

@@ -21,6 +21,7 @@ from scratchdet_jax.evaluation.evaluator import Evaluator, summary_line
 from scratchdet_jax.models.ssd import backbone_name
 from scratchdet_jax.parallel import processes
 from scratchdet_jax.parallel.devices import AXIS, DeviceMapping
+from scratchdet_jax.progress import say
 from scratchdet_jax.run.checkpoints import IMPORTED, Checkpoints, RunInfo
 from scratchdet_jax.run.metrics import Diverged, MetricLogger
 from scratchdet_jax.run.state import TrainState, create_state
@@ -220,7 +221,7 @@ def _evaluate(run: _Loop, step: int, state: TrainState) -> None:
     with run.stop.interruptible(lambda: _saved(run, step)), run.logger.paused():
         results = run.evaluator.evaluate(state.variables, on_batch).results
     run.logger.log_evaluation(step, results)
-    print(f"\nstep {step}: {summary_line(results)}")
+    say(f"step {step}: {summary_line(results)}")
     with run.watchdog.paused():
         run.checkpoints.set_score(step, results["mAP"])
 
