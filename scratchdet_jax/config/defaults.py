@@ -50,6 +50,25 @@ def use_coco(config: ml_collections.ConfigDict) -> None:
     config.eval.score_threshold = 0.02
 
 
+def use_own_images(config: ml_collections.ConfigDict) -> None:
+    """Sets what recipes for a user's own images share: a narrow Root-ResNet-18, a short run."""
+    config.data.train = "train"
+    config.data.eval = "val"
+    config.anchors.steps = ()  # follow image_size, so that image_size can be overridden alone
+    config.augment.expand_probability = 0.0  # hundreds of images need less augmentation than SSD's
+    config.augment.crop_scale = (0.6, 1.0)
+    config.model.depth = 18
+    config.model.width = 0.25
+    config.batch_size = 16
+    config.train_images = 24_000
+    config.optimizer.reference_batch_size = 0  # the rate of 0.05 does not follow the batch size
+    config.optimizer.warmup_steps = 100
+    config.optimizer.drop_at = (0.7, 0.9)
+    config.eval.batch_size = 16
+    config.eval.every_steps = 500
+    config.checkpoint_every = 250
+
+
 def with_defaults(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """Completes the config of an older run: fields that it lacks get their defaults.
 
