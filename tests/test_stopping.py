@@ -102,7 +102,12 @@ def run(body, signals, terminable=True):
     """Exit status, stdout and stderr of a command that gets signals, and the seconds it took."""
     code = COMMAND.format(root=str(ROOT), terminable=terminable, body=body)
     process = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # The tests may run in the background of a shell, with SIGINT ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdout.readline() == "ready\n"
     for number in signals:
@@ -137,6 +142,19 @@ def test_a_second_request_ends_a_command_at_once(body):
 
 def test_sigterm_ends_a_command_that_does_not_resume_as_usual():
     assert run(WAITING, [signal.SIGTERM], terminable=False)[0] == -signal.SIGTERM
+
+
+def test_an_ignored_ctrl_c_stays_ignored():
+    """A shell starts background jobs with SIGINT ignored, so that Ctrl-C reaches the job in front."""
+    code = COMMAND.format(root=str(ROOT), terminable=True, body="ready(); time.sleep(1.5)")
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
+    )
+    assert process.stdout.readline() == b"ready\n"
+    process.send_signal(signal.SIGINT)
+    assert process.wait(20) == 0
 
 
 def test_compiled_code_does_not_delay_the_end():

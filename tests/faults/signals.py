@@ -120,7 +120,12 @@ def execute(arguments: Sequence[str], moment: float | None = None) -> tuple[int,
     began = time.monotonic()
     with tempfile.TemporaryFile("w+") as output:
         process = subprocess.Popen(
-            arguments, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT
+            arguments,
+            cwd=ROOT,
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            preexec_fn=_accept_ctrl_c,
         )
         sent = None
         if moment is not None:
@@ -133,6 +138,11 @@ def execute(arguments: Sequence[str], moment: float | None = None) -> tuple[int,
         ended = time.monotonic()
         output.seek(0)
         return status, output.read(), ended - began, ended - (sent or ended)
+
+
+def _accept_ctrl_c() -> None:
+    """A shell starts background jobs with SIGINT ignored, which children inherit."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def run(folder: Path, signals: int, seed: int) -> dict[str, Any]:
