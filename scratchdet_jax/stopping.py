@@ -42,6 +42,7 @@ class Stop:
         self.terminable = True  # SIGTERM is a request to stop, too
         self._lock = threading.RLock()
         self._number: int | None = None  # of the first signal that came
+        self._is_announced = False  # the user was told that the step will be saved
         # Completes what is under way and returns the sentence for the user; None: deferred.
         self._leave: Callable[[], str] | None = self._nothing_lost
         self._handles = {n for n in _SIGNALS if signal.getsignal(n) != signal.SIG_IGN}
@@ -111,7 +112,7 @@ class Stop:
         All processes must call this after every update.
         """
         if not _several_processes():
-            return self._number is not None
+            return self._is_announced
         from jax.experimental import multihost_utils
 
         # JAX may schedule the stop at sync point 1, so the counter starts at 1.
@@ -164,6 +165,7 @@ class Stop:
 
     def _announce(self) -> None:
         _say(f"{self.name}: finishing and saving the current step")
+        self._is_announced = True
         if _several_processes():
             os.kill(os.getpid(), signal.SIGTERM)  # JAX tells the other processes
 

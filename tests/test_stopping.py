@@ -145,7 +145,7 @@ def test_sigterm_ends_a_command_that_does_not_resume_as_usual():
 
 
 def test_an_ignored_ctrl_c_stays_ignored():
-    """A shell starts background jobs with SIGINT ignored, so that Ctrl-C reaches the job in front."""
+    """A shell starts background jobs with SIGINT ignored: Ctrl-C is for the foreground job."""
     code = COMMAND.format(root=str(ROOT), terminable=True, body="ready(); time.sleep(1.5)")
     process = subprocess.Popen(
         [sys.executable, "-c", code],
