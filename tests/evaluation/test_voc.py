@@ -68,9 +68,9 @@ def devkit(detections, ground_truth, class_names, iou_threshold, metric):
 def slow_average_precision(recall, precision, metric):
     if metric == "11point":
         total = 0.0
-        for tenths in range(11):
+        for threshold in np.arange(0.0, 1.1, 0.1):  # as in the reference evaluators
             total += max(
-                (p for r, p in zip(recall, precision, strict=True) if r >= tenths / 10), default=0.0
+                (p for r, p in zip(recall, precision, strict=True) if r >= threshold), default=0.0
             )
         return total / 11
     recall, precision = [0.0, *recall, 1.0], [0.0, *precision, 0.0]
@@ -195,10 +195,14 @@ def test_a_detection_with_negative_coordinates_counts():
     assert ap(found_of(((-1, -1, 9, 9), 0.9, 1)), truth_of((BOX, 1, False))) == 1.0
 
 
-def test_recall_of_exactly_three_tenths_reaches_the_third_point():
-    assert voc.average_precision(np.array([0.3]), np.array([1.0]), "11point") == pytest.approx(
-        4 / 11
-    )
+@pytest.mark.parametrize(
+    ("hits", "of", "points"),
+    [(3, 10, 3), (144, 480, 3), (145, 480, 4), (6, 10, 6), (7, 10, 7), (2, 10, 3), (8, 10, 9)],
+)
+def test_a_recall_of_exactly_three_tenths_does_not_reach_the_threshold(hits, of, points):
+    """3 * 0.1, 6 * 0.1 and 7 * 0.1 are larger than the doubles nearest to the decimals."""
+    found = voc.average_precision(np.array([hits / of]), np.array([1.0]), "11point")
+    assert found == pytest.approx(points / 11)
 
 
 def test_classes_without_ground_truth_are_left_out_of_the_mean():
