@@ -1,13 +1,16 @@
 """Evaluates a trained run; shared by eval.py and the tools."""
 
+import itertools
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import ml_collections
 
 from scratchdet_jax.config.validation import validate
-from scratchdet_jax.data.records import parse_spec
+from scratchdet_jax.data.records import DetectionSource, parse_spec
 from scratchdet_jax.data.sources import open_split
 from scratchdet_jax.errors import UserError, writable_folder
 from scratchdet_jax.evaluation import coco, voc
@@ -17,11 +20,37 @@ from scratchdet_jax.parallel.devices import DeviceMapping
 from scratchdet_jax.run.open import SavedRun, load_detector
 
 
-def evaluate_run(run: SavedRun, config: ml_collections.ConfigDict, output: Path) -> Evaluation:
-    """Scores a run on `config.data.eval` and writes results and detections to `output`.
+_RESULTS = "results.json"
+
+
+def evaluate_run(
+    run: SavedRun, config: ml_collections.ConfigDict, output: Path | None = None
+) -> Evaluation:
+    """Scores a run on `config.data.eval` and writes results and detections to a folder.
 
     The files are results.json, coco_results.json and VOC's comp4_det_<split>_<class>.txt.
+
+    Args:
+        run: the checkpoint.
+        config: the config of the run, possibly with overrides.
+        output: the folder. None: the one of `default_folder`; results of another step in it are
+            first set aside, in a folder named after that step.
+
+    Raises:
+        UserError: `output` holds other results, the config does not fit the run, or the classes of
+            the split are others than those of the run.
     """
+    record = {"step": run.step, "data": config.data.eval, "metric": config.eval.metric}
+    aside = None
+    if output is None:
+        output = default_folder(run, config)
+        aside = _free_name(output, record)
+    elif _holds_others(output, record):
+        other = _read_record(output)
+        raise UserError(
+            f"--output {output} holds the results of step {other['step']} on {other['data']} "
+            f"({other['metric']}): name another folder or remove these results"
+        )
     writable_folder(output, "--output")
     _check_same_detector(run, config)
     mapping = DeviceMapping(config.parallel)
@@ -41,12 +70,10 @@ def evaluate_run(run: SavedRun, config: ml_collections.ConfigDict, output: Path)
 
     if not processes.is_first():
         return evaluation
-    split = split_name(source.spec)
-    voc.write_detections(output, evaluation.detections, detector.class_names, split)
-    categories = source.category_ids or coco.submission_category_ids(detector.class_names)
-    coco.write_results(output / "coco_results.json", evaluation.detections, categories)
-    record = {"step": run.step, "data": source.spec, "metric": config.eval.metric}
-    (output / "results.json").write_text(json.dumps(record | evaluation.results, indent=2) + "\n")
+    if aside:
+        output.rename(aside)
+        output.mkdir()
+    _write_files(record, output, source, evaluation)
 
     for name, ap in evaluation.results["AP"].items():
         print(f"{name:>20}  {'no ground truth' if ap is None else f'{ap:.4f}'}")
@@ -57,8 +84,62 @@ def evaluate_run(run: SavedRun, config: ml_collections.ConfigDict, output: Path)
     )
     if left_out := source.left_out_line():
         print(left_out)
-    print(f"detections and results.json in {output}")
+    moved = f"; the earlier results of another step are in {aside}" if aside else ""
+    print(f"detections and results.json in {output}{moved}")
     return evaluation
+
+
+def default_folder(run: SavedRun, config: ml_collections.ConfigDict) -> Path:
+    """WORKDIR/eval for the run's best checkpoint on its own eval split, else a folder beside it.
+
+    Another split, metric or checkpoint is part of the folder's name: eval-voc_2007_test,
+    eval-voc_area, eval-step_50.
+    """
+    own = run.info.config
+    parts = ["eval"]
+    if own.data.eval and config.data.eval != own.data.eval:
+        parts.append(re.sub(r"[^\w+.-]+", "_", config.data.eval).strip("_")[:100])
+    if config.eval.metric != own.eval.metric:
+        parts.append(config.eval.metric)
+    if not run.is_best:
+        parts.append(f"step_{run.step}")
+    return run.workdir / "-".join(parts)
+
+
+def _read_record(folder: Path) -> dict[str, Any] | None:
+    """The step, data and metric of the results in a folder; None without readable results."""
+    try:
+        content = json.loads((folder / _RESULTS).read_text(encoding="utf-8"))
+        return {key: content[key] for key in ("step", "data", "metric")}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _holds_others(folder: Path, record: Mapping[str, Any]) -> bool:
+    return _read_record(folder) not in (None, record)
+
+
+def _free_name(folder: Path, record: Mapping[str, Any]) -> Path | None:
+    """The folder for what `folder` holds of another evaluation; None if there is nothing."""
+    if not _holds_others(folder, record):
+        return None
+    base = f"{folder.name}-step_{_read_record(folder)['step']}"
+    names = itertools.chain([base], (f"{base}-{number}" for number in itertools.count(2)))
+    return next(path for path in map(folder.with_name, names) if not path.exists())
+
+
+def _write_files(
+    record: Mapping[str, Any], output: Path, source: DetectionSource, evaluation: Evaluation
+) -> None:
+    """Writes the figures first, the VOC files, whose names depend on the classes, last."""
+    results = {**record, **evaluation.results}
+    (output / _RESULTS).write_text(json.dumps(results, indent=2) + "\n")
+    categories = source.category_ids or coco.submission_category_ids(source.class_names)
+    coco.write_results(output / "coco_results.json", evaluation.detections, categories)
+    split = split_name(source.spec)
+    voc.write_detections(output, evaluation.detections, source.class_names, split)
+    if line := voc.escaped_line(split, source.class_names):
+        print(line)
 
 
 def split_name(spec: str) -> str:

@@ -4,12 +4,15 @@ The algorithm is that of the VOCdevkit's `VOCevaldet`: boxes are in pixels with 
 width is xmax − xmin + 1; IoU ≥ 0.5 is a match; a difficult object is neither a hit nor a miss.
 """
 
+import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from scratchdet_jax.data.untrusted import printable
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.evaluation.detections import (
     FlatDetections,
@@ -21,6 +24,11 @@ from scratchdet_jax.evaluation.detections import (
 )
 
 Metric = Literal["11point", "area"]
+
+_MAX_FILE_NAME = 255  # bytes, on all common file systems
+# What `escaped` encodes. Lone surrogates cannot be written in a file name.
+_UNSAFE = re.compile(r"[/\\\x00-\x1f\x7f\ud800-\udfff]|%(?=[0-9A-F]{2})")
+_CODES = re.compile(r"(?:%[0-9A-F]{2})+")
 
 
 class VocResult(NamedTuple):
@@ -61,9 +69,9 @@ def average_precision(
     # The best precision at this or any higher recall; 0 beyond the last recall.
     envelope = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)
     if metric == "11point":
-        # i / 10 is the double nearest to the decimal, so a recall of 3 in 10 reaches 0.3;
-        # 3 * 0.1 would be larger.
-        first = np.searchsorted(recall, np.arange(11) / 10, side="left")
+        # The thresholds of the reference evaluators are multiples of 0.1 in double precision: 3 * 0.1
+        # is 0.30000000000000004, which a recall of exactly 3 in 10 does not reach.
+        first = np.searchsorted(recall, np.arange(11) * 0.1, side="left")
         return float(envelope[first].mean())
     if metric == "area":
         return float(np.sum(np.diff(recall, prepend=0.0) * envelope[:-1]))
@@ -185,9 +193,56 @@ def _pairwise_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.where(intersection > 0, intersection / np.where(intersection > 0, union, 1), 0.0)
 
 
+def escaped(class_name: str) -> str:
+    """A class name as part of a file name; most names are unchanged, and no two become the same.
+
+    Slashes, backslashes and control characters are percent-encoded, and so is a percent sign that
+    would be read as the start of a code: "car/truck" becomes "car%2Ftruck".
+    """
+
+    def encoded(match: re.Match[str]) -> str:
+        return "".join(f"%{byte:02X}" for byte in match[0].encode("utf-8", "surrogatepass"))
+
+    return _UNSAFE.sub(encoded, class_name)
+
+
+def unescaped(text: str) -> str:
+    """The class name of which `escaped` made the text."""
+
+    def decoded(match: re.Match[str]) -> str:
+        return bytes.fromhex(match[0].replace("%", "")).decode("utf-8", "surrogatepass")
+
+    try:
+        return _CODES.sub(decoded, text)
+    except UnicodeDecodeError:  # not made by `escaped`
+        return text
+
+
 def detections_file(directory: str | Path, split: str, class_name: str) -> Path:
-    """Returns the devkit's file of one class's detections: comp4_det_SPLIT_CLASS.txt."""
-    return Path(directory) / f"comp4_det_{split}_{class_name}.txt"
+    """Returns the devkit's file of one class's detections: comp4_det_SPLIT_CLASS.txt.
+
+    The class name is `escaped`. One that is too long for a file name is cut, and "%" and a hash of
+    the name follow.
+    """
+    prefix, name = f"comp4_det_{split}_", escaped(class_name)
+    room = _MAX_FILE_NAME - len(f"{prefix}.txt".encode("utf-8", "surrogateescape"))
+    if len(name.encode()) > room:
+        digest = hashlib.sha256(class_name.encode("utf-8", "surrogatepass")).hexdigest()[:24]
+        name = name.encode()[: max(room - 25, 0)].decode(errors="ignore") + f"%{digest}"
+    return Path(directory) / f"{prefix}{name}.txt"
+
+
+def escaped_line(split: str, class_names: Sequence[str]) -> str | None:
+    """One line on the files that are not named after their class as it is; None without any."""
+    names = [
+        f"{printable(repr(name))}: {printable(file)}"
+        for name in class_names
+        if (file := detections_file(".", split, name).name) != f"comp4_det_{split}_{name}.txt"
+    ]
+    if not names:
+        return None
+    more = f" and {len(names) - 3} more" * (len(names) > 3)
+    return f"class names that cannot be file names are escaped: {', '.join(names[:3])}{more}"
 
 
 def write_detections(
@@ -206,19 +261,14 @@ def write_detections(
         directory: created if missing.
         detections: by image id.
         class_names: [C]; label i is class_names[i − 1]. A class without detections gets an empty
-            file, because the evaluation server requires one per class.
+            file, because the evaluation server requires one per class. See `detections_file` for
+            names that cannot be file names.
         split: the split's name, e.g. "test".
 
     Raises:
-        UserError: a label is out of range, a value is not finite, or a class name contains a slash.
+        UserError: a label is out of range, or a value is not finite.
     """
     directory = Path(directory)
-    for name in class_names:
-        if "/" in name or "\\" in name:
-            raise UserError(
-                f"class name {name!r} contains a slash and cannot be part of a file name: rename "
-                "the class"
-            )
     ids = list(detections)
     table = flatten_detections(detections, dict.fromkeys(ids), len(class_names))
     directory.mkdir(parents=True, exist_ok=True)

@@ -12,11 +12,19 @@ from scratchdet_jax.run.checkpoints import Checkpoints, RunInfo
 
 
 class SavedRun(NamedTuple):
-    """A checkpoint of a run that is not loaded yet."""
+    """A checkpoint of a run that is not loaded yet.
+
+    Attributes:
+        workdir: the folder of the run.
+        step: the step of the checkpoint.
+        info: what is stored with it.
+        is_best: whether it was asked for as the best one.
+    """
 
     workdir: Path
     step: int
     info: RunInfo
+    is_best: bool = True
 
 
 def split_run(text: str) -> tuple[Path, str]:
@@ -33,7 +41,8 @@ def open_run(workdir: Path, checkpoint: str = "best") -> SavedRun:
     step = checkpoints.find(checkpoint)
     info = checkpoints.info(step)
     checkpoints.close()
-    return SavedRun(workdir, step, info._replace(config=with_defaults(info.config)))
+    info = info._replace(config=with_defaults(info.config))
+    return SavedRun(workdir, step, info, is_best=checkpoint == "best")
 
 
 def load_detector(

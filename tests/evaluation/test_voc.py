@@ -68,9 +68,9 @@ def devkit(detections, ground_truth, class_names, iou_threshold, metric):
 def slow_average_precision(recall, precision, metric):
     if metric == "11point":
         total = 0.0
-        for tenths in range(11):
+        for threshold in np.arange(0.0, 1.1, 0.1):  # as in the reference evaluators
             total += max(
-                (p for r, p in zip(recall, precision, strict=True) if r >= tenths / 10), default=0.0
+                (p for r, p in zip(recall, precision, strict=True) if r >= threshold), default=0.0
             )
         return total / 11
     recall, precision = [0.0, *recall, 1.0], [0.0, *precision, 0.0]
@@ -195,10 +195,14 @@ def test_a_detection_with_negative_coordinates_counts():
     assert ap(found_of(((-1, -1, 9, 9), 0.9, 1)), truth_of((BOX, 1, False))) == 1.0
 
 
-def test_recall_of_exactly_three_tenths_reaches_the_third_point():
-    assert voc.average_precision(np.array([0.3]), np.array([1.0]), "11point") == pytest.approx(
-        4 / 11
-    )
+@pytest.mark.parametrize(
+    ("hits", "of", "points"),
+    [(3, 10, 3), (144, 480, 3), (145, 480, 4), (6, 10, 6), (7, 10, 7), (2, 10, 3), (8, 10, 9)],
+)
+def test_a_recall_of_exactly_three_tenths_does_not_reach_the_threshold(hits, of, points):
+    """3 * 0.1, 6 * 0.1 and 7 * 0.1 are larger than the doubles nearest to the decimals."""
+    found = voc.average_precision(np.array([hits / of]), np.array([1.0]), "11point")
+    assert found == pytest.approx(points / 11)
 
 
 def test_classes_without_ground_truth_are_left_out_of_the_mean():
@@ -285,8 +289,72 @@ def test_missing_folder_and_missing_files(tmp_path):
         voc.read_detections(tmp_path / "none", "val", CLASSES)
     with pytest.raises(UserError, match="comp4_det_val_CLASS"):
         voc.read_detections(tmp_path, "val", CLASSES)
-    with pytest.raises(UserError, match="slash"):
-        voc.write_detections(tmp_path, {}, ("a/b",), "val")
+
+
+ODD_NAMES = (
+    *(
+        "car/truck",
+        "a\\b",
+        "nul\0here",
+        ".",
+        "..",
+        "../../up",
+        "/",
+        "%2F",
+        "%",
+        "100%",
+        "50%25",
+        "a%/",
+    ),
+    *(
+        "Car",
+        "car",
+        "two words",
+        "tab\there",
+        "é",
+        "日本" * 60,
+        "日本" * 60 + "x",
+        "long " * 100,
+        "",
+    ),
+)
+
+
+def test_any_class_name_gets_a_file_of_its_own_that_is_read_back(tmp_path):
+    folder = tmp_path / "found"
+    found = {
+        f"image {label}": found_of(((label, 1, 100, 200), 0.5, label))
+        for label in range(1, len(ODD_NAMES) + 1)
+    }
+    voc.write_detections(folder, found, ODD_NAMES, "val")
+    assert len(list(folder.iterdir())) == len(ODD_NAMES) and list(tmp_path.iterdir()) == [folder]
+    again = voc.read_detections(folder, "val", ODD_NAMES)
+    assert {name: item.labels.tolist() for name, item in again.items()} == {
+        name: item.labels.tolist() for name, item in found.items()
+    }
+
+
+def test_escaped_names():
+    assert voc.escaped("car/truck") == "car%2Ftruck" and voc.escaped("a\\b\0") == "a%5Cb%00"
+    assert voc.escaped("%2F") == "%252F"
+    for plain in ("car", "two words", "100%", "%", "..", "é", "a%2f"):
+        assert voc.escaped(plain) == plain
+
+
+@given(st.text(st.sampled_from("%25F/\\A\0\ud800é"), max_size=12))
+def test_escaping_can_be_undone(name):
+    assert voc.unescaped(voc.escaped(name)) == name
+    assert not set(voc.escaped(name)) & set("/\\\0")
+
+
+def test_escaped_names_are_reported_in_one_line():
+    line = voc.escaped_line("val", ("dog", "car/truck", "a\nb"))
+    assert line == (
+        "class names that cannot be file names are escaped: 'car/truck': "
+        "comp4_det_val_car%2Ftruck.txt, 'a\\nb': comp4_det_val_a%0Ab.txt"
+    )
+    assert voc.escaped_line("val", ("dog", "..", "Dog")) is None
+    assert voc.escaped_line("val", [f"{i}/" for i in range(9)]).endswith(" and 6 more")
 
 
 def test_a_split_as_large_as_voc07_test_takes_seconds():

@@ -1,0 +1,167 @@
+"""The files of an evaluation: which folder they are in, and in which order they are written."""
+
+import json
+import types
+
+import cv2
+import numpy as np
+import pytest
+
+from scratchdet_jax.data.builders.voc_folder import prepare_voc_folder
+from scratchdet_jax.detector import Detector
+from scratchdet_jax.errors import UserError
+from scratchdet_jax.evaluation import evaluate, voc
+from scratchdet_jax.ops.nms import Detections
+from tests.tiny import tiny_config
+
+CLASSES = ("a\\b", "car/truck", "dog")
+BOX = (10, 20, 60, 90)  # xmin, ymin, xmax, ymax
+
+
+def write_voc(folder, splits):
+    for part in ("Annotations", "ImageSets/Main", "JPEGImages"):
+        (folder / part).mkdir(parents=True)
+    picture = np.random.default_rng(0).integers(0, 255, (120, 160, 3), dtype=np.uint8)
+    for split, ids in splits.items():
+        (folder / f"ImageSets/Main/{split}.txt").write_text("\n".join(ids) + "\n")
+        for image_id in ids:
+            cv2.imwrite(str(folder / f"JPEGImages/{image_id}.jpg"), picture)
+            corners = "".join(
+                f"<{key}>{value}</{key}>"
+                for key, value in zip(("xmin", "ymin", "xmax", "ymax"), BOX, strict=True)
+            )
+            objects = "".join(
+                f"<object><name>{name}</name><difficult>0</difficult><bndbox>{corners}</bndbox>"
+                "</object>"
+                for name in CLASSES
+            )
+            (folder / f"Annotations/{image_id}.xml").write_text(
+                "<annotation><size><width>160</width><height>120</height></size>"
+                f"{objects}</annotation>"
+            )
+    return folder
+
+
+def perfect(detector, variables, images, *_, **__):
+    """The right box for each class in each image."""
+    count = images.shape[0]
+    box = np.array([BOX[1] / 120, BOX[0] / 160, BOX[3] / 120, BOX[2] / 160], np.float32)
+    return Detections(
+        np.tile(box, (count, 3, 1)),
+        np.full((count, 3), 0.9, np.float32),
+        np.tile(np.array([1, 2, 3], np.int32), (count, 1)),
+    )
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    splits = {"train": ["t1"], "val": ["v1", "v2"], "test": ["e1"]}
+    folder = write_voc(tmp_path / "Set", splits)
+    prepare_voc_folder(folder, tmp_path / "data", "mine")
+    config = tiny_config(**{"data.dir": str(tmp_path / "data"), "data.eval": "voc_folder/mine:val"})
+    detector = Detector(config, None, np.zeros((0, 4), np.float32), CLASSES)
+    monkeypatch.setattr(Detector, "detect", perfect)
+    monkeypatch.setattr(
+        evaluate, "load_detector", lambda run, config: (detector._replace(config=config), {})
+    )
+    info = types.SimpleNamespace(config=config, class_names=CLASSES)
+    (tmp_path / "run").mkdir()
+    return evaluate.SavedRun(tmp_path / "run", 7, info)
+
+
+def overridden(run, **fields):
+    config = run.info.config.copy_and_resolve_references()
+    config.unlock()
+    config.update_from_flattened_dict(fields)
+    return config.lock()
+
+
+def results_of(folder):
+    return json.loads((folder / "results.json").read_text())
+
+
+def test_all_files_are_written_whatever_the_class_names(run, capsys):
+    evaluation = evaluate.evaluate_run(run, run.info.config)
+    folder = run.workdir / "eval"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "coco_results.json",
+        "comp4_det_val_a%5Cb.txt",
+        "comp4_det_val_car%2Ftruck.txt",
+        "comp4_det_val_dog.txt",
+        "results.json",
+    ]
+    assert results_of(folder)["AP"] == dict.fromkeys(CLASSES, 1.0)
+    assert len(json.loads((folder / "coco_results.json").read_text())) == 6
+    again = voc.read_detections(folder, "val", CLASSES)
+    assert {name: found.labels.tolist() for name, found in again.items()} == {
+        name: found.labels.tolist() for name, found in evaluation.detections.items()
+    }
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if "%2F" in line] == [
+        "class names that cannot be file names are escaped: 'a\\\\b': comp4_det_val_a%5Cb.txt, "
+        "'car/truck': comp4_det_val_car%2Ftruck.txt"
+    ]
+
+
+def test_the_figures_are_written_before_the_voc_files(run, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(voc, "write_detections", full)
+    with pytest.raises(OSError, match="No space"):
+        evaluate.evaluate_run(run, run.info.config)
+    assert results_of(run.workdir / "eval")["mAP"] == 1.0
+    assert (run.workdir / "eval/coco_results.json").is_file()
+
+
+def test_other_evaluations_have_folders_of_their_own(run, capsys):
+    evaluate.evaluate_run(run, run.info.config)
+    first = {p.name: p.read_bytes() for p in (run.workdir / "eval").iterdir()}
+    test = overridden(run, **{"data.eval": "voc_folder/mine:test"})
+    area = overridden(run, **{"eval.metric": "voc_area"})
+    for other, config, name in (
+        (run, test, "eval-voc_folder_mine_test"),
+        (run, area, "eval-voc_area"),
+        (run._replace(step=5, is_best=False), run.info.config, "eval-step_5"),
+    ):
+        evaluate.evaluate_run(other, config)
+        last = capsys.readouterr().out.splitlines()[-1]
+        assert last == f"detections and results.json in {run.workdir / name}"
+        record = results_of(run.workdir / name)
+        assert (record["step"], record["data"], record["metric"]) == (
+            other.step,
+            config.data.eval,
+            config.eval.metric,
+        )
+    assert {p.name: p.read_bytes() for p in (run.workdir / "eval").iterdir()} == first
+    assert len(list(run.workdir.iterdir())) == 4
+
+
+def test_the_same_evaluation_again_takes_the_same_folder(run):
+    for _ in range(2):
+        evaluate.evaluate_run(run, run.info.config)
+        evaluate.evaluate_run(run, run.info.config, run.workdir / "out")
+    assert sorted(path.name for path in run.workdir.iterdir()) == ["eval", "out"]
+
+
+def test_results_of_an_earlier_best_checkpoint_are_set_aside(run, capsys):
+    for step in (7, 9, 7, 9):
+        evaluate.evaluate_run(run._replace(step=step), run.info.config)
+    assert (
+        capsys.readouterr()
+        .out.splitlines()[-1]
+        .endswith(
+            f"/eval; the earlier results of another step are in {run.workdir / 'eval-step_7-2'}"
+        )
+    )
+    steps = {path.name: results_of(path)["step"] for path in run.workdir.iterdir()}
+    assert steps == {"eval": 9, "eval-step_7": 7, "eval-step_9": 9, "eval-step_7-2": 7}
+
+
+def test_a_named_folder_with_other_results_is_refused(run):
+    evaluate.evaluate_run(run, run.info.config, run.workdir / "out")
+    before = (run.workdir / "out/results.json").read_bytes()
+    test = overridden(run, **{"data.eval": "voc_folder/mine:test"})
+    with pytest.raises(UserError, match=r"holds the results of step 7 on voc_folder/mine:val "):
+        evaluate.evaluate_run(run, test, run.workdir / "out")
+    assert (run.workdir / "out/results.json").read_bytes() == before
