@@ -1,9 +1,12 @@
 """Encoded images of any kind → RGB pixels: headers, decoding, EXIF turns, reduction to a canvas.
 
 OpenCV decodes (it releases the GIL), Pillow reads headers. Grey and palette images become RGB,
-16-bit samples keep their high byte, alpha is dropped (hidden pixels show the colour stored
-beneath), CMYK is converted without its colour profile. Of several pictures in a file the first one
-is used.
+alpha is dropped (hidden pixels show the colour stored beneath), CMYK is converted without its
+colour profile. Of several pictures in a file the first one is used.
+
+16-bit samples keep their high byte, except in a PNG or TIFF whose samples use 14 bits or fewer, as
+cameras with 12 bits write: they keep the 8 highest bits of the depth that they use, because the
+image would be nearly black. Floating-point samples are brightness in 0…1 or in 0…255.
 """
 
 import contextlib
@@ -30,6 +33,8 @@ _REDUCED = {
     4: cv2.IMREAD_REDUCED_COLOR_4,
     8: cv2.IMREAD_REDUCED_COLOR_8,
 }
+_BITS_PER_SAMPLE = 258  # TIFF's tag
+_MOST_SCALED_BITS = 14  # in 16-bit samples; with more, the high byte is bright enough
 # A marker in a JPEG stream, as opposed to a stuffed 0xFF, a restart marker or a fill byte.
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 # Start-of-frame markers, which carry the size: C0 to CF except C4, C8 and CC.
@@ -40,6 +45,8 @@ _MAX_SCANS = 100
 # Pillow warns of odd metadata and of half its pixel limit without naming the file.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", module=r"PIL\.")
+# OpenCV logs what it cannot decode, which the caller reports.
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
 class ImageHeader(NamedTuple):
@@ -251,11 +258,25 @@ def _memory_for(pixels: int) -> contextlib.AbstractContextManager:
 
 
 def _decode(encoded: bytes, flags: int) -> np.ndarray:
-    """The pixels uint8 [h, w, 3] as decoded by OpenCV."""
+    """The pixels uint8 [h, w, 3], decoded by OpenCV or, for some TIFF files, by Pillow."""
+    deep = encoded.startswith(b"\x89PNG") and encoded[24:25] == b"\x10"
     if encoded[:2] in (b"II", b"MM"):
         with _opened(encoded) as image:
-            if image.format == "TIFF" and image.mode in ("RGBA", "RGBa"):
-                return _straight_colours(image)
+            if image.format == "TIFF":
+                if image.mode in ("F", "I"):
+                    return _from_numbers(image)
+                deep = 16 in np.ravel(getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, 8))
+                if image.mode == "RGBa" or (image.mode == "RGBA" and not deep):
+                    return _straight_colours(image)
+    pixels = _imdecode(encoded, flags)
+    if deep and pixels.max() <= 2 ** (_MOST_SCALED_BITS - 8):  # OpenCV may round up
+        samples = _imdecode(encoded, cv2.IMREAD_UNCHANGED)
+        if samples.dtype == np.uint16:
+            return _from_samples(samples)
+    return pixels
+
+
+def _imdecode(encoded: bytes, flags: int) -> np.ndarray:
     try:
         pixels = cv2.imdecode(np.frombuffer(encoded, np.uint8), flags)
     except cv2.error as error:
@@ -263,6 +284,36 @@ def _decode(encoded: bytes, flags: int) -> np.ndarray:
     if pixels is None:
         raise ValueError("it is not a readable image")
     return pixels
+
+
+def _from_samples(samples: np.ndarray) -> np.ndarray:
+    """16-bit samples [h, w] or [h, w, 3 or 4] (BGR) to uint8 RGB, by the depth that they use."""
+    colours = samples[..., None] if samples.ndim == 2 else samples[..., 2::-1]
+    used = int(colours.max()).bit_length()
+    # The usual depths of sensors: one dark image of a set is not brightened more than the others.
+    depth = next(bits for bits in (8, 10, 12, _MOST_SCALED_BITS, 16) if used <= bits)
+    pixels = (colours >> (depth - 8)).astype(np.uint8)
+    return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
+
+
+def _from_numbers(image: Image.Image) -> np.ndarray:
+    """A grey TIFF of floating-point or 32-bit whole numbers as uint8 [h, w, 3]."""
+    try:
+        image.load()
+        numbers = np.asarray(image)
+    except Exception as error:  # Pillow's readers fail in many ways
+        raise ValueError(f"it cannot be decoded: {error}") from None
+    low, high = numbers.min(), numbers.max()
+    whole = np.issubdtype(numbers.dtype, np.integer)
+    if whole and low >= 0 and high < 2**16:
+        return _from_samples(numbers.astype(np.uint16))
+    if whole or not (low >= 0 and high <= 255):  # also false for NaN
+        raise ValueError(
+            f"its samples range from {low:g} to {high:g}: floating-point samples must be in 0…1 or "
+            "0…255, whole ones in 0…65535"
+        )
+    pixels = np.rint(numbers * (255 if high <= 1 else 1)).astype(np.uint8)
+    return np.repeat(pixels[..., None], 3, -1)
 
 
 def _straight_colours(image: Image.Image) -> np.ndarray:

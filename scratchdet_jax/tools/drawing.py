@@ -2,6 +2,8 @@
 
 import colorsys
 import math
+import struct
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,9 +12,11 @@ import numpy as np
 
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.evaluation.detections import ImageGroundTruth
+from scratchdet_jax.files import write_atomically
 
 # Legible text would cover too much of a smaller image.
 SMALLEST_SIDE = 384
+_PNG_HEADER = 33  # bytes of the signature and the first chunk
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _WHITE, _BLACK = (255, 255, 255), (0, 0, 0)
 
@@ -107,21 +111,45 @@ def grid(images: Sequence[np.ndarray], columns: int) -> np.ndarray:
     return picture
 
 
-def save_png(path: str | Path, image: np.ndarray) -> None:
+def save_png(path: str | Path, image: np.ndarray, software: str = "") -> None:
     """Writes an RGB uint8 image [H, W, 3] as a PNG file; creates its folder if necessary.
+
+    Args:
+        path: the file; it is replaced in one step.
+        image: the pixels.
+        software: what drew it, kept in the file's Software text for `was_saved_by`.
 
     Raises:
         UserError: the file cannot be written.
     """
     path = Path(path)
-    encoded = cv2.imencode(".png", np.ascontiguousarray(image[..., ::-1]))[1]
+    encoded = cv2.imencode(".png", np.ascontiguousarray(image[..., ::-1]))[1].tobytes()
+    text = _software_chunk(software) if software else b""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(encoded.tobytes())
+        write_atomically(
+            path, lambda file: file.write(encoded[:_PNG_HEADER] + text + encoded[_PNG_HEADER:])
+        )
     except OSError as error:
         raise UserError(
             f"picture {str(path)!r} cannot be written ({error.strerror}): choose another path"
         ) from error
+
+
+def was_saved_by(path: Path, software: str) -> bool:
+    """Whether a file is a picture that `save_png` wrote for this `software`."""
+    text = _software_chunk(software)
+    try:
+        with path.open("rb") as file:
+            return file.read(_PNG_HEADER + len(text))[_PNG_HEADER:] == text
+    except OSError:
+        return False
+
+
+def _software_chunk(software: str) -> bytes:
+    """A text chunk of PNG."""
+    body = b"tEXtSoftware\0" + software.encode("latin-1")
+    return struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
 
 
 def _enlarged(image: np.ndarray) -> tuple[np.ndarray, float]:

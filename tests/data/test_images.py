@@ -84,7 +84,13 @@ KINDS = {
     "one-bit TIFF": encoded(RGB.convert("1"), "TIFF", compression="group4"),
     "CMYK TIFF": encoded(RGB.convert("CMYK"), "TIFF"),
     "TIFF with alpha": encoded(TRANSPARENT, "TIFF", compression="tiff_lzw"),
+    "TIFF with JPEG": encoded(RGB, "TIFF", compression="jpeg"),
     "GIF": encoded(RGB.convert("P"), "GIF"),
+    "AVIF": encoded(RGB, "AVIF"),
+    "JPEG 2000": encoded(RGB, "JPEG2000"),
+    "animated WebP": encoded(
+        RGB, "WEBP", save_all=True, append_images=[RGB.rotate(180)], lossless=True
+    ),
 }
 
 
@@ -112,6 +118,96 @@ def test_sixteen_bits_keep_the_high_byte(channels):
     found = decode_image(cv2.imencode(".png", deep)[1].tobytes())
     expected = np.broadcast_to(deep[..., ::-1], (9, 7, 3)).astype(float) / 257
     assert np.abs(found - expected).max() < 1
+
+
+def in_container(kind, samples):
+    """16-bit samples [h, w] or [h, w, 3] RGB in a file."""
+    if kind == "PNG":
+        return cv2.imencode(".png", samples[..., ::-1] if samples.ndim == 3 else samples)[
+            1
+        ].tobytes()
+    if samples.ndim == 3:
+        return cv2.imencode(".tif", samples[..., ::-1])[1].tobytes()
+    return encoded(Image.fromarray(samples), "TIFF")
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+@pytest.mark.parametrize("colours", [False, True])
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+def test_shallow_pictures_in_16_bits_are_not_black(kind, colours, bits):
+    shown = smooth() if colours else smooth()[..., 0]
+    shown[0, 0] = 255
+    samples = (shown.astype(np.uint16) << (bits - 8)) | 1
+    expected = shown | (1 if bits == 8 else 0)
+    expected = expected if colours else np.repeat(expected[..., None], 3, -1)
+    data = in_container(kind, samples)
+    found = decode_image(data)
+    # OpenCV rounds when it reduces colours of 16 bits.
+    assert np.abs(found.astype(int) - expected).max() <= (bits == 16)
+    assert found.flags.c_contiguous
+    check_complete(data)
+    np.testing.assert_array_equal(decode_to_canvas(data, (99, 99))[0], found)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_sixteen_black_bits_stay_black(kind):
+    assert decode_image(in_container(kind, np.zeros((5, 6), np.uint16))).max() == 0
+
+
+def test_alpha_does_not_count_as_depth():
+    shallow = np.dstack([smooth().astype(np.uint16) << 4, np.full((60, 80), 65535, np.uint16)])
+    data = cv2.imencode(".png", shallow)[1].tobytes()
+    np.testing.assert_array_equal(decode_image(data), smooth()[..., ::-1])
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_deep_tiffs_come_upright_once(orientation):
+    grey = smooth()[..., 0]
+    upright = ImageOps.exif_transpose(
+        Image.open(io.BytesIO(with_orientation(Image.fromarray(grey), orientation, "TIFF")))
+    )
+    expected = np.repeat(np.asarray(upright)[..., None], 3, -1).astype(int)
+    for samples in (grey.astype(np.uint16) << 4, (grey / 255).astype(np.float32)):
+        data = with_orientation(Image.fromarray(samples), orientation, "TIFF")
+        header = read_header(data)
+        assert header.displayed_size == expected.shape[:2]
+        assert np.abs(decode_image(data, header.orientation) - expected).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("scale", "kind"), [(1 / 255, np.float32), (1, np.float32), (1, np.int32), (16, np.int32)]
+)
+def test_numbers_in_a_tiff_are_brightness(scale, kind):
+    grey = smooth()[..., 0]
+    data = encoded(Image.fromarray((grey.astype(np.float64) * scale).astype(kind)), "TIFF")
+    check_complete(data)
+    np.testing.assert_array_equal(decode_image(data), np.repeat(grey[..., None], 3, -1))
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        np.float32([[-1, 0]]),
+        np.float32([[0, 256]]),
+        np.float32([[0, np.nan]]),
+        np.int32([[0, 65536]]),
+    ],
+)
+def test_numbers_without_a_known_range_are_refused(numbers):
+    data = encoded(Image.fromarray(numbers), "TIFF")
+    for read in (decode_image, check_complete):
+        with pytest.raises(ValueError, match="its samples range from"):
+            read(data)
+
+
+def test_a_failure_of_opencv_is_not_logged(capfd):
+    data = cv2.imencode(".tif", smooth().astype(np.float32) / 255)[1].tobytes()
+    with pytest.raises(ValueError, match="not a readable image"):
+        decode_image(data)
+    images._imdecode(KINDS["TIFF"], images._FLAGS)
+    with pytest.raises(ValueError, match="not a readable image"):
+        images._imdecode(data, images._FLAGS)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_one_pixel():

@@ -20,7 +20,7 @@ from scratchdet_jax.data.untrusted import (
 )
 from scratchdet_jax.progress import track
 
-_VERSION = 1  # increase it when check_images accepts other images than before
+_VERSION = 2  # increase it when check_images accepts other images than before
 
 
 class Checked(NamedTuple):
