@@ -19,7 +19,6 @@ from scratchdet_jax.parallel import processes
 from scratchdet_jax.parallel.devices import DeviceMapping
 from scratchdet_jax.run.open import SavedRun, load_detector
 
-
 _RESULTS = "results.json"
 
 

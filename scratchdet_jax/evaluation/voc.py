@@ -69,8 +69,8 @@ def average_precision(
     # The best precision at this or any higher recall; 0 beyond the last recall.
     envelope = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)
     if metric == "11point":
-        # The thresholds of the reference evaluators are multiples of 0.1 in double precision: 3 * 0.1
-        # is 0.30000000000000004, which a recall of exactly 3 in 10 does not reach.
+        # The reference evaluators' thresholds are multiples of 0.1 in double precision: 3 * 0.1 is
+        # 0.30000000000000004, which a recall of exactly 3 in 10 does not reach.
         first = np.searchsorted(recall, np.arange(11) * 0.1, side="left")
         return float(envelope[first].mean())
     if metric == "area":
