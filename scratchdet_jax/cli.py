@@ -5,6 +5,7 @@ import importlib.util
 import json
 import logging as python_logging
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,7 @@ def quiet_libraries() -> None:
     logging.set_verbosity(logging.FATAL)
     logging.set_stderrthreshold(logging.FATAL)
     python_logging.getLogger("asyncio").setLevel(python_logging.CRITICAL)
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     sys.excepthook = _except_closed_loops(sys.excepthook)
     unraisable = sys.unraisablehook
     sys.unraisablehook = lambda args: None if _is_closed_loop(args.exc_value) else unraisable(args)
