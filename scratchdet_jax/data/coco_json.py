@@ -192,6 +192,11 @@ def integer(value: Any) -> int | None:
     return value
 
 
+def image_key(value: Any) -> int | str | None:
+    """An image id for scoring: like `integer`, but text is kept, as in other tools' files."""
+    return value if isinstance(value, str) and value else integer(value)
+
+
 def numbers(values: Any, count: int) -> tuple[float, ...] | None:
     """The values as floats if they are `count` finite numbers, else None."""
     if not isinstance(values, list) or len(values) != count:

@@ -4,12 +4,10 @@ Labels are contiguous, 1…C; COCO's category ids are not (80 classes use ids up
 category table converts between them: label i ↔ class name i ↔ the category of that name.
 """
 
-import collections
 import contextlib
 import io
 import json
 import re
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +17,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from scratchdet_jax.data import coco_classes, coco_json
+from scratchdet_jax.data.builders.coco_scan import read_ground_truth
+from scratchdet_jax.data.builders.defects import Defect
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.evaluation.detections import (
     ImageDetections,
@@ -107,7 +107,7 @@ def evaluate_annotations(
 
     Args:
         detections: by image id, as text; images without an entry have no detections.
-        annotations: from `read_annotations`; all images are scored.
+        annotations: the content of `read_annotations`; all images are scored.
         class_names: [C]; label i is class_names[i − 1]. Categories with other names are ignored.
 
     Raises:
@@ -139,8 +139,8 @@ def category_ids(annotations: Mapping[str, Any], class_names: Sequence[str]) -> 
     missing = [name for name in class_names if name not in by_name]
     if missing:
         raise UserError(
-            f"The annotation file has no category {missing[0]!r} ({len(missing)} of "
-            f"{len(class_names)} classes are missing): it belongs to another set of classes."
+            f"the annotation file has no category {missing[0]!r} ({len(missing)} of "
+            f"{len(class_names)} classes are missing): it belongs to another set of classes"
         )
     return tuple(by_name[name] for name in class_names)
 
@@ -155,62 +155,40 @@ def submission_category_ids(class_names: Sequence[str]) -> tuple[int, ...]:
     return tuple(range(1, len(class_names) + 1))
 
 
-def read_annotations(path: str | Path) -> dict[str, list[dict[str, Any]]]:
-    """Reads a COCO annotation file as `tools.prepare` does: the fields that scoring needs.
+class AnnotationFile(NamedTuple):
+    """An annotation file as `read_annotations` reads it.
 
-    A missing or unusable "area" is replaced by the box's, a missing or unusable "iscrowd" by 0;
-    unusable ones are counted on stderr. Image ids may also be text. Unlike in `tools.prepare`, an
-    annotation that cannot be read is an error, because leaving it out would change the score.
+    Attributes:
+        content: "images", "categories" and "annotations", with the fields that scoring needs.
+        left_out: ids of listed images that cannot be used, as text.
+        defects: everything that was left out or repaired, in the words of `tools.prepare`.
+        notes: decisions made for the user.
+    """
+
+    content: dict[str, list[dict[str, Any]]]
+    left_out: frozenset[str]
+    defects: list[Defect]
+    notes: list[str]
+
+
+def read_annotations(path: str | Path) -> AnnotationFile:
+    """Reads a COCO annotation file as `tools.prepare` does, with the same repairs.
+
+    The images are not opened, so boxes are not clipped to them. Image ids may also be text.
     Categories are sorted by id, which is the order of the labels.
 
     Raises:
-        UserError: the file is missing, not a COCO annotation file, or inconsistent.
+        UserError: the file is missing or not a COCO annotation file, or its categories are
+            unusable.
     """
-    file = coco_json.read_coco(Path(path))
-
-    def image_id(value: Any) -> int | str:
-        number = coco_json.integer(value)
-        return _hashable(value) if number is None else number
-
-    content = {"images": file.images, "annotations": file.annotations}
-    images = _read_entries(path, content, "images", lambda entry: {"id": image_id(entry["id"])})
-    ids = collections.Counter(str(entry["id"]) for entry in images)
-    if twice := [value for value, count in ids.items() if count > 1]:
-        raise UserError(f"{path}: image ids must be unique, but {twice[0]!r} is there twice")
-    image_ids = {entry["id"] for entry in images}
-    known_categories = {number for number, _ in file.categories}
-    replaced: collections.Counter[str] = collections.Counter()
-
-    def annotation(entry: dict[str, Any]) -> dict[str, Any]:
-        image, category = image_id(entry["image_id"]), coco_json.integer(entry["category_id"])
-        box, area = coco_json.numbers(entry["bbox"], 4), coco_json.stated_area(entry)
-        is_crowd = coco_json.crowd_flag(entry)
-        if image not in image_ids:
-            raise ValueError(f"image {image!r} is not in 'images'")
-        if category not in known_categories:
-            raise ValueError(f"category {entry['category_id']!r} is not in 'categories'")
-        if box is None:
-            raise ValueError(f"the bbox {entry['bbox']!r} is not four finite numbers x, y, w, h")
-        replaced["areas"] += area is None and "area" in entry
-        replaced["flags iscrowd"] += is_crowd is None
-        return {
-            "image_id": image,
-            "category_id": category,
-            "bbox": list(box),
-            "area": box[2] * box[3] if area is None else area,
-            "iscrowd": int(bool(is_crowd)),
-        }
-
-    annotations = _read_entries(path, content, "annotations", annotation)
-    for what, count in replaced.items():
-        if count:
-            value = "the area of the box" if what == "areas" else "0"
-            print(f"note: {path}: unusable {what}, replaced by {value}: {count}", file=sys.stderr)
-    return {
-        "images": images,
-        "categories": [{"id": number, "name": name} for number, name in file.categories],
-        "annotations": annotations,
+    truth = read_ground_truth(coco_json.read_coco(Path(path)))
+    content = {
+        "images": [{"id": image_id} for image_id in truth.images],
+        "categories": [{"id": number, "name": name} for number, name in truth.categories],
+        "annotations": truth.annotations,
     }
+    left_out = frozenset(map(str, truth.left_out))
+    return AnnotationFile(content, left_out, truth.defects, truth.notes)
 
 
 def write_results(
@@ -260,6 +238,8 @@ def read_results(path: str | Path, category_ids: Sequence[int]) -> dict[str, Ima
     label_of = {category_id: label for label, category_id in enumerate(category_ids, start=1)}
 
     def row(entry: dict[str, Any]) -> tuple[str, tuple[float, ...]]:
+        if not isinstance(entry, dict):
+            raise ValueError("it is not an object")
         x, y, width, height = map(float, entry["bbox"])
         if entry["category_id"] not in label_of:
             raise ValueError(f"category id {entry['category_id']!r} is not in the category table")
@@ -273,7 +253,7 @@ def read_results(path: str | Path, category_ids: Sequence[int]) -> dict[str, Ima
         )
         if not np.isfinite(values).all():
             raise ValueError("the score or the box is not finite")
-        return str(_hashable(entry["image_id"])), values
+        return str(_image_id(entry["image_id"])), values
 
     rows: dict[str, list[tuple[float, ...]]] = {}
     for image_id, values in _read_entries(path, {"detections": content}, "detections", row):
@@ -364,21 +344,27 @@ def _as_number(image_id: str) -> int | str:
     return int(image_id) if re.fullmatch("-?[0-9]+", image_id) else image_id
 
 
-def _hashable(image_id: Any) -> int | str:
-    if isinstance(image_id, bool) or not isinstance(image_id, (int, str)):
-        raise ValueError(f"the id {image_id!r} is neither a whole number nor text")
-    return image_id
+def _image_id(value: Any) -> int | str:
+    """The id as a number (7.0 is 7) or as text."""
+    found = coco_json.image_key(value)
+    if found is None:
+        raise ValueError(f"the image id {value!r} is neither a whole number nor text")
+    return found
 
 
 def _read_json(path: str | Path) -> Any:
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        data = Path(path).read_bytes()
+        text = data.decode(json.detect_encoding(data)).removeprefix("\ufeff")
+        return json.loads(text)
     except FileNotFoundError:
-        raise UserError(f"File {str(path)!r} does not exist.") from None
+        raise UserError(f"{path} does not exist") from None
     except OSError as error:
-        raise UserError(f"File {str(path)!r} cannot be read: {error.strerror}.") from error
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    except RecursionError:
+        raise UserError(f"{path} cannot be read: its JSON is nested too deeply") from None
     except ValueError as error:
-        raise UserError(f"File {str(path)!r} is not JSON: {error}.") from error
+        raise UserError(f"{path} is not JSON: {error}") from error
 
 
 def _read_entries(
@@ -390,7 +376,7 @@ def _read_entries(
         try:
             entries.append(convert(entry))
         except KeyError as error:
-            raise UserError(f"{path}: {key}[{i}] has no field {error.args[0]!r}.") from error
-        except (TypeError, ValueError) as error:
-            raise UserError(f"{path}: {key}[{i}] is malformed: {error}.") from error
+            raise UserError(f"{path}: {key}[{i}] has no field {error.args[0]!r}") from error
+        except (TypeError, ValueError, OverflowError) as error:
+            raise UserError(f"{path}: {key}[{i}] is malformed: {error}") from error
     return entries

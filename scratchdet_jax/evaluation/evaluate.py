@@ -39,10 +39,14 @@ def evaluate_run(
         UserError: `output` holds other results, the config does not fit the run, or the classes of
             the split are others than those of the run.
     """
-    record = {"step": run.step, "data": config.data.eval, "metric": config.eval.metric}
+    _check_same_detector(run, config)
+    mapping = DeviceMapping(config.parallel)
+    validate(config, mapping.mesh.size)
+    source = open_split(config.data, "eval")
+    record = {"step": run.step, "data": source.spec, "metric": config.eval.metric}
     aside = None
     if output is None:
-        output = default_folder(run, config)
+        output = default_folder(run, config, source.spec)
         aside = _free_name(output, record)
     elif _holds_others(output, record):
         other = _read_record(output)
@@ -51,10 +55,6 @@ def evaluate_run(
             f"({other['metric']}): name another folder or remove these results"
         )
     writable_folder(output, "--output")
-    _check_same_detector(run, config)
-    mapping = DeviceMapping(config.parallel)
-    validate(config, mapping.mesh.size)
-    source = open_split(config.data, "eval")
     if config.eval.metric != "none":
         source.require_boxes("config.data.eval")
     if source.class_names != run.info.class_names:
@@ -88,16 +88,17 @@ def evaluate_run(
     return evaluation
 
 
-def default_folder(run: SavedRun, config: ml_collections.ConfigDict) -> Path:
+def default_folder(run: SavedRun, config: ml_collections.ConfigDict, spec: str) -> Path:
     """WORKDIR/eval for the run's best checkpoint on its own eval split, else a folder beside it.
 
-    Another split, metric or checkpoint is part of the folder's name: eval-voc_2007_test,
-    eval-voc_area, eval-step_50.
+    `spec` is that of the opened split. Another split, metric or checkpoint is part of the folder's
+    name: eval-voc_2007_test, eval-voc_area, eval-step_50.
     """
     own = run.info.config
     parts = ["eval"]
-    if own.data.eval and config.data.eval != own.data.eval:
-        parts.append(re.sub(r"[^\w+.-]+", "_", config.data.eval).strip("_")[:100])
+    same = all(config.data[key] == own.data[key] for key in ("eval", "folder"))
+    if own.data.eval and not same:
+        parts.append(re.sub(r"[^\w+.-]+", "_", spec).strip("_")[:100])
     if config.eval.metric != own.eval.metric:
         parts.append(config.eval.metric)
     if not run.is_best:
@@ -145,7 +146,7 @@ def split_name(spec: str) -> str:
     """Returns the devkit's name of a split for detection files: val, test, trainval."""
     splits = dict.fromkeys(part.split for part in parse_spec(spec))
     name = re.sub(r"[^\w+.-]+", "_", "+".join(splits)).strip("_")
-    return {"validation": "val", "train+validation": "trainval"}.get(name, name)
+    return voc.DEVKIT_SPLITS.get(name, name)
 
 
 def _check_same_detector(run: SavedRun, config: ml_collections.ConfigDict) -> None:

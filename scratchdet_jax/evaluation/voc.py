@@ -6,7 +6,7 @@ width is xmax − xmin + 1; IoU ≥ 0.5 is a match; a difficult object is neithe
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -24,6 +24,9 @@ from scratchdet_jax.evaluation.detections import (
 )
 
 Metric = Literal["11point", "area"]
+
+# Splits whose name in detection files is not that of the data set.
+DEVKIT_SPLITS = {"validation": "val", "train+validation": "trainval"}
 
 _MAX_FILE_NAME = 255  # bytes, on all common file systems
 # What `escaped` encodes. Lone surrogates cannot be written in a file name.
@@ -243,6 +246,45 @@ def escaped_line(split: str, class_names: Sequence[str]) -> str | None:
         return None
     more = f" and {len(names) - 3} more" * (len(names) > 3)
     return f"class names that cannot be file names are escaped: {', '.join(names[:3])}{more}"
+
+
+def classes_of_files(
+    directory: str | Path, split: str, known: Collection[str]
+) -> tuple[list[str], list[str]]:
+    """The classes that have a file comp4_det_SPLIT_CLASS.txt, and files of other splits.
+
+    comp4_det_val_hard_x.txt is of class "hard_x" of val or of class "x" of val_hard. It is the
+    former if the class is known; the latter if class "x" is known, and then so are all files that
+    begin with comp4_det_val_hard_ and are of no known class.
+
+    Args:
+        directory: the folder.
+        split: the split.
+        known: the classes that the ground truth has.
+    """
+    prefix = f"comp4_det_{split}_"
+    files = {
+        path.name: unescaped(path.name.removeprefix(prefix).removesuffix(".txt"))
+        for path in sorted(Path(directory).glob("*.txt"))
+        if path.name.startswith(prefix)
+    }
+    of_known = {detections_file(directory, split, name).name: name for name in known}
+    unknown = {file: name for file, name in files.items() if file not in of_known}
+    others = tuple(
+        {
+            name.removesuffix(end)
+            for name in unknown.values()
+            for end in (f"_{class_name}" for class_name in known)
+            if name.endswith(end) and name != end
+        }
+    )
+    foreign = [
+        file
+        for file, name in unknown.items()
+        if any(name.startswith(f"{other}_") for other in others)
+    ]
+    classes = [of_known.get(file, name) for file, name in files.items() if file not in foreign]
+    return classes, foreign
 
 
 def write_detections(

@@ -7,24 +7,39 @@ python -m scratchdet_jax.tools.score coco --annotations=instances.json --detecti
 import argparse
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from scratchdet_jax import cli
-from scratchdet_jax.data.voc_xml import VocObject, parse_annotation
-from scratchdet_jax.errors import UserError
+from scratchdet_jax.data.builders.defects import Defect
+from scratchdet_jax.data.builders.report import defect_lines
+from scratchdet_jax.data.builders.voc_scan import read_ground_truth
+from scratchdet_jax.data.untrusted import printable
+from scratchdet_jax.data.voc_xml import VocObject
+from scratchdet_jax.errors import UserError, plural
 from scratchdet_jax.evaluation import coco, voc
-from scratchdet_jax.evaluation.detections import ImageGroundTruth
+from scratchdet_jax.evaluation.detections import ImageDetections, ImageGroundTruth
 
 
-def score_voc(devkit: Path, split: str, detections: Path, metric: voc.Metric) -> dict[str, Any]:
-    """Scores a folder of comp4_det_SPLIT_CLASS.txt files against a VOC folder's XML files.
+def score_voc(
+    devkit: Path, split: str, detections: Path, metric: voc.Metric, strict: bool = False
+) -> dict[str, Any]:
+    """Scores a folder of comp4_det_SPLIT_CLASS.txt files against VOC annotations.
 
-    The classes are those of the split's annotations and those of the files. A class without a file
-    has no detections; this is noted on stderr.
+    The annotations are read as `prepare voc` reads them, in the same layouts and with the same
+    repairs, which are reported on stderr. Boxes are not clipped, because no image is opened. The
+    classes are those of the split's annotations and those of the files. A class without a file has
+    no detections; this is noted on stderr.
+
+    Args:
+        devkit: the folder of the annotations.
+        split: a list in ImageSets/Main, or a folder that is a split.
+        detections: the folder of the files.
+        metric: see `voc.average_precision`.
+        strict: refuse annotations with defects.
 
     Returns:
         The figures for the JSON file: "metric", "mAP", "AP" by class (None without ground truth),
@@ -33,85 +48,94 @@ def score_voc(devkit: Path, split: str, detections: Path, metric: voc.Metric) ->
     Raises:
         UserError: a file is missing or malformed, or they do not belong together.
     """
-    objects = read_objects(devkit, split)
-    files = detections.glob(f"comp4_det_{split}_*.txt")
-    of_files = {path.stem.removeprefix(f"comp4_det_{split}_") for path in files}
-    of_truth = {item.name for items in objects.values() for item in items}
-    names = sorted(of_truth | of_files)
-    ground_truth = {image_id: _ground_truth(items, names) for image_id, items in objects.items()}
-    found = voc.read_detections(detections, split, names)
+    truth = read_ground_truth(devkit, split)
+    _report(str(devkit), truth.defects, truth.notes, strict)
+    of_truth = {item.name for items in truth.objects.values() for item in items}
+    file_split = _split_of_files(detections, split, truth.split)
+    of_files, foreign = voc.classes_of_files(detections, file_split, of_truth)
+    if foreign:
+        _note(f"files of another split are passed over: {len(foreign)}, such as {foreign[0]}")
+    names = sorted(of_truth | set(of_files))
+    ground_truth = {i: _ground_truth(items, names) for i, items in truth.objects.items()}
+    found = voc.read_detections(detections, file_split, names)
     for name in names:
-        path = voc.detections_file(detections, split, name)
+        path = voc.detections_file(detections, file_split, name)
         if not path.is_file():
-            print(f"note: {path} is missing: no detections of {name}", file=sys.stderr)
+            _note(f"{path} is missing: no detections of {printable(name)}")
+    found = _without_left_out(found, frozenset(truth.left_out))
     result = voc.evaluate(found, ground_truth, names, metric=metric)
     counts = {"ground_truths": result.ground_truths, "detections": result.detections}
     return {"metric": f"voc_{metric}", **result.record(), **counts}
 
 
-def read_objects(devkit: Path, split: str) -> dict[str, tuple[VocObject, ...]]:
-    """The annotated objects of each image in a split of a VOC folder, by image id.
-
-    Raises:
-        UserError: the folder, the split's list or an annotation is missing, or an annotation has an
-            object that cannot be read (skipping it would change the score).
-    """
-    listing = devkit / "ImageSets" / "Main" / f"{split}.txt"
-    if not devkit.is_dir():
-        raise UserError(f"--devkit {devkit}: there is no such folder")
-    if not listing.is_file():
-        known = sorted(path.stem for path in listing.parent.glob("*.txt"))
-        splits = f"choose from {', '.join(known)}" if known else f"{devkit} has no splits"
-        raise UserError(f"--split {split}: there is no file {listing}; {splits}")
-    lines = listing.read_text(encoding="utf-8-sig", errors="replace").splitlines()
-    ids = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
-    if not ids:
-        raise UserError(f"--split {split}: {listing} is empty")
-    objects = {}
-    for image_id in ids:
-        path = devkit / "Annotations" / f"{image_id}.xml"
-        try:
-            annotation = parse_annotation(path.read_bytes())
-        except OSError as error:
-            raise UserError(
-                f"annotation {path} of split {split!r} cannot be read: {error.strerror}"
-            ) from error
-        except ValueError as error:
-            raise UserError(f"annotation {path} cannot be read: {error}") from error
-        if annotation.misplaced:
-            raise UserError(f"{path}: {annotation.misplaced[0]}")
-        objects[image_id] = annotation.objects
-        for number, item in enumerate(objects[image_id], start=1):
-            if item.problem:
-                raise UserError(f"{path}, object {number} ({item.name}): {item.problem}")
-    return objects
+def _split_of_files(detections: Path, *names: str) -> str:
+    """The name of the split in the files: the given name, or one that eval uses instead."""
+    candidates = [*names, *(voc.DEVKIT_SPLITS[name] for name in names if name in voc.DEVKIT_SPLITS)]
+    for name in candidates:
+        if any(path.name.startswith(f"comp4_det_{name}_") for path in detections.glob("*.txt")):
+            return name
+    return names[0]
 
 
 def _ground_truth(items: Sequence[VocObject], names: Sequence[str]) -> ImageGroundTruth:
-    """The objects of one image as annotated, with swapped corners put in order."""
-    corners = np.array([item.box_pixels for item in items], np.float64).reshape(-1, 2, 2)
+    """The objects of one image."""
     return ImageGroundTruth(
-        np.sort(corners, axis=1).reshape(-1, 4),
+        np.array([item.box_pixels for item in items], np.float64).reshape(-1, 4),
         np.array([names.index(item.name) + 1 for item in items], np.int64),
         np.array([item.is_difficult for item in items], bool),
     )
 
 
-def score_coco(annotations: Path, detections: Path) -> dict[str, Any]:
+def score_coco(annotations: Path, detections: Path, strict: bool = False) -> dict[str, Any]:
     """Scores a COCO results file against an annotation file.
+
+    The annotations are read as `prepare coco` reads them, with the same repairs, which are reported
+    on stderr. Boxes are not clipped, because no image is opened.
 
     Returns:
         The figures for the JSON file: "metric", "mAP", "AP" by class (None without ground truth),
         and COCO's other figures.
 
     Raises:
-        UserError: a file is missing or malformed, or they do not belong together.
+        UserError: a file is missing or malformed, they do not belong together, or `strict` is set
+            and the annotations have defects.
     """
     truth = coco.read_annotations(annotations)
-    names = [category["name"] for category in truth["categories"]]
-    found = coco.read_results(detections, coco.category_ids(truth, names))
-    result = coco.evaluate_annotations(found, truth, names)
+    _report(str(annotations), truth.defects, truth.notes, strict)
+    names = [category["name"] for category in truth.content["categories"]]
+    found = coco.read_results(detections, coco.category_ids(truth.content, names))
+    found = _without_left_out(found, truth.left_out)
+    result = coco.evaluate_annotations(found, truth.content, names)
     return {"metric": "coco", **result.record()}
+
+
+def _report(source: str, defects: Sequence[Defect], notes: Sequence[str], strict: bool) -> None:
+    """Prints the notes and defects as `prepare` does, on stderr; refuses defects if strict."""
+    for note in notes:
+        _note(printable(note))
+    if not defects:
+        return
+    print(f"{source}: {plural(len(defects), 'defect')}", file=sys.stderr)
+    print("\n".join(defect_lines(defects)), file=sys.stderr)
+    if strict:
+        raise UserError(
+            f"{source} has {plural(len(defects), 'defect')}, which --strict does not allow: "
+            "nothing was scored"
+        )
+
+
+def _without_left_out(
+    found: Mapping[str, ImageDetections], left_out: Collection[str]
+) -> dict[str, ImageDetections]:
+    """The detections without those in images whose ground truth cannot be used."""
+    kept = {image_id: item for image_id, item in found.items() if image_id not in left_out}
+    if len(kept) < len(found):
+        _note(f"detections in images left out are not scored: {len(found) - len(kept)} images")
+    return kept
+
+
+def _note(text: str) -> None:
+    print(f"note: {text}", file=sys.stderr)
 
 
 def print_table(record: Mapping[str, Any]) -> None:
@@ -151,8 +175,17 @@ def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog=argv[0], description=__doc__.splitlines()[0])
     kinds = parser.add_subparsers(dest="kind", required=True)
     for_voc = kinds.add_parser("voc", help="comp4_det_SPLIT_CLASS.txt files against VOC XML files")
-    for_voc.add_argument("--devkit", type=Path, required=True, help="such as VOCdevkit/VOC2007")
-    for_voc.add_argument("--split", required=True, help="a list in ImageSets/Main, such as test")
+    for_voc.add_argument(
+        "--devkit",
+        type=Path,
+        required=True,
+        help="such as VOCdevkit/VOC2007, or a folder in another layout of `prepare voc`",
+    )
+    for_voc.add_argument(
+        "--split",
+        required=True,
+        help="a list in ImageSets/Main, such as test, or a folder that is a split, such as valid",
+    )
     for_voc.add_argument("--detections", type=Path, required=True, help="folder of the files")
     for_voc.add_argument("--metric", choices=("11point", "area"), default="11point")
     for_coco = kinds.add_parser("coco", help="a COCO results file against an annotation file")
@@ -160,11 +193,16 @@ def main(argv: Sequence[str]) -> None:
     for_coco.add_argument("--detections", type=Path, required=True)
     for kind in (for_voc, for_coco):
         kind.add_argument("--json", type=Path, help="also write the figures to this file")
+        kind.add_argument(
+            "--strict", action="store_true", help="treat any defect of the annotations as an error"
+        )
     options = parser.parse_args(argv[1:])
     if options.kind == "voc":
-        record = score_voc(options.devkit, options.split, options.detections, options.metric)
+        record = score_voc(
+            options.devkit, options.split, options.detections, options.metric, options.strict
+        )
     else:
-        record = score_coco(options.annotations, options.detections)
+        record = score_coco(options.annotations, options.detections, options.strict)
     print_table(record)
     if options.json:
         cli.write_json(options.json, without_nan(record), "--json")

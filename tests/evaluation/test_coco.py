@@ -16,6 +16,7 @@ from pycocotools.cocoeval import COCOeval
 
 from scratchdet_jax.data import coco_classes
 from scratchdet_jax.data.builders.coco_folder import CocoSplit, prepare_coco_folder
+from scratchdet_jax.data.builders.defects import Kind
 from scratchdet_jax.detector import Detector
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.evaluation import coco, evaluate
@@ -83,7 +84,7 @@ def test_scores_of_files_equal_those_of_pycocotools(tmp_path, capsys, seed):
     (tmp_path / "r.json").write_text(json.dumps(results))
     expected = official(tmp_path / "a.json", results)
 
-    annotations = coco.read_annotations(tmp_path / "a.json")
+    annotations = coco.read_annotations(tmp_path / "a.json").content
     assert coco.category_ids(annotations, NAMES) == IDS
     found = coco.read_results(tmp_path / "r.json", IDS)
     result = coco.evaluate_annotations(found, annotations, NAMES)
@@ -106,7 +107,7 @@ def test_scores_in_memory_equal_those_of_a_file_without_areas(tmp_path):
     for annotation in content["annotations"]:
         del annotation["area"]
     (tmp_path / "b.json").write_text(json.dumps(content))
-    annotations = coco.read_annotations(tmp_path / "b.json")
+    annotations = coco.read_annotations(tmp_path / "b.json").content
     # The labels are not in the order of the ids: classes must be matched by name.
     names = (NAMES[2], NAMES[0], NAMES[3], NAMES[1])
     label = {category: i for i, category in enumerate(coco.category_ids(annotations, names), 1)}
@@ -181,7 +182,7 @@ def test_an_annotation_with_id_zero_can_be_matched(tmp_path):
         "annotations": [{"id": 0, "image_id": 7, "category_id": 13, "bbox": [10, 10, 50, 50]}],
     }
     (tmp_path / "a.json").write_text(json.dumps(content))
-    annotations = coco.read_annotations(tmp_path / "a.json")
+    annotations = coco.read_annotations(tmp_path / "a.json").content
     result = coco.evaluate_annotations(perfect(label=1), annotations, ["stop sign"])
     assert result.metrics["AP"] == pytest.approx(1.0)
 
@@ -195,7 +196,7 @@ def test_bad_detections_are_named():
 
 def test_a_class_without_a_category_is_named(tmp_path):
     random_file(tmp_path / "a.json", np.random.default_rng(0))
-    annotations = coco.read_annotations(tmp_path / "a.json")
+    annotations = coco.read_annotations(tmp_path / "a.json").content
     with pytest.raises(UserError, match="'zebra'"):
         coco.category_ids(annotations, ("stop sign", "zebra"))
 
@@ -260,14 +261,7 @@ def test_bad_results_files(tmp_path, content, message):
     ("change", "message"),
     [
         ({"annotations": None}, "not a COCO annotation file"),
-        ({"images": [{"id": 7}, {"id": 7}]}, "'7' is there twice"),
-        ({"images": [{"id": 8}]}, r"annotations\[0\].*image 7"),
-        ({"categories": [{"id": 9, "name": "x"}]}, "category 13"),
         ({"categories": [{"id": 13}]}, r"categories\[0\].*'name'"),
-        (
-            {"annotations": [{"image_id": 7, "category_id": 13, "bbox": [1, 2, 3]}]},
-            r"annotations\[0\]",
-        ),
     ],
 )
 def test_bad_annotation_files(tmp_path, change, message):
@@ -436,8 +430,8 @@ def test_annotation_files_are_repaired_as_by_prepare(tmp_path, capsys, encoding)
     }
     (tmp_path / "a.json").write_text(json.dumps(content), encoding)
     found = coco.read_annotations(tmp_path / "a.json")
-    assert [(row["area"], row["iscrowd"]) for row in found["annotations"]] == [(2000.0, 0)] * 3
-    assert found["categories"] == [{"id": 13, "name": "stop sign"}]
-    notes = capsys.readouterr().err
-    assert "unusable areas, replaced by the area of the box: 1" in notes
-    assert "unusable flags iscrowd, replaced by 0: 1" in notes
+    rows = found.content["annotations"]
+    assert [(row["area"], row["iscrowd"]) for row in rows] == [(2000.0, 0)] * 3
+    assert found.content["categories"] == [{"id": 13, "name": "stop sign"}]
+    kinds = [defect.kind for defect in found.defects]
+    assert kinds.count(Kind.AREA) == kinds.count(Kind.FLAG) == 1

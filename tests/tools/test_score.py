@@ -1,9 +1,13 @@
 import json
 import math
 
+import cv2
 import numpy as np
 import pytest
 
+from scratchdet_jax.data.builders.coco_folder import CocoSplit, prepare_coco_folder
+from scratchdet_jax.data.builders.defects import Kind
+from scratchdet_jax.data.builders.report import defect_lines
 from scratchdet_jax.evaluation import coco, voc
 from scratchdet_jax.evaluation.detections import ImageDetections
 from scratchdet_jax.tools import score
@@ -19,7 +23,7 @@ OBJECTS = {
 
 def write_devkit(root, objects=OBJECTS, split="val"):
     for folder in ("Annotations", "ImageSets/Main", "JPEGImages"):
-        (root / folder).mkdir(parents=True)
+        (root / folder).mkdir(parents=True, exist_ok=True)
     (root / "ImageSets/Main" / f"{split}.txt").write_text("\n".join(objects) + "\n")
     for name, rows in objects.items():
         body = "".join(
@@ -28,7 +32,9 @@ def write_devkit(root, objects=OBJECTS, split="val"):
             "</bndbox></object>"
             for kind, box, difficult in rows
         )
-        (root / "Annotations" / f"{name}.xml").write_text(
+        path = root / "Annotations" / f"{name}.xml"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(
             f"<annotation><filename>{name}.jpg</filename>"
             f"<size><width>200</width><height>150</height><depth>3</depth></size>{body}"
             "</annotation>"
@@ -134,27 +140,135 @@ def test_voc_missing_folders_and_split(tmp_path, devkit, capsys):
     assert "nothing" in capsys.readouterr().err
     assert run_voc(devkit, folder, "--split=test") == 1
     assert "test" in capsys.readouterr().err
-    (devkit / "Annotations" / "000002.xml").unlink()
-    assert run_voc(devkit, folder) == 1
-    assert "000002" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "message"),
+    ("old", "new", "messages"),
     [
-        ("<annotation>", "<annotation><object>", "cannot be read"),
-        ("<xmin>10</xmin>", "<xmin>ten</xmin>", "object 1 (cat)"),
-        ("<xmin>10</xmin>", "", "has no xmin"),
-        ("<difficult>0</difficult>", "<difficult>maybe</difficult>", "difficult"),
-        ("</bndbox>", "</bndbox><bndbox/>", "object 1 (cat) has 2 <bndbox>"),
+        (None, None, ("image without annotation", "000001")),
+        ("<annotation>", "<annotation><object>", ("annotation that cannot be read", "000001.xml")),
+        ("<xmin>10</xmin>", "<xmin>ten</xmin>", ("object that cannot be read", "object 1 (cat)")),
+        ("<xmin>10</xmin>", "", ("object that cannot be read", "has no xmin")),
+        ("<xmin>10</xmin>", "<xmin>60</xmin>", ("box without area", "object 1 (cat)")),
+        (
+            "<difficult>0</difficult>",
+            "<difficult>maybe</difficult>",
+            ("flag that cannot be read (taken as 0)", "'maybe'"),
+        ),
+        ("</bndbox>", "</bndbox><bndbox/>", ("not where VOC has them", "object 1 (cat) has 2")),
+        ("<xmin>10</xmin>", "<XMIN>10</XMIN>", ("other tags than VOC's", "<XMIN> for <xmin>")),
     ],
 )
-def test_voc_bad_annotation(tmp_path, devkit, capsys, old, new, message):
+def test_voc_defects_are_reported_as_by_prepare_and_refused_by_strict(
+    tmp_path, devkit, capsys, old, new, messages
+):
     path = devkit / "Annotations" / "000001.xml"
-    path.write_text(path.read_text().replace(old, new, 1))
-    assert run_voc(devkit, write_detections(tmp_path / "found", **PERFECT)) == 1
+    text = path.read_text()
+    path.unlink()
+    if old is not None:
+        path.write_text(text.replace(old, new, 1))
+    folder = write_detections(tmp_path / "found", **PERFECT)
+    assert run_voc(devkit, folder) == 0
     error = capsys.readouterr().err
-    assert "000001.xml" in error and message in error and error.count("\n") == 1
+    assert f"{devkit}: 1 defect\n  1 × " in error
+    assert all(message in error for message in messages) and "Traceback" not in error
+    assert run_voc(devkit, folder, "--strict") == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == (
+        f"error: {devkit} has 1 defect, which --strict does not allow: nothing was scored"
+    )
+
+
+def test_voc_an_image_that_is_left_out_has_no_false_positives(tmp_path, devkit, capsys):
+    (devkit / "Annotations" / "000001.xml").unlink()
+    folder = write_detections(tmp_path / "found", cat=PERFECT["cat"])
+    assert run_voc(devkit, folder, f"--json={tmp_path / 's.json'}") == 0
+    assert json.loads((tmp_path / "s.json").read_text())["AP"] == {"cat": 1.0}
+    assert "detections in images left out are not scored: 1 image" in capsys.readouterr().err
+
+
+def test_voc_subfolders(tmp_path, capsys):
+    objects = {"cam1/f1": OBJECTS["000001"], "cam2/f1": OBJECTS["000002"]}
+    root = tmp_path / "set"
+    write_devkit(root, objects)
+    folder = write_detections(
+        tmp_path / "found",
+        cat="cam2/f1 0.9 120 40 180 120\ncam1/f1 0.8 10 20 60 90\ncam2/f1 0.7 30 40 80 120\n",
+        dog="cam1/f1 0.9 100 20 160 90\n",
+    )
+    assert run_voc(root, folder) == 0
+    output = capsys.readouterr()
+    assert ["mean", "1.0000", "3", "4"] in [line.split() for line in output.out.splitlines()]
+    assert output.err == ""
+
+
+def test_voc_images_and_annotations_side_by_side(tmp_path, capsys):
+    devkit = write_devkit(tmp_path / "VOC2007")
+    side = tmp_path / "export" / "val"
+    side.mkdir(parents=True)
+    (side.parent / "train").mkdir()
+    for path in (devkit / "Annotations").iterdir():
+        path.rename(side / path.name)
+        (side / path.with_suffix(".jpg").name).write_bytes(b"is not opened")
+    (side.parent / "train" / "t.jpg").write_bytes(b"")
+    (side.parent / "train" / "t.xml").write_text("<annotation/>")
+    lines = {
+        kind: "".join(f"val/{line}\n" for line in text.splitlines())
+        for kind, text in PERFECT.items()
+    }
+    assert run_voc(side.parent, write_detections(tmp_path / "found", **lines)) == 0
+    assert ["mean", "1.0000", "3", "4"] in [
+        line.split() for line in capsys.readouterr().out.splitlines()
+    ]
+
+
+def test_voc_without_an_image_folder(tmp_path, devkit, capsys):
+    (devkit / "JPEGImages").rmdir()
+    assert run_voc(devkit, write_detections(tmp_path / "found", **PERFECT)) == 0
+    assert "1.0000" in capsys.readouterr().out
+
+
+def test_voc_files_of_another_split_are_passed_over(tmp_path, devkit, capsys):
+    """val_hard has images of its own, so its files could not be scored with val."""
+    hard = {"100001": [("cat", (10, 20, 60, 90), 0), ("sheep", (70, 20, 160, 90), 0)]}
+    write_devkit(devkit, hard, "val_hard")
+    folder = write_detections(
+        tmp_path / "found",
+        **PERFECT,
+        hard_cat="100001 0.9 10 20 60 90\n",
+        hard_dog="",
+        hard_sheep="100001 0.9 1 20 6 90\n",
+    )
+    assert run_voc(devkit, folder, f"--json={tmp_path / 's.json'}") == 0
+    assert json.loads((tmp_path / "s.json").read_text())["AP"] == {"cat": 1.0, "dog": 1.0}
+    note = "note: files of another split are passed over: 3, such as comp4_det_val_hard_cat.txt"
+    assert capsys.readouterr().err == f"{note}\n"
+    assert run_voc(devkit, folder, "--split=val_hard", f"--json={tmp_path / 'h.json'}") == 0
+    scores = json.loads((tmp_path / "h.json").read_text())["AP"]
+    assert scores == {"cat": 1.0, "dog": None, "sheep": 0.0}
+
+
+def test_voc_a_known_class_is_not_another_split(tmp_path, capsys):
+    objects = {"000001": [("hard_cat", (10, 20, 60, 90), 0), ("cat", (100, 20, 160, 90), 0)]}
+    devkit = write_devkit(tmp_path / "VOC2007", objects)
+    folder = write_detections(
+        tmp_path / "found", cat="000001 0.9 100 20 160 90\n", hard_cat="000001 0.9 10 20 60 90\n"
+    )
+    assert run_voc(devkit, folder, f"--json={tmp_path / 's.json'}") == 0
+    assert json.loads((tmp_path / "s.json").read_text())["AP"] == {"cat": 1.0, "hard_cat": 1.0}
+    assert capsys.readouterr().err == ""
+
+
+def test_voc_escaped_class_names_are_read_back(tmp_path, capsys):
+    names = ("a\\b", "car/truck", "x" * 300)
+    objects = {"000001": [(name, (10, 20, 60, 90), 0) for name in names]}
+    devkit = write_devkit(tmp_path / "VOC2007", objects)
+    box = np.array([[20.0, 10.0, 90.0, 60.0]] * 4)
+    found = {"000001": ImageDetections(box, np.ones(4) / 2, np.array([1, 2, 3, 4]))}
+    voc.write_detections(tmp_path / "found", found, (*names, "no/truth"), "val")
+    assert run_voc(devkit, tmp_path / "found", f"--json={tmp_path / 's.json'}") == 0
+    scores = json.loads((tmp_path / "s.json").read_text())["AP"]
+    assert scores == {**dict.fromkeys(names, 1.0), "no/truth": None}
 
 
 def test_voc_other_flags_than_difficult_are_not_read(tmp_path, devkit, capsys):
@@ -240,3 +354,118 @@ def test_coco_missing_file(tmp_path, capsys):
     files = ["--annotations=/none.json", "--detections=/none.json"]
     assert exit_status(score.main, "coco", *files) == 1
     assert "/none.json does not exist" in capsys.readouterr().err
+
+
+def coco_case(name, content):
+    """The content with one fault, as tools write it, and the defect that `prepare coco` names."""
+    first = content["annotations"][0]
+    if name == "area":
+        first["area"] = None
+        return Kind.AREA
+    if name == "iscrowd":
+        first["iscrowd"] = None
+        return Kind.FLAG
+    if name == "bbox":
+        del first["bbox"]
+        return Kind.UNREADABLE_BOX
+    if name == "negative":
+        x, y, width, height = first["bbox"]
+        first["bbox"] = [x + width, y, -width, height]
+        return Kind.SWAPPED
+    if name == "ids":
+        for entry in (*content["images"], *content["annotations"]):
+            entry.update({k: float(v) for k, v in entry.items() if k.endswith("id")})
+        return None
+    if name == "twice":
+        content["images"].append(dict(content["images"][0]))
+        return Kind.LISTED_TWICE
+    if name == "orphan":
+        content["annotations"].append({**first, "id": 99, "image_id": 77})
+        return Kind.UNKNOWN_IMAGE
+    if name == "class":
+        content["annotations"].append({**first, "id": 99, "category_id": 77})
+        return Kind.UNKNOWN_CLASS
+    if name == "names":
+        for category in content["categories"]:
+            category["name"] = category["id"]
+        return Kind.CATEGORY_NAME
+    return None
+
+
+def coco_set(folder, name, encoding="utf-8"):
+    """Writes an annotation file with a fault and its images; returns the kind of the defect."""
+    content = {
+        "images": [{"id": i, "file_name": f"{i}.jpg", "width": 64, "height": 48} for i in (1, 2)],
+        "categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}],
+        "annotations": [
+            {"id": 10 * i + c, "image_id": i, "category_id": c, "area": 850, "iscrowd": 0}
+            | {"bbox": [25 * c - 20, 6, 25, 34]}
+            for i in (1, 2)
+            for c in (1, 2)
+        ],
+    }
+    kind = coco_case(name, content)
+    (folder / "a.json").write_text(json.dumps(content), encoding)
+    for i in (1, 2):
+        picture = np.random.default_rng(i).integers(0, 255, (48, 64, 3), dtype=np.uint8)
+        cv2.imwrite(str(folder / f"{i}.jpg"), picture)
+    return kind
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["good", "area", "iscrowd", "bbox", "negative", "ids", "twice", "orphan", "class", "names"],
+)
+def test_score_coco_takes_what_prepare_takes_in_the_same_words(tmp_path, capsys, name):
+    kind = coco_set(tmp_path, name)
+    report = prepare_coco_folder(
+        [CocoSplit("val", tmp_path / "a.json", tmp_path)], tmp_path / "data", "mine"
+    )
+    capsys.readouterr()
+    boxes = [[5, 6, 25, 34], [30, 6, 25, 34]]
+    results = [
+        {"image_id": i, "category_id": c, "bbox": boxes[int(c) - 1], "score": 0.9}
+        for i in (1.0, 2)
+        for c in (1, 2.0)
+        if name != "bbox" or (i, c) != (1, 1)
+    ]
+    (tmp_path / "r.json").write_text(json.dumps(results), "utf-8-sig")
+    files = [f"--annotations={tmp_path / 'a.json'}", f"--detections={tmp_path / 'r.json'}"]
+    assert exit_status(score.main, "coco", *files, f"--json={tmp_path / 's.json'}") == 0
+    error = capsys.readouterr().err
+    assert [defect.kind for defect in report.defects][:1] == ([kind] if kind else [])
+    assert ("\n".join(defect_lines(report.defects)) in error) if kind else error == ""
+    figures = json.loads((tmp_path / "s.json").read_text())
+    assert math.isclose(figures["mAP"], 1)
+    assert list(figures["AP"]) == (["1", "2"] if name == "names" else ["cat", "dog"])
+    assert exit_status(score.main, "coco", *files, "--strict") == (1 if kind else 0)
+    if kind:
+        assert "which --strict does not allow" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_coco_files_with_a_byte_order_mark(tmp_path, encoding):
+    coco_set(tmp_path, "good", encoding)
+    (tmp_path / "r.json").write_text("[]", encoding)
+    files = [f"--annotations={tmp_path / 'a.json'}", f"--detections={tmp_path / 'r.json'}"]
+    assert exit_status(score.main, "coco", *files, "--strict") == 0
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[1]",
+        "[null]",
+        '[{"image_id": [], "category_id": {}, "bbox": null, "score": 1}]',
+        "[" * 99999,
+        f'[{{"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 1{"0" * 400}], "score": 1}}]',
+    ],
+    ids=["number", "null", "types", "deep", "huge"],
+)
+def test_coco_results_never_end_in_a_traceback(tmp_path, capsys, text):
+    coco_set(tmp_path, "good")
+    (tmp_path / "r.json").write_text(text)
+    files = [f"--annotations={tmp_path / 'a.json'}", f"--detections={tmp_path / 'r.json'}"]
+    assert exit_status(score.main, "coco", *files) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1

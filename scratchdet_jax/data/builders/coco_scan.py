@@ -4,7 +4,7 @@ import collections
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from reprlib import repr as brief
 from typing import Any, NamedTuple
@@ -19,13 +19,16 @@ from scratchdet_jax.data.builders.objects import (
     UsableImage,
     annotated_frame,
     fit_box,
+    order_box,
     turned,
 )
 from scratchdet_jax.data.coco_json import (
     CategoryTable,
     CocoFile,
     crowd_flag,
+    image_key,
     integer,
+    join_categories,
     numbers,
     stated_area,
 )
@@ -38,6 +41,27 @@ class ListedImage(NamedTuple):
     path: Path
     file_name: str
     stated: tuple[int, int] | None
+
+
+class GroundTruth(NamedTuple):
+    """The annotations of a file as scoring needs them; no image is opened.
+
+    Attributes:
+        images: ids of the listed images, in order.
+        categories: (id, name) sorted by id.
+        annotations: dictionaries as in the file, with "image_id", "category_id", "bbox" (corners in
+            order, but not clipped to the image), "area" and "iscrowd".
+        left_out: ids of listed images that cannot be used.
+        defects: everything that was left out or repaired.
+        notes: decisions made for the user.
+    """
+
+    images: list[int | str]
+    categories: tuple[tuple[int, str], ...]
+    annotations: list[dict[str, Any]]
+    left_out: list[int | str]
+    defects: list[Defect]
+    notes: list[str]
 
 
 class Listing(NamedTuple):
@@ -64,7 +88,7 @@ def list_split(file: CocoFile, folder: Path) -> Listing:
     """Finds the files of the images listed in an annotation file, without opening them."""
     root, name = folder.resolve(), as_text(file.path.name)
     defects: list[Defect] = []
-    entries, ids, count = _distinct(file, name, defects)
+    entries, ids, count = _distinct(file, name, defects, _entry_problem, integer)
     finder, images = ImageFolder(root), {}
     for image_id, entry in entries.items():
         where = f"image {image_id}, {as_text(entry['file_name'])}"
@@ -106,8 +130,7 @@ def scan(listings: Mapping[str, Listing], table: CategoryTable, journal: Journal
         journal: images checked earlier.
     """
     splits, left_out = {}, {}
-    defects = [Defect.of(Kind.CATEGORY_NAME, path.name, text) for path, text in table.repaired]
-    notes = [f"category left out, because no annotation uses it: {text}" for text in table.left_out]
+    defects, notes = _of_table(table)
     for split, listing in listings.items():
         images, problems = _scan_split(listing, dict(table.categories), journal)
         defects += listing.defects + problems
@@ -130,21 +153,56 @@ def scan(listings: Mapping[str, Listing], table: CategoryTable, journal: Journal
     )
 
 
+def read_ground_truth(file: CocoFile) -> GroundTruth:
+    """Reads the annotations of a file as `scan` does, but without the images.
+
+    Unlike there, image ids may be texts, and images need no file name.
+    """
+    name, table = as_text(file.path.name), join_categories([file])
+    defects, notes = _of_table(table)
+    entries, ids, _ = _distinct(file, name, defects, _scored_entry_problem, image_key)
+    by_image, problems = _by_image(file.annotations, entries, ids, name, image_key)
+    defects += problems
+    reader = _AnnotationReader(name, dict(table.categories), file.annotations, defects)
+    number = {category: i for i, category in table.categories}
+    annotations = []
+    for image_id, items in by_image.items():
+        for position, entry in items:
+            if found := reader.read_pixels(position, entry, entries[image_id]):
+                category, fields = found
+                category_id = number[category]
+                annotations.append({"image_id": image_id, "category_id": category_id, **fields})
+    left_out = [image_id for image_id in ids if image_id not in entries]
+    return GroundTruth(list(entries), table.categories, annotations, left_out, defects, notes)
+
+
+def _of_table(table: CategoryTable) -> tuple[list[Defect], list[str]]:
+    """The defects of a category table, and notes on what was left out of it."""
+    return (
+        [Defect.of(Kind.CATEGORY_NAME, path.name, text) for path, text in table.repaired],
+        [f"category left out, because no annotation uses it: {text}" for text in table.left_out],
+    )
+
+
 def _distinct(
-    file: CocoFile, name: str, defects: list[Defect]
-) -> tuple[dict[int, dict[str, Any]], set[int], int]:
+    file: CocoFile,
+    name: str,
+    defects: list[Defect],
+    find_problem: Callable[[Any], str],
+    key: Callable[[Any], Any],
+) -> tuple[dict[Any, dict[str, Any]], set[Any], int]:
     """Readable image entries by id, all ids, and the number of different images."""
-    by_id: dict[int, list[dict[str, Any]]] = {}
+    by_id: dict[Any, list[dict[str, Any]]] = {}
     unreadable = 0
     for position, entry in enumerate(file.images):
-        if problem := _entry_problem(entry):
+        if problem := find_problem(entry):
             unreadable += 1
             defects.append(Defect.of(Kind.BROKEN_ENTRY, name, f"images[{position}] {problem}"))
         else:
-            by_id.setdefault(integer(entry["id"]), []).append(entry)
+            by_id.setdefault(key(entry["id"]), []).append(entry)
     entries = {}
     for image_id, same in by_id.items():
-        names = dict.fromkeys(entry["file_name"] for entry in same)
+        names = dict.fromkeys(str(entry.get("file_name", "")) for entry in same)
         if len(names) > 1:
             listed = ", ".join(map(as_text, names))
             defects += [Defect.of(Kind.CONFLICT, name, f"image {image_id}: {listed}")]
@@ -167,6 +225,14 @@ def _entry_problem(entry: Any) -> str:
     return ""
 
 
+def _scored_entry_problem(entry: Any) -> str:
+    if not isinstance(entry, dict):
+        return "is not an object"
+    if image_key(entry.get("id")) is None:
+        return f"has the id {brief(entry.get('id'))}; ids must be integers: number the images"
+    return ""
+
+
 def _note_shared(images: Mapping[int, ListedImage], name: str, defects: list[Defect]) -> None:
     by_path: dict[Path, list[int]] = collections.defaultdict(list)
     for image_id, image in images.items():
@@ -184,7 +250,9 @@ def _scan_split(
     name = as_text(listing.file.path.name)
     paths = list(dict.fromkeys(image.path for image in listing.images.values()))
     checked = check_images(paths, listing.root, journal)
-    entries, defects = _by_image(listing, name)
+    entries, defects = _by_image(
+        listing.file.annotations, listing.images, listing.ids, name, integer
+    )
     reader = _AnnotationReader(name, categories, listing.file.annotations, defects)
     images = []
     for image_id, image in listing.images.items():
@@ -221,23 +289,31 @@ def _usable_image(
 
 
 def _by_image(
-    listing: Listing, name: str
-) -> tuple[dict[int, list[tuple[int, dict[str, Any]]]], list[Defect]]:
+    annotations: Sequence[Any],
+    images: Collection[Any],
+    ids: Collection[Any],
+    name: str,
+    key: Callable[[Any], Any],
+) -> tuple[dict[Any, list[tuple[int, dict[str, Any]]]], list[Defect]]:
     """Annotations and their positions by image, without those of images that are left out."""
-    entries: dict[int, list[tuple[int, dict[str, Any]]]] = {i: [] for i in listing.images}
+    entries: dict[Any, list[tuple[int, dict[str, Any]]]] = {i: [] for i in images}
     defects = []
-    for position, entry in enumerate(listing.file.annotations):
+    for position, entry in enumerate(annotations):
         where = f"annotations[{position}]"
         if not isinstance(entry, dict):
             defects.append(Defect.of(Kind.UNREADABLE_BOX, name, f"{where} is not an object"))
             continue
-        image_id = integer(entry.get("image_id"))
-        if image_id not in listing.ids:
+        image_id = key(entry.get("image_id"))
+        if image_id not in ids:
             reason = f"{where}: image {brief(entry.get('image_id'))}"
             defects.append(Defect.of(Kind.UNKNOWN_IMAGE, name, reason))
         elif image_id in entries:
             entries[image_id].append((position, entry))
     return entries, defects
+
+
+def _place(position: int, entry: Mapping[str, Any]) -> str:
+    return f"annotations[{position}] (image {entry['image_id']})"
 
 
 class _AnnotationReader:
@@ -261,7 +337,53 @@ class _AnnotationReader:
 
     def read(self, position: int, entry: Mapping[str, Any], frame: Frame) -> CocoItem | None:
         """The object of an annotation, its box in the displayed frame; None if unusable."""
-        where = f"annotations[{position}] (image {entry['image_id']})"
+        where = _place(position, entry)
+        found = self._category_and_corners(entry, where)
+        if found is None:
+            return None
+        category, corners = found
+        box, kinds = fit_box(corners, frame.size)
+        of = f" of {frame.size[1]}×{frame.size[0]}"
+        self._note_box(kinds, corners, where, of)
+        if box is None:
+            return None
+        return CocoItem(
+            category,
+            turned(box, frame.orientation),
+            self._area(entry, box, frame, where),
+            self._id(entry, where),
+            self._flag(entry, where),
+        )
+
+    def read_pixels(
+        self, position: int, entry: Mapping[str, Any], image: Mapping[str, Any]
+    ) -> tuple[str, dict[str, Any]] | None:
+        """The category and the fields "bbox", "area" and "iscrowd"; None if unusable.
+
+        The box has its corners in order, but is not clipped to the image. Scoring does not use the
+        annotation's id.
+        """
+        where = _place(position, entry)
+        found = self._category_and_corners(entry, where)
+        if found is None:
+            return None
+        category, corners = found
+        box, kinds = order_box(corners)
+        height, width = integer(image.get("height")), integer(image.get("width"))
+        known = height is not None and width is not None
+        self._note_box(kinds, corners, where, f" of {width}×{height}" if known else "")
+        if box is None:
+            return None
+        # From the numbers as written, because sums of them are rounded.
+        x, y, width, height = numbers(entry["bbox"], 4)
+        area = self._stated_area(entry, where)
+        return category, {
+            "bbox": [min(x, x + width), min(y, y + height), abs(width), abs(height)],
+            "area": abs(width * height) if area is None else area,
+            "iscrowd": int(self._flag(entry, where)),
+        }
+
+    def _category_and_corners(self, entry: Mapping[str, Any], where: str) -> tuple[str, Box] | None:
         values = numbers(entry.get("bbox"), 4)
         if values is None:
             text = brief(entry.get("bbox"))
@@ -273,30 +395,26 @@ class _AnnotationReader:
             self.note(Kind.UNKNOWN_CLASS, f"{where}: category {brief(entry.get('category_id'))}")
             return None
         x, y, width, height = values
-        corners = y, x, y + height, x + width
-        box, kinds = fit_box(corners, frame.size)
+        return category, (y, x, y + height, x + width)
+
+    def _note_box(self, kinds: Sequence[Kind], corners: Box, where: str, of: str = "") -> None:
+        y, x, bottom, right = corners
         for kind in kinds:
-            of = f"of {frame.size[1]}×{frame.size[0]}"
-            self.note(kind, f"{where}: x {x:g}, y {y:g}, w {width:g}, h {height:g} {of}")
-        if box is None:
-            return None
-        return CocoItem(
-            category,
-            turned(box, frame.orientation),
-            self._area(entry, box, frame, where),
-            self._id(entry, where),
-            self._flag(entry, where),
-        )
+            self.note(kind, f"{where}: x {x:g}, y {y:g}, w {right - x:g}, h {bottom - y:g}{of}")
 
     def _area(self, entry: Mapping[str, Any], box: Box, frame: Frame, where: str) -> int:
         """An integer, as TFDS stores it. Rounding up would change COCO's size classes."""
-        found = stated_area(entry)
+        found = self._stated_area(entry, where)
         if found is not None:
             return int(found)
-        if "area" in entry:
-            self.note(Kind.AREA, f"{where}: its area is {brief(entry['area'])}")
         height, width = frame.size
         return int(round((box[2] - box[0]) * (box[3] - box[1]) * height * width, 3))
+
+    def _stated_area(self, entry: Mapping[str, Any], where: str) -> float | None:
+        found = stated_area(entry)
+        if found is None and "area" in entry:
+            self.note(Kind.AREA, f"{where}: its area is {brief(entry['area'])}")
+        return found
 
     def _id(self, entry: Mapping[str, Any], where: str) -> int:
         number = integer(entry.get("id"))

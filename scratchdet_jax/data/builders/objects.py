@@ -140,6 +140,18 @@ def turned(box: Box, orientation: int) -> Box:
     return tuple(map(float, turn_boxes(np.array([box]), orientation)[0]))
 
 
+def order_box(corners: Box) -> tuple[Box | None, list[Kind]]:
+    """The box (ymin, xmin, ymax, xmax) in pixels with its corners in order, and the defects.
+
+    None if it has no area.
+    """
+    (ymin, ymax), (xmin, xmax) = sorted(corners[::2]), sorted(corners[1::2])
+    if ymin == ymax or xmin == xmax:
+        return None, [Kind.NO_AREA]
+    ordered = ymin, xmin, ymax, xmax
+    return ordered, [Kind.SWAPPED] if ordered != tuple(corners) else []
+
+
 def fit_box(corners: Box, size: tuple[int, int]) -> tuple[Box | None, list[Kind]]:
     """Orders, clips and normalises a box.
 
@@ -151,10 +163,11 @@ def fit_box(corners: Box, size: tuple[int, int]) -> tuple[Box | None, list[Kind]
         (ymin, xmin, ymax, xmax) in [0, 1], of positive area also in float32, in which it is stored,
         or None; and the defects found.
     """
-    (ymin, ymax), (xmin, xmax) = sorted(corners[::2]), sorted(corners[1::2])
+    ordered, kinds = order_box(corners)
+    if ordered is None:
+        return None, kinds
+    ymin, xmin, ymax, xmax = ordered
     height, width = size
-    if ymin == ymax or xmin == xmax:
-        return None, [Kind.NO_AREA]
     if ymin >= height or xmin >= width or ymax <= 0 or xmax <= 0:
         return None, [Kind.OUTSIDE]
     inside = max(ymin, 0.0), max(xmin, 0.0), min(ymax, float(height)), min(xmax, float(width))
@@ -162,8 +175,6 @@ def fit_box(corners: Box, size: tuple[int, int]) -> tuple[Box | None, list[Kind]
     stored = [np.float32(x) for x in box]
     if stored[0] >= stored[2] or stored[1] >= stored[3]:
         return None, [Kind.NO_AREA]
-    ordered = ymin, xmin, ymax, xmax
-    kinds = [Kind.SWAPPED] if ordered != tuple(corners) else []
     if any(abs(a - b) > _ROUNDING for a, b in zip(ordered, inside, strict=True)):
         kinds.append(Kind.CLIPPED)
     return box, kinds

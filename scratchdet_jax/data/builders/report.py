@@ -116,16 +116,7 @@ class PrepareReport:
         return f" ({self.ignored:,} {flag})" if flag else ""
 
     def _defect_lines(self, reference: str) -> list[str]:
-        if not self.defects:
-            return ["  no defects"]
-        lines = []
-        for kind, count in self.counts().items():
-            lines.append(f"  {count} × {kind}")
-            same = [defect for defect in self.defects if defect.kind == kind]
-            lines += [f"    {defect.file}: {defect.reason}" for defect in same[:_EXAMPLES]]
-            if count > _EXAMPLES:
-                lines.append(f"    … and {count - _EXAMPLES} more{reference}")
-        return lines
+        return defect_lines(self.defects, reference) or ["  no defects"]
 
     def to_json(self) -> str:
         """The complete report, for report.json."""
@@ -151,6 +142,18 @@ class PrepareReport:
             Defect(Kind(d["kind"]), d["file"], d["reason"]) for d in fields["defects"]
         ]
         return cls(**fields)
+
+
+def defect_lines(defects: Sequence[Defect], reference: str = "") -> list[str]:
+    """The kinds of defect, with their counts and the first of each; `reference` names the rest."""
+    lines = []
+    for kind, count in collections.Counter(str(defect.kind) for defect in defects).items():
+        lines.append(f"  {count} × {kind}")
+        same = [defect for defect in defects if defect.kind == kind]
+        lines += [f"    {defect.file}: {defect.reason}" for defect in same[:_EXAMPLES]]
+        if count > _EXAMPLES:
+            lines.append(f"    … and {count - _EXAMPLES} more{reference}")
+    return lines
 
 
 def statistics(

@@ -141,6 +141,18 @@ def find_layout(folder: Path, images: str | None = None, annotations: str | None
     return Layout(root, parts[0], _below_xmls(*parts), False)
 
 
+def find_annotations(folder: Path) -> Layout:
+    """As `find_layout`, but the images need not be there."""
+    layout = find_layout(folder)
+    name = _subfolder(layout.folder, ANNOTATION_FOLDERS, (".xml",))
+    if not layout.is_mixed or name is None:
+        return layout
+    part = Part(layout.folder / name, layout.folder, name)
+    if not part.path.resolve().is_relative_to(part.root):
+        return layout
+    return Layout(layout.folder, part, part, False)
+
+
 def list_files(folder: Path, layout: Layout) -> Files:
     """Lists the files of a layout; opens none.
 

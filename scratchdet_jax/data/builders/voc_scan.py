@@ -17,9 +17,17 @@ from scratchdet_jax.data.builders.objects import (
     VocItem,
     annotated_frame,
     fit_box,
+    order_box,
     turned,
 )
-from scratchdet_jax.data.builders.voc_layout import Files, Layout, Part, find_layout, list_files
+from scratchdet_jax.data.builders.voc_layout import (
+    Files,
+    Layout,
+    Part,
+    find_annotations,
+    find_layout,
+    list_files,
+)
 from scratchdet_jax.data.builders.voc_lists import Lists, read_splits
 from scratchdet_jax.data.untrusted import (
     IMAGE_SUFFIXES,
@@ -29,7 +37,8 @@ from scratchdet_jax.data.untrusted import (
     printable,
     read_inside,
 )
-from scratchdet_jax.data.voc_xml import VocAnnotation, parse_annotation
+from scratchdet_jax.data.voc_xml import VocAnnotation, VocObject, parse_annotation
+from scratchdet_jax.errors import UserError
 
 VOC_CLASSES = (
     "aeroplane",
@@ -53,6 +62,24 @@ VOC_CLASSES = (
     "train",
     "tvmonitor",
 )
+
+
+class GroundTruth(NamedTuple):
+    """The annotated objects of a split as scoring needs them; no image is opened.
+
+    Attributes:
+        split: the name of the split in the data set that `prepare voc` makes.
+        objects: by image id, with corners in order but not clipped to the image.
+        left_out: ids of images that the split lists but whose annotation cannot be used.
+        defects: everything that was left out or repaired.
+        notes: decisions made for the user.
+    """
+
+    split: str
+    objects: dict[str, tuple[VocObject, ...]]
+    left_out: list[str]
+    defects: list[Defect]
+    notes: list[str]
 
 
 class Listing(NamedTuple):
@@ -175,6 +202,60 @@ def scan(listing: Listing, class_names: Sequence[str] | None, journal: Journal) 
         notes=notes,
         defects=defects,
     )
+
+
+def read_ground_truth(folder: Path, split: str) -> GroundTruth:
+    """Reads the annotations of a split as `scan` does, but without the images.
+
+    Raises:
+        UserError: an error of `list_folder`, or the split has no usable annotation.
+    """
+    layout = find_annotations(folder)
+    files = list_files(folder, layout)
+    # An annotation without an image is scored, too.
+    files = files._replace(images={**files.annotations, **files.images})
+    lists = read_splits(folder, layout, files, [split])
+    (name, source, listed, _) = lists.splits[0]
+    defects: list[Defect] = []
+    for image_id, count in collections.Counter(listed).items():
+        if count > 1:
+            reason = f"{image_id} is listed {count} times"
+            defects.append(Defect.of(Kind.LISTED_TWICE, source, reason))
+        if image_id not in files.images:
+            reason = f"{image_id} has no annotation in {layout.annotations.label}"
+            defects.append(Defect.of(Kind.NO_ANNOTATION, source, reason))
+    ids = [image_id for image_id in dict.fromkeys(listed) if image_id in files.images]
+    listing = Listing(layout, files, lists, [])
+    objects = {}
+    for image_id, annotation in _read_annotations(listing, ids, defects).items():
+        file = layout.label(files.annotations[image_id])
+        objects[image_id] = tuple(_scored_objects(annotation, file, defects))
+    if not objects:
+        first = f"; the first: {defects[0].file}: {defects[0].reason}" if defects else ""
+        raise UserError(f"{folder}: the split {split!r} has no usable annotation{first}")
+    left_out = [image_id for image_id in dict.fromkeys(listed) if image_id not in objects]
+    return GroundTruth(name, objects, left_out, defects, lists.notes)
+
+
+def _scored_objects(
+    annotation: VocAnnotation, file: str, defects: list[Defect]
+) -> Iterator[VocObject]:
+    """The usable objects with their corners in order; adds the rest to `defects`."""
+    for number, item in enumerate(annotation.objects, start=1):
+        where = f"object {number} ({item.name or 'no name'})"
+        if item.box_pixels is None:
+            defects.append(Defect.of(Kind.UNREADABLE_BOX, file, f"{where}: {item.problem}"))
+            continue
+        if item.problem:
+            defects.append(Defect.of(Kind.FLAG, file, f"{where}: {item.problem}"))
+        box, kinds = order_box(item.box_pixels)
+        ymin, xmin, ymax, xmax = item.box_pixels
+        text = f"{where}: x {xmin:g}…{xmax:g}, y {ymin:g}…{ymax:g}"
+        if annotation.size:
+            text += f" of {annotation.size[1]}×{annotation.size[0]}"
+        defects += [Defect.of(kind, file, text) for kind in kinds]
+        if box is not None:
+            yield item._replace(box_pixels=box)
 
 
 def _listed_splits(
