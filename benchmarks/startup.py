@@ -19,7 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from scratchdet_jax import cli
-from scratchdet_jax.errors import PREEMPTED, UserError
+from scratchdet_jax.errors import UserError
+from scratchdet_jax.stopping import PREEMPTED
 
 ROOT = Path(__file__).resolve().parents[1]
 

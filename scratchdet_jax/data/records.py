@@ -154,6 +154,31 @@ class DetectionSource:
                 f"{field} {self.spec}: none of {plural(len(self), 'image')} has a box; {advice}"
             )
 
+    def most_boxes(self, enough: int) -> tuple[int, str]:
+        """The largest number of boxes in an image, and the name of that image.
+
+        A part whose report has no more than `enough` boxes in an image is not read. Of the others,
+        every record is read, but no image is decoded.
+
+        Returns:
+            (0, "") if no part has to be read.
+        """
+        most, name = 0, ""
+        for part, end in zip(self._parts, self._ends, strict=True):
+            bound = part.most_boxes()
+            if bound is not None and bound <= enough:
+                continue
+            for position in range(part.size()):
+                fields = part.read(position)
+                if "objects/label" not in fields:  # reported by __getitem__ when it is read
+                    continue
+                if len(fields["objects/label"].int64_list.value) <= max(most, enough):
+                    continue
+                example = self[end - part.size() + position]  # without unusable boxes
+                if len(example["labels"]) > most:
+                    most, name = len(example["labels"]), example["filename"]
+        return most, name
+
     @property
     def left_out(self) -> LeftOut:
         """The boxes left out so far, counted once however often an image is read."""

@@ -69,6 +69,17 @@ class PreparedSplit(NamedTuple):
     shards: list[Any]
     records: Any
 
+    def most_boxes(self) -> int | None:
+        """No image has more boxes than this, says report.json of own sets; None: unknown.
+
+        Sets prepared by TFDS have no report, and older reports lack the number.
+        """
+        report = epath.Path(self.shards[0].filename).parent / "report.json"
+        try:
+            return int(json.loads(report.read_text(encoding="utf-8"))["most_boxes"]) or None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
     def size(self) -> int:
         """Number of records."""
         return len(self.records)

@@ -145,7 +145,7 @@ def feature_sizes(model: SSD, image_size: int) -> tuple[tuple[int, int], ...]:
         UserError: the image is too small for the network.
     """
     if image_size < 2:
-        raise UserError(f"the image size {image_size} is too small: use at least 2 pixels")
+        raise UserError(f"config.image_size is {image_size}, too small: use at least 2 pixels")
     images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
     maps, _ = jax.eval_shape(
         lambda x: model.init_with_output(jax.random.key(0), x, train=False, method="sources"),
@@ -154,8 +154,8 @@ def feature_sizes(model: SSD, image_size: int) -> tuple[tuple[int, int], ...]:
     sizes = tuple(x.shape[1:3] for x in maps)
     if min(map(min, sizes)) < 1:
         raise UserError(
-            f"the image size {image_size} is too small: the last source map of this network would "
-            "be empty; use a larger image size or other config.model.extra_strides"
+            f"config.image_size is {image_size}, too small: the last source map of this network "
+            "would be empty; use a larger image size or other config.model.extra_strides"
         )
     return sizes
 

@@ -133,11 +133,18 @@ def _check(specification: AnchorSpecification, levels: int) -> None:
     for level, (low, high) in enumerate(sizes_in_pixels(specification)):
         if not 0 < low < high:
             raise UserError(
-                f"the anchor sizes of level {level} are {low} and {high} pixels: "
-                "config.anchors.min_percent must give at least one pixel, and max_percent more"
+                f"the anchor sizes of level {level} are {low} and {high} pixels at "
+                f"config.image_size {specification.image_size}: config.anchors.min_percent must "
+                "give at least one pixel, and max_percent more"
             )
     for level, step in enumerate(specification.steps):
         if step <= 0:
             raise UserError(
                 f"the anchor step of level {level} is {step}: config.anchors.steps must be above 0"
+            )
+        if step >= 2 * specification.image_size:  # the first centre is at half a step
+            raise UserError(
+                f"config.image_size is {specification.image_size}, too small for the anchor step "
+                f"{step} of level {level}, whose anchors would be centred outside the image: set "
+                "config.anchors.steps=() to derive the steps from the image size"
             )

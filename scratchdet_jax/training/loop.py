@@ -16,7 +16,7 @@ from scratchdet_jax.data.loading import substituted_line, substitutes, to_device
 from scratchdet_jax.data.records import DetectionSource
 from scratchdet_jax.data.sources import NO_EVALUATION, open_split
 from scratchdet_jax.detector import Detector, build_detector
-from scratchdet_jax.errors import UserError, writable_folder
+from scratchdet_jax.errors import UserError, plural, writable_folder
 from scratchdet_jax.evaluation.evaluator import Evaluator, summary_line
 from scratchdet_jax.models.ssd import backbone_name
 from scratchdet_jax.parallel import processes
@@ -97,7 +97,9 @@ def _train(
     checkpoints = Checkpoints(workdir, config.keep_checkpoints)
     info = RunInfo(config, source.class_names)
     start = checkpoints.newest_sound_step() or 0
-    if start:
+    if not start:
+        _check_batch_size(config, source, mapping.mesh.size)
+    else:
         saved = checkpoints.info(start)
         processes.together(lambda: check_resume(saved, info, workdir, force))
 
@@ -314,7 +316,44 @@ def _open_data(config: ml_collections.ConfigDict) -> tuple[DetectionSource, Dete
     if eval_source:
         eval_source.require_boxes("config.data.eval")
     _check_classes(source, eval_source)
+    _check_slots(config, source, eval_source)
     return source, eval_source
+
+
+def _check_slots(
+    config: ml_collections.ConfigDict, train: DetectionSource, evaluation: DetectionSource | None
+) -> None:
+    """Refuses data with an image of more boxes than config.data.max_boxes.
+
+    The loader would refuse the image too, perhaps after hours.
+    """
+    slots = config.data.max_boxes
+    found = [
+        (*data.most_boxes(slots), f"config.data.{field} {data.spec}")
+        for field, data in (("train", train), ("eval", evaluation))
+        if data
+    ]
+    most, image, where = max(found)
+    if most > slots:
+        raise UserError(
+            f"{image} of {where} has {most} boxes, more than config.data.max_boxes = {slots}: set "
+            f"it to {most} or more"
+        )
+
+
+def _check_batch_size(
+    config: ml_collections.ConfigDict, source: DetectionSource, devices: int
+) -> None:
+    """Refuses a batch that would hold images of the training split twice."""
+    if config.batch_size <= len(source):
+        return
+    part = devices * config.accumulate_steps
+    largest = len(source) // part * part
+    raise UserError(
+        f"config.batch_size is {config.batch_size}, but config.data.train {source.spec} has only "
+        f"{plural(len(source), 'image')}: "
+        + (f"use at most {largest}" if largest else f"it needs at least {part} images")
+    )
 
 
 def _check_classes(train: DetectionSource, evaluation: DetectionSource | None) -> None:

@@ -34,6 +34,8 @@ def test_recipes_are_valid_and_named_as_their_file(name):
         ("normalize.std", (0.0, 1.0, 1.0), r"normalize\.std"),
         ("model.norm_span", 7, r"model\.norm_span is 7.*multiple of 2 that divides 16"),
         ("anchors.aspect_ratios", ((0,),) * 6, r"aspect_ratios"),
+        ("image_size", 7, r"level 0 are 0 and 1 pixels at config\.image_size 7"),
+        ("anchors.steps", (8, 16, 32, 64, 100, 128), r"image_size is 64, too small .* step 128 of"),
         ("eval.metric", "voc", r"eval\.metric is 'voc'.*voc_11point"),
     ],
 )

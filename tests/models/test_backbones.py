@@ -153,5 +153,5 @@ def test_bad_backbone_is_named(make_config, fields, message):
 
 
 def test_an_image_with_an_empty_last_map_is_refused(make_config):
-    with pytest.raises(UserError, match="image size 200 is too small"):
+    with pytest.raises(UserError, match=r"config\.image_size is 200, too small"):
         feature_sizes(build_model(make_config(**SSD300), 20, ANCHORS), 200)

@@ -248,5 +248,5 @@ def test_levels_of_anchors_and_model_must_agree(make_config):
 
 
 def test_image_too_small(make_config):
-    with pytest.raises(UserError, match="image size 1 is too small"):
+    with pytest.raises(UserError, match=r"config\.image_size is 1, too small"):
         feature_sizes(build_model(make_config(), 20, ANCHORS_300), 1)

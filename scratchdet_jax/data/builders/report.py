@@ -13,6 +13,7 @@ from scratchdet_jax.data.untrusted import printable
 from scratchdet_jax.errors import plural
 
 _EXAMPLES = 3  # defects of one kind listed in the summary
+_USUAL_SLOTS = 100  # the default of config.data.max_boxes
 _TIE = "\N{NO-BREAK SPACE}"  # between a class and its count, to prevent a line break
 _SMALL, _LARGE = 32**2, 96**2  # pixels, COCO's limits
 
@@ -41,6 +42,7 @@ class PrepareReport:
         defects: everything that was left out or repaired.
         choices: the options that it was prepared with, as `Choices.record` writes them.
         division: how a split was divided; empty if none was.
+        most_boxes: the largest number of boxes in an image; 0 in reports without the field.
     """
 
     name: str
@@ -60,6 +62,7 @@ class PrepareReport:
     defects: list[Defect]
     choices: dict[str, Any] = dataclasses.field(default_factory=dict)
     division: dict[str, Any] = dataclasses.field(default_factory=dict)
+    most_boxes: int = 0
 
     def counts(self) -> dict[str, int]:
         """Number of defects by kind."""
@@ -106,6 +109,11 @@ class PrepareReport:
             f"  box sizes: {small:,} small (below 32² px), {medium:,} medium, {large:,} large "
             "(96² px and more)"
         )
+        if self.most_boxes > _USUAL_SLOTS:
+            lines.append(
+                f"  an image has {self.most_boxes:,} boxes: train with "
+                f"--config.data.max_boxes={self.most_boxes} or more"
+            )
         lines += [f"  note: {printable(note)}" for note in self.notes]
         lines += self._defect_lines(", see report.json" if stored else "")
         return "\n".join(lines)
@@ -176,6 +184,7 @@ def statistics(
             for key, at in (("smallest", 0), ("median", len(sizes) // 2), ("largest", -1))
             if sizes
         },
+        "most_boxes": max((len(image.objects) for image in images), default=0),
         "box_sizes": {"small": small, "medium": len(areas) - small - large, "large": large},
     }
 
