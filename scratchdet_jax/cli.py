@@ -5,6 +5,7 @@ import importlib.util
 import json
 import logging as python_logging
 import sys
+import sysconfig
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,6 +18,27 @@ from ml_collections import config_flags
 from scratchdet_jax import stopping
 from scratchdet_jax.config.fields import flatten
 from scratchdet_jax.errors import UserError, one_line
+
+_RATE = "the field is --config.optimizer.learning_rate=0.01"
+_BATCH = "the field is --config.batch_size=4"
+_STEPS = "the field is --config.num_steps=1000, the number of updates"
+_EPOCHS = (
+    "the field is --config.train_images=N, where N is the number of epochs times the number of "
+    "training images"
+)
+_SIZE = "the field is --config.image_size=300"
+# Flags of other programs, and what does the same here.
+_FIELDS_OF_FLAGS = {
+    **dict.fromkeys(("batch_size", "batch-size", "batch", "bs"), _BATCH),
+    **dict.fromkeys(("epochs", "epoch", "num_epochs", "max_epochs"), _EPOCHS),
+    **dict.fromkeys(("lr", "lr0", "learning_rate", "learning-rate"), _RATE),
+    **dict.fromkeys(("steps", "num_steps", "max_steps", "iterations", "iters"), _STEPS),
+    **dict.fromkeys(("image_size", "imgsz", "img_size", "img"), _SIZE),
+    "seed": "the field is --config.seed=0",
+    "data": "the fields are --config.data.train and --config.data.eval, as NAME:SPLIT",
+    "data_dir": "the field is --config.data.dir=FOLDER",
+    "output": "the folder of the run is --workdir=FOLDER",
+}
 
 
 def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> None:
@@ -134,8 +156,13 @@ def parse_config(
 
 
 def load_recipe(path: str) -> ml_collections.ConfigDict:
-    """`get_config()` of a recipe file; `FILE.py:ARGUMENT` passes it a string."""
-    file, separator, argument = path.partition(":")
+    """`get_config()` of a recipe; `RECIPE:ARGUMENT` passes it a string.
+
+    The recipe is a file or a name: voc300 is ./configs/voc300.py or, without one, the installed
+    recipe.
+    """
+    name, separator, argument = path.partition(":")
+    file = _recipe_file(name)
     spec = importlib.util.spec_from_file_location("recipe", file)
     if spec is None or spec.loader is None or not Path(file).is_file():
         raise UserError(f"there is no recipe {file} ({_known_recipes()})")
@@ -146,10 +173,33 @@ def load_recipe(path: str) -> ml_collections.ConfigDict:
     return module.get_config(argument) if separator else module.get_config()
 
 
+def _recipe_file(name: str) -> str:
+    """The file of a recipe: `name` itself, or in ./configs, or in the installed configs."""
+    if Path(name).is_file():
+        return name
+    relative = Path(name).with_suffix(".py")
+    if relative.parts[:1] == ("configs",):
+        relative = relative.relative_to("configs")
+    folders = (Path("configs"), _installed_recipes())
+    return next((str(f / relative) for f in folders if (f / relative).is_file()), name)
+
+
+def _installed_recipes() -> Path:
+    """Where `pip install` puts configs/: data files, because the package never imports them."""
+    return Path(sysconfig.get_path("data")) / "share" / "scratchdet_jax" / "configs"
+
+
 def _known_recipes() -> str:
-    files = Path("configs").rglob("*.py")
-    names = sorted(str(p) for p in files if p.stem not in ("__init__", "common"))
-    return f"recipes here: {', '.join(names)}" if names else "no recipes in ./configs"
+    for folder, where in ((Path("configs"), "here"), (_installed_recipes(), "installed")):
+        files = [p for p in folder.rglob("*.py") if p.stem not in ("__init__", "common")]
+        names = sorted(str(p) if where == "here" else _recipe_name(p, folder) for p in files)
+        if names:
+            return f"recipes {where}: {', '.join(names)}"
+    return "no recipes in ./configs"
+
+
+def _recipe_name(file: Path, folder: Path) -> str:
+    return file.relative_to(folder).with_suffix("").as_posix()
 
 
 def flag_value(argv: Sequence[str], name: str) -> str | None:
@@ -189,6 +239,12 @@ def parse_flags(argv: Sequence[str]) -> flags.FlagValues:
     """Parses the absl flags; every mistake is a UserError."""
     try:
         rest = flags.FLAGS(list(argv))
+    except flags.UnrecognizedFlagError as error:
+        if error.flagname in _FIELDS_OF_FLAGS:
+            raise UserError(
+                f"there is no flag --{error.flagname}: {_FIELDS_OF_FLAGS[error.flagname]}"
+            ) from None
+        raise UserError(one_line(error)) from None
     except flags.Error as error:
         raise UserError(one_line(error)) from None
     if len(rest) > 1:

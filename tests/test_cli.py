@@ -1,5 +1,6 @@
 """The command line: how mistyped overrides are reported."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -57,6 +58,43 @@ def test_overrides_are_applied_with_their_types(parsed):
 def test_a_wrong_override_is_reported_with_its_near_misses(parsed, override, message):
     with pytest.raises(UserError, match=message):
         parsed("--config=configs/voc300.py", override)
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--batch_size=4", r"no flag --batch_size: the field is --config\.batch_size=4"),
+        ("--epochs=10", r"--config\.train_images=N, where N is the number of epochs times the"),
+        ("--lr=0.1", r"no flag --lr: the field is --config\.optimizer\.learning_rate"),
+        ("--steps=9", r"--config\.num_steps=1000"),
+        ("--batch-size=4", r"no flag --batch-size: the field is --config\.batch_size=4"),
+    ],
+)
+def test_flags_of_other_programs_are_answered_with_the_field(parsed, flag, message):
+    with pytest.raises(UserError, match=message):
+        parsed("--config=configs/voc300.py", flag)
+
+
+@pytest.mark.parametrize("name", ["voc300", "voc300.py", "configs/voc300.py"])
+def test_a_recipe_by_name_is_that_of_the_folder_or_the_installed_one(
+    name, parsed, monkeypatch, tmp_path
+):
+    assert parsed(f"--config={name}").name == "voc300"
+    installed = tmp_path / "installed"
+    shutil.copytree(ROOT / "configs", installed)
+    monkeypatch.setattr(cli, "_installed_recipes", lambda: installed)
+    monkeypatch.chdir(tmp_path)
+    assert parsed(f"--config={name}").name == "voc300"
+    assert parsed("--config=bn_ablation:head_0.01").optimizer.learning_rate == 0.01
+    assert parsed("--config=mmdet_release/ssd300").image_size == 300
+    with pytest.raises(UserError, match=r"no recipe voc30 \(recipes installed: .*voc300"):
+        parsed("--config=voc30")
+    (tmp_path / "configs").mkdir()  # ./configs comes first
+    source = (ROOT / "configs/voc300.py").read_text()
+    (tmp_path / "configs/voc300.py").write_text(source.replace('"voc300"', '"mine"', 1))
+    assert (
+        parsed(f"--config={name}").to_dict() != parsed(f"--config={installed}/voc300.py").to_dict()
+    )
 
 
 def test_a_missing_recipe_lists_the_recipes(parsed):

@@ -1,8 +1,10 @@
 """ScratchDet-512 on COCO as in the authors' mmdetection release, whose checkpoints it fits."""
 
+from pathlib import Path
+
 import ml_collections
 
-from configs import coco512
+from scratchdet_jax import cli
 from scratchdet_jax.config import defaults
 
 
@@ -11,7 +13,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     Differs from configs/coco512.py in the last map, the rounded anchors and the mean colour.
     """
-    config = coco512.get_config()
+    config = cli.load_recipe(str(Path(__file__).parents[1] / "coco512.py"))
     config.name = "mmdet_release_ssd512"
     config.model.extra_strides = (2, 2, 2, 2)
     config.model.last_convolutions = True
