@@ -42,7 +42,7 @@ class Stop:
         self.terminable = True  # SIGTERM is a request to stop, too
         self._lock = threading.RLock()
         self._number: int | None = None  # of the first signal that came
-        self._is_announced = False  # the user was told that the step will be saved
+        self._is_announced = False  # the user knows that the step will be saved
         # Completes what is under way and returns the sentence for the user; None: deferred.
         self._leave: Callable[[], str] | None = self._nothing_lost
         self._handles = {n for n in _SIGNALS if signal.getsignal(n) != signal.SIG_IGN}

@@ -159,12 +159,8 @@ def _train(
             notes = [data.left_out_line() for data in (source, eval_source) if data]
             for line in filter(None, [*notes, substituted_line(source, substituted or {})]):
                 print(line)
-    if start < num_steps != checkpoints.latest_step:
-        raise UserError(
-            f"training is complete, but its last checkpoint could not be written to {workdir}: "
-            "free disk space and run the same command again; it repeats the steps since the "
-            "previous checkpoint"
-        )
+    if start < num_steps:
+        _require_last_checkpoint(workdir, checkpoints, num_steps)
     print(_finish(workdir, checkpoints, evaluates))
     return state
 
@@ -261,6 +257,15 @@ def _due(config: ml_collections.ConfigDict, evaluates: bool, step: int) -> bool:
 
 def _every(step: int, period: int) -> bool:
     return period > 0 and step % period == 0
+
+
+def _require_last_checkpoint(workdir: Path, checkpoints: Checkpoints, num_steps: int) -> None:
+    if checkpoints.latest_step != num_steps:
+        raise UserError(
+            f"training is complete, but its last checkpoint could not be written to {workdir}: "
+            "free disk space and run the same command again; it repeats the steps since the "
+            "previous checkpoint"
+        )
 
 
 def _finish(workdir: Path, checkpoints: Checkpoints, evaluates: bool) -> str:
