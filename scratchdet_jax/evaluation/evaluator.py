@@ -24,12 +24,19 @@ from scratchdet_jax.parallel import processes
 from scratchdet_jax.parallel.devices import DeviceMapping
 from scratchdet_jax.progress import track
 
+METRIC_LABELS = {
+    "voc_11point": "VOC 11-point, IoU 0.5",
+    "voc_area": "VOC area, IoU 0.5",
+    "coco": "COCO, IoU 0.5:0.95",
+}
+
 
 class Evaluation(NamedTuple):
     """The evaluation of a split.
 
     Attributes:
-        results: "mAP" and "AP" by class; for COCO also its other metrics.
+        results: "mAP", "label" (the rule that it follows, in words) and "AP" by class; for COCO
+            also its other metrics.
         detections: by image id, in pixels of the original image.
         ground_truth: by image id, in pixels of the original image.
     """
@@ -145,15 +152,18 @@ class Evaluator:
         if metric == "none":
             return {"mAP": None, "AP": {}}
         if metric == "coco":
-            return coco.evaluate(detections, ground_truth, names).record()
-        kind = metric.removeprefix("voc_")
-        return voc.evaluate(detections, ground_truth, names, metric=kind).record()
+            record = coco.evaluate(detections, ground_truth, names).record()
+        else:
+            kind = metric.removeprefix("voc_")
+            record = voc.evaluate(detections, ground_truth, names, metric=kind).record()
+        return {"mAP": record["mAP"], "label": METRIC_LABELS[metric], **record}
 
 
 def summary_line(results: dict[str, Any]) -> str:
     """Formats the metrics of a split in one line."""
     mean = results["mAP"]
-    parts = ["mAP undefined: no ground truth" if mean is None else f"mAP {mean:.4f}"]
+    label = f" ({results['label']})" if "label" in results else ""
+    parts = ["mAP undefined: no ground truth" if mean is None else f"mAP {mean:.4f}{label}"]
     parts += [
         f"{name} {value:.4f}"
         for name, value in results.items()

@@ -165,3 +165,19 @@ def test_a_named_folder_with_other_results_is_refused(run):
     with pytest.raises(UserError, match=r"holds the results of step 7 on voc_folder/mine:val "):
         evaluate.evaluate_run(run, test, run.workdir / "out")
     assert (run.workdir / "out/results.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("metric", "label"),
+    [
+        ("voc_11point", "VOC 11-point, IoU 0.5"),
+        ("voc_area", "VOC area, IoU 0.5"),
+        ("coco", "COCO, IoU 0.5:0.95"),
+    ],
+)
+def test_the_map_names_its_metric(run, capsys, metric, label):
+    evaluate.evaluate_run(run, overridden(run, **{"eval.metric": metric}), run.workdir / "out")
+    results = results_of(run.workdir / "out")
+    assert results["metric"] == metric and results["label"] == label
+    assert results["mAP"] == pytest.approx(1.0)
+    assert f"(2 images): mAP 1.0000 ({label})" in capsys.readouterr().out

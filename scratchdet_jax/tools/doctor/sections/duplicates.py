@@ -122,8 +122,7 @@ def _groups(census: Census) -> list[Group]:
     A file that is both in train and in trainval is one image; it is listed when it is there twice
     under two names, twice in one split, or in two splits that merely overlap.
     """
-    looks = census.looks
-    nested = {frozenset((o.first, o.second)) for o in overlaps(census.contents()) if o.by_design}
+    looks, nested = census.looks, _nested(census)
 
     def one_image(a: Look, b: Look) -> bool:
         return a.filename == b.filename and frozenset((a.split, b.split)) in nested
@@ -143,8 +142,18 @@ def _groups(census: Census) -> list[Group]:
     return sorted(groups, key=lambda group: not group.across_splits)
 
 
+def _nested(census: Census) -> set[frozenset[str]]:
+    """Pairs of splits of which one contains the other by design."""
+    return {frozenset((o.first, o.second)) for o in overlaps(census.contents()) if o.by_design}
+
+
 def _near(study: Study) -> list[Pair]:
-    """Pairs of decoded images that look alike but do not have the same bytes."""
+    """Pairs of decoded images that look alike but do not have the same bytes.
+
+    A pair is across splits if its images are in different splits, even if one of the two is in the
+    other's split as well; splits that contain one another by design do not count.
+    """
+    nested = _nested(study.census)
     looks, signatures = study.census.looks, study.signatures
     first = {looks[i].content: i for i in reversed(sorted(signatures))}
     chosen = sorted(first.values())
@@ -154,6 +163,10 @@ def _near(study: Study) -> list[Pair]:
     pairs = []
     for a, b, bits in near_pairs([signatures[i] for i in chosen]):
         i, j = chosen[a], chosen[b]
-        across = not splits[looks[i].content] & splits[looks[j].content]
+        across = any(
+            s != t and frozenset((s, t)) not in nested
+            for s in splits[looks[i].content]
+            for t in splits[looks[j].content]
+        )
         pairs.append(Pair(i, j, (looks[i].place, looks[j].place), bits, across))
     return sorted(pairs, key=lambda pair: not pair.across_splits)
