@@ -117,8 +117,9 @@ class MetricLogger:
         self._progress.update(self._note)
 
     def log_evaluation(self, step: int, results: dict[str, object]) -> None:
-        """Writes an evaluation's results (numbers, or numbers by class)."""
-        self._write("eval", step, results)
+        """Writes an evaluation's results: numbers, and numbers by class; texts are left out."""
+        figures = {name: value for name, value in results.items() if not isinstance(value, str)}
+        self._write("eval", step, figures)
 
     def progress(self) -> dict[str, Any]:
         """What a checkpoint keeps so that a resumed run logs the same as an uninterrupted one.
