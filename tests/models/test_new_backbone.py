@@ -103,7 +103,10 @@ def test_forward_pass(config):
 
 
 def test_it_is_a_valid_config(config):
-    validate(config, device_count=1)
+    assert validate(config, device_count=1) is None
+    config.model.backbone = "nothing"
+    with pytest.raises(UserError, match=r"config\.model\.backbone is 'nothing'"):
+        validate(config, device_count=1)
 
 
 def test_last_convolutions_add_a_map(config):

@@ -73,8 +73,10 @@ def test_a_crowded_image_is_reported_before_training(data, crowded, reported, tm
 
 
 def test_enough_slots_and_a_slice_without_the_crowd_are_accepted(data):
-    loop._open_data(config(data, **{"data.max_boxes": 101}))
-    loop._open_data(config(data, **{"data.eval": "voc_folder/mine:train[:1]"}))
+    _, crowded = loop._open_data(config(data, **{"data.max_boxes": 101}))
+    assert crowded.most_boxes(100) == (101, "b.jpg")
+    _, part = loop._open_data(config(data, **{"data.eval": "voc_folder/mine:train[:1]"}))
+    assert len(part) == 1
 
 
 def test_only_parts_that_may_be_crowded_are_read(data, monkeypatch):
