@@ -33,6 +33,9 @@ METRICS = (
     *("AR1", "AR10", "AR100", "ARs", "ARm", "ARl"),
 )
 
+MAP_KEY = "mAP@.5:.95"
+"""Names COCO's AP where it stands beside a mAP of VOC; it also asks how well the boxes fit."""
+
 
 class CocoResult(NamedTuple):
     """COCO's summary of a split.
@@ -60,6 +63,22 @@ class CocoResult(NamedTuple):
         return {**figures, "AP": self.per_class}
 
 
+class MeanAP(NamedTuple):
+    """COCO's AP alone, objects of all sizes.
+
+    Attributes:
+        mean: AP over IoU 0.5:0.95 in [0, 1]; NaN where no ground truth counts.
+        per_class: the same by class name; None for a class without ground truth.
+    """
+
+    mean: float
+    per_class: dict[str, float | None]
+
+    def record(self) -> dict[str, Any]:
+        """Returns "mAP", and "AP" by class, as in metrics.jsonl; None where undefined."""
+        return {"mAP": None if np.isnan(self.mean) else self.mean, "AP": self.per_class}
+
+
 def evaluate(
     detections: Mapping[str, ImageDetections],
     ground_truth: Mapping[str, ImageGroundTruth],
@@ -80,22 +99,30 @@ def evaluate(
         UserError: an image is not in the ground truth, a label is out of range, or a score or a box
             is not finite.
     """
-    truth = flatten_ground_truth(ground_truth, len(class_names))
-    boxes_xywh = _to_xywh(truth.boxes_pixels)
-    columns = (truth.image, truth.labels, boxes_xywh, truth.ignore)
-    annotations = [
-        {
-            "image_id": image,
-            "category_id": label,
-            "bbox": box,
-            "area": box[2] * box[3],
-            "iscrowd": int(ignore),
-        }
-        for image, label, box, ignore in zip(*(c.tolist() for c in columns), strict=True)
-    ]
-    labels = tuple(range(1, len(class_names) + 1))
-    found = _result_rows(detections, dict.fromkeys(ground_truth), labels)
-    return _run(range(len(ground_truth)), annotations, found, class_names, labels)
+    images, truth, found, labels = _in_memory(detections, ground_truth, class_names)
+    return _run(images, truth, found, class_names, labels)
+
+
+def mean_average_precision(
+    detections: Mapping[str, ImageDetections],
+    ground_truth: Mapping[str, ImageGroundTruth],
+    class_names: Sequence[str],
+) -> MeanAP:
+    """Computes the "AP" of `evaluate`, in about a third of the time: no other metric is computed.
+
+    The arguments and errors are those of `evaluate`.
+    """
+    images, truth, found, labels = _in_memory(detections, ground_truth, class_names)
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation = _prepared(images, truth, found, class_names, labels)
+        evaluation.params.areaRng = evaluation.params.areaRng[:1]  # all sizes
+        evaluation.params.areaRngLbl = evaluation.params.areaRngLbl[:1]
+        evaluation.params.maxDets = evaluation.params.maxDets[-1:]
+        evaluation.evaluate()
+        evaluation.accumulate()
+    per_class = _per_class(evaluation, class_names, labels)
+    defined = [value for value in per_class.values() if value is not None]
+    return MeanAP(float(np.mean(defined)) if defined else float("nan"), per_class)
 
 
 def evaluate_annotations(
@@ -265,6 +292,30 @@ def read_results(path: str | Path, category_ids: Sequence[int]) -> dict[str, Ima
     }
 
 
+def _in_memory(
+    detections: Mapping[str, ImageDetections],
+    ground_truth: Mapping[str, ImageGroundTruth],
+    class_names: Sequence[str],
+) -> tuple[Sequence[int], list[dict[str, Any]], list[dict[str, Any]], Sequence[int]]:
+    """Image numbers, annotations, results and category ids (the labels) for COCOeval."""
+    truth = flatten_ground_truth(ground_truth, len(class_names))
+    boxes_xywh = _to_xywh(truth.boxes_pixels)
+    columns = (truth.image, truth.labels, boxes_xywh, truth.ignore)
+    annotations = [
+        {
+            "image_id": image,
+            "category_id": label,
+            "bbox": box,
+            "area": box[2] * box[3],
+            "iscrowd": int(ignore),
+        }
+        for image, label, box, ignore in zip(*(c.tolist() for c in columns), strict=True)
+    ]
+    labels = tuple(range(1, len(class_names) + 1))
+    found = _result_rows(detections, dict.fromkeys(ground_truth), labels)
+    return range(len(ground_truth)), annotations, found, labels
+
+
 def _run(
     image_numbers: Sequence[int],
     truth: list[dict[str, Any]],
@@ -273,19 +324,38 @@ def _run(
     category_ids: Sequence[int],
 ) -> CocoResult:
     """Runs COCOeval; image ids are the numbers in `image_numbers`."""
+    log = io.StringIO()
+    with contextlib.redirect_stdout(log):
+        evaluation = _prepared(image_numbers, truth, found, class_names, category_ids)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    stats = np.where(np.asarray(evaluation.stats) < 0, np.nan, evaluation.stats)
+    metrics = dict(zip(METRICS, map(float, stats), strict=True))
+    return CocoResult(metrics, _per_class(evaluation, class_names, category_ids), log.getvalue())
+
+
+def _prepared(
+    image_numbers: Sequence[int],
+    truth: list[dict[str, Any]],
+    found: list[dict[str, Any]],
+    class_names: Sequence[str],
+    category_ids: Sequence[int],
+) -> COCOeval:
+    """Returns a COCOeval of the rows that has not run yet."""
     categories = [
         {"id": category_id, "name": name}
         for category_id, name in zip(category_ids, class_names, strict=True)
     ]
     images = [{"id": number} for number in image_numbers]
-    log = io.StringIO()
-    with contextlib.redirect_stdout(log):
-        coco_truth, coco_found = (_index(rows, images, categories) for rows in (truth, found))
-        evaluation = COCOeval(coco_truth, coco_found, "bbox")
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    stats = np.where(np.asarray(evaluation.stats) < 0, np.nan, evaluation.stats)
+    coco_truth, coco_found = (_index(rows, images, categories) for rows in (truth, found))
+    return COCOeval(coco_truth, coco_found, "bbox")
+
+
+def _per_class(
+    evaluation: COCOeval, class_names: Sequence[str], category_ids: Sequence[int]
+) -> dict[str, float | None]:
+    """AP by class name; None for a class without ground truth that counts."""
     # precision [IoU, recall, class in order of id, area range, max detections]; −1: no ground truth
     precision = evaluation.eval["precision"][:, :, :, 0, -1]
     per_class: dict[str, float | None] = {}
@@ -293,8 +363,7 @@ def _run(
         values = precision[:, :, sorted(category_ids).index(category_id)]
         values = values[values > -1]
         per_class[name] = float(values.mean()) if values.size else None
-    metrics = dict(zip(METRICS, map(float, stats), strict=True))
-    return CocoResult(metrics, per_class, log.getvalue())
+    return per_class
 
 
 def _index(

@@ -35,15 +35,17 @@ class Evaluation(NamedTuple):
     """The evaluation of a split.
 
     Attributes:
-        results: "mAP", "label" (the rule that it follows, in words) and "AP" by class; for COCO
-            also its other metrics.
+        results: "mAP", "label" (the rule that it follows, in words) and "AP" by class; for VOC
+            also `coco.MAP_KEY`, for COCO its other metrics.
         detections: by image id, in pixels of the original image.
         ground_truth: by image id, in pixels of the original image.
+        sizes: by image id, height and width of the original image in pixels.
     """
 
     results: dict[str, Any]
     detections: dict[str, ImageDetections]
     ground_truth: dict[str, ImageGroundTruth]
+    sizes: dict[str, tuple[int, int]]
 
 
 class Evaluator:
@@ -78,6 +80,7 @@ class Evaluator:
         """
         detections: dict[str, ImageDetections] = {}
         ground_truth: dict[str, ImageGroundTruth] = {}
+        sizes: dict[str, tuple[int, int]] = {}
         batch, found = processes.gather(self._all_rows(variables, on_batch))
         for row in np.argsort(batch["id"], kind="stable"):
             if batch["id"][row] < 0:
@@ -86,6 +89,7 @@ class Evaluator:
             if image_id in detections:
                 raise RuntimeError(f"image {image_id} of {self._source.spec} was read twice")
             original_size = batch["original_size"][row]
+            sizes[image_id] = tuple(original_size.tolist())
             detections[image_id] = to_image_detections(found, row, original_size)
             scale = np.tile(original_size.astype(np.float64), 2)
             real = batch["labels"][row] > 0
@@ -99,7 +103,7 @@ class Evaluator:
                 f"only {len(detections)} of {len(self._source)} images of {self._source.spec} "
                 "were read"
             )
-        return Evaluation(self._score(detections, ground_truth), detections, ground_truth)
+        return Evaluation(self._score(detections, ground_truth), detections, ground_truth, sizes)
 
     def _all_rows(
         self, variables: Any, on_batch: Callable[[], None]
@@ -156,6 +160,8 @@ class Evaluator:
         else:
             kind = metric.removeprefix("voc_")
             record = voc.evaluate(detections, ground_truth, names, metric=kind).record()
+            strict = coco.mean_average_precision(detections, ground_truth, names).record()
+            record = {"mAP": record["mAP"], coco.MAP_KEY: strict["mAP"], **record}
         return {"mAP": record["mAP"], "label": METRIC_LABELS[metric], **record}
 
 

@@ -43,7 +43,7 @@ def score_voc(
 
     Returns:
         The figures for the JSON file: "metric", "mAP", "AP" by class (None without ground truth),
-        and "ground_truths" and "detections", the counts by class.
+        "mAP@.5:.95" by COCO's rule, and "ground_truths" and "detections", the counts by class.
 
     Raises:
         UserError: a file is missing or malformed, or they do not belong together.
@@ -64,8 +64,9 @@ def score_voc(
             _note(f"{path} is missing: no detections of {printable(name)}")
     found = _without_left_out(found, frozenset(truth.left_out))
     result = voc.evaluate(found, ground_truth, names, metric=metric)
+    strict_map = {coco.MAP_KEY: coco.mean_average_precision(found, ground_truth, names).mean}
     counts = {"ground_truths": result.ground_truths, "detections": result.detections}
-    return {"metric": f"voc_{metric}", **result.record(), **counts}
+    return {"metric": f"voc_{metric}", **result.record(), **strict_map, **counts}
 
 
 def _split_of_files(detections: Path, *names: str) -> str:
@@ -140,7 +141,8 @@ def _note(text: str) -> None:
 
 def print_table(record: Mapping[str, Any]) -> None:
     """Prints one row per class and the mean, then the other figures of the record."""
-    width = max(len("class"), *map(len, record["AP"]), 0)
+    others = [name for name, value in record.items() if isinstance(value, float) and name != "mAP"]
+    width = max(map(len, ("class", *record["AP"], *others)))
     counts = [key for key in ("ground_truths", "detections") if key in record]
     print(f"{'class':<{width}}  {'AP':>7}" + "".join(f"  {key:>13}" for key in counts))
     for name, value in record["AP"].items():
@@ -150,9 +152,8 @@ def print_table(record: Mapping[str, Any]) -> None:
         )
     totals = "".join(f"  {sum(record[key].values()):>13}" for key in counts)
     print(f"{'mean':<{width}}  {_figure(record['mAP'])}{totals}")
-    for name, value in record.items():
-        if isinstance(value, float) and name != "mAP":
-            print(f"{name:<{width}}  {_figure(value)}")
+    for name in others:
+        print(f"{name:<{width}}  {_figure(record[name])}")
     absent = [name for name, value in record["AP"].items() if value is None]
     if absent:
         print(f"not in the mean, for lack of ground truth: {', '.join(absent)}")

@@ -132,6 +132,33 @@ def test_scores_in_memory_equal_those_of_a_file_without_areas(tmp_path):
     assert in_memory.per_class == pytest.approx(by_file.per_class, abs=1e-9)
     assert 0.05 < in_memory.metrics["AP"] < 0.95
 
+    # The AP alone, against pycocotools on the same files.
+    coco.write_results(tmp_path / "r.json", detections, coco.category_ids(annotations, names))
+    expected = official(tmp_path / "a.json", json.loads((tmp_path / "r.json").read_text()))
+    alone = coco.mean_average_precision(detections, ground_truth, names)
+    assert alone.mean == pytest.approx(expected.stats[0], abs=1e-3)  # rounded coordinates
+    assert alone.mean == pytest.approx(in_memory.metrics["AP"], abs=1e-12)
+    assert alone.per_class == in_memory.per_class
+    assert alone.record()["mAP"] == alone.mean
+
+
+def test_the_ap_alone_counts_100_detections_and_no_ignored_boxes():
+    far, box = np.array([[100.0, 100.0, 150.0, 150.0]]), BOX
+    truth = {"1": ImageGroundTruth(np.concatenate([box, far]), np.array([1, 1]), np.array([0, 1]))}
+    many = ImageDetections(
+        np.concatenate([np.tile(far + 300, (100, 1)), box]),
+        np.linspace(0.9, 0.1, 101),
+        np.ones(101, int),
+    )
+    few = ImageDetections(np.concatenate([far, box]), np.array([0.9, 0.8]), np.array([1, 1]))
+    for found, expected in ((many, 0.0), (few, 1.0)):
+        alone = coco.mean_average_precision({"1": found}, truth, ["a", "b"])
+        whole = coco.evaluate({"1": found}, truth, ["a", "b"])
+        assert alone.mean == pytest.approx(expected) == pytest.approx(whole.metrics["AP"])
+        assert alone.per_class["b"] is None
+    empty = coco.mean_average_precision({}, {"1": truth["1"]._replace(labels=np.zeros(2))}, ["a"])
+    assert np.isnan(empty.mean) and empty.record() == {"mAP": None, "AP": {"a": None}}
+
 
 BOX = np.array([[10.0, 10.0, 60.0, 60.0]])
 TRUTH = {"7": ImageGroundTruth(BOX, np.array([2]), np.array([False]))}

@@ -73,10 +73,35 @@ def test_voc_table_and_json(tmp_path, devkit, capsys):
         ["cat", "1.0000", "2", "3"],
         ["dog", "1.0000", "1", "1"],
         ["mean", "1.0000", "3", "4"],
+        ["mAP@.5:.95", "1.0000"],
     ]
     record = json.loads((tmp_path / "out" / "s.json").read_text())
     assert record["metric"] == "voc_11point" and record["mAP"] == 1.0
     assert record["AP"] == {"cat": 1.0, "dog": 1.0}
+    assert math.isclose(record["mAP@.5:.95"], 1)
+
+
+def test_voc_beside_cocos_map(tmp_path, devkit, capsys):
+    """A box of IoU 0.64 is right for VOC, and for COCO at 0.5, 0.55 and 0.6 of ten thresholds."""
+    loose = write_detections(
+        tmp_path / "found", cat=PERFECT["cat"], dog="000001 0.9 100 20 160 64.8\n"
+    )
+    assert run_voc(devkit, loose, f"--json={tmp_path / 's.json'}") == 0
+    record = json.loads((tmp_path / "s.json").read_text())
+    assert record["mAP"] == 1.0
+    assert math.isclose(record["mAP@.5:.95"], (1 + 3 / 10) / 2)
+    assert ["mAP@.5:.95", "0.6500"] in [
+        line.split() for line in capsys.readouterr().out.splitlines()
+    ]
+
+
+def test_voc_without_ground_truth_has_no_cocos_map(tmp_path, capsys):
+    devkit = write_devkit(tmp_path / "VOC2007", {"000003": []})
+    folder = write_detections(tmp_path / "found", cat="000003 0.9 1 1 50 50\n")
+    assert run_voc(devkit, folder, f"--json={tmp_path / 's.json'}") == 0
+    record = json.loads((tmp_path / "s.json").read_text())
+    assert record["mAP"] is None and record["mAP@.5:.95"] is None
+    assert ["mAP@.5:.95", "–"] in [line.split() for line in capsys.readouterr().out.splitlines()]
 
 
 def test_voc_metric_is_chosen(tmp_path, devkit, capsys):

@@ -185,7 +185,7 @@ def test_metrics_are_written_for_each_step_and_evaluation(finished):
     }
     evaluation = next(line for line in written if line["kind"] == "eval")
     assert set(evaluation["AP"]) == set(COLORS)
-    assert 0 <= evaluation["mAP"] <= 1
+    assert 0 <= evaluation["mAP@.5:.95"] <= evaluation["mAP"] <= 1
 
 
 def test_evaluating_a_run_gives_the_scores_of_training_and_writes_detections(
@@ -197,6 +197,7 @@ def test_evaluating_a_run_gives_the_scores_of_training_and_writes_detections(
     evaluation = evaluate_run(run, run.info.config, tmp_path)
     during = [line for line in lines(workdir) if line["kind"] == "eval"][-1]
     assert evaluation.results["mAP"] == during["mAP"]
+    assert evaluation.results["mAP@.5:.95"] == during["mAP@.5:.95"]
     assert len(evaluation.detections) == 9
     assert json.loads((tmp_path / "results.json").read_text())["mAP"] == during["mAP"]
     for name in COLORS:
