@@ -168,3 +168,17 @@ def to_image_detections(found: Detections, row: int, original_size: np.ndarray) 
     return ImageDetections(
         found.boxes[row][used] * scale, found.scores[row][used], found.labels[row][used]
     )
+
+
+def overlaps(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Computes the IoU of all pairs of boxes [N, 4] and [M, 4], float64 [N, M]; 0 for empty boxes.
+
+    Ends are exclusive, as in `ops.boxes.iou`, of which this is the host's version.
+    """
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    low = np.maximum(a[:, None, :2], b[:, :2])
+    high = np.minimum(a[:, None, 2:], b[:, 2:])
+    intersection = np.maximum(high - low, 0).prod(axis=-1)
+    areas = (np.maximum(boxes[:, 2:] - boxes[:, :2], 0).prod(axis=-1) for boxes in (a, b))
+    union = np.add.outer(*areas) - intersection
+    return np.divide(intersection, union, out=np.zeros_like(union), where=union > 0)

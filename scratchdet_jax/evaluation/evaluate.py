@@ -14,6 +14,7 @@ from scratchdet_jax.data.records import DetectionSource, parse_spec
 from scratchdet_jax.data.sources import open_split
 from scratchdet_jax.errors import UserError, writable_folder
 from scratchdet_jax.evaluation import coco, voc
+from scratchdet_jax.evaluation.baseline import constant_box
 from scratchdet_jax.evaluation.evaluator import Evaluation, Evaluator, summary_line
 from scratchdet_jax.parallel import processes
 from scratchdet_jax.parallel.devices import DeviceMapping
@@ -27,7 +28,8 @@ def evaluate_run(
 ) -> Evaluation:
     """Scores a run on `config.data.eval` and writes results and detections to a folder.
 
-    The files are results.json, coco_results.json and VOC's comp4_det_<split>_<class>.txt.
+    The files are results.json, coco_results.json and VOC's comp4_det_<split>_<class>.txt. Beside
+    the run's own figures stands what a constant box scores (`baseline.constant_box`).
 
     Args:
         run: the checkpoint.
@@ -69,18 +71,26 @@ def evaluate_run(
 
     if not processes.is_first():
         return evaluation
+    scored = config.eval.metric != "none"
+    figures = {**record, **evaluation.results}
+    if scored:
+        constant = constant_box(
+            evaluation.ground_truth, evaluation.sizes, source.class_names, config.eval.metric
+        )
+        figures["constant_box"] = constant.record()
     if aside:
         output.rename(aside)
         output.mkdir()
-    _write_files(record, output, source, evaluation)
+    _write_files(figures, output, source, evaluation)
 
     for name, ap in evaluation.results["AP"].items():
         print(f"{name:>20}  {'no ground truth' if ap is None else f'{ap:.4f}'}")
-    scored = config.eval.metric != "none"
     print(
         f"{run.workdir} step {run.step} on {source.spec} ({len(source)} images): "
         f"{summary_line(evaluation.results) if scored else 'not scored'}"
     )
+    if scored and (line := constant.line(evaluation.results["label"], len(source))):
+        print(line)
     if left_out := source.left_out_line():
         print(left_out)
     moved = f"; the earlier results of another step are in {aside}" if aside else ""
@@ -129,11 +139,10 @@ def _free_name(folder: Path, record: Mapping[str, Any]) -> Path | None:
 
 
 def _write_files(
-    record: Mapping[str, Any], output: Path, source: DetectionSource, evaluation: Evaluation
+    figures: Mapping[str, Any], output: Path, source: DetectionSource, evaluation: Evaluation
 ) -> None:
     """Writes the figures first, the VOC files, whose names depend on the classes, last."""
-    results = {**record, **evaluation.results}
-    (output / _RESULTS).write_text(json.dumps(results, indent=2) + "\n")
+    (output / _RESULTS).write_text(json.dumps(figures, indent=2) + "\n")
     categories = source.category_ids or coco.submission_category_ids(source.class_names)
     coco.write_results(output / "coco_results.json", evaluation.detections, categories)
     split = split_name(source.spec)

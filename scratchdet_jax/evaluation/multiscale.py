@@ -16,6 +16,7 @@ import numpy as np
 from scratchdet_jax.config.scales import Scale
 from scratchdet_jax.detector import Detector
 from scratchdet_jax.errors import UserError
+from scratchdet_jax.evaluation.detections import overlaps
 from scratchdet_jax.models import feature_sizes
 from scratchdet_jax.ops.anchors import AnchorSpecification, make_anchors
 from scratchdet_jax.ops.nms import Detections
@@ -165,7 +166,7 @@ def merge_image(
     origin, result, kept = origin[used], boxes.copy(), np.zeros(len(used), bool)
     for label in np.unique(labels):
         index = np.flatnonzero(labels == label)
-        meets = _overlaps(boxes[index]) > iou_threshold
+        meets = overlaps(boxes[index], boxes[index]) > iou_threshold
         meets &= origin[index][:, None] != origin[index]
         free = np.ones(len(index), bool)
         for i, position in enumerate(index):
@@ -186,14 +187,3 @@ def merge_image(
         np.pad(scores[best], (0, spare)),
         np.pad(labels[best], (0, spare)),
     )
-
-
-def _overlaps(boxes: np.ndarray) -> np.ndarray:
-    """Computes the IoU of all pairs of boxes [N, 4], float64 [N, N]; 0 for empty boxes."""
-    boxes = boxes.astype(np.float64)
-    low = np.maximum(boxes[:, None, :2], boxes[:, :2])
-    high = np.minimum(boxes[:, None, 2:], boxes[:, 2:])
-    intersection = np.maximum(high - low, 0).prod(axis=-1)
-    area = np.maximum(boxes[:, 2:] - boxes[:, :2], 0).prod(axis=-1)
-    union = area[:, None] + area - intersection
-    return np.divide(intersection, union, out=np.zeros_like(union), where=union > 0)

@@ -180,4 +180,60 @@ def test_the_map_names_its_metric(run, capsys, metric, label):
     results = results_of(run.workdir / "out")
     assert results["metric"] == metric and results["label"] == label
     assert results["mAP"] == pytest.approx(1.0)
-    assert f"(2 images): mAP 1.0000 ({label})" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert f"(2 images): mAP 1.0000 ({label})" in output
+    # The pictures are the same, so a constant box is as good.
+    assert (
+        "for comparison, one constant box per class on every image: mAP 1.0000 "
+        f"({label})\n" in output
+    )
+    constant = results["constant_box"]
+    assert constant["mAP"] == pytest.approx(1.0) and constant["images"] == 2
+    assert constant["AP"] == pytest.approx(dict.fromkeys(CLASSES, 1.0))
+    place = [BOX[1] / 120, BOX[0] / 160, BOX[3] / 120, BOX[2] / 160]
+    assert constant["boxes"]["dog"] == pytest.approx(place, abs=1e-3)
+
+
+@pytest.mark.parametrize("metric", ["voc_11point", "voc_area"])
+def test_the_map_of_voc_stands_beside_that_of_coco(run, capsys, monkeypatch, metric):
+    def loose(*arguments):
+        """Boxes of IoU 0.64: right at 3 of COCO's 10 thresholds."""
+        found = perfect(*arguments)
+        height = found.boxes[..., 2:3] - found.boxes[..., :1]
+        low = found.boxes[..., :1] + 0.64 * height
+        return found._replace(
+            boxes=np.concatenate([found.boxes[..., :2], low, found.boxes[..., 3:]], axis=-1)
+        )
+
+    monkeypatch.setattr(Detector, "detect", loose)
+    evaluate.evaluate_run(run, overridden(run, **{"eval.metric": metric}), run.workdir / "out")
+    results = results_of(run.workdir / "out")
+    assert results["mAP"] == 1.0
+    assert results["mAP@.5:.95"] == pytest.approx(0.3)
+    label = results["label"]
+    assert f"mAP 1.0000 ({label}), mAP@.5:.95 0.3000\n" in capsys.readouterr().out
+
+
+def test_an_evaluation_that_is_not_scored_has_no_constant_box(run, capsys):
+    evaluate.evaluate_run(run, overridden(run, **{"eval.metric": "none"}), run.workdir / "out")
+    assert "constant" not in capsys.readouterr().out
+    assert "constant_box" not in results_of(run.workdir / "out")
+
+
+def test_other_processes_than_the_first_do_not_score_a_constant_box(run, capsys, monkeypatch):
+    def refuse(*_):
+        raise AssertionError("scored in another process")
+
+    monkeypatch.setattr(evaluate.processes, "is_first", lambda: False)
+    monkeypatch.setattr(evaluate, "constant_box", refuse)
+    evaluate.evaluate_run(run, run.info.config)
+    assert capsys.readouterr().out == ""
+
+
+def test_results_of_older_versions_are_recognised(run):
+    evaluate.evaluate_run(run, run.info.config, run.workdir / "out")
+    path = run.workdir / "out/results.json"
+    new = json.loads(path.read_text())
+    path.write_text(json.dumps({k: new[k] for k in ("step", "data", "metric", "mAP", "AP")}))
+    evaluate.evaluate_run(run, run.info.config, run.workdir / "out")
+    assert results_of(run.workdir / "out") == new
