@@ -11,6 +11,7 @@ from scratchdet_jax.tools.doctor.layout import paragraph, soft
 from scratchdet_jax.tools.doctor.sections import samples
 from scratchdet_jax.tools.doctor.sections.anchors import Anchors
 from scratchdet_jax.tools.doctor.sections.boxes import Boxes
+from scratchdet_jax.tools.doctor.sections.constant import Constant
 from scratchdet_jax.tools.doctor.sections.defects import Defects
 from scratchdet_jax.tools.doctor.sections.duplicates import Duplicates
 from scratchdet_jax.tools.doctor.sections.images import Images
@@ -32,6 +33,7 @@ class Report(NamedTuple):
 
     splits: Splits
     boxes: Boxes
+    constant: Constant
     images: Images
     defects: Defects
     duplicates: Duplicates
@@ -70,6 +72,7 @@ class Report(NamedTuple):
             "findings": ("Findings", _html_findings(self.findings(study))),
             "counts": ("Images and boxes", self.splits.to_html(study)),
             "sizes": ("Box sizes and shapes", self.boxes.to_html(study)),
+            "constant": ("The same box on every image", self.constant.to_html(study)),
             "images": ("Images", self.images.to_html(study)),
             "defects": ("Defects", self.defects.to_html(study)),
             "duplicates": ("Duplicates", self.duplicates.to_html(study)),

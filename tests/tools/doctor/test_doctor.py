@@ -222,6 +222,20 @@ def test_anchors(examined):
     assert numbers["draws"] == 4
 
 
+def test_a_constant_box_is_scored_on_the_split_for_evaluation(examined):
+    """All three images of held_out have the same box."""
+    numbers, page, text = examined
+    found = numbers["constant_box"]
+    assert (found["split"], found["label"]) == ("held_out", "VOC 11-point, IoU 0.5")
+    assert found["box"]["mean"] == pytest.approx(1.0)
+    assert found["box"]["boxes"] == {"cat": pytest.approx(LARGE), "dog": None, "bird": None}
+    assert re.search(r"cat +1\.000 +10 % +10 % +60 % +50 %", text)
+    (finding,) = [f for f in numbers["findings"] if "same place" in f["text"]]
+    assert finding["severity"] == "warning"
+    sentence = "in the same place on every image of held_out, scores mAP 1.00"
+    assert sentence in finding["text"] and sentence in page
+
+
 def test_findings_are_ranked_and_give_advice(examined):
     numbers, _, text = examined
     severities = [f["severity"] for f in numbers["findings"]]
@@ -280,6 +294,7 @@ def test_the_page_is_complete_and_self_contained(examined):
         "findings",
         "counts",
         "sizes",
+        "constant",
         "images",
         "defects",
         "duplicates",
@@ -325,6 +340,7 @@ def test_a_data_set_without_boxes_is_examined(tmp_path, monkeypatch, capsys):
     )
     text = capsys.readouterr().out
     assert "3 classes have no boxes: cat, dog, bird" in text
+    assert "THE SAME BOX" not in text and "same place" not in text
     assert "nan" not in text.lower()
     assert "nan" not in re.sub('base64,[^"]*', "", page.read_text()).lower()
 
