@@ -56,14 +56,14 @@ def convert(state: Mapping[str, np.ndarray], initial: Mapping[str, Any]) -> Impo
     """Copies a PyTorch state dict into a model's variables.
 
     Args:
-        state: arrays by PyTorch's names, as `state_dict()` returns them.
+        state: arrays by PyTorch's names, without prefixes (`torch_files.unwrap`).
         initial: `params` and `batch_stats` of the model, built for this checkpoint.
 
     Raises:
         UserError: the format is unknown, or names or shapes differ; the message lists them.
     """
     state = {
-        name.removeprefix("module."): np.asarray(value)
+        name: np.asarray(value)
         for name, value in state.items()
         if not name.endswith("num_batches_tracked")
     }
