@@ -28,10 +28,12 @@ class Unwrapped(NamedTuple):
         arrays: arrays or tensors by name; scalars, which only count, are not among them.
         found: where they were, which prefixes were removed and what was left out, in one line; ""
             if the checkpoint was the arrays by name and nothing else.
+        mmdetection: the version of mmdetection that wrote it, if it says so; "" otherwise.
     """
 
     arrays: dict[str, Any]
     found: str
+    mmdetection: str = ""
 
 
 def read_arrays(path: Path) -> Unwrapped:
@@ -48,10 +50,11 @@ def read_arrays(path: Path) -> Unwrapped:
         raise UserError(f"{path}: there is no such file")
     content = read(path)
     try:
-        arrays, found = unwrap(content)
+        unwrapped = unwrap(content)
     except ValueError as error:
         raise UserError(f"{path} {error}") from None
-    return Unwrapped({name: np.asarray(_plain(a), np.float32) for name, a in arrays.items()}, found)
+    arrays = {name: np.asarray(_plain(a), np.float32) for name, a in unwrapped.arrays.items()}
+    return unwrapped._replace(arrays=arrays)
 
 
 def _plain(array: Any) -> Any:
@@ -117,6 +120,8 @@ def unwrap(content: Any) -> Unwrapped:
         ValueError: there is no dictionary of arrays, or there are several that are equally likely;
             the message, to follow the file's name, says what was found and what is needed.
     """
+    meta = content.get("meta") if isinstance(content, Mapping) else None
+    version = meta.get("mmdet_version", "") if isinstance(meta, Mapping) else ""
     path, left_out = [], []
     while len(path) < _MAX_DEPTH and (inside := _inside(content)):
         if _is_state(content) and not set(inside) & set(_KEYS):
@@ -137,7 +142,7 @@ def unwrap(content: Any) -> Unwrapped:
     found = [f"the weights are under {'/'.join(path)}"] if path else []
     found += [f"removed from the names: {', '.join(prefixes)}"] if prefixes else []
     found += [f"left out: {_some(left_out + others)}"] if left_out + others else []
-    return Unwrapped(arrays, "; ".join(found))
+    return Unwrapped(arrays, "; ".join(found), str(version))
 
 
 def _is_array(value: Any) -> bool:

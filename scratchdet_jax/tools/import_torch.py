@@ -4,8 +4,9 @@ python -m scratchdet_jax.tools.import_torch --checkpoint=F.pth \
     --config=configs/mmdet_release/ssd300.py --workdir=runs/release300
 python eval.py --workdir=runs/release300
 
-Reads the authors' mmdetection release and torchvision's ImageNet backbones. A backbone is not a
-detector yet: start a run from it with --config.init_from=WORKDIR. Needs PyTorch
+Reads the authors' mmdetection release, the SSDs of mmdetection, ssd.pytorch and torchvision
+(configs/stock_ssd.py), and torchvision's ImageNet backbones. A backbone is not a detector yet:
+start a run from it with --config.init_from=WORKDIR. Needs PyTorch
 (pip install -r requirements-torch.txt), or for a .safetensors file only safetensors.
 """
 
@@ -25,7 +26,7 @@ from scratchdet_jax.data.builders.voc_scan import VOC_CLASSES
 from scratchdet_jax.detector import build_detector
 from scratchdet_jax.errors import UserError, writable_folder
 from scratchdet_jax.models.torch_files import read_arrays
-from scratchdet_jax.models.torch_weights import Imported, convert, number_of_classes
+from scratchdet_jax.models.torch_weights import Imported, check_version, convert, number_of_classes
 from scratchdet_jax.run.checkpoints import IMPORTED, Checkpoints, RunInfo
 from scratchdet_jax.run.state import create_state
 
@@ -94,11 +95,12 @@ def main(argv: Sequence[str]) -> None:
     checkpoint, workdir = flags.FLAGS.checkpoint, flags.FLAGS.workdir
     if not checkpoint or not workdir:
         raise UserError("name the PyTorch file and the new run: --checkpoint=F.pth --workdir=DIR")
-    state, found = read_arrays(Path(checkpoint))
-    imported = import_run(state, config, Path(workdir))
+    read = read_arrays(Path(checkpoint))
+    check_version(read.arrays, read.mmdetection)
+    imported = import_run(read.arrays, config, Path(workdir))
     print(to_text(imported))
-    if found:
-        print(f"{checkpoint}: {found}")
+    if read.found:
+        print(f"{checkpoint}: {read.found}")
     if imported.initial:
         print(f"start a run from it: python train.py --config=… --config.init_from={workdir}")
     else:

@@ -36,7 +36,7 @@ def test_wrapped_weights_are_found(tmp_path):
         "ema": {"backbone.conv1.weight": torch.zeros(2, 3, 1, 1)},
     }
     torch.save(content, tmp_path / "x.pth")
-    arrays, found = read_arrays(tmp_path / "x.pth")
+    arrays, found, _ = read_arrays(tmp_path / "x.pth")
     same_arrays(arrays, model.state_dict())
     assert found == (
         "the weights are under net; removed from the names: _orig_mod., module.; left out: ema"
@@ -122,7 +122,7 @@ def test_safetensors_and_pytorch_files_read_alike(tmp_path):
     half |= {"backbone.bn1.num_batches_tracked": torch.tensor(7)}
     safetensors.save_file({f"model.{n}": t for n, t in half.items()}, tmp_path / "x.safetensors")
     torch.save({"model": half}, tmp_path / "x.pth")
-    arrays, found = read_arrays(tmp_path / "x.safetensors")
+    arrays, found, _ = read_arrays(tmp_path / "x.safetensors")
     same_arrays(arrays)
     assert found == "removed from the names: model."
     same_arrays(read_arrays(tmp_path / "x.pth").arrays)
