@@ -1,7 +1,7 @@
 # make demo         train on the embedded data set, evaluate, draw pictures
 # make test         run the tests
 # make test-slow    run the tests that take minutes
-# make test-torch   install PyTorch, run the comparisons with it
+# make test-torch   install PyTorch and safetensors, run the tests that need them
 # make test-faults  kill training 50 times at random moments, compare the results
 # make thesis       test the paper's thesis on small detectors: table and figure in runs/thesis
 #                   (under 3 h on 2 cores; QUICK=1: one seed, under 40 min); run again to resume
@@ -54,9 +54,9 @@ thesis: setup
 test: setup
 	$(PYTEST)
 
-# `make test` skips these tests where PyTorch is not installed.
+# `make test` skips these tests where the two are not installed.
 test-torch: torch
-	$(PYTEST) $$(grep -rl 'importorskip("torch")' tests)
+	$(PYTEST) $$(grep -rlE 'importorskip\("(torch|safetensors)' tests)
 
 test-slow: setup
 	$(PYTEST) -m slow

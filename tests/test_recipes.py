@@ -28,7 +28,7 @@ from tests.tiny import random_batch
 
 ROOT = Path(__file__).parent.parent
 ROOT_MAPS, VGG_MAPS = (38, 19, 10, 5, 3, 2), (38, 19, 10, 5, 3, 1)
-FILES_OF_ROWS = ("voc300", "bn_ablation", "first_layers")
+FILES_OF_ROWS = ("voc300", "bn_ablation", "first_layers", "stock_ssd")
 
 
 def recipes():
@@ -52,6 +52,8 @@ def recipes():
         "configs/coco512.py": ("Root-ResNet-34", (64, 32, 16, 8, 4, 2, 1), 24564),
         "configs/mmdet_release/ssd300.py": ("Root-ResNet-34", (38, 19, 10, 5, 3, 3), 8764),
         "configs/mmdet_release/ssd512.py": ("Root-ResNet-34", (64, 32, 16, 8, 4, 2, 1), 24564),
+        **{f"configs/stock_ssd.py:{row}": vgg for row in rows("stock_ssd")},
+        "configs/stock_ssd.py:mmdetection512": ("VGG-16", (64, 32, 16, 8, 4, 2, 1), 24564),
     }
 
 

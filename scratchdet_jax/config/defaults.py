@@ -174,6 +174,7 @@ def get_config() -> ml_collections.ConfigDict:
     # The anchors, one entry per source map: min_percent and max_percent (sizes in percent of S),
     # aspect_ratios (besides 1; r also gives 1/r), steps (between cells, in pixels; empty = S / map
     # size). rounded: corners in whole pixels, as in the authors' mmdetection release.
+    # sides_clipped: no side longer than S, as in ssd.pytorch and torchvision.
     config.anchors = ml_collections.ConfigDict()
     config.anchors.update(anchor_fields("voc300", steps=ROOT_RESNET_STEPS_300))
 

@@ -23,6 +23,7 @@ class AnchorSpecification(NamedTuple):
         aspect_ratios: width over height, other than 1; each ratio r also gives 1/r.
         steps: distance between neighbouring cells in pixels; () means image size over map size.
         rounded: corners in whole pixels, as in the authors' mmdetection release.
+        sides_clipped: no side longer than the image, as in ssd.pytorch and torchvision.
     """
 
     image_size: int
@@ -31,6 +32,7 @@ class AnchorSpecification(NamedTuple):
     aspect_ratios: tuple[tuple[float, ...], ...]
     steps: tuple[float, ...] = ()
     rounded: bool = False
+    sides_clipped: bool = False
 
 
 _RATIOS_300 = ((2,), (2, 3), (2, 3), (2, 3), (2,), (2,))
@@ -100,6 +102,8 @@ def make_anchors(
         sides = _cell_sides(
             *sizes_in_pixels(specification)[level], specification.aspect_ratios[level]
         )
+        if specification.sides_clipped:
+            sides = np.minimum(sides, size)
         centre_y, centre_x = np.meshgrid(
             (np.arange(height) + 0.5) * step_y, (np.arange(width) + 0.5) * step_x, indexing="ij"
         )

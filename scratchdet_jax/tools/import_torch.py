@@ -4,13 +4,13 @@ python -m scratchdet_jax.tools.import_torch --checkpoint=F.pth \
     --config=configs/mmdet_release/ssd300.py --workdir=runs/release300
 python eval.py --workdir=runs/release300
 
-Reads the authors' mmdetection release and torchvision's ImageNet backbones. A backbone is not a
-detector yet: start a run from it with --config.init_from=WORKDIR. Needs PyTorch
-(pip install -r requirements-torch.txt).
+Reads the authors' mmdetection release, the SSDs of mmdetection, ssd.pytorch and torchvision
+(configs/stock_ssd.py), and torchvision's ImageNet backbones. A backbone is not a detector yet:
+start a run from it with --config.init_from=WORKDIR. Needs PyTorch
+(pip install -r requirements-torch.txt), or for a .safetensors file only safetensors.
 """
 
 import json
-import pickle
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,48 +24,16 @@ from scratchdet_jax import cli
 from scratchdet_jax.data import coco_classes
 from scratchdet_jax.data.builders.voc_scan import VOC_CLASSES
 from scratchdet_jax.detector import build_detector
-from scratchdet_jax.errors import UserError, one_line, writable_folder
-from scratchdet_jax.models.torch_weights import Imported, convert, number_of_classes
+from scratchdet_jax.errors import UserError, writable_folder
+from scratchdet_jax.models.torch_files import read_arrays
+from scratchdet_jax.models.torch_weights import Imported, check_version, convert, number_of_classes
 from scratchdet_jax.run.checkpoints import IMPORTED, Checkpoints, RunInfo
 from scratchdet_jax.run.state import create_state
 
-flags.DEFINE_string("checkpoint", None, "The PyTorch file.")
+flags.DEFINE_string("checkpoint", None, "The PyTorch or safetensors file.")
 flags.DEFINE_string("workdir", None, "Folder of the new run; must not hold a run.")
 
 _CLASSES = {len(names): names for names in (VOC_CLASSES, coco_classes.NAMES)}
-
-
-def read_state_dict(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a PyTorch checkpoint by name; nothing in the file is executed.
-
-    The state dict may be at the top level or, as in mmdetection's files, under `state_dict`.
-
-    Raises:
-        UserError: PyTorch is not installed, or the file is not a checkpoint of plain tensors.
-    """
-    try:
-        import torch
-    except ImportError:
-        raise UserError(
-            "importing PyTorch weights needs PyTorch: pip install -r requirements-torch.txt"
-        ) from None
-    if not path.is_file():
-        raise UserError(f"--checkpoint {path}: there is no such file")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
-        reason = one_line(str(error).split(". ")[0])
-        raise UserError(
-            f"--checkpoint {path} is not a PyTorch checkpoint of plain tensors ({reason}): name a "
-            "file written by torch.save(model.state_dict(), …)"
-        ) from None
-    content = content.get("state_dict", content) if isinstance(content, dict) else None
-    if not isinstance(content, dict) or not all(torch.is_tensor(x) for x in content.values()):
-        raise UserError(
-            f"--checkpoint {path} does not hold a state dict: it must be a dictionary of tensors "
-            "by name"
-        )
-    return {name: tensor.float().numpy() for name, tensor in content.items()}
 
 
 def import_run(
@@ -127,8 +95,12 @@ def main(argv: Sequence[str]) -> None:
     checkpoint, workdir = flags.FLAGS.checkpoint, flags.FLAGS.workdir
     if not checkpoint or not workdir:
         raise UserError("name the PyTorch file and the new run: --checkpoint=F.pth --workdir=DIR")
-    imported = import_run(read_state_dict(Path(checkpoint)), config, Path(workdir))
+    read = read_arrays(Path(checkpoint))
+    check_version(read.arrays, read.mmdetection)
+    imported = import_run(read.arrays, config, Path(workdir))
     print(to_text(imported))
+    if read.found:
+        print(f"{checkpoint}: {read.found}")
     if imported.initial:
         print(f"start a run from it: python train.py --config=… --config.init_from={workdir}")
     else:

@@ -68,6 +68,17 @@ def test_sizes_in_pixels(name, low, high):
     assert sizes_in_pixels(SPECIFICATIONS[name]) == tuple(zip(low, high, strict=True))
 
 
+def test_clipped_sides_are_at_most_the_images():
+    spec = SPECIFICATIONS["voc300"]
+    maps = (38, 19, 10, 5, 3, 1)
+    plain, clipped = (make_anchors(spec._replace(sides_clipped=c), maps) for c in (False, True))
+    for a, b in zip(plain, clipped, strict=True):
+        centre, sides = (a[:2] + a[2:]) / 2, np.minimum(a[2:] - a[:2], 1)
+        np.testing.assert_allclose(b, [*(centre - sides / 2), *(centre + sides / 2)], atol=1e-6)
+    # On the 3×3 map 213·√2 is just above 300, on the 1×1 map 264·√2 = 373.
+    assert (plain != clipped).any(1).sum() == 9 * 2 + 2
+
+
 def test_without_steps_the_cells_divide_the_image():
     specification = VOC._replace(steps=())
     anchors = make_anchors(specification, [(2, 3)] * 6)

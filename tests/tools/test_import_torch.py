@@ -93,6 +93,7 @@ def test_scratchdet_300_of_the_release_is_exact(tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out
     print(printed.splitlines()[-1])  # the differences
     assert "from backbone.layer8.0.bn2.running_var" in printed
+    assert "released.pth: the weights are under state_dict\n" in printed
     assert "mmdetection format: " in printed and " 0 at their initial values" in printed
 
 
@@ -206,9 +207,9 @@ def small_state():
         "batch_stats": {"root": {"norm1": {"mean": np.zeros(4)}}},
     }
     state = {
-        "module.backbone.conv1.weight": np.arange(108.0).reshape(4, 3, 3, 3),
-        "module.backbone.bn1.running_mean": np.ones(4),
-        "module.backbone.bn1.num_batches_tracked": np.array(7),
+        "backbone.conv1.weight": np.arange(108.0).reshape(4, 3, 3, 3),
+        "backbone.bn1.running_mean": np.ones(4),
+        "backbone.bn1.num_batches_tracked": np.array(7),
     }
     return state, initial
 
@@ -216,16 +217,16 @@ def small_state():
 def test_names_and_layout():
     state, initial = small_state()
     kernel = convert(state, initial).variables["params"]["root"]["conv1"]["kernel"]
-    weight = state["module.backbone.conv1.weight"]
+    weight = state["backbone.conv1.weight"]
     for i, j, a, b in np.ndindex(3, 3, 3, 4):
         assert kernel[i, j, a, b] == weight[b, a, i, j]
 
 
 def test_arrays_that_do_not_fit_are_listed():
     state, initial = small_state()
-    state["module.backbone.conv1.weight"] = np.zeros((4, 3, 7, 7))
-    state["module.backbone.conv9.weight"] = np.zeros((1, 2))
-    del state["module.backbone.bn1.running_mean"]
+    state["backbone.conv1.weight"] = np.zeros((4, 3, 7, 7))
+    state["backbone.conv9.weight"] = np.zeros((1, 2))
+    del state["backbone.bn1.running_mean"]
     with pytest.raises(UserError) as error:
         convert(state, initial)
     for words in (
@@ -246,34 +247,7 @@ def test_other_networks_are_reported():
         convert(batch_norm, {"params": {}})
 
 
-class Hostile:
-    def __reduce__(self):
-        return (print, ("executed",))
-
-
-@pytest.mark.parametrize("content", ["object", "text", "list", "cut"])
-def test_other_files_are_refused(content, tmp_path, capsys):
-    path = tmp_path / "x.pth"
-    if content == "object":
-        torch.save({"state_dict": Hostile()}, path)
-    elif content == "text":
-        path.write_text("no checkpoint")
-    elif content == "list":
-        torch.save([torch.zeros(2)], path)
-    else:
-        torch.save({"a": torch.zeros(99)}, path)
-        path.write_bytes(path.read_bytes()[:300])
-    with pytest.raises(UserError, match=r"--checkpoint .*x\.pth"):
-        import_torch.read_state_dict(path)
-    assert "executed" not in capsys.readouterr().out
-
-
-def test_missing_files_and_packages_are_reported(tmp_path, monkeypatch):
-    with pytest.raises(UserError, match="there is no such file"):
-        import_torch.read_state_dict(tmp_path / "none.pth")
-    monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(UserError, match=r"pip install -r requirements-torch\.txt"):
-        import_torch.read_state_dict(tmp_path / "none.pth")
+def test_a_head_of_unknown_classes_is_refused(tmp_path):
     with pytest.raises(UserError, match="predicts 6 classes"):
         head = {
             "bbox_head.reg_convs.0.0.weight": np.zeros((16, 1, 3, 3)),
