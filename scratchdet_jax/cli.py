@@ -7,7 +7,7 @@ import logging as python_logging
 import sys
 import sysconfig
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +149,8 @@ def parse_config(
     for name in overrides:
         if name not in fields:
             raise UserError(_unknown_field(name, fields))
-    config = _parse_with_config(argv, recipe)
+    repeated = {n for n in overrides if isinstance(fields[n], tuple) and overrides.count(n) > 1}
+    config = _parse_with_config(_only_last(argv, repeated), recipe)
     for name in overrides:
         _check_elements(name, fields[name], flatten(config)[name])
     return config
@@ -223,6 +224,16 @@ def _overridden(argv: Sequence[str]) -> list[str]:
     """Dotted names of the overridden fields."""
     names = (a.lstrip("-").partition("=")[0] for a in argv if a.startswith("-"))
     return [n.removeprefix("config.") for n in names if n.startswith("config.")]
+
+
+def _only_last(argv: Sequence[str], names: Iterable[str]) -> list[str]:
+    """The command line with the last override of each field; ml_collections would join tuples."""
+    argv = list(argv)
+    for name in sorted(names):
+        value, rest = _take_flag(argv, f"config.{name}")
+        if value is not None:  # otherwise the last one lacks its value, which is reported
+            argv = [*rest, f"--config.{name}={value}"]
+    return argv
 
 
 def _parse_with_config(

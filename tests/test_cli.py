@@ -40,6 +40,27 @@ def test_overrides_are_applied_with_their_types(parsed):
     assert config.augment.crop is False
 
 
+def test_the_last_of_repeated_overrides_counts_whatever_their_type(parsed):
+    config = parsed(
+        "--config=configs/voc300.py",
+        "--config.batch_size=4",
+        "--config.model.extra_strides=(2,2,2,2)",
+        "--config.data.canvas",
+        "(300,400)",
+        "--config.eval.multiscale=300",
+        "--config.model.extra_strides=(2,2,1,1)",
+        "-config.data.canvas=600,600",
+        "--config.eval.multiscale=300+300f",
+        "--config.batch_size=8",
+    )
+    assert config.batch_size == 8
+    assert config.model.extra_strides == (2, 2, 1, 1)
+    assert config.data.canvas == (600, 600)
+    assert config.eval.multiscale == ("300+300f",)
+    with pytest.raises(UserError, match=r"config\.data\.canvas"):
+        parsed("--config=configs/voc300.py", "--config.data.canvas=3,4", "--config.data.canvas")
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

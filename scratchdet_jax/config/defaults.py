@@ -1,7 +1,8 @@
 """The reference of all config fields: meaning and default. A recipe overrides what differs.
 
 Override any field on the command line: `--config.batch_size=256`,
-`--config.optimizer.learning_rate=0.02`, `--config.model.extra_strides="(2,2,1,1)"`.
+`--config.optimizer.learning_rate=0.02`, `--config.model.extra_strides="(2,2,1,1)"`. Of several
+overrides of a field, the last one counts.
 """
 
 from collections.abc import Iterable
