@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 
 import ml_collections
@@ -44,6 +45,34 @@ def open_split(settings: ml_collections.ConfigDict, field: str) -> DetectionSour
         return open_source(spec, settings.dir)
     except NoSplitError as error:
         raise UserError(f"config.data.{field}: {error}{_advice(settings, field, error)}") from None
+
+
+def check_slots(
+    settings: ml_collections.ConfigDict, sources: Mapping[str, DetectionSource | None]
+) -> None:
+    """Refuses data with an image of more boxes than `config.data.max_boxes`.
+
+    The loader would refuse the image too, perhaps after hours.
+
+    Args:
+        settings: `config.data`.
+        sources: by field, "train" or "eval"; None is passed over.
+
+    Raises:
+        UserError: an image has more boxes.
+    """
+    slots = settings.max_boxes
+    found = [
+        (*data.most_boxes(slots), f"config.data.{field} {data.spec}")
+        for field, data in sources.items()
+        if data
+    ]
+    most, image, where = max(found)
+    if most > slots:
+        raise UserError(
+            f"{image} of {where} has {most} boxes, more than config.data.max_boxes = {slots}: set "
+            f"it to {most} or more"
+        )
 
 
 def _prepared_folder(settings: ml_collections.ConfigDict) -> str:

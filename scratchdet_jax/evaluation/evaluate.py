@@ -11,7 +11,7 @@ import ml_collections
 
 from scratchdet_jax.config.validation import validate
 from scratchdet_jax.data.records import DetectionSource, parse_spec
-from scratchdet_jax.data.sources import open_split
+from scratchdet_jax.data.sources import check_slots, open_split
 from scratchdet_jax.errors import UserError, writable_folder
 from scratchdet_jax.evaluation import coco, voc
 from scratchdet_jax.evaluation.baseline import constant_box
@@ -38,13 +38,15 @@ def evaluate_run(
             first set aside, in a folder named after that step.
 
     Raises:
-        UserError: `output` holds other results, the config does not fit the run, or the classes of
-            the split are others than those of the run.
+        UserError: `output` holds other results, the config does not fit the run, an image of the
+            split has more boxes than `config.data.max_boxes`, or the classes of the split are
+            others than those of the run.
     """
     _check_same_detector(run, config)
     mapping = DeviceMapping(config.parallel)
     validate(config, mapping.mesh.size)
     source = open_split(config.data, "eval")
+    check_slots(config.data, {"eval": source})
     record = {"step": run.step, "data": source.spec, "metric": config.eval.metric}
     aside = None
     if output is None:

@@ -14,7 +14,7 @@ from scratchdet_jax.config.fields import number_of_steps
 from scratchdet_jax.config.validation import validate
 from scratchdet_jax.data.loading import substituted_line, substitutes, to_device, train_loader
 from scratchdet_jax.data.records import DetectionSource
-from scratchdet_jax.data.sources import NO_EVALUATION, open_split
+from scratchdet_jax.data.sources import NO_EVALUATION, check_slots, open_split
 from scratchdet_jax.detector import Detector, build_detector
 from scratchdet_jax.errors import UserError, plural, writable_folder
 from scratchdet_jax.evaluation.evaluator import Evaluator, summary_line
@@ -321,29 +321,8 @@ def _open_data(config: ml_collections.ConfigDict) -> tuple[DetectionSource, Dete
     if eval_source:
         eval_source.require_boxes("config.data.eval")
     _check_classes(source, eval_source)
-    _check_slots(config, source, eval_source)
+    check_slots(config.data, {"train": source, "eval": eval_source})
     return source, eval_source
-
-
-def _check_slots(
-    config: ml_collections.ConfigDict, train: DetectionSource, evaluation: DetectionSource | None
-) -> None:
-    """Refuses data with an image of more boxes than config.data.max_boxes.
-
-    The loader would refuse the image too, perhaps after hours.
-    """
-    slots = config.data.max_boxes
-    found = [
-        (*data.most_boxes(slots), f"config.data.{field} {data.spec}")
-        for field, data in (("train", train), ("eval", evaluation))
-        if data
-    ]
-    most, image, where = max(found)
-    if most > slots:
-        raise UserError(
-            f"{image} of {where} has {most} boxes, more than config.data.max_boxes = {slots}: set "
-            f"it to {most} or more"
-        )
 
 
 def _check_batch_size(

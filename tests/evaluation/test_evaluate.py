@@ -103,6 +103,18 @@ def test_all_files_are_written_whatever_the_class_names(run, capsys):
     ]
 
 
+def test_a_crowded_image_is_reported_before_anything_is_loaded_or_written(run, monkeypatch):
+    monkeypatch.setattr(evaluate, "load_detector", None)
+    fields = {"data.eval": "voc_folder/mine:test", "data.max_boxes": 2}
+    with pytest.raises(UserError) as error:
+        evaluate.evaluate_run(run, overridden(run, **fields))
+    assert str(error.value) == (
+        "e1.jpg of config.data.eval voc_folder/mine:test has 3 boxes, more than "
+        "config.data.max_boxes = 2: set it to 3 or more"
+    )
+    assert not list(run.workdir.iterdir())
+
+
 def test_the_figures_are_written_before_the_voc_files(run, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
