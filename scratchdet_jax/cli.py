@@ -4,6 +4,7 @@ import difflib
 import importlib.util
 import json
 import logging as python_logging
+import shlex
 import sys
 import sysconfig
 import warnings
@@ -17,7 +18,7 @@ from ml_collections import config_flags
 
 from scratchdet_jax import stopping
 from scratchdet_jax.config.fields import flatten
-from scratchdet_jax.errors import UserError, one_line
+from scratchdet_jax.errors import FieldsError, UserError, one_line
 
 _RATE = "the field is --config.optimizer.learning_rate=0.01"
 _BATCH = "the field is --config.batch_size=4"
@@ -64,13 +65,25 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
         else:
             main(argv)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if isinstance(error, FieldsError) and "config" in flags.FLAGS:
+            print(f"error: {error.text(_without_fields(argv, error.fields))}", file=sys.stderr)
+        else:
+            print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except stopping.Stopped as stopped:
         stopping.leave_process(stopped.code)
     except KeyboardInterrupt:  # in a program that does not listen
         print("stopped by Ctrl-C", file=sys.stderr)
         sys.exit(stopping.INTERRUPTED)
+
+
+def _without_fields(argv: Sequence[str], fields: Iterable[str]) -> str:
+    """The command as the user can type it again, without the overrides of some fields."""
+    for name in fields:
+        _, argv = _take_flag(argv, f"config.{name}")
+    return shlex.join(
+        [*(["python"] if argv[0].endswith(".py") else []), *argv[0].split(), *argv[1:]]
+    )
 
 
 def _program() -> str:

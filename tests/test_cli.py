@@ -9,7 +9,7 @@ import pytest
 from absl import flags
 
 from scratchdet_jax import cli
-from scratchdet_jax.errors import UserError
+from scratchdet_jax.errors import FieldsError, UserError
 
 ROOT = Path(__file__).parent.parent
 
@@ -116,6 +116,37 @@ def test_a_recipe_by_name_is_that_of_the_folder_or_the_installed_one(
     assert (
         parsed(f"--config={name}").to_dict() != parsed(f"--config={installed}/voc300.py").to_dict()
     )
+
+
+def test_an_error_of_fields_shows_the_users_command_with_others(parsed, capsys):
+    wanted = {"data.train": "mine:a[:3]", "data.eval": ""}
+
+    def main(argv):
+        if len(argv) > 1:
+            parsed(*argv[1:])
+        raise FieldsError("there is no data; run", wanted, "or give up")
+
+    arguments = [
+        "--config=configs/voc300.py",
+        "--config.data.train=x:y",
+        "--config.data.dir=my data",
+        "--config.data.eval",
+        "x:z",
+        "--config.batch_size=4",
+    ]
+    with pytest.raises(SystemExit) as ended:
+        cli.run(main, ["train.py", *arguments])
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == (
+        "error: there is no data; run\n"
+        "  python train.py --config=configs/voc300.py '--config.data.dir=my data' "
+        "--config.batch_size=4 '--config.data.train=mine:a[:3]' --config.data.eval=\n"
+        "or give up\n"
+    )
+    with pytest.raises(SystemExit):
+        cli.run(main, ["scratchdet train", *arguments])
+    assert "\n  scratchdet train --config=configs/voc300.py " in capsys.readouterr().err
+    assert "python train.py --config=RECIPE '--config.data.train" in str(FieldsError("", wanted))
 
 
 def test_a_missing_recipe_lists_the_recipes(parsed):
