@@ -59,10 +59,11 @@ def import_run(
     initial = create_state(detector.model, optax.identity(), config.image_size, config.seed)
     imported = convert(state, jax.device_get(initial.variables))
     variables = jax.tree.map(jax.numpy.asarray, imported.variables)
-    checkpoints.save(0, initial.replace(**variables), RunInfo(config, class_names), None)
-    checkpoints.close()
+    # The checkpoint comes last: without it, the same command can be run again.
     record = {"format": imported.source, "initial": imported.initial}
     (workdir / IMPORTED).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    checkpoints.save(0, initial.replace(**variables), RunInfo(config, class_names), None)
+    checkpoints.close()
     return imported
 
 

@@ -4,13 +4,15 @@ python tests/faults/signals.py --signals=60 --output=signals.json
 
 A command may finish, with status 0, or stop with status 130; it never prints a traceback, crashes,
 or ignores the signal. Then the same command runs to its end, and what it leaves must be identical
-to what an undisturbed run leaves. Signals are spread over train, eval, predict, prepare and doctor,
-at uniformly random moments between the first line of our code and the end of the undisturbed run.
+to what an undisturbed run leaves: files or, of summary and replay, the printed report. Signals are
+spread evenly over all commands (import_torch is left out without PyTorch), at uniformly random
+moments between the first line of our code and the end of the undisturbed run.
 """
 
 import argparse
 import collections
 import hashlib
+import importlib.util
 import json
 import os
 import random
@@ -31,14 +33,19 @@ ROOT = campaign.ROOT
 FIRST = 0.15  # seconds until Python has started and the first line of our code has run
 PATIENCE = 60.0  # seconds in which a command has to end after a signal
 BAD = ("Traceback", "Exception ignored", "Fatal Python error", "Segmentation fault", "core dumped")
+ALREADY = "already holds a run"
 
 
 class Command(NamedTuple):
-    """A command: its arguments, what it leaves, and how to begin again without that."""
+    """A command: its arguments, what it leaves, and how to begin again without that.
+
+    `outcome` takes what the command printed.
+    """
 
     arguments: list[str]
-    outcome: Callable[[], Any]
-    forget: Callable[[], None]
+    outcome: Callable[[str], Any]
+    forget: Callable[[], None] = lambda: None
+    prepare: Callable[[], None] = lambda: None  # what it needs besides the earlier commands
 
 
 class Hit(NamedTuple):
@@ -53,44 +60,92 @@ class Hit(NamedTuple):
 def commands(folder: Path) -> dict[str, Command]:
     """The commands, in an order in which each finds what it needs."""
     boxes, data, run = folder / "boxes", folder / "prepared", folder / "run"
-    tools = [sys.executable, "-m"]
-    module = "scratchdet_jax.tools."
     prepared, eval_folder, pictures = folder / "mine", folder / "eval", folder / "pictures"
-    page = folder / "doctor.html"
-    return {
+    page, figures, curves = folder / "doctor.html", folder / "landscape.json", folder / "curves.png"
+    scores, diverged = folder / "scores.json", folder / "diverged"
+    weights, imported = folder / "weights.pth", folder / "imported"
+    shapes, found = "--config=configs/shapes.py", f"--detections={eval_folder}"
+    release = "--config=configs/mmdet_release/ssd300.py"
+
+    def tool(name: str, *arguments: object) -> list[str]:
+        return [sys.executable, "-m", f"scratchdet_jax.tools.{name}", *map(str, arguments)]
+
+    def diverge() -> None:
+        rate = "--config.optimizer.learning_rate=1e30"
+        status, output, *_ = execute([*campaign.command(diverged, folder, folder / "cache"), rate])
+        if status != 1 or not (diverged / "replay").is_dir():
+            raise SystemExit(f"the run for replay ends with status {status}: {output[-2000:]}")
+
+    prepare = tool("prepare", "voc", f"--folder={boxes}")
+    table = {
         "prepare": Command(
-            [*tools, f"{module}prepare", "voc", f"--folder={boxes}", f"--data_dir={prepared}"],
-            lambda: _data_set(prepared / "voc_folder/boxes"),
-            lambda: shutil.rmtree(prepared, ignore_errors=True),
+            [*prepare, f"--data_dir={prepared}"],
+            lambda _: _data_set(prepared / "voc_folder/boxes"),
+            lambda: _remove(prepared),
         ),
         "doctor": Command(
-            [
-                *tools,
-                f"{module}doctor",
-                "voc_folder/boxes",
-                f"--data_dir={data}",
-                "--config=configs/shapes.py",
-                f"--html={page}",
-            ],
-            lambda: page.stat().st_size > 1000,
-            lambda: page.unlink(missing_ok=True),
+            tool("doctor", "voc_folder/boxes", f"--data_dir={data}", f"--html={page}", shapes),
+            lambda _: page.stat().st_size > 1000,
+            lambda: _remove(page),
+            lambda: execute([*prepare, f"--data_dir={data}"]),  # as training does
         ),
         "train": Command(
             campaign.command(run, folder, folder / "cache"),
-            lambda: _digest(run),
-            lambda: shutil.rmtree(run, ignore_errors=True),
+            lambda _: _digest(run),
+            lambda: _remove(run),
         ),
         "eval": Command(
             [sys.executable, "eval.py", f"--workdir={run}", f"--output={eval_folder}"],
-            lambda: (eval_folder / "results.json").read_text(),
-            lambda: shutil.rmtree(eval_folder, ignore_errors=True),
+            lambda _: (eval_folder / "results.json").read_text(),
+            lambda: _remove(eval_folder),
         ),
         "predict": Command(
-            [*tools, f"{module}predict", f"--workdir={run}", f"--output={pictures}"],
-            lambda: sorted((p.name, p.stat().st_size) for p in pictures.iterdir()),
-            lambda: shutil.rmtree(pictures, ignore_errors=True),
+            tool("predict", f"--workdir={run}", f"--output={pictures}"),
+            lambda _: sorted((p.name, p.stat().st_size) for p in pictures.iterdir()),
+            lambda: _remove(pictures),
+        ),
+        "score": Command(
+            tool("score", "voc", f"--devkit={boxes}", "--split=val", found, f"--json={scores}"),
+            lambda _: scores.read_text(),
+            lambda: _remove(scores),
+        ),
+        "plot": Command(
+            tool("plot", run, f"--output={curves}"),
+            lambda _: curves.read_bytes(),
+            lambda: _remove(curves),
+        ),
+        "summary": Command(tool("summary", "--config=configs/voc300.py"), lambda printed: printed),
+        "landscape": Command(
+            tool("landscape", run, "--batches=1", f"--output={figures}"),
+            lambda _: figures.read_text(),
+            lambda: _remove(figures),
+        ),
+        "replay": Command(
+            tool("replay", f"--workdir={diverged}"), lambda printed: printed, prepare=diverge
+        ),
+        "import_torch": Command(
+            tool("import_torch", f"--checkpoint={weights}", release, f"--workdir={imported}"),
+            lambda _: (imported / "imported.json").read_text(),
+            lambda: _remove(imported),
+            lambda: _save_release(weights),
         ),
     }
+    if importlib.util.find_spec("torch") is None:
+        del table["import_torch"]
+    return table
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _save_release(file: Path) -> None:
+    """A checkpoint as of the authors' release, with random weights."""
+    import torch
+
+    from tests.release import Release
+
+    torch.save({"state_dict": Release(300).state_dict()}, file)
 
 
 def _data_set(folder: Path) -> tuple[list[str], str]:
@@ -154,12 +209,11 @@ def run(folder: Path, signals: int, seed: int) -> dict[str, Any]:
     table = commands(folder)
     each = -(-signals // len(table))
     for name, command in table.items():
-        if name == "doctor":  # reads the set that training prepares
-            execute([*table["prepare"].arguments[:-1], f"--data_dir={folder / 'prepared'}"])
-        status, output, whole, _ = execute(command.arguments)
+        command.prepare()
+        status, output, *_ = execute(command.arguments)
         if status:
             raise SystemExit(f"{name} fails without a signal: {output[-2000:]}")
-        wanted = command.outcome()
+        wanted = command.outcome(output)
         command.forget()
         _, _, whole, _ = execute(command.arguments)  # caches are full now
         delivered = 0
@@ -179,9 +233,10 @@ def run(folder: Path, signals: int, seed: int) -> dict[str, Any]:
             hits.append(Hit(name, round(moment, 2), status, round(seconds, 2)))
             print(hits[-1], flush=True)
             status, output, _, _ = execute(command.arguments)
-            if status or [text for text in BAD if text in output]:
+            complete = not status or ALREADY in output  # import_torch replaces no run
+            if not complete or [text for text in BAD if text in output]:
                 raise SystemExit(f"{name} after a signal: status {status}: {output[-3000:]}")
-            if command.outcome() != wanted:
+            if command.outcome(output) != wanted:
                 different.append(hits[-1])
     counts = collections.Counter((hit.command, hit.status) for hit in hits)
     return {
