@@ -9,8 +9,9 @@ import ml_collections
 
 from scratchdet_jax.data.builders.folder_builder import stored_choices
 from scratchdet_jax.data.builders.voc_folder import VocFolder, dataset_name, prepare_voc_folder
+from scratchdet_jax.data.missing import missing_error
 from scratchdet_jax.data.records import DetectionSource, open_source
-from scratchdet_jax.data.tfds_dataset import NoSplitError
+from scratchdet_jax.data.tfds_dataset import NoDataSetError, NoSplitError
 from scratchdet_jax.errors import UserError
 
 NO_EVALUATION = (
@@ -43,6 +44,9 @@ def open_split(settings: ml_collections.ConfigDict, field: str) -> DetectionSour
         spec = f"voc_folder/{_prepared_folder(settings)}:{spec}"
     try:
         return open_source(spec, settings.dir)
+    except NoDataSetError as error:
+        fields = ("train", "eval") if field == "train" else ("eval",)
+        raise missing_error(settings, fields, error.dataset) or error from None
     except NoSplitError as error:
         raise UserError(f"config.data.{field}: {error}{_advice(settings, field, error)}") from None
 

@@ -15,10 +15,11 @@ from etils import epath
 from tensorflow_datasets.proto import tf_example_pb2
 
 from scratchdet_jax.data import coco_classes
+from scratchdet_jax.data.official import official
 from scratchdet_jax.errors import UserError, one_line, plural
 
 # TFDS 4.9.10 asks for the last three only when its command fails without them.
-_FOR_TFDS = (
+FOR_TFDS = (
     "(`pip install tensorflow tensorflow-datasets array_record importlib_resources apache-beam "
     "mlcroissant`; nothing else here needs TensorFlow)"
 )
@@ -29,6 +30,18 @@ _UNLABELLED = {"voc/2012": {"test"}, "coco/2014": {"test", "test2015"}, "coco/20
 
 # Accepted formats of box features; a plain tensor has none.
 _YXYX = ("None", str(getattr(tfds.features.BBoxFeature(), "bbox_format", None)))
+
+
+class NoDataSetError(UserError):
+    """A data set was never prepared.
+
+    Attributes:
+        dataset: NAME[/CONFIG].
+    """
+
+    def __init__(self, message: str, dataset: str) -> None:
+        super().__init__(message)
+        self.dataset = dataset
 
 
 class NoSplitError(UserError):
@@ -163,6 +176,28 @@ def open_prepared(name: str, split: str, data_dir: str) -> PreparedSplit:
         shards,
         source.data_source,
     )
+
+
+def is_prepared(name: str, data_dir: str) -> bool:
+    """Whether a version of the data set exists."""
+    return bool(_versions(epath.Path(data_dir) / name))
+
+
+def configs(name: str, data_dir: str) -> list[str]:
+    """Every CONFIG for which NAME/CONFIG exists."""
+    return _configs(epath.Path(data_dir) / name)
+
+
+def classes_and_splits(name: str, data_dir: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The class names, in the order of the labels, and the splits of a prepared data set.
+
+    Raises:
+        UserError: it is missing or cannot be read.
+    """
+    directory = _newest_version(name, data_dir)
+    info = _open_builder(directory).info
+    label = info.features["objects"].feature["label"]
+    return _class_names(directory, label), tuple(info.splits)
 
 
 def _open_builder(directory: epath.Path) -> Any:
@@ -303,12 +338,13 @@ def _newest_version(name: str, data_dir: str) -> epath.Path:
         if "dataset_info.json" not in _list(directory):
             raise UserError(_damage(directory, "it has no dataset_info.json"))
         return directory
-    if configs := _configs(root):
-        names = " or ".join(f"{name}/{config}" for config in configs)
+    if found := _configs(root):
+        names = " or ".join(f"{name}/{config}" for config in found)
         raise UserError(f"{name} has several configs: write {names}")
-    raise UserError(
-        f"there is no data set {name} in {data_dir} (it has {_inventory(data_dir)}): "
-        f"{_how_to_provide(name, data_dir)}"
+    raise NoDataSetError(
+        f"there is no data set {name} in {data_dir} (it has {inventory(data_dir)}): "
+        f"{_how_to_provide(name, data_dir)}",
+        name,
     )
 
 
@@ -330,7 +366,8 @@ def _configs(directory: epath.Path) -> list[str]:
     return [name for name in _list(directory) if _versions(directory / name)]
 
 
-def _inventory(data_dir: str) -> str:
+def inventory(data_dir: str) -> str:
+    """The names of the prepared data sets, in words."""
     root = epath.Path(data_dir)
     names = []
     for name in _list(root):
@@ -354,28 +391,19 @@ def _how_to_provide(name: str, data_dir: str) -> str:
         return f"run {command}, with one --split for each split"
     if head == "yolo_folder":
         return "run " + own("yolo --data=data.yaml", config or "NAME")
-    build = (
-        f"run `tfds build {name} --file_format=array_record {where}`, in a separate environment "
-        f"{_FOR_TFDS}"
-    )
-    if head == "voc":
-        year = config or "2007"
-        command = own(f"voc --folder=VOCdevkit/VOC{year}", f"voc{year}")
+    build = f"run `{tfds_build(name, data_dir)}`, in a separate environment {FOR_TFDS}"
+    if published := official(name):
+        own_set = f"{published.kind}/{published.own_name}"
         return (
-            f"{build}; or, with an unpacked VOCdevkit, run {command} and use voc_folder/voc{year}"
-        )
-    if head == "coco":
-        year = config or "2017"
-        splits = " ".join(
-            f"--split={split}:annotations/instances_{short}{year}.json:{short}{year}"
-            for split, short in (("train", "train"), ("validation", "val"))
-        )
-        command = own(f"coco {splits}", f"coco{year}")
-        return (
-            f"{build}; or, in the folder with COCO's annotations, train{year} and val{year}, run "
-            f"{command} and use coco_folder/coco{year}"
+            f"{build}; or download {published.download}, run `{published.command(data_dir)}` and "
+            f"use {own_set}"
         )
     return build
+
+
+def tfds_build(name: str, data_dir: str) -> str:
+    """TFDS's command that makes one of its data sets."""
+    return f"tfds build {name} --file_format=array_record --data_dir={shlex.quote(data_dir)}"
 
 
 def _how_to_convert(name: str, data_dir: str, directory: epath.Path, file_format: str) -> str:
@@ -383,8 +411,7 @@ def _how_to_convert(name: str, data_dir: str, directory: epath.Path, file_format
         f"{name} in {data_dir} is stored as {file_format}, which has no random access: run `tfds "
         f"convert_format --dataset_version_dir={shlex.quote(str(directory))} "
         "--out_file_format=array_record`, or build it again with "
-        f"`tfds build {name} --file_format=array_record --data_dir={shlex.quote(data_dir)} "
-        f"--overwrite`, in a separate environment {_FOR_TFDS}"
+        f"`{tfds_build(name, data_dir)} --overwrite`, in a separate environment {FOR_TFDS}"
     )
 
 

@@ -289,7 +289,7 @@ def test_pickled_and_read_from_threads(data_dir):
             "voc/2012:train",
             [
                 "`tfds build voc/2012 --file_format=array_record --data_dir=",
-                "prepare voc --folder=VOCdevkit/VOC2012 --name=voc2012 --data_dir=",
+                "prepare voc --folder=VOCdevkit/VOC2012 --splits=train,val --name=voc2012 ",
                 "use voc_folder/voc2012",
             ],
         ),
@@ -299,9 +299,10 @@ def test_pickled_and_read_from_threads(data_dir):
             [
                 "`tfds build coco/2017 --file_format=array_record --data_dir=",
                 "pip install tensorflow ",
-                "prepare coco --split=train:annotations/instances_train2017.json:train2017 "
-                "--split=validation:annotations/instances_val2017.json:val2017 --name=coco2017 "
-                "--data_dir=",
+                "prepare coco "
+                "--split=train:coco/annotations/instances_train2017.json:coco/train2017 "
+                "--split=validation:coco/annotations/instances_val2017.json:coco/val2017 "
+                "--name=coco2017 --data_dir=",
                 "use coco_folder/coco2017",
             ],
         ),

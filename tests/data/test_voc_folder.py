@@ -14,7 +14,7 @@ from scratchdet_jax.data.builders.defects import Kind
 from scratchdet_jax.data.builders.objects import fit_box
 from scratchdet_jax.data.builders.report import PrepareReport
 from scratchdet_jax.data.builders.voc_folder import dataset_name, prepare_voc_folder
-from scratchdet_jax.data.builders.voc_scan import VOC_CLASSES
+from scratchdet_jax.data.official import VOC_CLASSES
 from scratchdet_jax.data.untrusted import MAX_IMAGE_BYTES, MAX_XML_BYTES
 from scratchdet_jax.data.voc_xml import parse_annotation
 from scratchdet_jax.errors import UserError

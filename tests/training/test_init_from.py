@@ -6,7 +6,7 @@ import pytest
 
 from scratchdet_jax.data import coco_classes
 from scratchdet_jax.data.builders import shapes
-from scratchdet_jax.data.builders.voc_scan import VOC_CLASSES
+from scratchdet_jax.data.official import VOC_CLASSES
 from scratchdet_jax.detector import build_detector
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.ops.anchors import anchors_per_cell

@@ -29,6 +29,7 @@ from scratchdet_jax.data.builders.voc_layout import (
     list_files,
 )
 from scratchdet_jax.data.builders.voc_lists import Lists, read_splits
+from scratchdet_jax.data.official import VOC_CLASSES
 from scratchdet_jax.data.untrusted import (
     IMAGE_SUFFIXES,
     MAX_XML_BYTES,
@@ -39,29 +40,6 @@ from scratchdet_jax.data.untrusted import (
 )
 from scratchdet_jax.data.voc_xml import VocAnnotation, VocObject, parse_annotation
 from scratchdet_jax.errors import UserError
-
-VOC_CLASSES = (
-    "aeroplane",
-    "bicycle",
-    "bird",
-    "boat",
-    "bottle",
-    "bus",
-    "car",
-    "cat",
-    "chair",
-    "cow",
-    "diningtable",
-    "dog",
-    "horse",
-    "motorbike",
-    "person",
-    "pottedplant",
-    "sheep",
-    "sofa",
-    "train",
-    "tvmonitor",
-)
 
 
 class GroundTruth(NamedTuple):
