@@ -20,6 +20,7 @@ from scratchdet_jax import cli
 from scratchdet_jax.data.images import decode_image
 from scratchdet_jax.data.records import DetectionSource
 from scratchdet_jax.data.sources import open_split
+from scratchdet_jax.data.untrusted import IMAGE_SUFFIXES
 from scratchdet_jax.errors import UserError, plural, writable_folder
 from scratchdet_jax.evaluation.detections import ImageDetections, ImageGroundTruth
 from scratchdet_jax.files import write_text_atomically
@@ -81,7 +82,8 @@ def _picture_files(names: Sequence[str], output: Path) -> list[Path]:
     """
     taken, files = {_GRID}, []
     for name in names:
-        stem = Path(name).stem
+        path = Path(name)  # or an id, of which .v2 is no suffix
+        stem = path.stem if path.suffix.lower() in IMAGE_SUFFIXES else path.name
         numbered = (f"{stem}-{number}" for number in itertools.count(2))
         free = next(s for s in itertools.chain([stem], numbered) if s.lower() not in taken)
         taken.add(free.lower())

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scratchdet_jax.config import defaults
 from scratchdet_jax.data.builders.defects import Kind
 from scratchdet_jax.data.builders.voc_folder import prepare_voc_folder
-from scratchdet_jax.data.builders.voc_scan import fingerprint, list_folder
+from scratchdet_jax.data.builders.voc_scan import fingerprint, list_folder, read_ground_truth
 from scratchdet_jax.data.records import open_source
 from scratchdet_jax.data.sources import open_split
 from scratchdet_jax.data.untrusted import decode_text
@@ -653,3 +653,41 @@ def test_the_fingerprint_of_vocs_layout_stays_the_same(root):
         fingerprint(list_folder(root, ["train"]), ["x"], ["train"])
         == "24f5c126fcb6ba9d9f7a69a97c404f1de37b2bc669dc9ec917946f648c6a7215"
     )
+
+
+# Sub-folders on one side only.
+
+
+@pytest.mark.parametrize("deep", ["images", "annotations"])
+def test_sub_folders_of_one_kind_are_matched_by_name(deep, root, prepare, tmp_path):
+    for n in range(4):
+        below = f"cam{n % 2}/" if deep == "annotations" else f"{['train', 'val'][n % 2]}/"
+        image, note = ("", below) if deep == "annotations" else (below, "")
+        write(root, f"JPEGImages/{image}f{n}.jpg", f"Annotations/{note}f{n}.xml")
+    if deep == "annotations":
+        write(root, ("ImageSets/Main/train.txt", ["f0", "f1"]))
+        write(root, ("ImageSets/Main/val.txt", ["f2", "f3.jpg"]))
+    report = prepare()
+    assert report.images == {"train": 2, "val": 2} and not report.defects
+    first = ["f0", "f1"] if deep == "annotations" else ["train/f0", "train/f2"]
+    assert ids(tmp_path) == first
+    (note,) = [note for note in report.notes if "matched by name" in note]
+    assert note.startswith("only one of image and annotation is in a sub-folder")
+    truth = read_ground_truth(root, "train")
+    assert sorted(truth.objects) == first and note in truth.notes
+
+
+@pytest.mark.parametrize(
+    ("image", "files"),
+    [
+        ("cam1/f", ["JPEGImages/cam1/f.jpg", "Annotations/cam2/f.xml"]),  # another camera's
+        ("f", ["JPEGImages/f.jpg", "Annotations/cam1/f.xml", "Annotations/cam2/f.xml"]),
+        ("cam1/f", ["JPEGImages/cam1/f.jpg", "JPEGImages/cam2/f.jpg", "Annotations/f.xml"]),
+    ],
+)
+def test_files_that_may_belong_to_others_are_not_matched(image, files, root, prepare, tmp_path):
+    write(root, "JPEGImages/g.jpg", "Annotations/g.xml", *files)
+    report = prepare()
+    assert ids(tmp_path) == ["g"]
+    reasons = [d.file for d in report.defects if d.kind is Kind.NO_ANNOTATION]
+    assert f"JPEGImages/{image}.jpg" in reasons

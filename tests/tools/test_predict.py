@@ -122,3 +122,11 @@ def test_pictures_do_not_replace_each_other(workdir, tmp_path):
     assert pictures == {"x", "x-2", "x-2-2", "X-3", "grid-2", "grid-2-2", "grid"}
     record = json.loads((output / "detections.json").read_text())
     assert list(record) == [str(tmp_path / name) for name in names]
+
+
+def test_pictures_of_a_split_are_named_by_whole_ids(tmp_path):
+    """An id has no suffix: Roboflow's end with .rf.HASH, and all would get the same name."""
+    ids = ["valid/a_jpg.rf.01", "valid/a_jpg.rf.02", "naïve.v2", "cam1/f", "cam2/f", "photo.JPG"]
+    files = predict._picture_files(ids, tmp_path)
+    names = ["a_jpg.rf.01", "a_jpg.rf.02", "naïve.v2", "f", "f-2", "photo"]
+    assert files == [tmp_path / f"{name}.png" for name in names]

@@ -4,6 +4,8 @@ An id is the path of a file below the folder of its kind, without the suffix:
 
 - JPEGImages/a.jpg + Annotations/a.xml, images/a.jpg + annotations/a.xml: a
 - JPEGImages/cam1/a.jpg + Annotations/cam1/a.xml: cam1/a
+- JPEGImages/a.jpg + Annotations/cam1/a.xml: a, and the other way round cam1/a, if no other file is
+  called a
 - a.jpg + a.xml: a
 - train/a.jpg + train/a.xml, train/images/a.jpg + train/annotations/a.xml: train/a
 """
@@ -12,7 +14,7 @@ import collections
 import os
 import re
 import shlex
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -96,6 +98,7 @@ class Files(NamedTuple):
         hidden: files that accompany others on macOS and Windows, by kind and id.
         hidden_names: every file and folder that was passed over.
         defects: files whose id is taken by another file, and links to the outside.
+        notes: decisions made for the user.
     """
 
     images: dict[str, Path]
@@ -103,6 +106,7 @@ class Files(NamedTuple):
     hidden: tuple[dict[str, Path], dict[str, Path]]
     hidden_names: list[str]
     defects: list[Defect]
+    notes: list[str]
 
 
 def find_layout(folder: Path, images: str | None = None, annotations: str | None = None) -> Layout:
@@ -183,7 +187,41 @@ def list_files(folder: Path, layout: Layout) -> Files:
     hidden = [name for tree in trees for name in tree.hidden]
     if layout.images.path != layout.folder:
         hidden += [name for name in sorted(os.listdir(layout.folder)) if _HIDDEN.fullmatch(name)]
-    return Files(tables[0], tables[2], (tables[1], tables[3]), hidden, defects)
+    annotations, notes = _with_ids_of_images(layout, tables[0], tables[2])
+    return Files(tables[0], annotations, (tables[1], tables[3]), hidden, defects, notes)
+
+
+def _with_ids_of_images(
+    layout: Layout, images: Mapping[str, Path], annotations: Mapping[str, Path]
+) -> tuple[dict[str, Path], list[str]]:
+    """The annotations under the ids of their images if only one of the two has sub-folders.
+
+    f1.jpg and cam1/f1.xml belong together if no other file of either kind is called f1.
+    """
+    if layout.is_mixed:
+        return dict(annotations), []
+    called: tuple[dict[str, list[str]], ...] = ({}, {})
+    for table, names in zip((images, annotations), called, strict=True):
+        for file_id in table:
+            names.setdefault(file_id.rpartition("/")[2], []).append(file_id)
+    ids: dict[str, str] = {}
+    for name, of_annotation in called[1].items():
+        of_image = called[0].get(name, [])
+        unique = len(of_image) == len(of_annotation) == 1 and of_image != of_annotation
+        if unique and name in (*of_image, *of_annotation):
+            ids[of_annotation[0]] = of_image[0]
+    if not ids:
+        return dict(annotations), []
+    first = min(ids)
+    image, annotation = (
+        printable(layout.label(path)) for path in (images[ids[first]], annotations[first])
+    )
+    note = (
+        "only one of image and annotation is in a sub-folder, and they are matched by name: "
+        f"{len(ids):,}, such as {image} and {annotation}"
+    )
+    renamed = {ids.get(file_id, file_id): path for file_id, path in annotations.items()}
+    return dict(sorted(renamed.items())), [note]
 
 
 def split_folders(names: Iterable[str]) -> list[str]:

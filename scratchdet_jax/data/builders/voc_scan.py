@@ -108,7 +108,7 @@ def list_folder(
             f"hidden files of macOS, Windows and other tools are passed over: "
             f"{len(files.hidden_names):,}, such as {printable(files.hidden_names[0])}"
         )
-    return Listing(layout, files, lists, notes + lists.notes)
+    return Listing(layout, files, lists, notes + files.notes + lists.notes)
 
 
 def fingerprint(
@@ -212,7 +212,7 @@ def read_ground_truth(folder: Path, split: str) -> GroundTruth:
         first = f"; the first: {defects[0].file}: {defects[0].reason}" if defects else ""
         raise UserError(f"{folder}: the split {split!r} has no usable annotation{first}")
     left_out = [image_id for image_id in dict.fromkeys(listed) if image_id not in objects]
-    return GroundTruth(name, objects, left_out, defects, lists.notes)
+    return GroundTruth(name, objects, left_out, defects, files.notes + lists.notes)
 
 
 def _scored_objects(
