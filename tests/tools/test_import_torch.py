@@ -12,7 +12,7 @@ from absl import flags
 from scratchdet_jax import cli
 from scratchdet_jax.detector import build_detector
 from scratchdet_jax.errors import UserError
-from scratchdet_jax.models.torch_weights import convert
+from scratchdet_jax.models.torch_weights import Imported, convert
 from scratchdet_jax.ops import boxes
 from scratchdet_jax.ops.anchors import AnchorSpecification, sizes_in_pixels
 from scratchdet_jax.run.open import load_detector, open_run
@@ -254,3 +254,19 @@ def test_a_head_of_unknown_classes_is_refused(tmp_path):
             "bbox_head.cls_convs.0.0.weight": np.zeros((28, 1, 3, 3)),
         }
         import_torch.import_run(head, recipe("mmdet_release/ssd300.py"), tmp_path / "run")
+
+
+def test_an_interrupted_import_can_be_repeated_and_a_complete_one_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(import_torch, "convert", lambda _, fresh: Imported(fresh, "x", (), ()))
+    monkeypatch.setattr(import_torch, "number_of_classes", lambda _: 20)
+    config = tiny_config()
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            import_torch.Checkpoints, "save", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+        )
+        with pytest.raises(KeyboardInterrupt):
+            import_torch.import_run({}, config, tmp_path / "run")
+    import_torch.import_run({}, config, tmp_path / "run")
+    assert open_run(tmp_path / "run").step == 0
+    with pytest.raises(UserError, match="already holds a run"):
+        import_torch.import_run({}, config, tmp_path / "run")
