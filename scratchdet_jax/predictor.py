@@ -1,87 +1,428 @@
-"""Detects objects in single images; shared by the tools and the Python interface."""
+"""Images in, detections out: the one way to detect, of the commands and of the Python interface."""
 
+import collections
+import dataclasses
+import itertools
+import os
+import reprlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
+import cv2
 import jax
 import numpy as np
 
-from scratchdet_jax.data.images import decode_image, fit_to_canvas, read_header
-from scratchdet_jax.detector import Detector
+from scratchdet_jax.config.scales import Scale
+from scratchdet_jax.data.images import decode_image, decode_to_canvas, fit_to_canvas, read_header
+from scratchdet_jax.data.loading import usable_cores
+from scratchdet_jax.drawing import draw_detections
 from scratchdet_jax.errors import UserError
-from scratchdet_jax.evaluation.detections import ImageDetections, to_image_detections
-from scratchdet_jax.ops.nms import Detections
-from scratchdet_jax.ops.resample import resize
-from scratchdet_jax.run.open import load_detector, open_run, split_run
+from scratchdet_jax.evaluation import coco, voc
+from scratchdet_jax.evaluation.detections import ImageGroundTruth, to_image_detections
+from scratchdet_jax.evaluation.multiscale import make_scale_step
+from scratchdet_jax.ops import nms
+from scratchdet_jax.run.open import SavedRun, load_detector, open_run, split_run
+
+THRESHOLD = 0.5  # lowest score that is returned, unless the call says otherwise
+BATCH_SIZE = 8
+_SHOWN = 1024  # longest side in pixels of the picture in a notebook
+
+T, R = TypeVar("T"), TypeVar("R")
+Threshold = float | Mapping[str, float] | Sequence[float]
+# (images uint8 [B, H, W, 3], sizes int32 [B, 2]) → detections [B, K], boxes normalised.
+DetectFunction = Callable[[np.ndarray, np.ndarray], nms.Detections]
+
+
+class EncodedImage(NamedTuple):
+    """The content of an image file.
+
+    Attributes:
+        name: the image in messages.
+        content: the bytes of the file.
+        orientation: the turn to make, 1…8 as in EXIF; the file's own tag is ignored.
+    """
+
+    name: str
+    content: bytes
+    orientation: int
+
+
+Image = np.ndarray | str | os.PathLike | EncodedImage
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Detections:
+    """The n objects found in one image, by descending score.
+
+    Attributes:
+        boxes: float64 [n, 4], (xmin, ymin, xmax, ymax) in pixels of the image, from its top left
+            corner; inside the image.
+        scores: float32 [n], in (0, 1].
+        labels: int32 [n], 1…C.
+        size: (height, width) of the image in pixels, as displayed.
+        class_names: [C]; label i is class_names[i − 1].
+        source: the image as it was given.
+    """
+
+    boxes: np.ndarray
+    scores: np.ndarray
+    labels: np.ndarray
+    size: tuple[int, int]
+    class_names: tuple[str, ...]
+    source: Image
+
+    @property
+    def names(self) -> list[str]:
+        """The class name of each object, [n]."""
+        return [self.class_names[label - 1] for label in self.labels]
+
+    def draw(self, *, ground_truth: ImageGroundTruth | None = None) -> np.ndarray:
+        """Draws boxes, names and scores on a copy of the image; a file is read again.
+
+        An image whose longer side is below 384 pixels is enlarged, so that the text is legible.
+
+        Args:
+            ground_truth: boxes to draw dashed beneath.
+
+        Returns:
+            uint8 [H', W', 3], RGB.
+
+        Raises:
+            UserError: the file cannot be read any more.
+        """
+        return draw_detections(
+            _pixels(self.source),
+            self.boxes[:, [1, 0, 3, 2]],
+            self.labels,
+            self.scores,
+            self.class_names,
+            ground_truth=ground_truth,
+        )
+
+    def to_coco(self, image_id: int | str | None = None) -> list[dict[str, Any]]:
+        """Entries of a COCO results file, which pycocotools' `loadRes` reads.
+
+        Args:
+            image_id: the id in the annotation file. By default the name of the image file without
+                its suffix; as a number if it is one: 000000000139.jpg is image 139.
+
+        Returns:
+            [n] of {"image_id", "category_id", "bbox": [x, y, width, height] in pixels, "score"}.
+            The category of a label is the label itself, or COCO's own id if the classes are COCO's.
+        """
+        if image_id is None:
+            image_id = coco.as_number(self._stem())
+        categories = coco.submission_category_ids(self.class_names)
+        return [
+            coco.result(image_id, categories[label - 1], (x, y, right - x, bottom - y), score)
+            for (x, y, right, bottom), label, score in self._rows()
+        ]
+
+    def to_voc(self, image_id: str | None = None) -> dict[str, list[str]]:
+        """Lines of the VOC devkit's detection files, by class name.
+
+        Args:
+            image_id: by default the name of the image file without its suffix.
+
+        Returns:
+            For each class that was found, lines "image_id score xmin ymin xmax ymax", in pixels.
+        """
+        image_id = self._stem() if image_id is None else image_id
+        lines: dict[str, list[str]] = {}
+        for box, label, score in self._rows():
+            name = self.class_names[label - 1]
+            lines.setdefault(name, []).append(voc.detection_line(image_id, score, box))
+        return lines
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __repr__(self) -> str:
+        height, width = self.size
+        where = f" in {name}" if (name := _name(self.source)) else ""
+        found = [f"{name} {s:.2f}" for name, s in zip(self.names[:10], self.scores, strict=False)]
+        found += ["…"] if len(self) > 10 else []
+        listed = f": {', '.join(found)}" if found else ""
+        return f"<{len(self)} detections{where}, {width} × {height} pixels{listed}>"
+
+    def _repr_png_(self) -> bytes | None:
+        """The picture that a notebook shows; None if the image file is gone."""
+        try:
+            picture = fit_to_canvas(self.draw(), (_SHOWN, _SHOWN))
+        except UserError:
+            return None
+        return cv2.imencode(".png", np.ascontiguousarray(picture[..., ::-1]))[1].tobytes()
+
+    def _rows(self) -> Iterator[tuple[list[float], int, float]]:
+        """(xmin, ymin, xmax, ymax), label and score of each object."""
+        return zip(self.boxes.tolist(), self.labels.tolist(), self.scores.tolist(), strict=True)
+
+    def _stem(self) -> str:
+        if isinstance(self.source, np.ndarray):
+            raise UserError("the image was given as an array and has no name: pass image_id")
+        return Path(_name(self.source)).stem
 
 
 class Predictor:
-    """A trained detector as a function of one image; compiles at the first call."""
+    """A trained detector as a function of images. `load` makes one.
 
-    def __init__(self, detector: Detector, variables: Any) -> None:
-        """`variables`: `params` and `batch_stats` of the detector."""
-        self._detector, self._variables = detector, variables
-        self._run = jax.jit(self._detect)
+    Images are decoded and reduced on threads, batched, and detected on the device, one batch ahead
+    of the results. It compiles at the first call with one image, and at the first with several.
+    """
 
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """Names of the labels 1…C."""
-        return self._detector.class_names
-
-    def __call__(self, image: np.ndarray | str | Path) -> ImageDetections:
-        """Detects objects in one image.
+    def __init__(
+        self,
+        function: DetectFunction,
+        class_names: Sequence[str],
+        canvas: tuple[int, int],
+        batch_size: int = BATCH_SIZE,
+    ) -> None:
+        """Wraps a compiled detector.
 
         Args:
-            image: uint8 [H, W, 3] RGB of any size, or the path of an image file.
+            function: detects objects in images uint8 [B, H, W, 3] of which the part int32 [B, 2]
+                (height, width) at the top left is valid. B is 1 or `batch_size`.
+            class_names: names of the labels 1…C.
+            canvas: (H, W) in pixels; larger images are reduced to fit.
+            batch_size: images in a batch.
+        """
+        if batch_size < 1:
+            raise UserError(f"batch_size is {batch_size}, but a batch has at least one image")
+        self.function, self.batch_size = function, batch_size
+        self.class_names, self.canvas = tuple(class_names), tuple(canvas)
+
+    def __call__(
+        self,
+        images: Image | Iterable[Image],
+        threshold: Threshold = THRESHOLD,
+        *,
+        return_exceptions: bool = False,
+    ) -> Any:
+        """Detects objects.
+
+        Args:
+            images: an image, a list of images, or an iterator of them. An image is the path of a
+                file, turned as its EXIF tag says, or an array uint8 [H, W, 3] in RGB of any size.
+            threshold: the lowest score that is returned, in [0, 1]: a number, a sequence of C
+                numbers, or a mapping from class names to numbers (0.5 for a class that is not in
+                it). Scores below the run's `config.eval.score_threshold` never occur.
+            return_exceptions: an image that cannot be read does not end the call: its UserError
+                stands in the place of its detections.
 
         Returns:
-            Boxes in pixels of the image, scores in descending order, and labels; no empty slots.
-            `config.eval` of the run holds the thresholds.
+            `Detections` for one image; a list of them, in the same order, for a list; for an
+            iterator a generator, which holds three batches of images at most. It reads that far
+            ahead: for images that arrive slowly, load with batch_size=1.
 
         Raises:
-            UserError: the file is missing or cannot be decoded, or the array has another dtype or
-                shape.
+            UserError: a file is missing or cannot be decoded, an array has another dtype or shape,
+                or the threshold does not fit.
         """
-        if isinstance(image, str | Path):
-            image = read_image(image)
-        if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape[2:] != (3,):
-            found = f"{getattr(image, 'dtype', type(image).__name__)} {np.shape(image)}"
-            raise UserError(f"an image must be an array uint8 [H, W, 3] in RGB order, not {found}")
-        height, width = self._detector.config.data.canvas
-        reduced = fit_to_canvas(image, (height, width))
-        canvas = np.zeros((height, width, 3), np.uint8)
-        canvas[: reduced.shape[0], : reduced.shape[1]] = reduced
-        found = self._run(self._variables, canvas, np.int32(reduced.shape[:2]))
-        return to_image_detections(jax.device_get(found), 0, np.asarray(image.shape[:2]))
+        lowest = _thresholds(threshold, self.class_names)
+        single = isinstance(images, np.ndarray | str | os.PathLike | EncodedImage)
+        if not single and not isinstance(images, Iterable):
+            _check_array(images)
+        found = self._stream(iter([images] if single else images), 1 if single else None, lowest)
+        if not return_exceptions:
+            found = map(_raised, found)
+        if single:
+            return next(found)
+        return (one for one in found) if isinstance(images, Iterator) else list(found)
 
-    def _detect(self, variables: Any, canvas: jax.Array, size: jax.Array) -> Detections:
-        image = resize(canvas, size, self._detector.config.image_size)
-        return self._detector.detect(variables, self._detector.normalize(image)[None])
+    def _stream(
+        self, images: Iterator[Image], batch_size: int | None, lowest: np.ndarray
+    ) -> Iterator[Detections | UserError]:
+        """Yields the result of each image; the next batch runs meanwhile."""
+        size = batch_size or self.batch_size
+        loaded = map_ahead(lambda image: _loaded(image, self.canvas), images, ahead=size)
+        running = None
+        while batch := list(itertools.islice(loaded, size)):
+            previous, running = running, (batch, self._start(batch, size))
+            if previous:
+                yield from self._results(*previous, lowest)
+            del previous
+        if running:
+            yield from self._results(*running, lowest)
+
+    def _start(self, batch: "list[_Loaded | UserError]", size: int) -> nms.Detections:
+        """Starts the detection in a batch, filled up with black images."""
+        images = np.zeros((size, *self.canvas, 3), np.uint8)
+        sizes = np.ones((size, 2), np.int32)
+        for row, one in enumerate(batch):
+            if isinstance(one, _Loaded):
+                height, width = one.reduced.shape[:2]
+                images[row, :height, :width], sizes[row] = one.reduced, (height, width)
+        return self.function(images, sizes)
+
+    def _results(
+        self, batch: "list[_Loaded | UserError]", running: nms.Detections, lowest: np.ndarray
+    ) -> Iterator[Detections | UserError]:
+        found = jax.device_get(running)
+        for row, one in enumerate(batch):
+            if isinstance(one, UserError):
+                yield one
+                continue
+            boxes, scores, labels = to_image_detections(found, row, np.asarray(one.size))
+            kept = scores >= lowest[labels - 1]
+            boxes = boxes[kept][:, [1, 0, 3, 2]]
+            yield Detections(
+                boxes, scores[kept], labels[kept], one.size, self.class_names, one.source
+            )
 
 
-def load(run: str | Path) -> Predictor:
+def load(run: str | os.PathLike, *, batch_size: int = BATCH_SIZE) -> Predictor:
     """Loads a trained detector.
 
     Args:
         run: WORKDIR or WORKDIR@CHECKPOINT; CHECKPOINT is "best" (the default), "latest" or a step.
+        batch_size: images that are detected at a time, if a call has several.
 
     Raises:
         UserError: there is no such run or checkpoint, or it cannot be read.
     """
-    workdir, checkpoint = split_run(str(run))
-    return Predictor(*load_detector(open_run(workdir, checkpoint)))
+    workdir, checkpoint = split_run(os.fspath(run))
+    return from_run(open_run(workdir, checkpoint), batch_size)
 
 
-def read_image(path: str | Path) -> np.ndarray:
-    """Decodes an image file as a viewer shows it: uint8 [H, W, 3] RGB, turned by its EXIF tag.
+def from_run(run: SavedRun, batch_size: int = BATCH_SIZE) -> Predictor:
+    """Loads the detector of an opened run, at the scale it was trained with."""
+    detector, variables = load_detector(run)
+    step = jax.jit(make_scale_step(detector, Scale(detector.config.image_size)))
+
+    def function(images: np.ndarray, sizes: np.ndarray) -> nms.Detections:
+        return step(variables, {"image": images, "size": sizes})
+
+    return Predictor(function, detector.class_names, detector.config.data.canvas, batch_size)
+
+
+def map_ahead(function: Callable[[T], R], items: Iterable[T], ahead: int = 0) -> Iterator[R]:
+    """`map`, in order, on one thread per core.
+
+    Args:
+        function: called in the threads.
+        items: iterated in the caller's thread.
+        ahead: the largest number of items under way, or finished and not yielded; at least one per
+            thread.
+    """
+    threads = usable_cores()
+    pool, waiting = ThreadPoolExecutor(threads, "map_ahead"), collections.deque()
+    ahead = max(ahead, threads)
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            del item
+            if len(waiting) >= ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def read_image(path: str | os.PathLike) -> EncodedImage:
+    """Reads an image file, to be turned by its EXIF tag.
 
     Raises:
-        UserError: the file is missing or cannot be decoded.
+        UserError: the file is missing or not an image.
     """
-    if not Path(path).is_file():
-        raise UserError(f"there is no image {path}")
     try:
-        encoded = Path(path).read_bytes()
-        return decode_image(encoded, read_header(encoded).orientation)
+        if not Path(path).is_file():
+            raise UserError(f"there is no image {os.fspath(path)}")
+        content = Path(path).read_bytes()
+        return EncodedImage(os.fspath(path), content, read_header(content).orientation)
+    except OSError as error:
+        raise UserError(f"{os.fspath(path)} cannot be read: {error.strerror}") from None
     except ValueError as error:
-        raise UserError(f"{path} cannot be decoded as an image: {error}") from None
+        raise _undecodable(os.fspath(path), error) from None
+
+
+class _Loaded(NamedTuple):
+    """An image reduced to the canvas, its full size (height, width), and how it was given."""
+
+    reduced: np.ndarray
+    size: tuple[int, int]
+    source: Image
+
+
+def _loaded(image: Image, canvas: tuple[int, int]) -> _Loaded | UserError:
+    """Decodes an image as the evaluation does; a UserError is returned, not raised."""
+    try:
+        if isinstance(image, np.ndarray):
+            _check_array(image)
+            return _Loaded(fit_to_canvas(image, canvas), image.shape[:2], image)
+        encoded = _encoded(image)
+        try:
+            reduced, size = decode_to_canvas(encoded.content, canvas, encoded.orientation)
+        except ValueError as error:
+            raise _undecodable(encoded.name, error) from None
+        return _Loaded(reduced, size, image)
+    except UserError as error:
+        return error
+
+
+def _pixels(image: Image) -> np.ndarray:
+    """All pixels of an image, uint8 [H, W, 3]."""
+    if isinstance(image, np.ndarray):
+        return image
+    encoded = _encoded(image)
+    try:
+        return decode_image(encoded.content, encoded.orientation)
+    except ValueError as error:
+        raise _undecodable(encoded.name, error) from None
+
+
+def _encoded(image: Any) -> EncodedImage:
+    if isinstance(image, EncodedImage):
+        return image
+    if not isinstance(image, str | os.PathLike):
+        _check_array(image)
+    return read_image(image)
+
+
+def _undecodable(name: str, error: ValueError) -> UserError:
+    return UserError(f"{name} cannot be decoded as an image: {error}")
+
+
+def _check_array(image: Any) -> None:
+    shape = np.shape(image) if isinstance(image, np.ndarray) else ()
+    if len(shape) != 3 or shape[2] != 3 or 0 in shape or image.dtype != np.uint8:
+        found = f"{getattr(image, 'dtype', type(image).__name__)} {shape}"
+        raise UserError(f"an image must be an array uint8 [H, W, 3] in RGB order, not {found}")
+
+
+def _name(image: Image) -> str:
+    """The name of an image; "" for an array."""
+    if isinstance(image, np.ndarray):
+        return ""
+    return image.name if isinstance(image, EncodedImage) else os.fspath(image)
+
+
+def _raised(found: Detections | UserError) -> Detections:
+    if isinstance(found, UserError):
+        raise found
+    return found
+
+
+def _thresholds(threshold: Threshold, class_names: Sequence[str]) -> np.ndarray:
+    """The threshold of each class, float32 [C]."""
+    if isinstance(threshold, Mapping):
+        unknown = [name for name in threshold if name not in class_names]
+        if unknown:
+            raise UserError(
+                f"threshold names the class {unknown[0]!r}, but the classes are "
+                f"{reprlib.repr(list(class_names))}"
+            )
+        threshold = [threshold.get(name, THRESHOLD) for name in class_names]
+    try:
+        values = np.asarray(threshold, np.float32)
+        lowest = np.broadcast_to(values, len(class_names)) if values.ndim == 0 else values
+        if lowest.shape != (len(class_names),) or not ((lowest >= 0) & (lowest <= 1)).all():
+            raise ValueError
+    except (TypeError, ValueError):
+        raise UserError(
+            f"threshold is {threshold!r}: it must be a number from 0 to 1, {len(class_names)} of "
+            "them, one a class, or a mapping from class names to numbers"
+        ) from None
+    return lowest

@@ -21,8 +21,11 @@ class Progress:
     returns or cursor codes. TQDM_DISABLE, which libraries heed as well, silences both forms.
     """
 
-    def __init__(self, total: int, title: str, unit: str, initial: int = 0) -> None:
-        """`total` units of work, of which `initial` are done already."""
+    def __init__(
+        self, total: int, title: str, unit: str, initial: int = 0, *, rate: bool = False
+    ) -> None:
+        """`total` units of work, of which `initial` are done; `rate`: plain lines say it, too."""
+        self._rate = rate
         self._total, self._title, self._unit, self._done = total, title, unit, initial
         self._plain = not sys.stderr.isatty()
         self._bar: tqdm | None = None
@@ -81,7 +84,9 @@ class Progress:
         parts = [f"{self._title}: {self._unit} {self._done}/{self._total}"]
         parts += [note] if note else []
         if self._counted and self._seconds > 0:
-            left = (self._total - self._done) * self._seconds / self._counted
+            if self._rate:
+                parts.append(f"{self._counted / self._seconds:.3g} {self._unit}s/s")
+            left = max(0, self._total - self._done) * self._seconds / self._counted
             parts.append(f"{duration(left)} left")
         print(", ".join(parts), file=sys.stderr, flush=True)
 

@@ -15,6 +15,7 @@ ROOMS = (
     "tools",
     "training",
     "predictor",
+    "drawing",
     "evaluation",
     "run",
     "parallel",

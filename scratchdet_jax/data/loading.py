@@ -392,14 +392,14 @@ def _rows(batch_size: int, process_index: int, process_count: int) -> int:
 
 def _batches(filler: _Rows, rows: int, threads: int) -> Iterator[Batch]:
     cv2.setNumThreads(0)  # OpenCV's own threads would fight Grain's
-    threads = threads or _cores()
+    threads = threads or usable_cores()
     ahead = max(rows // filler.chunk, 2 * threads)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
     iterator = iter(grain.MapDataset.source(filler).to_iter_dataset(options))
     return _filled(iterator, filler, rows)
 
 
-def _cores() -> int:
+def usable_cores() -> int:
     """Number of cores this process may use (a container's share, if the system reports it)."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

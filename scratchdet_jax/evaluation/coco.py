@@ -223,9 +223,8 @@ def write_results(
 ) -> None:
     """Writes COCO's results file: a list of {image_id, category_id, bbox (x, y, w, h), score}.
 
-    Coordinates are rounded to a thousandth of a pixel; scores keep nine digits, enough to restore a
-    float32 exactly. An image id that is a decimal number is written as a number, unless two ids are
-    the same number (such as 1 and 01): then all ids are written as text.
+    `result` says how values are rounded. An image id that is a decimal number is written as a
+    number, unless two ids are the same number (such as 1 and 01): then all ids are written as text.
 
     Args:
         path: the JSON file; its folder is created if missing.
@@ -236,21 +235,31 @@ def write_results(
         UserError: a label is out of range or a value is not finite.
     """
     rows = _result_rows(detections, dict.fromkeys(detections), category_ids)
-    ids = [_as_number(str(name)) for name in detections]
+    ids = [as_number(str(name)) for name in detections]
     if len(set(ids)) < len(ids):
         ids = [str(name) for name in detections]
     results = [
-        {
-            "image_id": ids[row["image_id"]],
-            "category_id": int(row["category_id"]),
-            "bbox": [round(value, 3) for value in row["bbox"]],
-            "score": float(f"{row['score']:.9g}"),
-        }
-        for row in rows
+        result(ids[row["image_id"]], row["category_id"], row["bbox"], row["score"]) for row in rows
     ]
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(results), encoding="utf-8")
+
+
+def result(
+    image_id: int | str, category_id: int, bbox: Sequence[float], score: float
+) -> dict[str, Any]:
+    """One entry of a results file; `bbox` is (x, y, width, height) in pixels.
+
+    Coordinates are rounded to a thousandth of a pixel; scores keep nine digits, enough to restore a
+    float32 exactly.
+    """
+    return {
+        "image_id": image_id,
+        "category_id": int(category_id),
+        "bbox": [round(float(value), 3) for value in bbox],
+        "score": float(f"{score:.9g}"),
+    }
 
 
 def read_results(path: str | Path, category_ids: Sequence[int]) -> dict[str, ImageDetections]:
@@ -409,7 +418,8 @@ def _to_xywh(boxes: np.ndarray) -> np.ndarray:
     return np.stack([xmin, ymin, xmax - xmin, ymax - ymin], axis=-1)
 
 
-def _as_number(image_id: str) -> int | str:
+def as_number(image_id: str) -> int | str:
+    """An image id as a number if it is a decimal number, as COCO's are."""
     return int(image_id) if re.fullmatch("-?[0-9]+", image_id) else image_id
 
 

@@ -318,10 +318,13 @@ def write_detections(
         with detections_file(directory, split, name).open("w", encoding="utf-8") as file:
             for i in np.flatnonzero(table.labels == label):
                 ymin, xmin, ymax, xmax = table.boxes_pixels[i]
-                file.write(
-                    f"{ids[table.image[i]]} {table.scores[i]:.9g} "
-                    f"{xmin:.3f} {ymin:.3f} {xmax:.3f} {ymax:.3f}\n"
-                )
+                corners = (xmin, ymin, xmax, ymax)
+                file.write(detection_line(ids[table.image[i]], table.scores[i], corners) + "\n")
+
+
+def detection_line(image_id: str, score: float, box_xyxy: Sequence[float]) -> str:
+    """A line of the devkit's files: "image_id score xmin ymin xmax ymax", in pixels."""
+    return " ".join([image_id, f"{score:.9g}", *(f"{value:.3f}" for value in box_xyxy)])
 
 
 def read_detections(

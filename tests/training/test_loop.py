@@ -16,7 +16,7 @@ from scratchdet_jax.evaluation.evaluate import evaluate_run, split_name
 from scratchdet_jax.run.metrics import MetricLogger
 from scratchdet_jax.run.open import open_run
 from scratchdet_jax.stopping import Stopped
-from scratchdet_jax.tools import predict
+from scratchdet_jax.tools.predict import __main__ as predict
 from scratchdet_jax.training import loop
 from scratchdet_jax.training.divergence import batch_of_step, load_replay
 from tests.tiny import tiny_config
@@ -298,14 +298,16 @@ def test_predict_draws_photos_and_images_of_the_split(folder, finished, tmp_path
     assert cv2.imread(str(tmp_path / "photo/val002.png")) is not None
     assert len(list((tmp_path / "split").glob("*.png"))) == 4  # three pictures and the grid
     record = json.loads((tmp_path / "photo/detections.json").read_text())
-    (found,) = record.values()
+    found = record["annotations"]
     # The evaluator finds the same best detection in the same image.
     run = open_run(workdir, "latest")
     evaluated = evaluate_run(run, run.info.config, tmp_path / "eval").detections["val002"]
     np.testing.assert_allclose(found[0]["score"], evaluated.scores[0], rtol=1e-4)
-    np.testing.assert_allclose(found[0]["box_yxyx"], evaluated.boxes_pixels[0], atol=0.06)
+    ymin, xmin, ymax, xmax = evaluated.boxes_pixels[0]
+    box = (xmin, ymin, xmax - xmin, ymax - ymin)
+    np.testing.assert_allclose(found[0]["bbox"], box, atol=0.02)
     with pytest.raises(UserError, match="there is no image"):
         predict.main(["predict", "nowhere.jpg", f"--output={tmp_path}", *common])
     (tmp_path / "text.jpg").write_text("not an image")
-    with pytest.raises(UserError, match="cannot be decoded as an image"):
+    with pytest.raises(UserError, match=r"1 file could not be used:\n.*cannot be decoded as"):
         predict.main(["predict", str(tmp_path / "text.jpg"), f"--output={tmp_path}", *common])

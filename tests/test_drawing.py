@@ -2,9 +2,9 @@ import cv2
 import numpy as np
 import pytest
 
+from scratchdet_jax import drawing
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.evaluation.detections import ImageGroundTruth
-from scratchdet_jax.tools import drawing
 
 NAMES = ("circle", "square", "triangle")
 

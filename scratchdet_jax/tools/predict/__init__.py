@@ -1,0 +1,1 @@
+"""Detects objects in photos, folders and videos; see __main__."""

@@ -1,0 +1,255 @@
+"""Detects objects in photos, folders and videos, or in images of the run's eval split.
+
+python -m scratchdet_jax.tools.predict --workdir=runs/voc300 --output=found a.jpg photos clip.mp4
+
+The results are written as they come: detections.json in COCO's format (or CSV, or VOC's text
+files), a picture of each image, an annotated copy of each video, and a grid of a few images. Images
+that cannot be read are named at the end. It replaces only pictures and detections.json that it
+wrote itself for the same workdir, never an image or another file.
+"""
+
+import argparse
+import collections
+import contextlib
+import hashlib
+import itertools
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from scratchdet_jax import cli
+from scratchdet_jax.data.sources import open_split
+from scratchdet_jax.drawing import grid, save_png, saved_by
+from scratchdet_jax.errors import UserError, plural, writable_folder
+from scratchdet_jax.evaluation.evaluate import split_name
+from scratchdet_jax.predictor import BATCH_SIZE, THRESHOLD, Predictor, Threshold, from_run
+from scratchdet_jax.progress import Progress
+from scratchdet_jax.run.open import SavedRun, open_run
+from scratchdet_jax.tools.predict import inputs
+from scratchdet_jax.tools.predict.inputs import Item
+from scratchdet_jax.tools.predict.pictures import GRID_LIMIT, Drawn, drawn, video_writer
+from scratchdet_jax.tools.predict.results import FORMATS, marked, open_results, result_files
+
+_GRID = "grid"
+
+
+class _Work(NamedTuple):
+    """What is to be done.
+
+    Attributes:
+        items: the images.
+        total: their number, as far as it is known before the videos are read.
+        photos: stems of the pictures, but for the frames of videos.
+        videos: stems of the videos.
+        files: the files to read.
+        split: part of the names of VOC's files.
+    """
+
+    items: Iterator[Item]
+    total: int
+    photos: list[str]
+    videos: list[str]
+    files: list[str]
+    split: str
+
+
+def main(argv: Sequence[str]) -> None:
+    """Parses the command line, detects objects and writes what was found."""
+    options = _parse(argv)
+    run, output = open_run(Path(options.workdir), options.checkpoint), Path(options.output)
+    broken: list[str] = []
+    work = _files(options, broken) if options.images else _split_images(options, run)
+    classes, software = run.info.class_names, _software(run.workdir)
+    files = result_files(options.format, output, classes, work.split)
+    _check_output(options, work, files, software)
+    detector = from_run(run, max(1, min(options.batch_size, work.total)))
+    found = _detected(detector, work.items, _threshold(options.threshold, classes))
+    writable_folder(output, "--output")
+    if options.pictures:
+        has_grid = not work.videos and len(work.photos) <= GRID_LIMIT
+        found = drawn(found, output, software, frames=options.frames, cells=has_grid)
+
+    results = open_results(options.format, output, classes, work.split, software)
+    cells: list[np.ndarray] = []
+    counts: collections.Counter[str] = collections.Counter()
+    done = 0
+    annotates = options.pictures and not options.frames
+    tracked = _tracked(found, work.total)
+    for (video, rate), group in itertools.groupby(tracked, lambda d: (d.item.video, d.item.rate)):
+        keeping = contextlib.nullcontext(cells.append)
+        if video and annotates:
+            keeping = video_writer(output / f"{video}.mp4", rate)
+        with keeping as keep:
+            for item, result, picture in group:
+                if isinstance(result, UserError):
+                    broken.append(str(result))
+                    continue
+                results.add(item, result)
+                counts.update(result.names)
+                done += 1
+                if picture is not None:
+                    keep(picture)
+    results.close()
+    if cells:
+        save_png(output / f"{_GRID}.png", grid(cells, options.columns), software)
+    classified = ", ".join(f"{name} {count:,}" for name, count in counts.most_common(10))
+    print(
+        f"{plural(done, 'image')}, {plural(counts.total(), 'detection')}"
+        + (f" ({classified}{', …' if len(counts) > 10 else ''})" if counts else "")
+        + f" in {output}"
+    )
+    if broken:
+        listed = "\n".join(f"  {line}" for line in broken)
+        raise UserError(f"{plural(len(broken), 'file')} could not be used:\n{listed}")
+
+
+def _files(options: argparse.Namespace, broken: list[str]) -> _Work:
+    names = inputs.find_files(options.images, Path(options.output))
+    stems = inputs.unique_stems(names, [_GRID])
+    videos = [s for s, name in zip(stems, names, strict=True) if inputs.is_video(name)]
+    photos = [s for s, name in zip(stems, names, strict=True) if not inputs.is_video(name)]
+    items = inputs.file_items(names, stems, broken)
+    return _Work(items, inputs.count_images(names), photos, videos, names, "images")
+
+
+def _split_images(options: argparse.Namespace, run: SavedRun) -> _Work:
+    source = open_split(run.info.config.data, "eval")
+    ids = [source.image_id(i) for i in range(min(options.count, len(source)))]
+    stems = inputs.unique_stems(ids, [_GRID])
+    items = inputs.split_items(source, stems)
+    return _Work(items, len(ids), stems, [], [], split_name(source.spec))
+
+
+def _detected(detector: Predictor, items: Iterable[Item], threshold: Threshold) -> Iterator[Drawn]:
+    """Each image with what was found in it, or why it could not be used."""
+    waiting: collections.deque[Item] = collections.deque()
+
+    def images() -> Iterator:
+        for item in items:
+            waiting.append(item)
+            yield item.image
+
+    found = detector(images(), threshold, return_exceptions=True)
+    return (Drawn(waiting.popleft(), one) for one in found)
+
+
+def _tracked(found: Iterator[Drawn], total: int) -> Iterator[Drawn]:
+    """Shows the progress; compilation, before the first result, does not count."""
+    with Progress(total, "predicting", "image", rate=True) as progress:
+        with progress.paused():
+            first = list(itertools.islice(found, 1))
+        for one in itertools.chain(first, found):
+            yield one
+            progress.update()
+
+
+def _software(workdir: Path) -> str:
+    """How the files of this run are marked, so that only they are replaced."""
+    return f"{inputs.MARK} {hashlib.sha256(str(workdir.resolve()).encode()).hexdigest()[:16]}"
+
+
+def _check_output(
+    options: argparse.Namespace, work: _Work, results: Sequence[Path], software: str
+) -> None:
+    """Makes sure that no input and no file of anybody else would be replaced.
+
+    Raises:
+        UserError: a file that would be written is an image to detect on, or it exists and was not
+            written by this command with the same workdir, or could not be recognised as such.
+    """
+    output = Path(options.output)
+    inputs_of_run = {_identity(Path(name)) for name in work.files}
+    pictures, annotated = [], []
+    if options.pictures:
+        pictures += [output / f"{stem}.png" for stem in (*work.photos, _GRID)]
+        if options.frames:
+            folders = [output / stem for stem in work.videos]
+            pictures += [file for f in folders for file in (f.iterdir() if f.is_dir() else [f])]
+        else:
+            annotated += [output / f"{stem}.mp4" for stem in work.videos]
+    for file in (*pictures, *annotated, *results):
+        if not os.path.lexists(file):
+            continue
+        if file.exists() and _identity(file) in inputs_of_run:
+            raise UserError(
+                f"{file} is one of the images and would be replaced: choose another folder with "
+                "--output"
+            )
+        if file.suffix not in (".png", ".json", ".jsonl"):
+            problem = f"exists, and {file.suffix or 'such'} files are never replaced"
+        elif file.is_symlink() or not (saved_by(file) == software or marked(file, software)):
+            problem = f"exists and was not written by this command for {options.workdir}"
+        else:
+            continue
+        raise UserError(
+            f"{file} {problem}: choose another folder with --output, or remove the file"
+        )
+
+
+def _identity(file: Path) -> tuple[int, int]:
+    status = file.stat()
+    return status.st_dev, status.st_ino
+
+
+def _threshold(texts: Sequence[str], class_names: Sequence[str]) -> Threshold:
+    """The threshold of each class, of texts NUMBER (for all) and CLASS=NUMBER."""
+    default, named = THRESHOLD, {}
+    for text in texts:
+        name, separator, number = text.rpartition("=")
+        try:
+            value = float(number)
+        except ValueError:
+            raise UserError(
+                f"--threshold={text} is neither a number nor CLASS=NUMBER, such as 0.5 or "
+                f"{class_names[0]}=0.5"
+            ) from None
+        if separator:
+            named[name] = value
+        else:
+            default = value
+    return {**dict.fromkeys(class_names, default), **named}
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number above 0")
+    return int(text)
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog=argv[0], description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add(
+        "images",
+        nargs="*",
+        help="image files, videos, folders (with all below) and globs; default: images of the "
+        "eval split",
+    )
+    add("--workdir", required=True, help="folder of the run, as for train.py")
+    add("--output", required=True, help="folder for the results and pictures")
+    add("--checkpoint", default="best", help="best, latest or a step")
+    add(
+        "--threshold",
+        action="append",
+        default=[],
+        help="lowest score that is kept, 0.5 by default; CLASS=NUMBER for one class; repeatable",
+    )
+    add("--format", choices=FORMATS, default="coco", help="of the results: COCO JSON, CSV, VOC")
+    add(
+        "--pictures",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="draw pictures; for videos annotated videos",
+    )
+    add("--frames", action="store_true", help="draw each frame of a video as a picture")
+    add("--count", type=_positive, default=8, help="number of eval images")
+    add("--columns", type=_positive, default=4, help=f"of the grid of up to {GRID_LIMIT} pictures")
+    add("--batch_size", type=_positive, default=BATCH_SIZE, help="images in a batch")
+    return parser.parse_args(argv[1:])
+
+
+if __name__ == "__main__":
+    cli.run(main)
