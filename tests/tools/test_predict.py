@@ -240,14 +240,20 @@ def test_broken_files_are_named_at_the_end_and_stop_nothing(workdir, photos, tmp
     (photos / "a.jpg").write_bytes(b"")
     (photos / "m.mp4").write_bytes(b"no video")
     (photos / "p.jpg").write_text("no image")
+    (photos / "z.jpg").symlink_to("nowhere.jpg")
     assert run(workdir, tmp_path / "out", photos) == 1
     printed = capsys.readouterr()
     assert printed.out.startswith("2 images, ")
-    lines = printed.err.strip().splitlines()
-    assert lines[0] == "error: 3 files could not be used:"
-    assert len(lines) == 4
-    for name in ("a.jpg cannot be decoded", "m.mp4 cannot be decoded as a video", "p.jpg cannot"):
-        assert sum(f"{photos}/{name}" in line for line in lines) == 1
+    lines = printed.err[printed.err.index("error:") :].splitlines()  # after those of the progress
+    assert lines[0] == "error: 4 files could not be used:"
+    assert len(lines) == 5
+    for text in (
+        f"{photos}/a.jpg cannot be decoded as an image",
+        f"{photos}/m.mp4 cannot be decoded as a video",
+        f"{photos}/p.jpg cannot be decoded as an image",
+        f"there is no image {photos}/z.jpg",
+    ):
+        assert sum(text in line for line in lines) == 1
     assert {"holiday.png", "other.png", "detections.json"} == set(content(tmp_path / "out"))
 
 

@@ -161,7 +161,7 @@ def _check_output(
             written by this command with the same workdir, or could not be recognised as such.
     """
     output = Path(options.output)
-    inputs_of_run = {_identity(Path(name)) for name in work.files}
+    images = {_identity(Path(name)) for name in work.files if os.path.exists(name)}
     pictures, annotated = [], []
     if options.pictures:
         pictures += [output / f"{stem}.png" for stem in (*work.photos, _GRID)]
@@ -173,7 +173,7 @@ def _check_output(
     for file in (*pictures, *annotated, *results):
         if not os.path.lexists(file):
             continue
-        if file.exists() and _identity(file) in inputs_of_run:
+        if file.exists() and _identity(file) in images:
             raise UserError(
                 f"{file} is one of the images and would be replaced: choose another folder with "
                 "--output"
