@@ -195,6 +195,11 @@ def get_config() -> ml_collections.ConfigDict:
     config.optimizer.drop_at = (0.4, 0.75, 0.9)  # shares of training after which the rate drops
     config.optimizer.drop_factor = 0.1  # factor on the rate at each drop
 
+    # Exponential moving average of parameters and BatchNorm statistics, which evaluation, the
+    # best checkpoint, predict and init_from then use: average = decay · average + (1 − decay) ·
+    # new, such as 0.999; 0 = off. The decay is lower at first: (1 + step) / (10 + step).
+    config.ema_decay = 0.0
+
     config.eval = ml_collections.ConfigDict()
     config.eval.every_steps = 5_000  # updates between evaluations; 0 = only at the end
     config.eval.batch_size = 64  # images per batch, over all devices and processes

@@ -71,6 +71,8 @@ def validate(config: ml_collections.ConfigDict, device_count: int) -> None:
     _require(all(r > 0 for r in ratios), "anchors.aspect_ratios", "ratios above 0", config)
     finite = math.isfinite(config.optimizer.learning_rate)
     _require(finite, "optimizer.learning_rate", "a finite number", config)
+    decay = 0 <= config.ema_decay < 1
+    _require(decay, "ema_decay", "0 (off) or above, and below 1, such as 0.999", config)
     for share in config.optimizer.drop_at:
         _require(0 < share < 1, "optimizer.drop_at", "shares of training between 0 and 1", config)
     if number_of_steps(config) < 1:

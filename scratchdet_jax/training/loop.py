@@ -107,7 +107,8 @@ def _train(
     optimizer = make_optimizer(config)
 
     def fresh_state() -> TrainState:
-        return create_state(detector.model, optimizer, config.image_size, config.seed)
+        averaged = config.ema_decay > 0
+        return create_state(detector.model, optimizer, config.image_size, config.seed, averaged)
 
     if start:
         state = checkpoints.restore(start, like=mapping.shapes(fresh_state))
@@ -127,7 +128,7 @@ def _train(
         print(f"resumed from step {start} of {num_steps}")
     elif config.init_from:
         variables = init_from_run(config.init_from, detector, jax.device_get(state.variables))
-        state = state.replace(**mapping.replicate(variables))
+        state = state.starting_from(mapping.replicate(variables))
     evaluator = Evaluator(detector, mapping, eval_source) if evaluates else None
 
     train_step = mapping.map_train_step(make_train_step(detector, optimizer))
@@ -217,7 +218,7 @@ def _evaluate(run: _Loop, step: int, state: TrainState) -> None:
         run.stop.poll()
 
     with run.stop.interruptible(lambda: _saved(run, step)), run.logger.paused():
-        results = run.evaluator.evaluate(state.variables, on_batch).results
+        results = run.evaluator.evaluate(state.result, on_batch).results
     run.logger.log_evaluation(step, results)
     say(f"step {step}: {summary_line(results)}")
     with run.watchdog.paused():

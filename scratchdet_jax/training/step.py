@@ -14,7 +14,7 @@ import optax
 from scratchdet_jax.detector import Batch, Detector
 from scratchdet_jax.ops.losses import MultiBoxSums
 from scratchdet_jax.parallel.devices import AXIS
-from scratchdet_jax.run.state import FINITE, TrainState
+from scratchdet_jax.run.state import FINITE, TrainState, follow
 from scratchdet_jax.training.optimizer import make_schedule
 
 PARTS = ("backbone", "extras", "head")
@@ -147,6 +147,6 @@ def make_train_step(
             batch_stats=batch_stats,
             opt_state=opt_state,
         )
-        return update_unless_diverged(state, new_state, metrics)
+        return update_unless_diverged(state, follow(new_state, config.ema_decay), metrics)
 
     return train_step
