@@ -88,6 +88,10 @@ def get_config() -> ml_collections.ConfigDict:
     # A run, WORKDIR or WORKDIR@STEP, whose parameters a new run starts from, as far as they fit;
     # empty = random weights.
     config.init_from = ""
+    # Parts of a run with init_from that are not trained: backbone, extras, head, or modules of the
+    # network such as root,stage1 or head/level1, joined by commas; empty = everything is trained.
+    # Their BatchNorm uses its running statistics and keeps them; there is no weight decay on them.
+    config.freeze = ""
     config.seed = 0  # for the initial weights, the order of examples and the augmentation
     config.image_size = 300  # side S of the square network input, in pixels
 

@@ -1,14 +1,18 @@
 """Rejects a config that cannot run, naming the field, before anything is built."""
 
+import functools
 import math
 
+import jax
 import ml_collections
+from flax import traverse_util
 
 from scratchdet_jax.config.fields import get, number_of_steps
 from scratchdet_jax.config.scales import MERGE_METHODS, parse_scales
-from scratchdet_jax.detector import augment_options, build_detector
+from scratchdet_jax.detector import Detector, augment_options, build_detector
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.models.layers import check_norm_span
+from scratchdet_jax.models.parts import PARTS, frozen_names, is_frozen
 
 CHOICES = {
     "parallel": ("shard_map", "pmap"),
@@ -81,12 +85,37 @@ def validate(config: ml_collections.ConfigDict, device_count: int) -> None:
     _check_multiscale(config)
     # Augmentation, model and anchors check their own fields when they are built.
     augment_options(config)
-    build_detector(config, class_names=("any",))
+    detector = build_detector(config, class_names=("any",))
+    if config.freeze:
+        _check_freeze(detector)
 
 
 def _require(true: bool, name: str, what: str, config: ml_collections.ConfigDict) -> None:
     if not true:
         raise UserError(f"config.{name} is {get(config, name)!r}; it must be {what}")
+
+
+def _check_freeze(detector: Detector) -> None:
+    config = detector.config
+    if not config.init_from:
+        raise UserError(
+            f"config.freeze is {config.freeze!r}, but the run starts from random weights: name the "
+            "run whose weights it starts from with config.init_from"
+        )
+    images = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), "float32")
+    init = functools.partial(detector.model.init, train=False)
+    params = jax.eval_shape(init, {"params": jax.random.key(0)}, images)["params"]
+    names, paths = frozen_names(config.freeze), traverse_util.flatten_dict(params)
+    for name in names:
+        if not any(is_frozen(path, [name]) for path in paths):
+            raise UserError(
+                f"config.freeze has {name!r}, which this network does not have: use "
+                f"{', '.join((*PARTS, *params))}, or a module inside one of these"
+            )
+    if all(is_frozen(path, names) for path in paths):
+        raise UserError(
+            f"config.freeze {config.freeze!r} leaves nothing to train: name fewer parts"
+        )
 
 
 def _check_multiscale(config: ml_collections.ConfigDict) -> None:

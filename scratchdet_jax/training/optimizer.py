@@ -1,9 +1,14 @@
 """ScratchDet's SGD: L2 weight decay in the gradient, momentum, warm-up and step drops."""
 
+import operator
+from typing import Any
+
+import jax
 import ml_collections
 import optax
 
 from scratchdet_jax.config.fields import number_of_steps
+from scratchdet_jax.models.parts import frozen_mask, frozen_names
 
 
 def make_schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
@@ -30,8 +35,17 @@ def make_schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
 
 
 def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
-    """Makes SGD with momentum; weight decay is added to the gradient of every parameter (L2)."""
+    """Makes SGD with momentum; weight decay is added to the gradient of every parameter (L2).
+
+    Those of `config.freeze` get no weight decay. They have no gradient either (see
+    Detector.forward), so their momentum and their updates are 0.
+    """
+    frozen = frozen_names(config.freeze)
+
+    def trained(params: Any) -> Any:
+        return jax.tree.map(operator.not_, frozen_mask(params, frozen))
+
     return optax.chain(
-        optax.add_decayed_weights(config.optimizer.weight_decay),
+        optax.add_decayed_weights(config.optimizer.weight_decay, trained if frozen else None),
         optax.sgd(make_schedule(config), momentum=config.optimizer.momentum),
     )

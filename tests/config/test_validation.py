@@ -36,12 +36,34 @@ def test_recipes_are_valid_and_named_as_their_file(name):
         ("anchors.aspect_ratios", ((0,),) * 6, r"aspect_ratios"),
         ("image_size", 7, r"level 0 are 0 and 1 pixels at config\.image_size 7"),
         ("anchors.steps", (8, 16, 32, 64, 100, 128), r"image_size is 64, too small .* step 128 of"),
+        ("ema_decay", 1.0, r"ema_decay is 1\.0; it must be 0 \(off\) or above, and below 1"),
+        ("freeze", "backbone", r"freeze is 'backbone', but the run starts from random weights"),
         ("eval.metric", "voc", r"eval\.metric is 'voc'.*voc_11point"),
     ],
 )
 def test_an_invalid_value_is_reported_by_field(field, value, message):
     with pytest.raises(UserError, match=message):
         validate(tiny_config(**{field: value}), device_count=8)
+
+
+@pytest.mark.parametrize(
+    ("freeze", "message"),
+    [
+        (
+            "root,stage9",
+            r"freeze has 'stage9', which .* not have: use backbone, extras, head, .*root",
+        ),
+        ("backbone,extras,head", r"leaves nothing to train"),
+        ("stage1,head/level1/class_conv, extra2", None),
+    ],
+)
+def test_frozen_parts_exist_and_leave_something_to_train(freeze, message):
+    config = tiny_config(freeze=freeze, init_from="runs/other")
+    if message is None:
+        validate(config, device_count=1)
+    else:
+        with pytest.raises(UserError, match=message):
+            validate(config, device_count=1)
 
 
 def test_a_run_without_steps_is_refused():

@@ -1,20 +1,59 @@
 """Small complete runs on the embedded data set, to compare resumed ones with uninterrupted ones."""
 
+import functools
 import json
 
+import flax.linen as nn
 import jax
 import numpy as np
 
 from scratchdet_jax.data.builders import shapes
+from scratchdet_jax.models import BACKBONES, Backbone
+from scratchdet_jax.models.resnet import extra_blocks
+from scratchdet_jax.parallel.devices import DeviceMapping
 from scratchdet_jax.run.metrics import MetricLogger
 from scratchdet_jax.training import loop
 from tests.tiny import tiny_config
 
 
+class Plain(nn.Module):
+    """Three convolutions and an extra block, which compile in seconds; two source maps."""
+
+    layers: object
+
+    @nn.compact
+    def __call__(self, images, train):
+        x = images
+        for i, stride in enumerate((4, 2, 2), 1):
+            x = self.layers.convolve(x, 8, 3, stride=stride, name=f"conv{i}")
+            x = nn.relu(self.layers.normalize(x, train, name=f"norm{i}"))
+        settings = {"channels": 8, "strides": (2,), "last_convolutions": False}
+        return (x, *extra_blocks(x, train, **settings, layers=self.layers))
+
+
+PLAIN = Backbone(
+    build=lambda config, layers: Plain(layers),
+    name=lambda config: "Plain",
+    sources=lambda config: 1,
+    checks=lambda config: {},
+)
+
+
 def small_config(folder, monkeypatch, **overrides):
-    """Four updates of 8 of 24 images, evaluated after every second on 8; data in `folder`."""
+    """Four updates of 8 of 24 images on two devices, evaluated after every second on 8 images.
+
+    Data and compiled programs are in `folder`.
+    """
     monkeypatch.setattr(shapes, "SPLIT_SIZES", {"train": 24, "validation": 8})
+    monkeypatch.setitem(BACKBONES, "plain", PLAIN)
+    two = functools.partial(DeviceMapping, devices=jax.devices()[:2])
+    monkeypatch.setattr(loop, "DeviceMapping", two)
     fields = {
+        "model.backbone": "plain",
+        "model.extra_strides": (2,),
+        "anchors.min_percent": (20, 50),
+        "anchors.max_percent": (50, 80),
+        "anchors.aspect_ratios": ((), ()),
         "num_steps": 4,
         "batch_size": 8,
         "checkpoint_every": 1,

@@ -13,7 +13,7 @@ from scratchdet_jax.run.state import AveragedState, TrainState, create_state, fo
 from scratchdet_jax.training.init_from import init_from_run
 from scratchdet_jax.training.optimizer import make_optimizer
 from scratchdet_jax.training.step import make_train_step, update_unless_diverged
-from tests.tiny import random_batch, tiny_config
+from tests.tiny import random_batch
 from tests.training.small_run import assert_same_run, small_config, train, train_in_parts
 
 equal = np.testing.assert_array_equal
@@ -52,8 +52,8 @@ def test_an_update_that_is_not_finite_keeps_the_average():
 
 
 @pytest.mark.parametrize("kind", ["shard_map", "pmap"])
-def test_a_step_on_two_devices_averages_parameters_and_statistics(kind):
-    config = tiny_config(ema_decay=0.9, batch_size=8)
+def test_a_step_on_two_devices_averages_parameters_and_statistics(kind, tmp_path, monkeypatch):
+    config = small_config(tmp_path, monkeypatch, ema_decay=0.9)
     mapping = DeviceMapping(kind, jax.devices()[:2])
     detector, optimizer = build_detector(config, ("a", "b", "c"), AXIS), make_optimizer(config)
     state = create_state(detector.model, optimizer, config.image_size, 0, averaged=True)
