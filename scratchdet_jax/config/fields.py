@@ -13,6 +13,7 @@ WITHOUT_EFFECT = (
     "data.on_error",
     "eval.every_steps",
     "eval.batch_size",
+    "eval.stop_after",
     "log_every",
     "checkpoint_every",
     "keep_checkpoints",

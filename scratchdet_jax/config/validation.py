@@ -42,6 +42,7 @@ NOT_NEGATIVE = (
     "optimizer.reference_batch_size",
     "optimizer.weight_decay",
     "eval.every_steps",
+    "eval.stop_after",
     "loss.negative_ratio",
     "stall_seconds",
 )
@@ -81,6 +82,8 @@ def validate(config: ml_collections.ConfigDict, device_count: int) -> None:
         _require(0 < share < 1, "optimizer.drop_at", "shares of training between 0 and 1", config)
     if number_of_steps(config) < 1:
         raise UserError("the run has no steps: raise config.train_images or config.num_steps")
+    if config.eval.stop_after:
+        _check_scored(config)
     _check_batches(config, device_count)
     _check_multiscale(config)
     # Augmentation, model and anchors check their own fields when they are built.
@@ -93,6 +96,20 @@ def validate(config: ml_collections.ConfigDict, device_count: int) -> None:
 def _require(true: bool, name: str, what: str, config: ml_collections.ConfigDict) -> None:
     if not true:
         raise UserError(f"config.{name} is {get(config, name)!r}; it must be {what}")
+
+
+def _check_scored(config: ml_collections.ConfigDict) -> None:
+    needed = {
+        "data.eval": config.data.eval,
+        "eval.metric": config.eval.metric != "none",
+        "eval.every_steps": config.eval.every_steps,
+    }
+    for name, given in needed.items():
+        if not given:
+            raise UserError(
+                f"config.eval.stop_after is {config.eval.stop_after}, but config.{name} is "
+                f"{get(config, name)!r}, so no mAP is known while training: set both, or neither"
+            )
 
 
 def _check_freeze(detector: Detector) -> None:
