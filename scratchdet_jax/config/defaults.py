@@ -102,6 +102,10 @@ def get_config() -> ml_collections.ConfigDict:
     config.accumulate_steps = 1
     config.train_images = 12_800_000  # length of training; updates = train_images / batch_size
     config.num_steps = 0  # if above 0: number of updates, instead of train_images
+    # Continues the run beyond its length: the new total, as 1.5x that length or as a number of
+    # images, such as 1.5x or 9600000; 1.5x,2x extends it twice. Up to the length everything is as
+    # without this field; from there on, the learning rate is that of a run of the new total.
+    config.extend = ""
     config.parallel = "shard_map"  # how the step is mapped over devices: shard_map | pmap
 
     config.data = ml_collections.ConfigDict()

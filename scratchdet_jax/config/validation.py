@@ -7,7 +7,7 @@ import jax
 import ml_collections
 from flax import traverse_util
 
-from scratchdet_jax.config.fields import get, number_of_steps
+from scratchdet_jax.config.fields import get, run_ends
 from scratchdet_jax.config.scales import MERGE_METHODS, parse_scales
 from scratchdet_jax.detector import Detector, augment_options, build_detector
 from scratchdet_jax.errors import UserError
@@ -80,7 +80,7 @@ def validate(config: ml_collections.ConfigDict, device_count: int) -> None:
     _require(decay, "ema_decay", "0 (off) or above, and below 1, such as 0.999", config)
     for share in config.optimizer.drop_at:
         _require(0 < share < 1, "optimizer.drop_at", "shares of training between 0 and 1", config)
-    if number_of_steps(config) < 1:
+    if run_ends(config)[0] < 1:
         raise UserError("the run has no steps: raise config.train_images or config.num_steps")
     if config.eval.stop_after:
         _check_scored(config)

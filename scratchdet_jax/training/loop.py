@@ -10,7 +10,7 @@ import jax
 import ml_collections
 
 from scratchdet_jax import stopping
-from scratchdet_jax.config.fields import number_of_steps
+from scratchdet_jax.config.fields import number_of_steps, run_ends
 from scratchdet_jax.config.validation import validate
 from scratchdet_jax.data.loading import substituted_line, substitutes, to_device, train_loader
 from scratchdet_jax.data.records import DetectionSource
@@ -30,7 +30,7 @@ from scratchdet_jax.run.workdir import check_resume, locked
 from scratchdet_jax.training.divergence import save_replay
 from scratchdet_jax.training.early_stop import Improvement
 from scratchdet_jax.training.init_from import init_from_run
-from scratchdet_jax.training.optimizer import make_optimizer
+from scratchdet_jax.training.optimizer import make_optimizer, make_schedule
 from scratchdet_jax.training.step import make_train_step
 
 
@@ -133,6 +133,9 @@ def _train(
     _introduce(workdir, mapping, source, detector, state)
     if start:
         print(f"resumed from step {start} of {num_steps}")
+        if start in run_ends(config)[:-1]:
+            before, now = (float(make_schedule(config)(step)) for step in (start - 1, start))
+            print(f"extended: the learning rate goes from {before:.3g} to {now:.3g}")
     elif config.init_from:
         variables = init_from_run(config.init_from, detector, jax.device_get(state.variables))
         state = state.starting_from(mapping.replicate(variables))
@@ -190,7 +193,7 @@ def _steps(
         The state, the last step (lower than `num_steps` after early stopping), and what the
         evaluations have shown.
     """
-    step = start
+    step, ends = start, run_ends(run.config)
     try:
         for step in range(start + 1, num_steps + 1):
             if improvement.ends(run.config.eval.stop_after):
@@ -203,7 +206,7 @@ def _steps(
             run.watchdog.beat(step - 1)  # log_step has waited for its end
             evaluate = _due(run.config, run.evaluator is not None, step)
             leave = run.stop.requested()
-            if leave or evaluate or step == num_steps or _every(step, run.config.checkpoint_every):
+            if leave or evaluate or step in ends or _every(step, run.config.checkpoint_every):
                 run.logger.flush()  # a step is only checkpointed if it is known to be finite
                 with run.logger.paused(), run.watchdog.paused():
                     progress = run.logger.progress() | {"improvement": improvement}
@@ -272,8 +275,8 @@ def _diverged(run: _Loop, error: Diverged, state: TrainState) -> UserError:
 
 def _due(config: ml_collections.ConfigDict, evaluates: bool, step: int) -> bool:
     """Whether a run that evaluates does so after `step`."""
-    last = step == number_of_steps(config)
-    return evaluates and (last or _every(step, config.eval.every_steps))
+    complete = step in run_ends(config)
+    return evaluates and (complete or _every(step, config.eval.every_steps))
 
 
 def _every(step: int, period: int) -> bool:
