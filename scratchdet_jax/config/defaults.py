@@ -121,6 +121,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.canvas = (500, 500)
     config.data.max_boxes = 100  # ground-truth slots per image; an image with more is an error
     config.data.train_on_ignored = True  # train on difficult (VOC) or crowd (COCO) boxes
+    # Repeat-factor sampling (LVIS) for unbalanced classes: an image is repeated max(1, √(t / f))
+    # times in an epoch, f = the share of the images with its rarest class, such as t = 0.1; 0 = no.
+    config.data.repeat_threshold = 0.0
     config.data.threads = 0  # decoding threads per process; 0 = number of cores
     # If a training image cannot be read or decoded: stop | substitute (use the next image of the
     # data set; substitutions are counted and reported at the end).

@@ -50,6 +50,7 @@ SHARES = (
     "optimizer.momentum",
     "optimizer.warmup_start",
     "loss.match_iou",
+    "data.repeat_threshold",
     "eval.score_threshold",
     "eval.nms_iou",
 )

@@ -43,6 +43,7 @@ def test_recipes_are_valid_and_named_as_their_file(name):
         ("extend", "half", r"extend has the entry 'half': write the new total as a multiple"),
         ("extend", "2x,1.5x", r"entry '1\.5x', a total of 30 updates, but .* after 40"),
         ("extend", "320", r"entry '320', a total of 20 updates, but .* after 20"),
+        ("data.repeat_threshold", -0.1, r"repeat_threshold is -0\.1; it must be between 0 and 1"),
         ("eval.metric", "voc", r"eval\.metric is 'voc'.*voc_11point"),
     ],
 )
