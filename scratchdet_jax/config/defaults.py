@@ -216,6 +216,9 @@ def get_config() -> ml_collections.ConfigDict:
     # The run ends early after this many evaluations in a row without a better mAP; 0 = never. A run
     # that ended so continues if this is raised or 0.
     config.eval.stop_after = 0
+    # Images of the split whose detections and ground truth TensorBoard shows after each evaluation
+    # while training, the first ones of data.eval.
+    config.eval.log_pictures = 0
     config.eval.batch_size = 64  # images per batch, over all devices and processes
     # The mAP that is reported and that selects the best checkpoint: voc_11point | voc_area | coco.
     # none: only write detections, e.g. for test images whose boxes are not published.

@@ -18,6 +18,7 @@ WITHOUT_EFFECT = (
     "eval.every_steps",
     "eval.batch_size",
     "eval.stop_after",
+    "eval.log_pictures",
     "log_every",
     "checkpoint_every",
     "keep_checkpoints",

@@ -43,6 +43,7 @@ NOT_NEGATIVE = (
     "optimizer.weight_decay",
     "eval.every_steps",
     "eval.stop_after",
+    "eval.log_pictures",
     "loss.negative_ratio",
     "stall_seconds",
 )

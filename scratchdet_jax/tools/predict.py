@@ -23,10 +23,10 @@ from scratchdet_jax.data.sources import open_split
 from scratchdet_jax.data.untrusted import IMAGE_SUFFIXES
 from scratchdet_jax.errors import UserError, plural, writable_folder
 from scratchdet_jax.evaluation.detections import ImageDetections, ImageGroundTruth
+from scratchdet_jax.evaluation.drawing import draw_detections, grid, save_png, was_saved_by
 from scratchdet_jax.files import write_text_atomically
 from scratchdet_jax.predictor import Predictor, read_image
 from scratchdet_jax.run.open import load_detector, open_run
-from scratchdet_jax.tools.drawing import draw_detections, grid, save_png, was_saved_by
 
 _RECORDS, _GRID = "detections.json", "grid"
 

@@ -240,11 +240,15 @@ def _evaluate(run: _Loop, step: int, state: TrainState) -> float | None:
         run.stop.poll()
 
     with run.stop.interruptible(lambda: _saved(run, step)), run.logger.paused():
-        results = run.evaluator.evaluate(state.result, on_batch).results
+        evaluation = run.evaluator.evaluate(state.result, on_batch)
+    results = evaluation.results
     run.logger.log_evaluation(step, results)
     say(f"step {step}: {summary_line(results)}")
     with run.watchdog.paused():
         run.checkpoints.set_score(step, results["mAP"])
+        if count := run.config.eval.log_pictures:
+            with run.logger.paused():
+                run.logger.log_pictures(step, run.evaluator.pictures(evaluation, count))
     return results["mAP"]
 
 

@@ -38,6 +38,7 @@ def test_recipes_are_valid_and_named_as_their_file(name):
         ("anchors.steps", (8, 16, 32, 64, 100, 128), r"image_size is 64, too small .* step 128 of"),
         ("ema_decay", 1.0, r"ema_decay is 1\.0; it must be 0 \(off\) or above, and below 1"),
         ("freeze", "backbone", r"freeze is 'backbone', but the run starts from random weights"),
+        ("eval.log_pictures", -1, r"eval\.log_pictures is -1"),
         ("eval.stop_after", -1, r"eval\.stop_after is -1"),
         ("eval.stop_after", 2, r"stop_after is 2, but config\.eval\.every_steps is 0, so no mAP"),
         ("extend", "half", r"extend has the entry 'half': write the new total as a multiple"),

@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 
 from scratchdet_jax.errors import UserError
+from scratchdet_jax.evaluation import drawing
 from scratchdet_jax.evaluation.detections import ImageGroundTruth
-from scratchdet_jax.tools import drawing
 
 NAMES = ("circle", "square", "triangle")
 
