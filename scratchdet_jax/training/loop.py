@@ -117,11 +117,11 @@ def _train(
         state = mapping.replicate(processes.from_first(fresh_state()))
     # The last evaluation may have been interrupted; it comes before the next step.
     evaluates = eval_source is not None
-    due = bool(start) and _due(config, evaluates, start)
-    owed = due and not checkpoints.is_scored(start)
+    scored = bool(start) and checkpoints.is_scored(start)
+    owed = bool(start) and _due(config, evaluates, start) and not scored
     progress = checkpoints.progress(start) if start else None
     improvement = Improvement.from_json(progress)
-    if due and not owed:  # the checkpoint was written before its evaluation
+    if scored:  # the checkpoint was written before its evaluation
         improvement = improvement.after(checkpoints.score(start))
     if (start >= num_steps or improvement.ends(config.eval.stop_after)) and not owed:
         all_of = "all " if start >= num_steps else ""
