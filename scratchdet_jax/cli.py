@@ -35,6 +35,7 @@ _FIELDS_OF_FLAGS = {
     **dict.fromkeys(("lr", "lr0", "learning_rate", "learning-rate"), _RATE),
     **dict.fromkeys(("steps", "num_steps", "max_steps", "iterations", "iters"), _STEPS),
     **dict.fromkeys(("image_size", "imgsz", "img_size", "img"), _SIZE),
+    "extend": "the field is --config.extend=1.5x, for a run that was complete",
     "seed": "the field is --config.seed=0",
     "data": "the fields are --config.data.train and --config.data.eval, as NAME:SPLIT",
     "data_dir": "the field is --config.data.dir=FOLDER",

@@ -1,5 +1,6 @@
 """A detector built from a config: model, anchors, inputs, loss and detections."""
 
+import contextlib
 from typing import Any, NamedTuple
 
 import jax
@@ -9,6 +10,7 @@ import numpy as np
 from flax import linen as nn
 
 from scratchdet_jax.models import build_model, feature_sizes
+from scratchdet_jax.models.parts import frozen_names, frozen_norms, stop_frozen
 from scratchdet_jax.ops import boxes as box_ops
 from scratchdet_jax.ops.anchors import AnchorSpecification, anchors_per_cell, make_anchors
 from scratchdet_jax.ops.augment import AugmentOptions, augment
@@ -71,6 +73,22 @@ class Detector(NamedTuple):
         images, targets = jax.vmap(one)(keys, used)
         return self.normalize(images), targets
 
+    def forward(
+        self, params: Any, batch_stats: Any, images: jax.Array
+    ) -> tuple[tuple[jax.Array, jax.Array], Any]:
+        """Applies the model in training mode, except for `config.freeze`.
+
+        Returns:
+            (Class logits, box offsets), and the updated running statistics.
+        """
+        frozen = frozen_names(self.config.freeze)
+        variables = {"params": stop_frozen(params, frozen), "batch_stats": batch_stats}
+        with frozen_norms(frozen) if frozen else contextlib.nullcontext():
+            outputs, updated = self.model.apply(
+                variables, images, train=True, mutable=["batch_stats"]
+            )
+        return outputs, updated.get("batch_stats", {})
+
     def loss(
         self, params: Any, batch_stats: Any, images: jax.Array, targets: Targets
     ) -> tuple[MultiBoxSums, Any]:
@@ -85,15 +103,10 @@ class Detector(NamedTuple):
         Returns:
             The sums, and the updated running statistics.
         """
-        (logits, offsets), updated = self.model.apply(
-            {"params": params, "batch_stats": batch_stats},
-            images,
-            train=True,
-            mutable=["batch_stats"],
-        )
+        (logits, offsets), batch_stats = self.forward(params, batch_stats, images)
         ratio = self.config.loss.negative_ratio
         sums = multibox_sums(logits, offsets, targets.labels, targets.offsets, ratio)
-        return sums, updated.get("batch_stats", {})
+        return sums, batch_stats
 
     def detect(self, variables: dict[str, Any], images: jax.Array) -> Detections:
         """Detects objects in a batch of normalised images; `config.eval` holds the thresholds.

@@ -17,10 +17,10 @@ import numpy as np
 from scratchdet_jax.config.scales import Scale
 from scratchdet_jax.data.images import decode_image, decode_to_canvas, fit_to_canvas, read_header
 from scratchdet_jax.data.loading import usable_cores
-from scratchdet_jax.drawing import draw_detections
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.evaluation import coco, voc
 from scratchdet_jax.evaluation.detections import ImageGroundTruth, to_image_detections
+from scratchdet_jax.evaluation.drawing import draw_detections
 from scratchdet_jax.evaluation.multiscale import make_scale_step
 from scratchdet_jax.ops import nms
 from scratchdet_jax.run.open import SavedRun, load_detector, open_run, split_run

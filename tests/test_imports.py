@@ -15,7 +15,6 @@ ROOMS = (
     "tools",
     "training",
     "predictor",
-    "drawing",
     "evaluation",
     "run",
     "parallel",

@@ -88,6 +88,10 @@ def get_config() -> ml_collections.ConfigDict:
     # A run, WORKDIR or WORKDIR@STEP, whose parameters a new run starts from, as far as they fit;
     # empty = random weights.
     config.init_from = ""
+    # Parts of a run with init_from that are not trained: backbone, extras, head, or modules of the
+    # network such as root,stage1 or head/level1, joined by commas; empty = everything is trained.
+    # Their BatchNorm uses its running statistics and keeps them; there is no weight decay on them.
+    config.freeze = ""
     config.seed = 0  # for the initial weights, the order of examples and the augmentation
     config.image_size = 300  # side S of the square network input, in pixels
 
@@ -98,6 +102,10 @@ def get_config() -> ml_collections.ConfigDict:
     config.accumulate_steps = 1
     config.train_images = 12_800_000  # length of training; updates = train_images / batch_size
     config.num_steps = 0  # if above 0: number of updates, instead of train_images
+    # Continues the run beyond its length: the new total, as 1.5x that length or as a number of
+    # images, such as 1.5x or 9600000; 1.5x,2x extends it twice. Up to the length everything is as
+    # without this field; from there on, the learning rate is that of a run of the new total.
+    config.extend = ""
     config.parallel = "shard_map"  # how the step is mapped over devices: shard_map | pmap
 
     config.data = ml_collections.ConfigDict()
@@ -113,6 +121,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.canvas = (500, 500)
     config.data.max_boxes = 100  # ground-truth slots per image; an image with more is an error
     config.data.train_on_ignored = True  # train on difficult (VOC) or crowd (COCO) boxes
+    # Repeat-factor sampling (LVIS) for unbalanced classes: an image is repeated max(1, √(t / f))
+    # times in an epoch, f = the share of the images with its rarest class, such as t = 0.1; 0 = no.
+    config.data.repeat_threshold = 0.0
     config.data.threads = 0  # decoding threads per process; 0 = number of cores
     # If a training image cannot be read or decoded: stop | substitute (use the next image of the
     # data set; substitutions are counted and reported at the end).
@@ -195,8 +206,19 @@ def get_config() -> ml_collections.ConfigDict:
     config.optimizer.drop_at = (0.4, 0.75, 0.9)  # shares of training after which the rate drops
     config.optimizer.drop_factor = 0.1  # factor on the rate at each drop
 
+    # Exponential moving average of parameters and BatchNorm statistics, which evaluation, the
+    # best checkpoint, predict and init_from then use: average = decay · average + (1 − decay) ·
+    # new, such as 0.999; 0 = off. The decay is lower at first: (1 + step) / (10 + step).
+    config.ema_decay = 0.0
+
     config.eval = ml_collections.ConfigDict()
     config.eval.every_steps = 5_000  # updates between evaluations; 0 = only at the end
+    # The run ends early after this many evaluations in a row without a better mAP; 0 = never. A run
+    # that ended so continues if this is raised or 0.
+    config.eval.stop_after = 0
+    # Images of the split whose detections and ground truth TensorBoard shows after each evaluation
+    # while training, the first ones of data.eval.
+    config.eval.log_pictures = 0
     config.eval.batch_size = 64  # images per batch, over all devices and processes
     # The mAP that is reported and that selects the best checkpoint: voc_11point | voc_area | coco.
     # none: only write detections, e.g. for test images whose boxes are not published.

@@ -1,14 +1,18 @@
 """Rejects a config that cannot run, naming the field, before anything is built."""
 
+import functools
 import math
 
+import jax
 import ml_collections
+from flax import traverse_util
 
-from scratchdet_jax.config.fields import get, number_of_steps
+from scratchdet_jax.config.fields import get, run_ends
 from scratchdet_jax.config.scales import MERGE_METHODS, parse_scales
-from scratchdet_jax.detector import augment_options, build_detector
+from scratchdet_jax.detector import Detector, augment_options, build_detector
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.models.layers import check_norm_span
+from scratchdet_jax.models.parts import PARTS, frozen_names, is_frozen
 
 CHOICES = {
     "parallel": ("shard_map", "pmap"),
@@ -38,6 +42,8 @@ NOT_NEGATIVE = (
     "optimizer.reference_batch_size",
     "optimizer.weight_decay",
     "eval.every_steps",
+    "eval.stop_after",
+    "eval.log_pictures",
     "loss.negative_ratio",
     "stall_seconds",
 )
@@ -45,6 +51,7 @@ SHARES = (
     "optimizer.momentum",
     "optimizer.warmup_start",
     "loss.match_iou",
+    "data.repeat_threshold",
     "eval.score_threshold",
     "eval.nms_iou",
 )
@@ -71,20 +78,63 @@ def validate(config: ml_collections.ConfigDict, device_count: int) -> None:
     _require(all(r > 0 for r in ratios), "anchors.aspect_ratios", "ratios above 0", config)
     finite = math.isfinite(config.optimizer.learning_rate)
     _require(finite, "optimizer.learning_rate", "a finite number", config)
+    decay = 0 <= config.ema_decay < 1
+    _require(decay, "ema_decay", "0 (off) or above, and below 1, such as 0.999", config)
     for share in config.optimizer.drop_at:
         _require(0 < share < 1, "optimizer.drop_at", "shares of training between 0 and 1", config)
-    if number_of_steps(config) < 1:
+    if run_ends(config)[0] < 1:
         raise UserError("the run has no steps: raise config.train_images or config.num_steps")
+    if config.eval.stop_after:
+        _check_scored(config)
     _check_batches(config, device_count)
     _check_multiscale(config)
     # Augmentation, model and anchors check their own fields when they are built.
     augment_options(config)
-    build_detector(config, class_names=("any",))
+    detector = build_detector(config, class_names=("any",))
+    if config.freeze:
+        _check_freeze(detector)
 
 
 def _require(true: bool, name: str, what: str, config: ml_collections.ConfigDict) -> None:
     if not true:
         raise UserError(f"config.{name} is {get(config, name)!r}; it must be {what}")
+
+
+def _check_scored(config: ml_collections.ConfigDict) -> None:
+    needed = {
+        "data.eval": config.data.eval,
+        "eval.metric": config.eval.metric != "none",
+        "eval.every_steps": config.eval.every_steps,
+    }
+    for name, given in needed.items():
+        if not given:
+            raise UserError(
+                f"config.eval.stop_after is {config.eval.stop_after}, but config.{name} is "
+                f"{get(config, name)!r}, so no mAP is known while training: set both, or neither"
+            )
+
+
+def _check_freeze(detector: Detector) -> None:
+    config = detector.config
+    if not config.init_from:
+        raise UserError(
+            f"config.freeze is {config.freeze!r}, but the run starts from random weights: name the "
+            "run whose weights it starts from with config.init_from"
+        )
+    images = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), "float32")
+    init = functools.partial(detector.model.init, train=False)
+    params = jax.eval_shape(init, {"params": jax.random.key(0)}, images)["params"]
+    names, paths = frozen_names(config.freeze), traverse_util.flatten_dict(params)
+    for name in names:
+        if not any(is_frozen(path, [name]) for path in paths):
+            raise UserError(
+                f"config.freeze has {name!r}, which this network does not have: use "
+                f"{', '.join((*PARTS, *params))}, or a module inside one of these"
+            )
+    if all(is_frozen(path, names) for path in paths):
+        raise UserError(
+            f"config.freeze {config.freeze!r} leaves nothing to train: name fewer parts"
+        )
 
 
 def _check_multiscale(config: ml_collections.ConfigDict) -> None:

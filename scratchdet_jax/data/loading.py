@@ -19,6 +19,14 @@ import numpy as np
 
 from scratchdet_jax.data.images import decode_to_canvas
 from scratchdet_jax.data.records import DetectionSource, Example
+from scratchdet_jax.data.repeating import (
+    Repeats,
+    class_factors,
+    image_factors,
+    labels_of,
+    random_state,
+    repeated_line,
+)
 from scratchdet_jax.errors import UserError, plural
 
 Batch = dict[str, np.ndarray]
@@ -32,6 +40,9 @@ class TrainingOrder(Sequence[int]):
     k·B … k·B + B − 1 of the concatenated permutations, whatever the number of processes;
     process p holds rows p·b … p·b + b − 1 of it, b = B / processes. A permutation is drawn when
     its first position is needed, so starting late costs nothing.
+
+    With `factors`, an epoch is a permutation of the images as often as they are repeated in it;
+    see repeating.Repeats.
     """
 
     def __init__(
@@ -42,10 +53,15 @@ class TrainingOrder(Sequence[int]):
         start_step: int = 0,
         process_index: int = 0,
         process_count: int = 1,
+        factors: np.ndarray | None = None,
     ) -> None:
-        """`count` examples; the stream begins with global batch `start_step`."""
-        self._permutation = functools.lru_cache(2)(functools.partial(_permutation, count, seed))
-        self._count = count
+        """`count` examples; the stream begins with global batch `start_step`.
+
+        `factors`: float64 [count], how often each example is repeated; None for once.
+        """
+        self._count, self._seed = count, seed
+        self._repeats = None if factors is None else Repeats(factors, seed)
+        self._permutation = functools.lru_cache(2)(self._permuted)
         self._batch_size, self._start_step = batch_size, start_step
         self._rows = batch_size // process_count
         self._first_row = process_index * self._rows
@@ -56,14 +72,13 @@ class TrainingOrder(Sequence[int]):
     def __getitem__(self, position: int) -> int:
         step, row = divmod(position, self._rows)
         taken = (self._start_step + step) * self._batch_size + self._first_row + row
-        epoch, place = divmod(taken, self._count)
+        repeats = self._repeats
+        epoch, place = repeats.locate(taken) if repeats else divmod(taken, self._count)
         return int(self._permutation(epoch)[place])
 
-
-def _permutation(count: int, seed: int, epoch: int) -> np.ndarray:
-    """The order of one epoch. RandomState is frozen, so it is the same in all NumPy versions."""
-    bits = np.random.MT19937(np.random.SeedSequence((seed, epoch)))
-    return np.random.RandomState(bits).permutation(count)
+    def _permuted(self, epoch: int) -> np.ndarray:
+        images = self._repeats.indices(epoch) if self._repeats else self._count
+        return random_state(self._seed, epoch).permutation(images)
 
 
 class EvaluationOrder(Sequence[int]):
@@ -201,6 +216,7 @@ def train_batches(
     process_index: int = 0,
     process_count: int = 1,
     substituted: dict[int, str] | None = None,
+    factors: np.ndarray | None = None,
 ) -> Iterator[Batch]:
     """Endless training batches, starting at global batch `start_step`; see TrainingOrder.
 
@@ -221,6 +237,7 @@ def train_batches(
         process_count: number of processes; divides batch_size.
         substituted: None raises an error at an image that cannot be read or decoded; a dictionary
             receives its position and the reason, and the next image of the source replaces it.
+        factors: as in TrainingOrder.
 
     Yields:
         image uint8 [b, H, W, 3] RGB, zero outside the valid part; size int32 [b, 2], height and
@@ -236,7 +253,9 @@ def train_batches(
     rows = _rows(batch_size, process_index, process_count)
     if not 0 <= seed < 2**32:
         raise UserError(f"config.seed is {seed}: choose one from 0 to 2**32 - 1")
-    order = TrainingOrder(len(source), seed, batch_size, start_step, process_index, process_count)
+    order = TrainingOrder(
+        len(source), seed, batch_size, start_step, process_index, process_count, factors
+    )
     filler = _Rows(source, order, rows, canvas, max_boxes, substituted)
     return _batches(filler, rows, threads)
 
@@ -279,8 +298,21 @@ def train_loader(
         process_index=process_index,
         process_count=process_count,
         substituted=substituted,
+        factors=_factors(config, source),
     )
     return _microbatches(batches, count)
+
+
+def _factors(config: ml_collections.ConfigDict, source: DetectionSource) -> np.ndarray | None:
+    """How often each image is repeated, by `config.data.repeat_threshold`; says what that means."""
+    if not config.data.repeat_threshold:
+        return None
+    labels = labels_of(source, config.data.train_on_ignored)
+    by_class = class_factors(labels, len(source.class_names), config.data.repeat_threshold)
+    factors = image_factors(labels, by_class)
+    line = repeated_line(by_class, factors.sum(), source.class_names)
+    print(line, file=sys.stderr)
+    return factors
 
 
 def _microbatches(batches: Iterator[Batch], count: int) -> Iterator[Batch]:

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from scratchdet_jax.config.scales import Scale, parse_scales
+from scratchdet_jax.data.images import decode_to_canvas
 from scratchdet_jax.data.loading import eval_loader, to_device
 from scratchdet_jax.data.records import DetectionSource
 from scratchdet_jax.detector import Detector
@@ -18,12 +19,14 @@ from scratchdet_jax.evaluation.detections import (
     ImageGroundTruth,
     to_image_detections,
 )
+from scratchdet_jax.evaluation.drawing import draw_detections
 from scratchdet_jax.evaluation.multiscale import make_scale_step, merge_scales
 from scratchdet_jax.ops.nms import Detections
 from scratchdet_jax.parallel import processes
 from scratchdet_jax.parallel.devices import DeviceMapping
 from scratchdet_jax.progress import track
 
+PICTURED_SCORE = 0.3  # lowest score of a detection in a picture
 METRIC_LABELS = {
     "voc_11point": "VOC 11-point, IoU 0.5",
     "voc_area": "VOC area, IoU 0.5",
@@ -104,6 +107,32 @@ class Evaluator:
                 "were read"
             )
         return Evaluation(self._score(detections, ground_truth), detections, ground_truth, sizes)
+
+    def pictures(self, evaluation: Evaluation, count: int) -> Iterator[tuple[str, np.ndarray]]:
+        """The first images of the split with their boxes; reads and decodes them again.
+
+        Yields:
+            The image's id, and its picture, uint8 [h, w, 3] RGB, from the image on the canvas:
+            detections from a score of PICTURED_SCORE on, and ground truth (dashed).
+        """
+        for index in range(min(count, len(self._source))):
+            image_id, example = self._ids[index], self._source[index]
+            canvas = self._detector.config.data.canvas
+            image, size = decode_to_canvas(example["image"], canvas, example["orientation"])
+            scale = np.tile(np.divide(image.shape[:2], size), 2)
+            found, truth = evaluation.detections[image_id], evaluation.ground_truth[image_id]
+            shown = found.scores >= PICTURED_SCORE
+            yield (
+                image_id,
+                draw_detections(
+                    image,
+                    found.boxes_pixels[shown] * scale,
+                    found.labels[shown],
+                    found.scores[shown],
+                    self._detector.class_names,
+                    ground_truth=truth._replace(boxes_pixels=truth.boxes_pixels * scale),
+                ),
+            )
 
     def _all_rows(
         self, variables: Any, on_batch: Callable[[], None]

@@ -189,8 +189,8 @@ class Checkpoints:
         self._check_shapes(step, like)
         return self._restore(step, state=ocp.args.StandardRestore(abstract))["state"]
 
-    def restore_variables(self, step: int, like: Any) -> Any:
-        """Only `params` and `batch_stats` of `step`, laid out like `like`."""
+    def restore_part(self, step: int, like: Any) -> Any:
+        """A part of the state of `step`, such as `params` and `batch_stats`: that of `like`."""
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         arguments = ocp.args.PyTreeRestore(
             item=abstract,

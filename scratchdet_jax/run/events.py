@@ -9,9 +9,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.summary import scalar
+from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.summary import image, scalar
 
 from scratchdet_jax.progress import say
 
@@ -65,7 +67,7 @@ class JsonLines:
 
 
 class Events:
-    """Scalars for TensorBoard, written in this thread."""
+    """Scalars and pictures for TensorBoard, written in this thread."""
 
     def __init__(self, workdir: Path, purge_step: int) -> None:
         """Hides what an earlier process wrote from `purge_step` on."""
@@ -84,12 +86,17 @@ class Events:
 
     def add_scalar(self, tag: str, value: float, step: int) -> None:
         """Adds one point to a curve."""
+        self._add(scalar(tag, value), step)
+
+    def add_picture(self, tag: str, picture: np.ndarray, step: int) -> None:
+        """Adds a picture, uint8 [H, W, 3] RGB."""
+        self._add(image(tag, picture, dataformats="HWC"), step)
+
+    def _add(self, summary: Summary, step: int) -> None:
         if self._writer is None:
             return
         try:
-            self._writer.write_event(
-                Event(wall_time=time.time(), step=step, summary=scalar(tag, value))
-            )
+            self._writer.write_event(Event(wall_time=time.time(), step=step, summary=summary))
             if time.monotonic() - self._flushed > EVENTS_FLUSHED_EVERY:
                 self._flushed = time.monotonic()
                 self._writer.flush()

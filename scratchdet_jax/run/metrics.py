@@ -3,17 +3,18 @@
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
-from scratchdet_jax.errors import UserError
+from scratchdet_jax.errors import UserError, one_line
 from scratchdet_jax.files import write_text_atomically
 from scratchdet_jax.parallel.processes import is_first
-from scratchdet_jax.progress import Progress
+from scratchdet_jax.progress import Progress, say
 from scratchdet_jax.run.events import Events, JsonLines
 from scratchdet_jax.run.state import FINITE
 
@@ -120,6 +121,16 @@ class MetricLogger:
         """Writes an evaluation's results: numbers, and numbers by class; texts are left out."""
         figures = {name: value for name, value in results.items() if not isinstance(value, str)}
         self._write("eval", step, figures)
+
+    def log_pictures(self, step: int, pictures: Iterable[tuple[str, np.ndarray]]) -> None:
+        """Writes (name, uint8 [H, W, 3] RGB) to TensorBoard; a failure is only a warning."""
+        if not self._events:
+            return
+        try:
+            for name, picture in pictures:
+                self._events.add_picture(f"eval/{name}", picture, step)
+        except Exception as error:
+            say(f"warning: the pictures of step {step} failed ({one_line(error)})", error=True)
 
     def progress(self) -> dict[str, Any]:
         """What a checkpoint keeps so that a resumed run logs the same as an uninterrupted one.

@@ -50,6 +50,8 @@ def load_detector(
 ) -> tuple[Detector, Any]:
     """Loads the detector and its variables (params, batch_stats).
 
+    With `config.ema_decay`, the variables are the averages.
+
     Args:
         run: the checkpoint.
         config: replaces the config that the run was trained with.
@@ -65,6 +67,7 @@ def load_detector(
     )
     like = {"params": shapes["params"], "batch_stats": shapes.get("batch_stats", {})}
     checkpoints = Checkpoints(run.workdir, read_only=True)
-    variables = checkpoints.restore_variables(run.step, like)
+    averaged = run.info.config.ema_decay > 0
+    tree = checkpoints.restore_part(run.step, {"average": like} if averaged else like)
     checkpoints.close()
-    return detector, variables
+    return detector, tree["average"] if averaged else tree

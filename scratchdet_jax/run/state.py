@@ -30,22 +30,72 @@ class TrainState:
         """The variables for `model.apply`."""
         return {"params": self.params, "batch_stats": self.batch_stats}
 
+    @property
+    def result(self) -> dict[str, Any]:
+        """The variables that are evaluated."""
+        return self.variables
+
+    def starting_from(self, variables: dict[str, Any]) -> "TrainState":
+        """The same state with other variables."""
+        return self.replace(**variables)
+
+
+@flax.struct.dataclass
+class AveragedState(TrainState):
+    """The state of a run with `config.ema_decay`; other runs keep the tree of TrainState.
+
+    Attributes:
+        average: exponential moving average of `variables`, the statistics included, as timm and
+            torchvision (use_buffers=True) average them: the averaged parameters need statistics
+            of their own.
+    """
+
+    average: Any
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """The variables that are evaluated."""
+        return self.average
+
+    def starting_from(self, variables: dict[str, Any]) -> "AveragedState":
+        """The same state with other variables, in memory of its own for each copy."""
+        return self.replace(**variables, average=jax.tree.map(jnp.copy, variables))
+
+
+def follow(state: TrainState, decay: float) -> TrainState:
+    """Moves the average of a state towards its variables, after update `state.step` (from 1).
+
+    The decay is min(decay, (1 + step) / (10 + step)), as in TensorFlow and timm, so the random
+    initial weights are soon forgotten. A state without average is returned unchanged.
+    """
+    if not isinstance(state, AveragedState):
+        return state
+    step = state.step.astype(jnp.float32)
+    share = 1.0 - jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    average = jax.tree.map(lambda a, x: a + share * (x - a), state.average, state.variables)
+    return state.replace(average=average)
+
 
 def create_state(
-    model: nn.Module, optimizer: optax.GradientTransformation, image_size: int, seed: int
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    image_size: int,
+    seed: int,
+    averaged: bool = False,
 ) -> TrainState:
-    """Randomly initialised weights, a function of `seed` alone."""
+    """Randomly initialised weights, a function of `seed` alone; an AveragedState if `averaged`."""
 
     def init() -> TrainState:
         images = jnp.zeros((1, image_size, image_size, 3), jnp.float32)
         variables = model.init({"params": jax.random.key(seed)}, images, train=False)
         params = variables["params"]
-        return TrainState(
+        state = TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,
             batch_stats=variables.get("batch_stats", {}),
             opt_state=optimizer.init(params),
         )
+        return AveragedState(**vars(state), average=state.variables) if averaged else state
 
     return jax.jit(init)()
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import ml_collections
 
 from scratchdet_jax.config.defaults import with_defaults
-from scratchdet_jax.config.fields import WITHOUT_EFFECT, flatten, number_of_steps
+from scratchdet_jax.config.fields import WITHOUT_EFFECT, flatten, run_ends
 from scratchdet_jax.data.builders.voc_folder import dataset_name
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.run.checkpoints import RunInfo
@@ -23,9 +23,13 @@ def differences(saved: ml_collections.ConfigDict, now: ml_collections.ConfigDict
     """The fields that differ and affect the result, such as "config.seed: was 0, now 5".
 
     The length of training is compared as the number of updates, and `config.data.folder` as the
-    name of its data set.
+    name of its data set. A further extension of the run (`config.extend`) is no difference.
     """
-    before, after = _result_fields(with_defaults(saved)), _result_fields(now)
+    saved = with_defaults(saved)
+    before, after = _result_fields(saved), _result_fields(now)
+    ends = run_ends(saved)
+    if run_ends(now)[: len(ends)] == ends:
+        after["extend"] = before["extend"]
     return [
         f"config.{name}: was {before.get(name)!r}, now {after.get(name)!r}"
         for name in sorted(before.keys() | after.keys())
@@ -36,7 +40,7 @@ def differences(saved: ml_collections.ConfigDict, now: ml_collections.ConfigDict
 def _result_fields(config: ml_collections.ConfigDict) -> dict[str, object]:
     fields = {name: value for name, value in flatten(config).items() if name not in WITHOUT_EFFECT}
     del fields["train_images"]
-    fields["num_steps"] = number_of_steps(config)
+    fields["num_steps"] = run_ends(config)[0]
     fields["data.folder"] = dataset_name(config.data.folder) if config.data.folder else ""
     return fields
 
@@ -62,9 +66,11 @@ def check_resume(saved: RunInfo, now: RunInfo, workdir: Path, force: bool) -> No
     if found and force:
         print(f"resuming with another config (--resume=force): {'; '.join(found)}")
     elif found:
+        longer = any(line.startswith("config.num_steps:") for line in found)
+        extend = " (for a longer run: with --config.extend=1.5x added)" if longer else ""
         raise UserError(
-            f"{workdir} has a run with another config ({'; '.join(found)}): use the same values, "
-            "choose a new --workdir, or resume anyway with --resume=force"
+            f"{workdir} has a run with another config ({'; '.join(found)}): use the same values"
+            f"{extend}, choose a new --workdir, or resume anyway with --resume=force"
         )
 
 

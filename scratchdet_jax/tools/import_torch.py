@@ -56,13 +56,16 @@ def import_run(
         raise UserError(f"{workdir} already holds a run: choose another --workdir")
     class_names = _class_names(state)
     detector = build_detector(config, class_names)
-    initial = create_state(detector.model, optax.identity(), config.image_size, config.seed)
+    averaged = config.ema_decay > 0
+    initial = create_state(
+        detector.model, optax.identity(), config.image_size, config.seed, averaged
+    )
     imported = convert(state, jax.device_get(initial.variables))
     variables = jax.tree.map(jax.numpy.asarray, imported.variables)
     # The checkpoint comes last: without it, the same command can be run again.
     record = {"format": imported.source, "initial": imported.initial}
     (workdir / IMPORTED).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    checkpoints.save(0, initial.replace(**variables), RunInfo(config, class_names), None)
+    checkpoints.save(0, initial.starting_from(variables), RunInfo(config, class_names), None)
     checkpoints.close()
     return imported
 

@@ -114,9 +114,8 @@ def _forward(
             counts.append(sum(_count(leaf) for leaf in jax.tree.leaves(output)))
         return output
 
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
     with nn.intercept_methods(look):
-        outputs, _ = detector.model.apply(variables, images, train=True, mutable=["batch_stats"])
+        outputs, _ = detector.forward(state.params, state.batch_stats, images)
     return counts, outputs
 
 

@@ -19,8 +19,8 @@ from scratchdet_jax import cli
 from scratchdet_jax.detector import Detector, build_detector
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.models import backbone_name, feature_sizes
+from scratchdet_jax.models.parts import PARTS, part_of
 from scratchdet_jax.ops.anchors import anchors_per_cell
-from scratchdet_jax.training.step import PARTS, part_of
 
 flags.DEFINE_integer("classes", 20, "Number of classes, without the background.")
 

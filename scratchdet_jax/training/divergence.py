@@ -131,8 +131,9 @@ def _blank(info: RunInfo) -> Any:
     """Returns the state of a run as shapes and dtypes."""
     detector = build_detector(info.config, info.class_names, AXIS)
     optimizer = make_optimizer(info.config)
+    averaged = info.config.ema_decay > 0
     return jax.eval_shape(
-        lambda: create_state(detector.model, optimizer, info.config.image_size, 0)
+        lambda: create_state(detector.model, optimizer, info.config.image_size, 0, averaged)
     )
 
 

@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import ml_collections
 import numpy as np
 from flax import traverse_util
 
 from scratchdet_jax.detector import Detector
 from scratchdet_jax.errors import UserError
+from scratchdet_jax.models.parts import frozen_names, is_frozen
 from scratchdet_jax.ops.anchors import anchors_per_cell
 from scratchdet_jax.run.checkpoints import IMPORTED
 from scratchdet_jax.run.open import load_detector, open_run, split_run
@@ -176,9 +178,27 @@ def init_from_run(text: str, detector: Detector, variables: Any) -> dict[str, An
             f"config.init_from {text!r}: no parameter of step {run.step} matches this model in "
             "name and shape; choose the same config.model, or leave init_from empty"
         )
+    _require_frozen(detector.config, moved, class_map)
     print(f"parameters from {workdir} step {run.step}:")
     print(describe(moved, class_map, detector.class_names, source.class_names))
     return moved.variables
+
+
+def _require_frozen(
+    config: ml_collections.ConfigDict, moved: Transfer, class_map: Sequence[int]
+) -> None:
+    """Refuses to freeze arrays that would keep their random values."""
+    frozen = frozen_names(config.freeze)
+    random = [name for name, *_ in moved.unmatched]
+    random += [name for name, *_ in moved.remapped if not all(class_map)]
+    lost = [_name(name) for name in random if is_frozen(name[1:], frozen)]
+    if lost:
+        more = f" and {len(lost) - 1} more" if lost[1:] else ""
+        raise UserError(
+            f"config.freeze {config.freeze!r}: {lost[0]}{more} would keep random values, because "
+            f"config.init_from {config.init_from!r} does not have all of them; freeze only parts "
+            "that it has"
+        )
 
 
 def _without_initial(workdir: Path, variables: Mapping[str, Any]) -> dict[str, Any]:

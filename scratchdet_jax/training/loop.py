@@ -10,7 +10,7 @@ import jax
 import ml_collections
 
 from scratchdet_jax import stopping
-from scratchdet_jax.config.fields import number_of_steps
+from scratchdet_jax.config.fields import number_of_steps, run_ends
 from scratchdet_jax.config.validation import validate
 from scratchdet_jax.data.loading import substituted_line, substitutes, to_device, train_loader
 from scratchdet_jax.data.records import DetectionSource
@@ -28,8 +28,9 @@ from scratchdet_jax.run.state import TrainState, create_state
 from scratchdet_jax.run.watchdog import Watchdog
 from scratchdet_jax.run.workdir import check_resume, locked
 from scratchdet_jax.training.divergence import save_replay
+from scratchdet_jax.training.early_stop import Improvement
 from scratchdet_jax.training.init_from import init_from_run
-from scratchdet_jax.training.optimizer import make_optimizer
+from scratchdet_jax.training.optimizer import make_optimizer, make_schedule
 from scratchdet_jax.training.step import make_train_step
 
 
@@ -107,7 +108,8 @@ def _train(
     optimizer = make_optimizer(config)
 
     def fresh_state() -> TrainState:
-        return create_state(detector.model, optimizer, config.image_size, config.seed)
+        averaged = config.ema_decay > 0
+        return create_state(detector.model, optimizer, config.image_size, config.seed, averaged)
 
     if start:
         state = checkpoints.restore(start, like=mapping.shapes(fresh_state))
@@ -115,19 +117,28 @@ def _train(
         state = mapping.replicate(processes.from_first(fresh_state()))
     # The last evaluation may have been interrupted; it comes before the next step.
     evaluates = eval_source is not None
-    owed = bool(start) and _due(config, evaluates, start) and not checkpoints.is_scored(start)
-    if start >= num_steps and not owed:
-        print(f"nothing is left to train: {workdir} has all {num_steps} steps")
-        print(_finish(workdir, checkpoints, evaluates))
+    scored = bool(start) and checkpoints.is_scored(start)
+    owed = bool(start) and _due(config, evaluates, start) and not scored
+    progress = checkpoints.progress(start) if start else None
+    improvement = Improvement.from_json(progress)
+    if scored:  # the checkpoint was written before its evaluation
+        improvement = improvement.after(checkpoints.score(start))
+    if (start >= num_steps or improvement.ends(config.eval.stop_after)) and not owed:
+        all_of = "all " if start >= num_steps else ""
+        print(f"nothing is left to train: {workdir} has {all_of}{start} steps")
+        print(_finish(workdir, checkpoints, evaluates, num_steps, improvement))
         checkpoints.close()
         return state
 
     _introduce(workdir, mapping, source, detector, state)
     if start:
         print(f"resumed from step {start} of {num_steps}")
+        if start in run_ends(config)[:-1]:
+            before, now = (float(make_schedule(config)(step)) for step in (start - 1, start))
+            print(f"extended: the learning rate goes from {before:.3g} to {now:.3g}")
     elif config.init_from:
         variables = init_from_run(config.init_from, detector, jax.device_get(state.variables))
-        state = state.replace(**mapping.replicate(variables))
+        state = state.starting_from(mapping.replicate(variables))
     evaluator = Evaluator(detector, mapping, eval_source) if evaluates else None
 
     train_step = mapping.map_train_step(make_train_step(detector, optimizer))
@@ -137,7 +148,7 @@ def _train(
         num_steps=num_steps,
         batch_size=config.batch_size,
         log_every=config.log_every,
-        progress=checkpoints.progress(start) if start else None,
+        progress=progress,
         evaluated=not owed,
     )
     watchdog = Watchdog(config.stall_seconds, workdir)
@@ -149,8 +160,10 @@ def _train(
     with stop.deferred():
         try:
             if owed:
-                _evaluate(run, start, state)
-            state = _steps(run, train_step, state, batches, start, num_steps)
+                improvement = improvement.after(_evaluate(run, start, state))
+            state, end, improvement = _steps(
+                run, train_step, state, batches, start, num_steps, improvement
+            )
         finally:
             watchdog.close()
             batches.close()
@@ -159,9 +172,9 @@ def _train(
             notes = [data.left_out_line() for data in (source, eval_source) if data]
             for line in filter(None, [*notes, substituted_line(source, substituted or {})]):
                 print(line)
-    if start < num_steps:
-        _require_last_checkpoint(workdir, checkpoints, num_steps)
-    print(_finish(workdir, checkpoints, evaluates))
+    if start < end:
+        _require_last_checkpoint(workdir, checkpoints, end)
+    print(_finish(workdir, checkpoints, evaluates, num_steps, improvement))
     return state
 
 
@@ -172,10 +185,19 @@ def _steps(
     batches: Iterator[Any],
     start: int,
     num_steps: int,
-) -> TrainState:
-    """Runs updates `start + 1` to `num_steps`; a request to stop takes effect between two."""
+    improvement: Improvement,
+) -> tuple[TrainState, int, Improvement]:
+    """Runs updates `start + 1` to `num_steps`; a request to stop takes effect between two.
+
+    Returns:
+        The state, the last step (lower than `num_steps` after early stopping), and what the
+        evaluations have shown.
+    """
+    step, ends = start, run_ends(run.config)
     try:
         for step in range(start + 1, num_steps + 1):
+            if improvement.ends(run.config.eval.stop_after):
+                return state, step - 1, improvement
             batch = next(batches)
             if step == start + 1:
                 train_step = _compile(run, train_step, state, batch)
@@ -184,18 +206,19 @@ def _steps(
             run.watchdog.beat(step - 1)  # log_step has waited for its end
             evaluate = _due(run.config, run.evaluator is not None, step)
             leave = run.stop.requested()
-            if leave or evaluate or step == num_steps or _every(step, run.config.checkpoint_every):
+            if leave or evaluate or step in ends or _every(step, run.config.checkpoint_every):
                 run.logger.flush()  # a step is only checkpointed if it is known to be finite
                 with run.logger.paused(), run.watchdog.paused():
-                    run.checkpoints.save(step, state, run.info, progress=run.logger.progress())
+                    progress = run.logger.progress() | {"improvement": improvement}
+                    run.checkpoints.save(step, state, run.info, progress=progress)
                     if leave:
                         print(_saved(run, step), file=sys.stderr)
                         raise run.stop.error()
                 if evaluate:
-                    _evaluate(run, step, state)
+                    improvement = improvement.after(_evaluate(run, step, state))
     except Diverged as error:
         raise _diverged(run, error, state) from None
-    return state
+    return state, step, improvement
 
 
 def _compile(run: _Loop, train_step: Callable, state: TrainState, batch: Any) -> Callable:
@@ -209,19 +232,24 @@ def _compile(run: _Loop, train_step: Callable, state: TrainState, batch: Any) ->
         return run.mapping.compile(train_step, state, batch)
 
 
-def _evaluate(run: _Loop, step: int, state: TrainState) -> None:
-    """Evaluates a state whose checkpoint is written or being written, so it may be interrupted."""
+def _evaluate(run: _Loop, step: int, state: TrainState) -> float | None:
+    """The mAP of a state whose checkpoint is written or being written: it may be interrupted."""
 
     def on_batch() -> None:
         run.watchdog.beat()
         run.stop.poll()
 
     with run.stop.interruptible(lambda: _saved(run, step)), run.logger.paused():
-        results = run.evaluator.evaluate(state.variables, on_batch).results
+        evaluation = run.evaluator.evaluate(state.result, on_batch)
+    results = evaluation.results
     run.logger.log_evaluation(step, results)
     say(f"step {step}: {summary_line(results)}")
     with run.watchdog.paused():
         run.checkpoints.set_score(step, results["mAP"])
+        if count := run.config.eval.log_pictures:
+            with run.logger.paused():
+                run.logger.log_pictures(step, run.evaluator.pictures(evaluation, count))
+    return results["mAP"]
 
 
 def _saved(run: _Loop, step: int) -> str:
@@ -251,8 +279,8 @@ def _diverged(run: _Loop, error: Diverged, state: TrainState) -> UserError:
 
 def _due(config: ml_collections.ConfigDict, evaluates: bool, step: int) -> bool:
     """Whether a run that evaluates does so after `step`."""
-    last = step == number_of_steps(config)
-    return evaluates and (last or _every(step, config.eval.every_steps))
+    complete = step in run_ends(config)
+    return evaluates and (complete or _every(step, config.eval.every_steps))
 
 
 def _every(step: int, period: int) -> bool:
@@ -268,10 +296,21 @@ def _require_last_checkpoint(workdir: Path, checkpoints: Checkpoints, num_steps:
         )
 
 
-def _finish(workdir: Path, checkpoints: Checkpoints, evaluates: bool) -> str:
+def _finish(
+    workdir: Path,
+    checkpoints: Checkpoints,
+    evaluates: bool,
+    num_steps: int,
+    improvement: Improvement,
+) -> str:
     """What was reached, and the commands that come next."""
-    best = checkpoints.best_step
-    reached = f"trained {checkpoints.latest_step} steps"
+    best, last = checkpoints.best_step, checkpoints.latest_step
+    reached = f"trained {last} steps"
+    if last < num_steps:
+        reached = (
+            f"stopped early, after {last} of {num_steps} steps: no better mAP in "
+            f"{plural(improvement.since, 'evaluation')} (config.eval.stop_after; 0 continues)"
+        )
     if evaluates and (score := checkpoints.score(best)) is not None:
         reached += f"; best mAP {score:.4f} at step {best}"
     return (

@@ -1,9 +1,15 @@
 """ScratchDet's SGD: L2 weight decay in the gradient, momentum, warm-up and step drops."""
 
+import operator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
 import ml_collections
 import optax
 
-from scratchdet_jax.config.fields import number_of_steps
+from scratchdet_jax.config.fields import run_ends
+from scratchdet_jax.models.parts import frozen_mask, frozen_names
 
 
 def make_schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
@@ -12,26 +18,50 @@ def make_schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
     The base rate is `optimizer.learning_rate` times `batch_size / reference_batch_size` (linear
     scaling, Goyal et al. 2017). Warm-up rises linearly from `warmup_start` times that rate (mmdet
     release: a third, over 500 updates) and lasts at most a tenth of the run. A drop takes effect at
-    update `drop_at × steps`.
+    update `drop_at × steps`. Once the run's own length is complete, the rate of an extension
+    (`config.extend`) is that of a run of the longer total at the same update, so it usually rises
+    again before its remaining drops.
     """
     settings = config.optimizer
     rate = settings.learning_rate
     if settings.reference_batch_size:
         rate *= config.batch_size / settings.reference_batch_size
-    steps = number_of_steps(config)
-    drops = optax.piecewise_constant_schedule(
+    first, *longer = run_ends(config)
+    schedule = _drops(rate, first, settings)
+    warmup_steps = min(settings.warmup_steps, first // 10)
+    if warmup_steps:
+        warmup = optax.linear_schedule(settings.warmup_start, 1.0, warmup_steps)
+        drops = schedule
+        schedule = lambda step: warmup(step) * drops(step)  # noqa: E731
+    for end, total in zip((first, *longer), longer, strict=False):
+        schedule = _from(end, schedule, _drops(rate, total, settings))
+    return schedule
+
+
+def _drops(rate: float, steps: int, settings: ml_collections.ConfigDict) -> optax.Schedule:
+    """The rate with its drops in a run of `steps` updates."""
+    return optax.piecewise_constant_schedule(
         rate, {round(share * steps): settings.drop_factor for share in settings.drop_at}
     )
-    warmup_steps = min(settings.warmup_steps, steps // 10)
-    if not warmup_steps:
-        return drops
-    warmup = optax.linear_schedule(settings.warmup_start, 1.0, warmup_steps)
-    return lambda step: warmup(step) * drops(step)
+
+
+def _from(end: int, before: optax.Schedule, after: optax.Schedule) -> optax.Schedule:
+    """One schedule up to update `end`, another one from there on."""
+    return lambda step: jnp.where(step < end, before(step), after(step))
 
 
 def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
-    """Makes SGD with momentum; weight decay is added to the gradient of every parameter (L2)."""
+    """Makes SGD with momentum; weight decay is added to the gradient of every parameter (L2).
+
+    Those of `config.freeze` get no weight decay. They have no gradient either (see
+    Detector.forward), so their momentum and their updates are 0.
+    """
+    frozen = frozen_names(config.freeze)
+
+    def trained(params: Any) -> Any:
+        return jax.tree.map(operator.not_, frozen_mask(params, frozen))
+
     return optax.chain(
-        optax.add_decayed_weights(config.optimizer.weight_decay),
+        optax.add_decayed_weights(config.optimizer.weight_decay, trained if frozen else None),
         optax.sgd(make_schedule(config), momentum=config.optimizer.momentum),
     )

@@ -12,12 +12,12 @@ import jax.numpy as jnp
 import optax
 
 from scratchdet_jax.detector import Batch, Detector
+from scratchdet_jax.models.parts import PARTS, part_of
 from scratchdet_jax.ops.losses import MultiBoxSums
 from scratchdet_jax.parallel.devices import AXIS
-from scratchdet_jax.run.state import FINITE, TrainState
+from scratchdet_jax.run.state import FINITE, TrainState, follow
 from scratchdet_jax.training.optimizer import make_schedule
 
-PARTS = ("backbone", "extras", "head")
 Metrics = dict[str, jax.Array]
 
 
@@ -25,13 +25,6 @@ def example_keys(seed: int, step: jax.Array, positions: jax.Array) -> jax.Array:
     """Derives one key per example from (seed, step, position in the global batch) alone."""
     key = jax.random.fold_in(jax.random.key(seed), step)
     return jax.vmap(lambda position: jax.random.fold_in(key, position))(positions)
-
-
-def part_of(name: str) -> str:
-    """Returns the part of the detector (one of PARTS) that a top-level parameter name is in."""
-    if name == "head":
-        return "head"
-    return "extras" if name.startswith("extra") else "backbone"
 
 
 def gradient_norms(gradients: dict[str, Any]) -> Metrics:
@@ -147,6 +140,6 @@ def make_train_step(
             batch_stats=batch_stats,
             opt_state=opt_state,
         )
-        return update_unless_diverged(state, new_state, metrics)
+        return update_unless_diverged(state, follow(new_state, config.ema_decay), metrics)
 
     return train_step

@@ -36,12 +36,41 @@ def test_recipes_are_valid_and_named_as_their_file(name):
         ("anchors.aspect_ratios", ((0,),) * 6, r"aspect_ratios"),
         ("image_size", 7, r"level 0 are 0 and 1 pixels at config\.image_size 7"),
         ("anchors.steps", (8, 16, 32, 64, 100, 128), r"image_size is 64, too small .* step 128 of"),
+        ("ema_decay", 1.0, r"ema_decay is 1\.0; it must be 0 \(off\) or above, and below 1"),
+        ("freeze", "backbone", r"freeze is 'backbone', but the run starts from random weights"),
+        ("eval.log_pictures", -1, r"eval\.log_pictures is -1"),
+        ("eval.stop_after", -1, r"eval\.stop_after is -1"),
+        ("eval.stop_after", 2, r"stop_after is 2, but config\.eval\.every_steps is 0, so no mAP"),
+        ("extend", "half", r"extend has the entry 'half': write the new total as a multiple"),
+        ("extend", "2x,1.5x", r"entry '1\.5x', a total of 30 updates, but .* after 40"),
+        ("extend", "320", r"entry '320', a total of 20 updates, but .* after 20"),
+        ("data.repeat_threshold", -0.1, r"repeat_threshold is -0\.1; it must be between 0 and 1"),
         ("eval.metric", "voc", r"eval\.metric is 'voc'.*voc_11point"),
     ],
 )
 def test_an_invalid_value_is_reported_by_field(field, value, message):
     with pytest.raises(UserError, match=message):
         validate(tiny_config(**{field: value}), device_count=8)
+
+
+@pytest.mark.parametrize(
+    ("freeze", "message"),
+    [
+        (
+            "root,stage9",
+            r"freeze has 'stage9', which .* not have: use backbone, extras, head, .*root",
+        ),
+        ("backbone,extras,head", r"leaves nothing to train"),
+        ("stage1,head/level1/class_conv, extra2", None),
+    ],
+)
+def test_frozen_parts_exist_and_leave_something_to_train(freeze, message):
+    config = tiny_config(freeze=freeze, init_from="runs/other")
+    if message is None:
+        validate(config, device_count=1)
+    else:
+        with pytest.raises(UserError, match=message):
+            validate(config, device_count=1)
 
 
 def test_a_run_without_steps_is_refused():

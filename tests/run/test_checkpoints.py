@@ -57,7 +57,7 @@ def test_a_state_comes_back_exactly_on_any_number_of_devices(saved, devices):
 
 def test_variables_come_back_without_the_optimizer(saved):
     like = {"params": state(0).params, "batch_stats": state(0).batch_stats}
-    variables = Checkpoints(saved, read_only=True).restore_variables(20, like)
+    variables = Checkpoints(saved, read_only=True).restore_part(20, like)
     jax.tree.map(np.testing.assert_array_equal, variables, state(20).variables)
 
 

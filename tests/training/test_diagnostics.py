@@ -9,8 +9,9 @@ import pytest
 
 from scratchdet_jax.detector import build_detector
 from scratchdet_jax.errors import UserError
+from scratchdet_jax.models.parts import PARTS, part_of
 from scratchdet_jax.run.metrics import MetricLogger
-from scratchdet_jax.training.step import PARTS, gradient_norms, part_of
+from scratchdet_jax.training.step import gradient_norms
 from tests.tiny import tiny_config
 
 

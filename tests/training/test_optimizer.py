@@ -5,7 +5,7 @@ import numpy as np
 import optax
 import pytest
 
-from scratchdet_jax.config.fields import number_of_steps
+from scratchdet_jax.config.fields import number_of_steps, run_ends
 from scratchdet_jax.training.optimizer import make_optimizer, make_schedule
 from tests.tiny import tiny_config
 
@@ -32,6 +32,21 @@ def test_schedule_is_warmup_times_drops():
     schedule = make_schedule(tiny_config(**FIELDS))
     rates = [float(schedule(step)) for step in range(100)]
     np.testing.assert_allclose(rates, [slow_rate(step) for step in range(100)], rtol=1e-6)
+
+
+@pytest.mark.parametrize("extend", ["1.5x,3x", "1.5x, 4800"])
+def test_an_extension_follows_the_schedule_of_the_longer_run_from_the_end_on(extend):
+    config = tiny_config(**FIELDS, extend=extend)
+    assert run_ends(config) == (100, 150, 300)
+
+    def slow(step):
+        if step < 100:
+            return slow_rate(step)
+        total = 150 if step < 150 else 300
+        return 0.05 * 0.1 ** sum(step >= round(s * total) for s in (0.4, 0.75))
+
+    rates = [float(make_schedule(config)(step)) for step in range(300)]
+    np.testing.assert_allclose(rates, [slow(step) for step in range(300)], rtol=1e-5)
 
 
 def test_rate_scales_with_the_batch_size_and_length_with_the_images():

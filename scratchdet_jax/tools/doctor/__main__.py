@@ -20,19 +20,23 @@ from scratchdet_jax import cli
 from scratchdet_jax.config import defaults
 from scratchdet_jax.config.validation import validate
 from scratchdet_jax.errors import UserError
+from scratchdet_jax.tools.doctor.fragment import check_new, write_recipe
 from scratchdet_jax.tools.doctor.opening import open_dataset
 from scratchdet_jax.tools.doctor.report import Report
+from scratchdet_jax.tools.doctor.sections.unreached import WhatIf
 from scratchdet_jax.tools.doctor.study import Study
 
 
 def main(argv: Sequence[str]) -> None:
     """Parses the command line, examines the data set, prints and writes the report."""
     started = time.perf_counter()
-    options, config = _parse(argv)
+    options, config, original = _parse(argv)
     validate(config, device_count=1)
     for flag in ("html", "json"):
         if path := getattr(options, flag):
             _write(Path(path), "", flag)  # fail now rather than after minutes
+    if options.write_anchors:
+        check_new(options.write_anchors)
     opened = open_dataset(options.dataset, options.data_dir or config.data.dir)
     page = None
     with warnings.catch_warnings():
@@ -46,9 +50,31 @@ def main(argv: Sequence[str]) -> None:
     if page:
         _write(Path(options.html), page, "html")
         print(f"page: {options.html}")
+    if options.write_anchors:
+        print(_write_anchors(options, report.unreached.better_sizes(study), original, config))
     if options.json:
         figures = report.to_dict(study, seconds)
         _write(Path(options.json), json.dumps(figures, indent=1) + "\n", "json")
+
+
+def _write_anchors(
+    options: argparse.Namespace,
+    advice: WhatIf | None,
+    original: ml_collections.ConfigDict,
+    config: ml_collections.ConfigDict,
+) -> str:
+    path = options.write_anchors
+    if advice is None:
+        return f"no other anchor sizes clearly help: {path} was not written"
+    write_recipe(
+        path,
+        advice,
+        dataset=options.dataset,
+        recipe=options.config or "",
+        original=original,
+        config=config,
+    )
+    return f"anchors: {path}, for train.py --config={path}"
 
 
 def _write(path: Path, text: str, flag: str) -> None:
@@ -61,7 +87,10 @@ def _write(path: Path, text: str, flag: str) -> None:
         ) from None
 
 
-def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, ml_collections.ConfigDict]:
+def _parse(
+    argv: Sequence[str],
+) -> tuple[argparse.Namespace, ml_collections.ConfigDict, ml_collections.ConfigDict]:
+    """The options, the config, and the config without the overrides."""
     parser = argparse.ArgumentParser(
         prog=argv[0],
         allow_abbrev=False,
@@ -80,6 +109,12 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, ml_collections.Conf
     parser.add_argument("--html", metavar="FILE", help="write the report as a page with pictures")
     parser.add_argument("--json", metavar="FILE", help="write the numbers as JSON")
     parser.add_argument(
+        "--write_anchors",
+        type=Path,
+        metavar="FILE.py",
+        help="write a recipe with the anchor sizes that are advised, if others would clearly help",
+    )
+    parser.add_argument(
         "--samples", type=_count, default=24, help="augmented samples on the page (default: 24)"
     )
     parser.add_argument(
@@ -93,7 +128,8 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, ml_collections.Conf
         rest = [f"--config={options.config}", *rest]
     default = defaults.get_config()
     default.name = "voc300"  # the defaults equal that recipe
-    return options, cli.parse_config([argv[0], *rest], default)
+    config = cli.parse_config([argv[0], *rest], default.copy_and_resolve_references())
+    return options, config, cli.load_recipe(options.config) if options.config else default
 
 
 def _count(text: str) -> int:

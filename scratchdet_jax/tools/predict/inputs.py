@@ -14,9 +14,9 @@ import numpy as np
 from scratchdet_jax.data.images import read_header
 from scratchdet_jax.data.records import DetectionSource
 from scratchdet_jax.data.untrusted import IMAGE_SUFFIXES
-from scratchdet_jax.drawing import saved_by
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.evaluation.detections import ImageGroundTruth
+from scratchdet_jax.evaluation.drawing import saved_by
 from scratchdet_jax.predictor import EncodedImage, Image
 
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # what cannot be read is reported by us

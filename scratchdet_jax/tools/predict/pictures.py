@@ -10,8 +10,8 @@ import cv2
 import numpy as np
 
 from scratchdet_jax.data.images import fit_to_canvas
-from scratchdet_jax.drawing import save_png
 from scratchdet_jax.errors import UserError
+from scratchdet_jax.evaluation.drawing import save_png
 from scratchdet_jax.predictor import Detections, map_ahead
 from scratchdet_jax.tools.predict.inputs import Item
 

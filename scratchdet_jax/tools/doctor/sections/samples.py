@@ -11,7 +11,7 @@ from scratchdet_jax.data import images
 from scratchdet_jax.data.loading import TrainingOrder
 from scratchdet_jax.data.records import Example
 from scratchdet_jax.detector import augment_options
-from scratchdet_jax.drawing import draw_detections
+from scratchdet_jax.evaluation.drawing import draw_detections
 from scratchdet_jax.ops.augment import augment
 from scratchdet_jax.tools.doctor.layout import paragraph
 from scratchdet_jax.tools.doctor.pictures import Picture, chips, gallery, to_picture

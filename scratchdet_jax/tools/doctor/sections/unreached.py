@@ -120,7 +120,7 @@ class Unreached(NamedTuple):
             f"{percent(self.unreached_small)} are too small for any anchor and "
             f"{percent(self.unreached_thin)} too elongated; the others fall between the anchors' "
             "sizes or positions. Each trains only its single best anchor.",
-            self._better_sizes(study) or self._other_advice(),
+            self._sizes_advice(study) or self._other_advice(),
         )
 
     def _class_missed(self, study: Study, missed: float, n: int) -> str:
@@ -138,11 +138,17 @@ class Unreached(NamedTuple):
             text += f"; {percent(self.hopeless[n])} are too small to reach it at any position"
         return text + ")"
 
-    def _better_sizes(self, study: Study) -> str:
-        """Advice to use other anchor sizes, if some would reach clearly more boxes."""
-        now = [share(fit.reached(study.threshold)) for fit in (study.before, study.after)]
+    def better_sizes(self, study: Study) -> WhatIf | None:
+        """Other anchor sizes that would reach clearly more boxes; None if there are none."""
+        now = sum(_reached(study))
         best = max(self.what_if, key=lambda w: w.reached + w.reached_augmented, default=None)
-        if best is None or not best.reached + best.reached_augmented >= sum(now) + 2 * _GAIN:
+        if best is None or not best.reached + best.reached_augmented >= now + 2 * _GAIN:
+            return None
+        return best
+
+    def _sizes_advice(self, study: Study) -> str:
+        best, now = self.better_sizes(study), _reached(study)
+        if best is None:
             return ""
         return (
             f"{percent(best.reached)} instead of {percent(now[0])} of all boxes would reach an "
@@ -283,6 +289,11 @@ def _best_iou(anchors: np.ndarray, boxes: np.ndarray) -> np.ndarray:
 @jax.jit
 def _max_iou(anchors: jax.Array, boxes: jax.Array) -> jax.Array:
     return jnp.max(box_ops.iou(boxes, anchors), axis=1)
+
+
+def _reached(study: Study) -> tuple[float, float]:
+    """The share of the boxes that reach an anchor, before and after augmentation."""
+    return tuple(share(fit.reached(study.threshold)) for fit in (study.before, study.after))
 
 
 def _examples(study: Study, unreached: np.ndarray) -> list[BoxExample]:

@@ -2,8 +2,8 @@ import cv2
 import numpy as np
 import pytest
 
-from scratchdet_jax import drawing
 from scratchdet_jax.errors import UserError
+from scratchdet_jax.evaluation import drawing
 from scratchdet_jax.evaluation.detections import ImageGroundTruth
 
 NAMES = ("circle", "square", "triangle")

@@ -1,0 +1,59 @@
+"""The parts of a detector by the names of its parameters, and parts that are not trained."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+from flax import traverse_util
+
+from scratchdet_jax.models.layers import BatchNorm
+
+PARTS = ("backbone", "extras", "head")
+
+
+def part_of(name: str) -> str:
+    """Returns the part of the detector (one of PARTS) that a top-level parameter name is in."""
+    if name == "head":
+        return "head"
+    return "extras" if name.startswith("extra") else "backbone"
+
+
+def frozen_names(freeze: str) -> tuple[str, ...]:
+    """The names in `config.freeze`: parts, or paths of modules such as stage1 or head/level1."""
+    return tuple(name.strip().strip("/") for name in freeze.split(",") if name.strip())
+
+
+def is_frozen(path: Sequence[str], names: Sequence[str]) -> bool:
+    """Whether a module or parameter, such as ("stage1", "block1", "conv1"), is in one of `names`.
+
+    A name covers whole components of a path: stage1 does not cover stage10.
+    """
+    text = "/".join(path) + "/"
+    return part_of(path[0]) in names or any(text.startswith(f"{name}/") for name in names)
+
+
+def frozen_mask(params: Any, names: Sequence[str]) -> Any:
+    """Whether each array of a parameter tree is frozen: the tree with bools."""
+    flat = traverse_util.flatten_dict(params)
+    return traverse_util.unflatten_dict({path: is_frozen(path, names) for path in flat})
+
+
+def stop_frozen(params: Any, names: Sequence[str]) -> Any:
+    """The same parameters; no gradient reaches the frozen ones, nor is it computed."""
+    if not names:
+        return params
+    stop = lambda x, frozen: jax.lax.stop_gradient(x) if frozen else x  # noqa: E731
+    return jax.tree.map(stop, params, frozen_mask(params, names))
+
+
+def frozen_norms(names: Sequence[str]) -> Any:
+    """A context in which frozen BatchNorms normalise by their running statistics and keep them."""
+
+    def intercept(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        module = context.module
+        if isinstance(module, BatchNorm) and is_frozen(module.path, names):
+            return call(args[0], train=False)
+        return call(*args, **kwargs)
+
+    return nn.intercept_methods(intercept)
