@@ -224,13 +224,11 @@ def _normalize_forward(
     var = jnp.maximum(mean_square - jnp.square(mean), 0.0)
     mean += shift
 
-    factor = scale * jax.lax.rsqrt(var + settings.epsilon)
-    centre, slope, offset = (
-        settings.spread(jnp.broadcast_to(v, mean.shape), x, packed) for v in (mean, factor, bias)
-    )
+    slope = scale * jax.lax.rsqrt(var + settings.epsilon)
+    slope, offset = (settings.spread(v, x, packed) for v in (slope, bias - mean * slope))
 
     def apply(x: jax.Array) -> jax.Array:
-        y = ((x.astype(jnp.float32) - centre) * slope + offset).astype(settings.dtype)
+        y = (x.astype(jnp.float32) * slope + offset).astype(settings.dtype)
         return jnp.maximum(y, 0) if settings.relu else y
 
     winner = None
@@ -250,20 +248,23 @@ def _normalize_backward(settings: _Settings, residuals: Any, cotangents: Any) ->
     if settings.pool:
         gradient = _pool_backward(winner, gradient)[0]
     inverse = jax.lax.rsqrt(var + settings.epsilon)
+    slope = scale * inverse
 
     def spread(values: jax.Array) -> jax.Array:
-        return settings.spread(jnp.broadcast_to(values, mean.shape), x, packed)
+        return settings.spread(values, x, packed)
 
-    centred = x.astype(jnp.float32) - spread(mean)
-    gradient = gradient.astype(jnp.float32)
+    x_float, gradient = x.astype(jnp.float32), gradient.astype(jnp.float32)
     if settings.relu:
-        passes = centred * spread(scale * inverse) + spread(bias) > 0
+        passes = x_float * spread(slope) + spread(bias - mean * slope) > 0
         gradient = jnp.where(passes, gradient, 0)
-    local, whole = settings.group_sums([gradient, gradient * centred], packed)
-    # With x̂ = centred · inverse: dx = scale · inverse · (g − mean(g) − x̂ · mean(g · x̂)).
+    products = gradient * (x_float - spread(mean))
+    local, whole = settings.group_sums([gradient, products], packed)
+    # With x̂ = (x − mean) · inverse: dx = slope · (g − mean(g) − x̂ · mean(g · x̂)).
     mean_gradient, mean_product = whole / settings.total
-    dx = gradient - spread(mean_gradient) - centred * spread(mean_product * jnp.square(inverse))
-    dx = (dx * spread(scale * inverse)).astype(x.dtype)
+    tilt = slope * mean_product * jnp.square(inverse)
+    constant = tilt * mean - slope * mean_gradient
+    dx = gradient * spread(slope) - x_float * spread(tilt) + spread(constant)
+    dx = dx.astype(x.dtype)
     d_bias, d_scale = local[0].sum(0), (local[1] * inverse).sum(0)
     return Packed(dx) if packed else dx, d_scale, d_bias, jnp.zeros_like(d_bias)
 
@@ -285,12 +286,13 @@ def _affine(
     """Evaluation's normalisation with given statistics [C], with ReLU and pooling."""
     packed = isinstance(inputs, Packed)
     x = inputs.array if packed else inputs
-    factor = scale * jax.lax.rsqrt(var + epsilon)
+    slope = scale * jax.lax.rsqrt(var + epsilon)
+    offset = bias - mean * slope
     if packed:
-        mean, factor, bias = (packing.per_image(v) for v in (mean, factor, bias))
+        slope, offset = packing.per_image(slope), packing.per_image(offset)
 
     def apply(x: jax.Array) -> jax.Array:
-        y = ((x.astype(jnp.float32) - mean) * factor + bias).astype(dtype)
+        y = (x.astype(jnp.float32) * slope + offset).astype(dtype)
         return jnp.maximum(y, 0) if relu else y
 
     outputs = _pool(x, apply)[0] if pool else apply(x)
