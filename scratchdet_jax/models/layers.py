@@ -511,30 +511,33 @@ def _pool(
 
 
 def _pool_backward(winner: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
-    return (
-        jax.lax.platform_dependent(
-            winner, gradient, tpu=_to_winners_by_windows, default=_to_winners_by_padding
-        ),
+    tpu = _to_winners_by_windows if gradient.dtype == jnp.bfloat16 else _to_winners_by_padding
+    to_winners = functools.partial(
+        jax.lax.platform_dependent, tpu=tpu, default=_to_winners_by_padding
     )
+    return (to_winners(winner, gradient),)
 
 
 def _to_winners_by_windows(winner: jax.Array, gradient: jax.Array) -> jax.Array:
-    """The gradient of each window at its winner, as TPUs do it best: window sums of dilated maps."""
+    """The bfloat16 gradient of each window at its winner, in one pass on TPUs.
 
-    def repeat(x: jax.Array) -> jax.Array:
-        return jax.lax.reduce_window(
-            x,
-            jnp.zeros((), x.dtype),
-            jax.lax.add,
-            window_dimensions=(1, 2, 2, 1),
-            window_strides=(1, 1, 1, 1),
-            padding=((0, 0), (1, 1), (1, 1), (0, 0)),
-            base_dilation=(1, 2, 2, 1),
-        )
-
+    Gradient and winner share the 32 bits of an integer, which is repeated over its window as the
+    sum of a map with gaps: the one way of repeating that TPUs' compiler fuses with what follows.
+    """
+    bits = jax.lax.bitcast_convert_type(gradient.astype(jnp.float32), jnp.int32)  # 16 are 0
+    repeated = jax.lax.reduce_window(
+        bits | winner.astype(jnp.int32),
+        jnp.int32(0),
+        jax.lax.add,
+        window_dimensions=(1, 2, 2, 1),
+        window_strides=(1, 1, 1, 1),
+        padding=((0, 0), (1, 1), (1, 1), (0, 0)),
+        base_dilation=(1, 2, 2, 1),
+    )
     rows, columns = (jnp.arange(2 * size) % 2 for size in winner.shape[1:3])
-    index = (2 * rows[:, None, None] + columns[:, None]).astype(gradient.dtype)
-    return jnp.where(repeat(winner.astype(gradient.dtype)) == index, repeat(gradient), 0)
+    index = 2 * rows[:, None, None] + columns[:, None]
+    values = jax.lax.bitcast_convert_type(repeated & ~3, jnp.float32).astype(gradient.dtype)
+    return jnp.where((repeated & 3) == index, values, 0)
 
 
 def _to_winners_by_padding(winner: jax.Array, gradient: jax.Array) -> jax.Array:
