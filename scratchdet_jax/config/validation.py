@@ -8,7 +8,7 @@ from scratchdet_jax.config.fields import get, number_of_steps
 from scratchdet_jax.config.scales import MERGE_METHODS, parse_scales
 from scratchdet_jax.detector import augment_options, build_detector
 from scratchdet_jax.errors import UserError
-from scratchdet_jax.models.layers import check_norm_span
+from scratchdet_jax.models.normalization import check_norm_span
 
 CHOICES = {
     "parallel": ("shard_map", "pmap"),

@@ -1,13 +1,12 @@
 """Packed maps: two images lie side by side in the channels.
 
-TPUs compute with 128 lanes of channels, and their matrix units multiply by 128×128 weights. A map of
-64 channels leaves half of the lanes and three quarters of the matrix unit unused. A packed map
+TPUs compute with 128 lanes of channels, and their matrix units multiply by 128×128 weights. A map
+of 64 channels leaves half of the lanes and three quarters of the matrix unit unused. A packed map
 [B/2, H, W, 2C] fills them: a convolution of it is one with a block-diagonal kernel. Half of that
 kernel is zeros, so a convolution of 64 channels takes half the time, not a quarter, and everything
 else that reads a map takes half the time. Parameters and results stay those of the plain map.
 
-Only `layers` uses this module. Networks pass a `Packed` map on as they pass an array; its `shape`
-is the shape of the plain map.
+Networks pass a `Packed` map on as they pass an array; its `shape` is the shape of the plain map.
 """
 
 import dataclasses
@@ -32,12 +31,8 @@ class Packed:
         half, height, width, channels = self.array.shape
         return IMAGES * half, height, width, channels // IMAGES
 
-    def astype(self, dtype: jnp.dtype) -> "Packed":
-        """The same map of another type."""
-        return Packed(self.array.astype(dtype))
 
-    def __add__(self, other: "Packed") -> "Packed":
-        return Packed(self.array + other.array)
+Map = jax.Array | Packed  # [B, H, W, C]
 
 
 def fits(shape: tuple[int, ...], features: int) -> bool:
@@ -45,14 +40,14 @@ def fits(shape: tuple[int, ...], features: int) -> bool:
     return shape[0] % IMAGES == 0 and max(shape[-1], features) * IMAGES <= LANES
 
 
-def pack(x: jax.Array | Packed) -> Packed:
+def pack(x: Map) -> Packed:
     """Packs x [B, H, W, C] with even B."""
     if isinstance(x, Packed):
         return x
     return Packed(jnp.concatenate(jnp.split(x, IMAGES), -1))
 
 
-def unpack(x: jax.Array | Packed) -> jax.Array:
+def unpack(x: Map) -> jax.Array:
     """The plain map [B, H, W, C]."""
     if not isinstance(x, Packed):
         return x

@@ -7,7 +7,8 @@ import flax.linen as nn
 import jax
 
 from scratchdet_jax.models.backbone import Backbone, Check, one_of, scale_channels
-from scratchdet_jax.models.layers import Layers, add, max_pool_2x2, max_pool_3x3, relu
+from scratchdet_jax.models.layers import Layers, add, relu
+from scratchdet_jax.models.pooling import max_pool_2x2, max_pool_3x3
 
 BLOCKS_PER_STAGE = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 BOTTLENECK_DEPTHS = (50, 101)

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.models import resnet, vgg
 from scratchdet_jax.models.backbone import Backbone, Check, one_of
-from scratchdet_jax.models.layers import XAVIER_UNIFORM, Layers, check_norm_span, packs, plain
+from scratchdet_jax.models.layers import XAVIER_UNIFORM, Layers, packs, plain
+from scratchdet_jax.models.normalization import check_norm_span
 
 BACKBONES: dict[str, Backbone] = {"resnet": resnet.BACKBONE, "vgg16": vgg.BACKBONE}
 """The backbones by the value of `config.model.backbone`; add a row to add a backbone."""

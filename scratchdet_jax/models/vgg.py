@@ -6,7 +6,8 @@ import flax.linen as nn
 import jax
 
 from scratchdet_jax.models.backbone import Backbone, Check, scale_channels
-from scratchdet_jax.models.layers import L2Norm, Layers, max_pool_2x2, max_pool_3x3
+from scratchdet_jax.models.layers import L2Norm, Layers
+from scratchdet_jax.models.pooling import max_pool_2x2, max_pool_3x3
 
 BLOCKS = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))  # convolutions, channels
 FC_CHANNELS = 1024
