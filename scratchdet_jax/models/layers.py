@@ -64,7 +64,7 @@ class Layers:
         `pool` needs even H and W.
         """
         if self.norm == "none":
-            x = jax.tree.map(nn.relu, x) if relu else x
+            x = jax.tree.map(_relu, x) if relu else x
             return max_pool_2x2(x) if pool else x
         norm = BatchNorm(self.axis_name, self.span, self.decay, self.epsilon, self.dtype, name=name)
         return norm(x, train, relu, pool)
@@ -130,7 +130,26 @@ def add(x: Map, y: Map) -> Map:
 
 def relu(x: Map) -> Map:
     """max(x, 0)."""
-    return jax.tree.map(nn.relu, x)
+    return jax.tree.map(_relu, x)
+
+
+@jax.custom_vjp
+def _relu(x: jax.Array) -> jax.Array:
+    """A ReLU whose gradient reads the output, which is in memory; the input often is not."""
+    return jnp.maximum(x, 0)
+
+
+def _relu_forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    # The barrier: the gradient reads y and does not compute it again.
+    y = jax.lax.optimization_barrier(jnp.maximum(x, 0))
+    return y, y
+
+
+def _relu_backward(y: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
+    return (jnp.where(y > 0, gradient, jnp.zeros((), gradient.dtype)),)
+
+
+_relu.defvjp(_relu_forward, _relu_backward)
 
 
 class L2Norm(nn.Module):

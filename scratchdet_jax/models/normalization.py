@@ -238,8 +238,9 @@ def _normalize_forward(
 
     pooled = None
     if settings.pool:
-        outputs, winner, source = pooling.pool(x, apply)
-        pooled = outputs, winner, source
+        # The barrier: the gradient reads these maps and does not compute them again from x.
+        pooled = jax.lax.optimization_barrier(pooling.pool(x, apply))
+        outputs = pooled[0]
     else:
         outputs = apply(x)
     residuals = (inputs, mean, var, scale, bias, pooled)

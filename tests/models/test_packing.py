@@ -211,12 +211,14 @@ def test_pooling_against_a_loop(size, packed):
     np.testing.assert_array_equal(got_gradient, gradient)
 
 
-def test_both_ways_to_spread_the_gradient_are_equal():
+def test_all_ways_to_spread_the_gradient_are_equal():
     rng = np.random.default_rng(0)
     winner = jnp.asarray(rng.integers(0, 4, (3, 5, 6, 7)), jnp.uint8)
     gradient = jnp.asarray(rng.normal(size=winner.shape), jnp.bfloat16)
     windows = pooling._to_winners_by_windows(winner, gradient)
+    broadcast = pooling._to_winners_by_broadcasting(winner, gradient)
     padding = pooling._to_winners_by_padding(winner, gradient)
     assert windows.dtype == padding.dtype == jnp.bfloat16
     np.testing.assert_array_equal(windows, padding)
+    np.testing.assert_array_equal(broadcast, padding)
     assert float(jnp.abs(windows).sum(dtype=jnp.float32)) > 0
