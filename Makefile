@@ -31,7 +31,7 @@ help:
 
 setup: $(VENV)/.installed
 
-$(VENV)/.installed: requirements.txt requirements-dev.txt $(if $(LOCK),requirements-lock.txt)
+$(VENV)/.installed: requirements.txt requirements-dev.txt requirements-tpu.txt $(if $(LOCK),requirements-lock.txt)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "error: $(PYTHON) is Python $(VERSION); 3.11 or newer is needed: make PYTHON=python3.12 …"; exit 1; }
 	$(PYTHON) -m venv $(VENV)

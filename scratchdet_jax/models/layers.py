@@ -111,9 +111,13 @@ class Convolution(nn.Module):
         return y if packing.fits(y.shape, self.features) else packing.unpack(y)
 
 
-def packs(layout: str) -> bool:
-    """Whether `config.model.layout` packs narrow maps; "auto" does so on TPUs."""
-    return layout == "packed" or (layout == "auto" and jax.default_backend() == "tpu")
+def packs(layout: str, platform: str | None = None) -> bool:
+    """Whether `config.model.layout` packs narrow maps; "auto" does so on TPUs.
+
+    `platform` is the one that the program is compiled for, by default JAX's own.
+    """
+    platform = platform or jax.default_backend()
+    return layout == "packed" or (layout == "auto" and platform == "tpu")
 
 
 def plain(x: Map) -> jax.Array:
