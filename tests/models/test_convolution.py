@@ -51,7 +51,7 @@ def loops(x, gradient, size, dilation, padding):
     return total
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     batch=st.integers(1, 3),
     height=st.integers(1, 9),
