@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from scratchdet_jax.models import packing
+from scratchdet_jax.models.convolution import convolve
 from scratchdet_jax.models.normalization import BatchNorm
 from scratchdet_jax.models.packing import Map, Packed
 from scratchdet_jax.models.pooling import max_pool_2x2
@@ -93,14 +94,7 @@ class Convolution(nn.Module):
         packed = isinstance(x, Packed) or (layers.packed and packing.fits(x.shape, self.features))
         if packed:
             x, kernel = packing.pack(x).array, packing.block_diagonal(kernel)
-        y = jax.lax.conv_general_dilated(
-            x.astype(layers.dtype),
-            kernel,
-            window_strides=(self.stride, self.stride),
-            padding=((self.padding, self.padding),) * 2,
-            rhs_dilation=(self.dilation, self.dilation),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
+        y = convolve(x.astype(layers.dtype), kernel, self.stride, self.dilation, self.padding)
         if layers.norm == "none":
             bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
             bias = bias.astype(layers.dtype)
