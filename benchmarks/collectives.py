@@ -7,9 +7,7 @@ of the model and from the collectives in the compiled step, and fails if they di
 compiled for `--devices` CPU devices from shapes alone; nothing is executed.
 """
 
-import math
 import os
-import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -21,36 +19,6 @@ from scratchdet_jax.errors import UserError
 
 FLOAT32 = 4  # bytes; gradients and statistics are float32 for any config.model.dtype
 LOSS_SUMS = 3  # classification, localization, positives
-KINDS = (
-    "all-reduce",
-    "all-gather",
-    "reduce-scatter",
-    "all-to-all",
-    "collective-permute",
-    "collective-broadcast",
-)
-_ITEMSIZE = {
-    "pred": 1,
-    "s8": 1,
-    "u8": 1,
-    "bf16": 2,
-    "f16": 2,
-    "s32": 4,
-    "u32": 4,
-    "f32": 4,
-    "s64": 8,
-    "u64": 8,
-    "f64": 8,
-}
-_ARRAY = re.compile(r"(\w+)\[([\d,]*)\]")
-_COLLECTIVE = re.compile(
-    rf"= (?P<result>\([^=]*?\)|\S+) (?P<kind>{'|'.join(KINDS)})(?P<start>-start)?\("
-)
-_COMMENT = re.compile(r"/\*.*?\*/")
-# Lists of devices, {} for all, an iota ([4,2]<=[8]: 4 groups of 2), or a mesh (JAX 0.12).
-_GROUPS = re.compile(
-    r"replica_groups=(\{\{.*?\}\}|\{\}|\[[\d,]+\]<=[^,\s]+|mesh\[[^\]]*\] \{[^}]*\})"
-)
 
 
 class Traffic(NamedTuple):
@@ -74,14 +42,6 @@ class Traffic(NamedTuple):
     def total(self) -> int:
         """All bytes sent."""
         return self.gradients + self.statistics + self.averages
-
-
-class Collective(NamedTuple):
-    """One collective operation of a compiled program; `bytes` is its result on one device."""
-
-    kind: str
-    bytes: int
-    groups: str
 
 
 def expected_traffic(
@@ -121,77 +81,17 @@ def expected_traffic(
     )
 
 
-def array_bytes(shapes: str) -> int:
-    """Bytes of all arrays in an HLO shape such as `f32[2,64]{1,0}` or a tuple of them."""
-    return sum(
-        math.prod(int(side) for side in sides.split(",") if side) * _ITEMSIZE[kind]
-        for kind, sides in _ARRAY.findall(shapes)
-    )
-
-
-def collectives(program: str) -> list[Collective]:
-    """The collectives in the text of a compiled HLO module."""
-    found = []
-    for line in program.splitlines():
-        line = _COMMENT.sub("", line)  # long tuples are numbered: /*index=5*/
-        match = _COLLECTIVE.search(line)
-        if match is None:
-            continue
-        size = array_bytes(match["result"])
-        # The start of an asynchronous collective other than all-reduce returns (input, output).
-        if match["start"] and match["kind"] != "all-reduce":
-            raise ValueError(f"asynchronous {match['kind']}: input and output bytes are mixed")
-        groups = _GROUPS.search(line)
-        if "replica_groups=" in line and not groups:
-            raise ValueError(f"replica groups in an unknown notation: {line.strip()[:300]}")
-        found.append(Collective(match["kind"], size, groups[1] if groups else "{}"))
-    return found
-
-
 def compile_step(config: ml_collections.ConfigDict, devices: int) -> tuple[str, dict[str, Any]]:
     """The HLO of the compiled training step, and the shapes of its variables."""
     import jax
-    import numpy as np
-    from jax.sharding import NamedSharding
-    from jax.sharding import PartitionSpec as P
 
     from benchmarks import measure
-    from scratchdet_jax.config.validation import validate
-    from scratchdet_jax.detector import build_detector
-    from scratchdet_jax.parallel.devices import AXIS, DeviceMapping
-    from scratchdet_jax.run.state import create_state
-    from scratchdet_jax.training.optimizer import make_optimizer
-    from scratchdet_jax.training.step import make_train_step
+    from scratchdet_jax.parallel.devices import DeviceMapping
+    from scratchdet_jax.training.programs import training_program
 
     mapping = DeviceMapping("shard_map", jax.devices()[:devices])
-    validate(config, devices)
-    detector = build_detector(config, measure.CLASSES, AXIS)
-    optimizer = make_optimizer(config)
-    state = jax.eval_shape(
-        lambda: create_state(detector.model, optimizer, config.image_size, config.seed)
-    )
-
-    def laid_out(tree: Any, sharding: NamedSharding) -> Any:
-        return jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
-        )
-
-    parts = config.accumulate_steps
-    rows, slots = (parts, config.batch_size // parts), config.data.max_boxes
-    shapes = {
-        "image": ((*rows, *config.data.canvas, 3), np.uint8),
-        "size": ((*rows, 2), np.int32),
-        "boxes": ((*rows, slots, 4), np.float32),
-        "labels": ((*rows, slots), np.int32),
-        "ignore": ((*rows, slots), np.bool_),
-    }
-    batch = {name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}
-    step = mapping.map_train_step(make_train_step(detector, optimizer))
-    lowered = step.lower(
-        laid_out(state, mapping.replicated),
-        laid_out(batch, NamedSharding(mapping.mesh, P(None, AXIS))),
-    )
-    return lowered.compile().as_text(), state.variables
+    program = training_program(config, len(measure.CLASSES), mapping)
+    return program.compile().as_text(), program.arguments[0].variables
 
 
 def use_cpu_devices(count: int) -> None:
@@ -214,6 +114,7 @@ def main(argv: Sequence[str]) -> None:
     use_cpu_devices(devices)
     config = cli.parse_config(argv)
     from benchmarks import measure
+    from scratchdet_jax.parallel.compiled import collectives
 
     program, variables = compile_step(config, devices)
     found = collectives(program)

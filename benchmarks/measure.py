@@ -13,6 +13,8 @@ import optax
 from scratchdet_jax import cli
 from scratchdet_jax.config.validation import validate
 from scratchdet_jax.detector import Detector, build_detector
+from scratchdet_jax.parallel import chips
+from scratchdet_jax.parallel.compiled import cost, device_memory
 from scratchdet_jax.parallel.devices import AXIS, DeviceMapping
 from scratchdet_jax.run.state import TrainState, create_state
 from scratchdet_jax.training.optimizer import make_optimizer
@@ -20,26 +22,11 @@ from scratchdet_jax.training.step import make_train_step
 
 CLASSES = tuple(f"class {i}" for i in range(1, 21))
 
-# Dense peak in TFLOP/s from the makers' data sheets, by the prefix of JAX's device kind:
-# (bfloat16, float32 as XLA runs it by default: TF32 on NVIDIA).
-PEAK_TFLOPS = {
-    "NVIDIA A100": (312, 156),
-    "NVIDIA H100": (989, 495),
-    "NVIDIA H200": (989, 495),
-    "TPU v4": (275, 275),
-    "TPU v5 lite": (197, 197),
-    "TPU v5": (459, 459),
-    "TPU v6": (918, 918),
-}
-
 
 def peak_tflops(dtype: str) -> float | None:
     """Peak of one device in TFLOP/s for the compute type; None if unknown."""
-    kind = jax.devices()[0].device_kind
-    for name, (bfloat16, float32) in PEAK_TFLOPS.items():
-        if kind.startswith(name):
-            return bfloat16 if dtype == "bfloat16" else float32
-    return None
+    chip = chips.chip_of(jax.devices()[0].device_kind)
+    return chip.peak(dtype) / 1e12 if chip else None
 
 
 def seconds(run: Callable[[], Any], repeats: int) -> float:
@@ -55,21 +42,12 @@ def seconds(run: Callable[[], Any], repeats: int) -> float:
 
 def gflop(compiled: jax.stages.Compiled) -> float:
     """GFLOP of one call on each device by XLA's count (a multiply-add counts as two)."""
-    analysis = compiled.cost_analysis()
-    analysis = analysis[0] if isinstance(analysis, list) else analysis
-    return analysis.get("flops", float("nan")) / 1e9
+    return (cost(compiled, "flops") or float("nan")) / 1e9
 
 
 def device_memory_mib(compiled: jax.stages.Compiled) -> float:
     """MiB of one call on each device by XLA's plan: arguments, results and temporaries."""
-    plan = compiled.memory_analysis()
-    total = (
-        plan.argument_size_in_bytes
-        + plan.output_size_in_bytes
-        + plan.temp_size_in_bytes
-        - plan.alias_size_in_bytes
-    )
-    return total / 2**20
+    return device_memory(compiled)["total"] / 2**20
 
 
 def synthetic_batch(config: ml_collections.ConfigDict, count: int) -> dict[str, np.ndarray]:

@@ -105,7 +105,8 @@ class Detector(NamedTuple):
         """
         (logits, offsets), batch_stats = self.forward(params, batch_stats, images)
         ratio = self.config.loss.negative_ratio
-        sums = multibox_sums(logits, offsets, targets.labels, targets.offsets, ratio)
+        with jax.named_scope("loss"):
+            sums = multibox_sums(logits, offsets, targets.labels, targets.offsets, ratio)
         return sums, batch_stats
 
     def detect(self, variables: dict[str, Any], images: jax.Array) -> Detections:
@@ -119,19 +120,20 @@ class Detector(NamedTuple):
             Detections with boxes [B, K, 4], scores [B, K], labels [B, K].
         """
         class_logits, box_offsets = self.model.apply(variables, images, train=False)
-        probabilities = jax.nn.softmax(class_logits, axis=-1)
-        boxes = box_ops.decode(box_offsets, self.anchors)
-        settings = self.config.eval
-        return jax.vmap(
-            lambda b, p: select_detections(
-                b,
-                p,
-                score_threshold=settings.score_threshold,
-                iou_threshold=settings.nms_iou,
-                candidates_per_class=settings.candidates_per_class,
-                max_detections=settings.max_detections,
-            )
-        )(boxes, probabilities)
+        with jax.named_scope("detections"):
+            probabilities = jax.nn.softmax(class_logits, axis=-1)
+            boxes = box_ops.decode(box_offsets, self.anchors)
+            settings = self.config.eval
+            return jax.vmap(
+                lambda b, p: select_detections(
+                    b,
+                    p,
+                    score_threshold=settings.score_threshold,
+                    iou_threshold=settings.nms_iou,
+                    candidates_per_class=settings.candidates_per_class,
+                    max_detections=settings.max_detections,
+                )
+            )(boxes, probabilities)
 
 
 def build_detector(

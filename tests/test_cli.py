@@ -1,5 +1,6 @@
 """The command line: how mistyped overrides are reported."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -167,3 +168,23 @@ def test_the_program_prints_one_sentence_and_no_traceback():
     assert done.returncode == 1
     assert done.stderr.startswith("error: there is no field config.modle.depth")
     assert "Traceback" not in done.stderr
+
+
+def test_a_program_does_not_load_libtpu_where_there_is_no_tpu():
+    pytest.importorskip("libtpu", reason="libtpu exists for Linux on x86-64 only")
+    code = (
+        "from scratchdet_jax import cli\n"
+        "def main(argv):\n"
+        "    import jax\n"
+        "    print(jax.default_backend(), 'libtpu' in open('/proc/self/maps').read())\n"
+        "cli.run(main, ['program'])"
+    )
+    tests_own = ("JAX_PLATFORMS", "XLA_FLAGS", "TPU_")  # importing libtpu sets the last
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(tests_own)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    if done.stdout.split()[0] == "tpu":
+        pytest.skip("this machine has a TPU")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.split()[1] == "False"

@@ -23,7 +23,10 @@ def locked() -> dict[str, str]:
     return pins
 
 
-@pytest.mark.parametrize("name", ["requirements.txt", "requirements-dev.txt"])
+@pytest.mark.parametrize(
+    "name",
+    ["requirements.txt", "requirements-dev.txt", "requirements-tpu.txt", "requirements-cuda.txt"],
+)
 def test_every_requirement_has_bounds_and_is_locked_at_the_lower_one(name):
     pins = locked()
     for entry in entries(name):

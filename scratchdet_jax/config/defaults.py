@@ -182,6 +182,9 @@ def get_config() -> ml_collections.ConfigDict:
     # after a 3×3 convolution, as in the mmdetection release at 512.
     config.model.last_convolutions = False
     config.model.dtype = "float32"  # of the computation: float32 | bfloat16
+    # How narrow maps are stored while computing: packed | plain | auto, which is packed on TPUs.
+    # Parameters, results and checkpoints do not depend on it.
+    config.model.layout = "auto"
 
     # The anchors, one entry per source map: min_percent and max_percent (sizes in percent of S),
     # aspect_ratios (besides 1; r also gives 1/r), steps (between cells, in pixels; empty = S / map

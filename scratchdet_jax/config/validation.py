@@ -11,7 +11,7 @@ from scratchdet_jax.config.fields import get, run_ends
 from scratchdet_jax.config.scales import MERGE_METHODS, parse_scales
 from scratchdet_jax.detector import Detector, augment_options, build_detector
 from scratchdet_jax.errors import UserError
-from scratchdet_jax.models.layers import check_norm_span
+from scratchdet_jax.models.normalization import check_norm_span
 from scratchdet_jax.models.parts import PARTS, frozen_names, is_frozen
 
 CHOICES = {

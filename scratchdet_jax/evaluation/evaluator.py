@@ -51,6 +51,13 @@ class Evaluation(NamedTuple):
     sizes: dict[str, tuple[int, int]]
 
 
+def map_eval_steps(detector: Detector, mapping: DeviceMapping) -> list[Callable]:
+    """The functions `(variables, batch) → Detections` of an evaluation, one per scale."""
+    config = detector.config
+    scales = parse_scales(config.eval.multiscale) or (Scale(config.image_size),)
+    return [mapping.map_eval_step(make_scale_step(detector, scale)) for scale in scales]
+
+
 class Evaluator:
     """Evaluates variables of one detector on one split; compiles once per scale."""
 
@@ -69,10 +76,7 @@ class Evaluator:
             )
 
         self._scales = parse_scales(config.eval.multiscale)
-        self._steps = [
-            mapping.map_eval_step(make_scale_step(detector, scale))
-            for scale in self._scales or (Scale(config.image_size),)
-        ]
+        self._steps = map_eval_steps(detector, mapping)
 
     def evaluate(self, variables: Any, on_batch: Callable[[], None] = lambda: None) -> Evaluation:
         """Detects objects in all images of the split and scores them.

@@ -65,10 +65,11 @@ def make_scale_step(
     detector = detector._replace(anchors=anchors_at(detector, scale.size))
 
     def step(variables: Any, batch: dict[str, jax.Array]) -> Detections:
-        images = jax.vmap(lambda image, size: resize(image, size, scale.size))(
-            batch["image"], batch["size"]
-        )
-        images = detector.normalize(images)
+        with jax.named_scope("inputs"):
+            images = jax.vmap(lambda image, size: resize(image, size, scale.size))(
+                batch["image"], batch["size"]
+            )
+            images = detector.normalize(images)
         if not scale.flip:
             return detector.detect(variables, images)
         return mirror(detector.detect(variables, images[:, :, ::-1]))

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 from flax import traverse_util
 
-from scratchdet_jax.models.layers import BatchNorm
+from scratchdet_jax.models.normalization import BatchNorm
 
 PARTS = ("backbone", "extras", "head")
 
@@ -53,7 +53,8 @@ def frozen_norms(names: Sequence[str]) -> Any:
     def intercept(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
         module = context.module
         if isinstance(module, BatchNorm) and is_frozen(module.path, names):
-            return call(args[0], train=False)
+            x, _, *following = args  # the ReLU and the pooling after the norm
+            return call(x, False, *following)
         return call(*args, **kwargs)
 
     return nn.intercept_methods(intercept)

@@ -7,7 +7,8 @@ import flax.linen as nn
 import jax
 
 from scratchdet_jax.models.backbone import Backbone, Check, one_of, scale_channels
-from scratchdet_jax.models.layers import Layers, max_pool_2x2, max_pool_3x3
+from scratchdet_jax.models.layers import Layers, add, relu
+from scratchdet_jax.models.pooling import max_pool_2x2, max_pool_3x3
 
 BLOCKS_PER_STAGE = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 BOTTLENECK_DEPTHS = (50, 101)
@@ -39,8 +40,9 @@ class RootBlock(nn.Module):
         for i in range(1, self.convolutions + 1):
             stride = self.stride if i == 1 else 1
             x = self.layers.convolve(x, self.channels, 3, stride=stride, name=f"conv{i}")
-            x = nn.relu(self.layers.normalize(x, train, name=f"norm{i}"))
-        return max_pool_2x2(x)
+            pool = i == self.convolutions and not any(size % 2 for size in x.shape[1:3])
+            x = self.layers.normalize(x, train, name=f"norm{i}", relu=True, pool=pool)
+        return x if pool else max_pool_2x2(x)
 
 
 class Conv7Stem(nn.Module):
@@ -54,7 +56,7 @@ class Conv7Stem(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Maps x [B, H, W, 3] to [B, ⌈⌈H/stride⌉/2⌉, ⌈⌈W/stride⌉/2⌉, channels]."""
         x = self.layers.convolve(x, self.channels, 7, stride=self.stride, name="conv1")
-        x = nn.relu(self.layers.normalize(x, train, name="norm1"))
+        x = self.layers.normalize(x, train, name="norm1", relu=True)
         return max_pool_3x3(x, stride=2)
 
 
@@ -78,10 +80,10 @@ class BasicBlock(nn.Module):
             shortcut = layers.convolve(x, self.channels, 1, stride=self.stride, name="projection")
             shortcut = layers.normalize(shortcut, train, name="projection_norm")
         y = layers.convolve(x, self.channels, 3, stride=self.stride, name="conv1")
-        y = nn.relu(layers.normalize(y, train, name="norm1"))
+        y = layers.normalize(y, train, name="norm1", relu=True)
         y = layers.convolve(y, self.channels, 3, name="conv2")
         y = layers.normalize(y, train, name="norm2")
-        return nn.relu(y + shortcut)
+        return relu(add(y, shortcut))
 
 
 class PreactivationBlock(nn.Module):
@@ -99,13 +101,13 @@ class PreactivationBlock(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Maps x [B, H, W, C] to [B, ⌈H/stride⌉, ⌈W/stride⌉, channels]."""
         layers, shortcut = self.layers, x
-        y = nn.relu(layers.normalize(x, train, name="norm1"))
+        y = layers.normalize(x, train, name="norm1", relu=True)
         if self.stride != 1 or x.shape[-1] != self.channels:
             shortcut = layers.convolve(y, self.channels, 1, stride=self.stride, name="projection")
         y = layers.convolve(y, self.channels, 3, stride=self.stride, name="conv1")
-        y = nn.relu(layers.normalize(y, train, name="norm2"))
+        y = layers.normalize(y, train, name="norm2", relu=True)
         y = layers.convolve(y, self.channels, 3, name="conv2")
-        return y + shortcut
+        return add(y, shortcut)
 
 
 class BottleneckBlock(nn.Module):
@@ -127,12 +129,12 @@ class BottleneckBlock(nn.Module):
             shortcut = layers.convolve(x, outputs, 1, stride=self.stride, name="projection")
             shortcut = layers.normalize(shortcut, train, name="projection_norm")
         y = layers.convolve(x, self.channels, 1, name="conv1")
-        y = nn.relu(layers.normalize(y, train, name="norm1"))
+        y = layers.normalize(y, train, name="norm1", relu=True)
         y = layers.convolve(y, self.channels, 3, stride=self.stride, name="conv2")
-        y = nn.relu(layers.normalize(y, train, name="norm2"))
+        y = layers.normalize(y, train, name="norm2", relu=True)
         y = layers.convolve(y, outputs, 1, name="conv3")
         y = layers.normalize(y, train, name="norm3")
-        return nn.relu(y + shortcut)
+        return relu(add(y, shortcut))
 
 
 class PreactivationBottleneckBlock(nn.Module):
@@ -146,15 +148,15 @@ class PreactivationBottleneckBlock(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Maps x [B, H, W, C] to [B, ⌈H/stride⌉, ⌈W/stride⌉, 4 · channels]."""
         layers, shortcut, outputs = self.layers, x, EXPANSION * self.channels
-        y = nn.relu(layers.normalize(x, train, name="norm1"))
+        y = layers.normalize(x, train, name="norm1", relu=True)
         if self.stride != 1 or x.shape[-1] != outputs:
             shortcut = layers.convolve(y, outputs, 1, stride=self.stride, name="projection")
         y = layers.convolve(y, self.channels, 1, name="conv1")
-        y = nn.relu(layers.normalize(y, train, name="norm2"))
+        y = layers.normalize(y, train, name="norm2", relu=True)
         y = layers.convolve(y, self.channels, 3, stride=self.stride, name="conv2")
-        y = nn.relu(layers.normalize(y, train, name="norm3"))
+        y = layers.normalize(y, train, name="norm3", relu=True)
         y = layers.convolve(y, outputs, 1, name="conv3")
-        return y + shortcut
+        return add(y, shortcut)
 
 
 class Stage(nn.Module):
@@ -188,9 +190,9 @@ class LastConvolutions(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Maps x [B, H, W, C] to [B, H − 1, W − 1, channels]."""
         x = self.layers.convolve(x, self.channels, 3, name="conv1")
-        x = nn.relu(self.layers.normalize(x, train, name="norm1"))
+        x = self.layers.normalize(x, train, name="norm1", relu=True)
         x = self.layers.convolve(x, self.channels, 4, padding=1, name="conv2")
-        return nn.relu(self.layers.normalize(x, train, name="norm2"))
+        return self.layers.normalize(x, train, name="norm2", relu=True)
 
 
 def extra_blocks(
@@ -299,7 +301,7 @@ class ResNet(nn.Module):
         """The source map of a stage's output."""
         if not self.preactivation:
             return x
-        return nn.relu(self.layers.normalize(x, train, name=name))
+        return self.layers.normalize(x, train, name=name, relu=True)
 
 
 def _build(config: Any, layers: Layers) -> ResNet:

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.models import resnet, vgg
 from scratchdet_jax.models.backbone import Backbone, Check, one_of
-from scratchdet_jax.models.layers import XAVIER_UNIFORM, Layers, check_norm_span
+from scratchdet_jax.models.layers import XAVIER_UNIFORM, Layers, packs, plain
+from scratchdet_jax.models.normalization import check_norm_span
 
 BACKBONES: dict[str, Backbone] = {"resnet": resnet.BACKBONE, "vgg16": vgg.BACKBONE}
 """The backbones by the value of `config.model.backbone`; add a row to add a backbone."""
@@ -34,7 +35,7 @@ class PredictionLevel(nn.Module):
         y = self.layers.convolve(x, self.anchors * values, 3, name=f"{name}_conv")
         # The norm's output is not rounded to the compute type first.
         normalization = dataclasses.replace(self.layers, dtype=jnp.float32)
-        y = normalization.normalize(y, train, name=f"{name}_norm").astype(jnp.float32)
+        y = plain(normalization.normalize(y, train, name=f"{name}_norm")).astype(jnp.float32)
         return y.reshape(x.shape[0], -1, values)
 
 
@@ -90,7 +91,7 @@ class SSD(nn.Module):
 
     def sources(self, images: jax.Array, train: bool) -> tuple[jax.Array, ...]:
         """Source maps [B, h, w, c] that the head reads, in the compute type, finest first."""
-        return self.trunk(images, train)
+        return tuple(plain(x) for x in self.trunk(images, train))
 
 
 def build_model(
@@ -122,6 +123,7 @@ def build_model(
         decay=model_config.norm_decay,
         epsilon=model_config.norm_epsilon,
         dtype=jnp.dtype(model_config.dtype),
+        packed=packs(model_config.layout),
     )
     head_layers = dataclasses.replace(
         layers, norm=model_config.head_norm, kernel_init=XAVIER_UNIFORM
@@ -185,6 +187,7 @@ def _check(
             "norm": one_of(config.norm, ("batch", "none")),
             "head_norm": one_of(config.head_norm, ("batch", "none")),
             "dtype": one_of(config.dtype, ("float32", "bfloat16")),
+            "layout": one_of(config.layout, ("auto", "plain", "packed")),
             "width": (config.width > 0, "a number above 0"),
             "extra_channels": (config.extra_channels > 0, "a number above 0"),
             "extra_strides": (all(s in (1, 2) for s in strides), "strides of 1 or 2"),

@@ -6,7 +6,8 @@ import flax.linen as nn
 import jax
 
 from scratchdet_jax.models.backbone import Backbone, Check, scale_channels
-from scratchdet_jax.models.layers import L2Norm, Layers, max_pool_2x2, max_pool_3x3
+from scratchdet_jax.models.layers import L2Norm, Layers
+from scratchdet_jax.models.pooling import max_pool_2x2, max_pool_3x3
 
 BLOCKS = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))  # convolutions, channels
 FC_CHANNELS = 1024
@@ -31,12 +32,12 @@ class ExtraLayers(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Maps x [B, H, W, C] to `channels` at ⌈H/2⌉ (stride 2), H − 2, or H − 1 (4×4)."""
         x = self.layers.convolve(x, self.squeeze, 1, name="conv1")
-        x = nn.relu(self.layers.normalize(x, train, name="norm1"))
+        x = self.layers.normalize(x, train, name="norm1", relu=True)
         padding = 1 if self.stride == 2 or self.kernel == 4 else 0
         x = self.layers.convolve(
             x, self.channels, self.kernel, stride=self.stride, padding=padding, name="conv2"
         )
-        return nn.relu(self.layers.normalize(x, train, name="norm2"))
+        return self.layers.normalize(x, train, name="norm2", relu=True)
 
 
 class VGG16(nn.Module):
@@ -98,7 +99,7 @@ class VGG16(nn.Module):
         self, x: jax.Array, features: int, kernel: int, train: bool, name: str, dilation: int = 1
     ) -> jax.Array:
         x = self.layers.convolve(x, features, kernel, dilation=dilation, name=name)
-        return nn.relu(self.layers.normalize(x, train, name=f"{name}_norm"))
+        return self.layers.normalize(x, train, name=f"{name}_norm", relu=True)
 
     def _first_source(self, x: jax.Array) -> jax.Array:
         if self.layers.norm != "none":

@@ -81,11 +81,10 @@ def _bipartite(overlaps: jax.Array) -> jax.Array:
 
     def pick(state: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, ...]:
         own, taken, _ = state
-        free = (own < 0)[:, None] & ~taken
-        best_overlap, best_anchor = _max_and_argmax(jnp.where(free, overlaps, 0), axis=1)
+        best_overlap, best_anchor = _max_and_argmax(overlaps, axis=1, excluded=taken)
         # Only anchors that are some row's best need their best ground truth.
-        rivals = jnp.where(free[:, best_anchor], overlaps[:, best_anchor], 0)  # [M, M]
-        open_row = best_overlap > _MIN_OVERLAP
+        rivals = jnp.where((own < 0)[:, None], overlaps[:, best_anchor], 0)  # [M, M]
+        open_row = (own < 0) & (best_overlap > _MIN_OVERLAP)
         picked = open_row & (jnp.argmax(rivals, axis=0) == row_index)
         own = jnp.where(picked, best_anchor, own)
         taken = taken.at[jnp.where(picked, best_anchor, columns)].set(True, mode="drop")
@@ -95,13 +94,18 @@ def _bipartite(overlaps: jax.Array) -> jax.Array:
     return jax.lax.while_loop(lambda state: state[2], pick, start)[0]
 
 
-def _max_and_argmax(values: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
+def _max_and_argmax(
+    values: jax.Array, axis: int, excluded: jax.Array | bool = False
+) -> tuple[jax.Array, jax.Array]:
     """Maximum of a matrix along an axis and the lowest index where it occurs (int32).
+
+    Excluded values count as 0 and are never the first, unless nothing is larger.
 
     Two plain reductions, because XLA does not vectorise argmax on CPU: 0.3 ms instead of 1.8 ms for
     [50, 8744].
     """
-    largest = jnp.max(values, axis=axis, keepdims=True)
+    largest = jnp.max(jnp.where(excluded, 0, values), axis=axis, keepdims=True)
     index = jax.lax.broadcasted_iota(jnp.int32, values.shape, axis)
-    first = jnp.min(jnp.where(values == largest, index, values.shape[axis]), axis=axis)
+    found = (values == largest) & ~jnp.asarray(excluded)
+    first = jnp.min(jnp.where(found, index, values.shape[axis]), axis=axis)
     return jnp.squeeze(largest, axis), first

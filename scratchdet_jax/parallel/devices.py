@@ -50,6 +50,11 @@ class DeviceMapping:
             jax.eval_shape(make),
         )
 
+    @property
+    def platform(self) -> str:
+        """What the devices are: "cpu", "gpu" or "tpu"."""
+        return self.mesh.devices.flat[0].platform
+
     def map_train_step(self, step: Callable) -> Callable:
         """Maps `(state, batch) → (state, metrics)`; the state's buffers are donated."""
         if self.kind == "pmap":
@@ -117,9 +122,25 @@ class DeviceMapping:
         return {key: self._put(value) for key, value in batch.items()}
 
     def _put(self, array: np.ndarray) -> jax.Array:
+        array = array.reshape(self._rows(array.shape, self.mesh.local_mesh.size))
+        return jax.make_array_from_process_local_data(self._split, array)
+
+    def batch_shapes(self, batch: dict[str, jax.ShapeDtypeStruct]) -> Any:
+        """What `put_batch` would return for the whole batch [parts, B, …], in shapes and types."""
+        return {
+            key: jax.ShapeDtypeStruct(
+                self._rows(x.shape, self.mesh.size), x.dtype, sharding=self._split
+            )
+            for key, x in batch.items()
+        }
+
+    @property
+    def _split(self) -> NamedSharding:
+        return NamedSharding(self.mesh, P(None, AXIS))
+
+    def _rows(self, shape: Sequence[int], devices: int) -> tuple[int, ...]:
+        """The shape in which a batch [parts, B, …] is split: pmap wants an axis of devices."""
+        parts, examples, *rest = shape
         if self.kind == "pmap":
-            parts, examples = array.shape[:2]
-            local = examples // self.mesh.local_mesh.size
-            array = array.reshape(parts, -1, local, *array.shape[2:])
-        sharding = NamedSharding(self.mesh, P(None, AXIS))
-        return jax.make_array_from_process_local_data(sharding, array)
+            return (parts, devices, examples // devices, *rest)
+        return tuple(shape)

@@ -23,6 +23,7 @@ COMMANDS = (
     "score",
     "plot",
     "summary",
+    "forecast",
     "landscape",
     "import_torch",
     "replay",

@@ -72,7 +72,7 @@ def update_unless_diverged(
 
 
 def make_train_step(
-    detector: Detector, optimizer: optax.GradientTransformation
+    detector: Detector, optimizer: optax.GradientTransformation, platform: str | None = None
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Makes the step `(state, batch) → (state, metrics)` of one replica.
 
@@ -81,8 +81,12 @@ def make_train_step(
     of the global batch, so neither layout changes the result.
 
     An update that is not finite is not applied; see update_unless_diverged.
+
+    `platform` is the one that the step is compiled for, by default JAX's own. The scopes "inputs"
+    and "update" name the parts of the step in compiled programs, beside the model's and the loss's.
     """
     config = detector.config
+    platform = platform or jax.default_backend()
     schedule = make_schedule(config)
 
     def sums_and_gradients(
@@ -100,12 +104,14 @@ def make_train_step(
         rows = jax.lax.axis_index(AXIS) * local + jnp.arange(local)
         microbatch_size = jax.lax.psum(1, AXIS) * local
 
-        def accumulate(carry: Any, inputs: tuple[jax.Array, Batch]) -> tuple[Any, None]:
+        def accumulate(carry: Any, part: tuple[jax.Array, Batch]) -> tuple[Any, None]:
             gradients, batch_stats, sums = carry
-            index, microbatch = inputs
+            index, microbatch = part
             keys = example_keys(config.seed, state.step, index * microbatch_size + rows)
             # The inputs are complete before the network starts, not fused into its first layers.
-            images, targets = jax.lax.optimization_barrier(detector.inputs(microbatch, keys))
+            with jax.named_scope("inputs"):
+                inputs = detector.inputs(microbatch, keys)
+            images, targets = jax.lax.optimization_barrier(inputs)
             new, batch_stats, new_sums = sums_and_gradients(
                 state.params, batch_stats, images, targets
             )
@@ -114,7 +120,7 @@ def make_train_step(
 
         zeros = jax.tree.map(jnp.zeros_like, state.params)
         carry = (zeros, state.batch_stats, MultiBoxSums(*[jnp.zeros(())] * 3))
-        if count == 1 or jax.default_backend() == "cpu":
+        if count == 1 or platform == "cpu":
             # XLA's convolutions on CPU are some 20 times slower inside a loop.
             for i in range(count):
                 carry, _ = accumulate(carry, (i, jax.tree.map(lambda x: x[i], batch)))  # noqa: B023
@@ -122,24 +128,25 @@ def make_train_step(
             carry, _ = jax.lax.scan(accumulate, carry, (jnp.arange(count), batch))
         gradients, batch_stats, sums = carry
 
-        gradients, sums = jax.lax.psum((gradients, sums), AXIS)
-        positives = jnp.maximum(sums.positives, 1.0)  # no positives: loss 0, never 0/0
-        gradients = jax.tree.map(lambda g: g / positives, gradients)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        metrics = {
-            "loss": sums.total / positives,
-            "loss_classification": sums.classification / positives,
-            "loss_localization": sums.localization / positives,
-            "positives": sums.positives,
-            "learning_rate": schedule(state.step),
-            **gradient_norms(gradients),
-        }
-        new_state = state.replace(
-            step=state.step + 1,
-            params=optax.apply_updates(state.params, updates),
-            batch_stats=batch_stats,
-            opt_state=opt_state,
-        )
-        return update_unless_diverged(state, follow(new_state, config.ema_decay), metrics)
+        with jax.named_scope("update"):
+            gradients, sums = jax.lax.psum((gradients, sums), AXIS)
+            positives = jnp.maximum(sums.positives, 1.0)  # no positives: loss 0, never 0/0
+            gradients = jax.tree.map(lambda g: g / positives, gradients)
+            updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+            metrics = {
+                "loss": sums.total / positives,
+                "loss_classification": sums.classification / positives,
+                "loss_localization": sums.localization / positives,
+                "positives": sums.positives,
+                "learning_rate": schedule(state.step),
+                **gradient_norms(gradients),
+            }
+            new_state = state.replace(
+                step=state.step + 1,
+                params=optax.apply_updates(state.params, updates),
+                batch_stats=batch_stats,
+                opt_state=opt_state,
+            )
+            return update_unless_diverged(state, follow(new_state, config.ema_decay), metrics)
 
     return train_step

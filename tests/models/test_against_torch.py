@@ -11,7 +11,9 @@ import pytest
 from flax import linen
 
 from scratchdet_jax.models import build_model
-from scratchdet_jax.models.layers import BatchNorm, Layers, max_pool_2x2, max_pool_3x3
+from scratchdet_jax.models.layers import Layers
+from scratchdet_jax.models.normalization import BatchNorm
+from scratchdet_jax.models.pooling import max_pool_2x2, max_pool_3x3
 from scratchdet_jax.models.resnet import BasicBlock, PreactivationBlock, RootBlock
 from scratchdet_jax.models.ssd import PredictionLevel
 

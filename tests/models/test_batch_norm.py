@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from jax.sharding import Mesh, PartitionSpec
 
 from scratchdet_jax.errors import UserError
-from scratchdet_jax.models.layers import BatchNorm, check_norm_span
+from scratchdet_jax.models.normalization import BatchNorm, check_norm_span
 
 DEVICES, LOCAL, CHANNELS = 8, 4, 3
 TOTAL = DEVICES * LOCAL

@@ -8,7 +8,8 @@ import pytest
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.models import build_model, feature_sizes
 from scratchdet_jax.models.backbone import scale_channels
-from scratchdet_jax.models.layers import Layers, max_pool_2x2
+from scratchdet_jax.models.layers import Layers
+from scratchdet_jax.models.pooling import max_pool_2x2
 from scratchdet_jax.models.ssd import Head
 from tests.models.shapes import abstract_variables, count, source_shapes
 

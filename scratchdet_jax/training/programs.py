@@ -1,0 +1,151 @@
+"""The compiled programs of a config, from shapes alone: what training and evaluation run.
+
+Nothing is executed, so the devices of the mapping need not exist (parallel/chips.py).
+"""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import ml_collections
+import numpy as np
+from jax.extend.core import Jaxpr, JaxprEqn, jaxprs_in_params
+
+from scratchdet_jax.config.validation import validate
+from scratchdet_jax.detector import build_detector
+from scratchdet_jax.evaluation.evaluator import map_eval_steps
+from scratchdet_jax.models.layers import packs
+from scratchdet_jax.parallel.devices import AXIS, DeviceMapping
+from scratchdet_jax.run.state import create_state
+from scratchdet_jax.training.optimizer import make_optimizer
+from scratchdet_jax.training.step import make_train_step, part_of
+
+
+class Program(NamedTuple):
+    """A mapped function and the shapes of its arguments."""
+
+    function: Callable
+    arguments: tuple[Any, Any]
+
+    def compile(self, **options: Any) -> jax.stages.Compiled:
+        """Compiles it; `options` are those of the compiler."""
+        return self.function.lower(*self.arguments).compile(compiler_options=options)
+
+    def flop(self) -> Counter[str]:
+        """FLOP on each device, by scope; see `count_flop`."""
+        return count_flop(jax.make_jaxpr(self.function)(*self.arguments).jaxpr)
+
+
+def training_program(
+    config: ml_collections.ConfigDict, classes: int, mapping: DeviceMapping
+) -> Program:
+    """The training step `(state, batch) → (state, metrics)`.
+
+    Args:
+        config: the run's config.
+        classes: their number, without the background.
+        mapping: over the devices to compile for.
+
+    Raises:
+        UserError: the config cannot run on these devices.
+    """
+    detector = _detector(config, classes, mapping)
+    optimizer = make_optimizer(config)
+    step = make_train_step(detector, optimizer, mapping.platform)
+    state = mapping.shapes(
+        lambda: create_state(detector.model, optimizer, config.image_size, config.seed)
+    )
+    rows = (config.accumulate_steps, config.batch_size // config.accumulate_steps)
+    slots = config.data.max_boxes
+    batch = {
+        **_images(config, rows),
+        "boxes": jax.ShapeDtypeStruct((*rows, slots, 4), np.float32),
+        "labels": jax.ShapeDtypeStruct((*rows, slots), np.int32),
+        "ignore": jax.ShapeDtypeStruct((*rows, slots), np.bool_),
+    }
+    return Program(mapping.map_train_step(step), (state, mapping.batch_shapes(batch)))
+
+
+def evaluation_programs(
+    config: ml_collections.ConfigDict, classes: int, mapping: DeviceMapping
+) -> list[Program]:
+    """The functions `(variables, batch) → Detections` of an evaluation, one per scale.
+
+    The arguments are those of `training_program`.
+    """
+    detector = _detector(config, classes, mapping)
+    optimizer = make_optimizer(config)
+    state = mapping.shapes(
+        lambda: create_state(detector.model, optimizer, config.image_size, config.seed)
+    )
+    batch = mapping.batch_shapes(_images(config, (1, config.eval.batch_size)))
+    return [Program(step, (state.variables, batch)) for step in map_eval_steps(detector, mapping)]
+
+
+def _detector(config: ml_collections.ConfigDict, classes: int, mapping: DeviceMapping) -> Any:
+    """The detector, with the layout of maps that the mapping's devices would get."""
+    packed = packs(config.model.layout, mapping.platform)
+    config = config.copy_and_resolve_references()
+    config.model.layout = "packed" if packed else "plain"
+    config.lock()
+    validate(config, mapping.mesh.size)
+    return build_detector(config, tuple(f"class {i}" for i in range(1, classes + 1)), AXIS)
+
+
+def _images(
+    config: ml_collections.ConfigDict, rows: tuple[int, int]
+) -> dict[str, jax.ShapeDtypeStruct]:
+    return {
+        "image": jax.ShapeDtypeStruct((*rows, *config.data.canvas, 3), np.uint8),
+        "size": jax.ShapeDtypeStruct((*rows, 2), np.int32),
+    }
+
+
+def count_flop(jaxpr: Jaxpr, scope: str = "") -> Counter[str]:
+    """FLOP of the convolutions and matrix products of a program, by scope.
+
+    A multiply-add counts as two. The zeros with which the gradient of a strided convolution is
+    dilated do not count; those of its padding do. The body of a loop of unknown length counts once.
+    """
+    total: Counter[str] = Counter()
+    for equation in jaxpr.eqns:
+        inner = "/".join(filter(None, (scope, str(equation.source_info.name_stack))))
+        rounds = equation.params["length"] if equation.primitive.name == "scan" else 1
+        total[f"{inner}/{equation.primitive.name}"] += _flop(equation)
+        for part in jaxprs_in_params(equation.params):
+            found = count_flop(part, inner)
+            total.update({name: rounds * count for name, count in found.items()})
+    return +total
+
+
+def _flop(equation: JaxprEqn) -> int:
+    if equation.primitive.name not in ("conv_general_dilated", "dot_general"):
+        return 0
+    outputs = equation.outvars[0].aval.size
+    left, right = (x.aval.shape for x in equation.invars)
+    if equation.primitive.name == "dot_general":
+        (contracted, _), _ = equation.params["dimension_numbers"]
+        return 2 * outputs * math.prod(left[i] for i in contracted)
+    _, channels, *sides = equation.params["dimension_numbers"].rhs_spec
+    multiplied = right[channels] * math.prod(right[i] for i in sides)
+    return 2 * outputs * multiplied // math.prod(equation.params["lhs_dilation"])
+
+
+def place(scope: str) -> tuple[str, bool]:
+    """The part of a program that a scope is in, and whether it belongs to the backward pass.
+
+    The parts are "inputs", "loss", "update", "detections", those of the network by the names of
+    its modules ("root", "stage1", …, "conv4" for conv4_1 to conv4_3, "extras", "head"), and "rest".
+    """
+    backward = "transpose(" in scope
+    names = [re.sub(r"^(?:\w+\()*|\)+$", "", name) for name in scope.split("/")]
+    for name in ("inputs", "loss", "update", "detections", "head"):
+        if name in names:
+            return name, backward
+    if "trunk" not in names[:-2]:  # neither module nor operation follows
+        return "rest", backward
+    module = names[names.index("trunk") + 1]
+    return part_of(module) if module.startswith("extra") else module.partition("_")[0], backward
