@@ -27,7 +27,7 @@ from scratchdet_jax.errors import UserError, one_line, plural
 from scratchdet_jax.parallel import chips
 
 flags.DEFINE_string("device", None, "What to compile for: v5e:16x16, v5p:2x2x1, h100, h100:8, ….")
-flags.DEFINE_integer("classes", 20, "Number of classes, without the background.")
+flags.DEFINE_integer("num_classes", 20, "Number of classes, without the background.")
 flags.DEFINE_bool("largest_batch", False, "Find the largest batch that fits, and forecast it.")
 flags.DEFINE_string("json", None, "Also write the figures to this file.")
 flags.DEFINE_string("hlo", None, "Also write the text of the compiled program to this file.")
@@ -407,7 +407,7 @@ def main(argv: Sequence[str]) -> None:
     chip, devices = chips.devices(device)
     config = cli.parse_config([program, *arguments])
     make = largest_forecast if flags.FLAGS.largest_batch else forecast
-    made, text = make(mode, config, flags.FLAGS.classes, chip, devices)
+    made, text = make(mode, config, flags.FLAGS.num_classes, chip, devices)
     print(to_text(made))
     if flags.FLAGS.json:
         cli.write_json(flags.FLAGS.json, made.record(), "--json")

@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -85,6 +86,7 @@ def test_the_line_names_the_rarest_classes():
     assert repeated_line(np.ones(1), 10, ("a",)).endswith("repeated classes: no class")
 
 
+@pytest.mark.slow  # trains several runs
 def test_a_run_with_repeated_images_resumes_exactly(tmp_path, monkeypatch, capsys):
     plain = small_config(tmp_path, monkeypatch, **{"accumulate_steps": 2})
     train(plain, tmp_path / "plain")

@@ -71,6 +71,7 @@ def test_a_step_on_two_devices_averages_parameters_and_statistics(kind, tmp_path
     jax.tree.map(compare, jax.device_get(state.result), slow)
 
 
+@pytest.mark.slow  # trains several runs
 def test_a_run_scores_and_hands_on_its_average_and_resumes_exactly(tmp_path, monkeypatch, capsys):
     config = small_config(tmp_path, monkeypatch, ema_decay=0.99)
     whole = train(config, tmp_path / "whole")

@@ -51,6 +51,7 @@ def given_scores(monkeypatch):
     monkeypatch.setattr(loop, "_evaluate", at_step)
 
 
+@pytest.mark.slow  # trains several runs
 def test_a_run_stops_early_says_so_and_decides_the_same_when_resumed(
     tmp_path, monkeypatch, given_scores, capsys
 ):

@@ -7,6 +7,7 @@ from scratchdet_jax.run.open import open_run
 from tests.training.small_run import assert_same_run, lines, small_config, train, train_in_parts
 
 
+@pytest.mark.slow  # trains several runs
 def test_a_finished_run_that_is_extended_equals_one_that_was_planned_so(
     tmp_path, monkeypatch, capsys
 ):

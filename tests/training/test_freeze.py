@@ -64,6 +64,7 @@ def test_weight_decay_and_momentum_spare_frozen_arrays_alone():
     assert sum(np.count_nonzero(x) == 0 for x in jax.tree.leaves(state) if np.ndim(x)) == 1
 
 
+@pytest.mark.slow  # trains several runs
 def test_a_run_trains_only_the_other_parts_and_resumes_exactly(tmp_path, monkeypatch):
     source = train(small_config(tmp_path, monkeypatch, num_steps=2), tmp_path / "source")
     fields = {
