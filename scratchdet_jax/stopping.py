@@ -172,7 +172,9 @@ class Stop:
     def _receive(self) -> None:
         while True:
             found = signal.sigtimedwait(self._handles, _POLL)
-            if found is None:
+            # A process that was suspended (Ctrl-Z, SIGSTOP) for longer than the timeout gets a result
+            # without a signal when it goes on (CPython).
+            if found is None or found.si_signo not in self._handles:
                 continue
             number = found.si_signo
             if number == signal.SIGTERM and not self.terminable:

@@ -144,6 +144,13 @@ def test_sigterm_ends_a_command_that_does_not_resume_as_usual():
     assert run(WAITING, [signal.SIGTERM], terminable=False)[0] == -signal.SIGTERM
 
 
+def test_a_suspended_command_goes_on_as_if_nothing_had_happened():
+    signals = [signal.SIGSTOP, signal.SIGCONT, signal.SIGTERM]
+    status, out, err, _ = run(SAVING, signals)
+    assert status == 75 and out == "saved\n"
+    assert "SIGTERM" in err and "Ctrl-C" not in err
+
+
 def test_an_ignored_ctrl_c_stays_ignored():
     """A shell starts background jobs with SIGINT ignored: Ctrl-C is for the foreground job."""
     code = COMMAND.format(root=str(ROOT), terminable=True, body="ready(); time.sleep(1.5)")
