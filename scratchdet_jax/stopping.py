@@ -172,7 +172,7 @@ class Stop:
     def _receive(self) -> None:
         while True:
             found = signal.sigtimedwait(self._handles, _POLL)
-            # A process that was suspended (Ctrl-Z, SIGSTOP) for longer than the timeout gets a result
+            # A process that was suspended (Ctrl-Z) for longer than the timeout gets a result
             # without a signal when it goes on (CPython).
             if found is None or found.si_signo not in self._handles:
                 continue

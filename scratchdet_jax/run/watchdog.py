@@ -51,8 +51,15 @@ class Watchdog:
             self._thread.join()
 
     def _watch(self) -> None:
-        while not self._stop.wait(min(self._seconds / 10, 5.0)):
+        interval = min(self._seconds / 10, 5.0)
+        before = time.monotonic()
+        while not self._stop.wait(interval):
+            late = time.monotonic() - before - interval
             last = self._last
+            if last is not None and late > interval:
+                # The whole process was suspended (Ctrl-Z): that time does not count.
+                last = self._last = min(last + late, time.monotonic())
+            before = time.monotonic()
             if last is not None and time.monotonic() - last > self._seconds:
                 self._report_stall()
                 self._end(STALLED)

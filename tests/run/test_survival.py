@@ -283,6 +283,29 @@ def test_the_first_step_is_watched_too(tmp_path, capfd):
     assert "after step 0: the data source or another process" in capfd.readouterr().err
 
 
+def test_time_in_which_the_process_is_suspended_does_not_count(tmp_path):
+    code = f"""if True:
+        import time
+        from pathlib import Path
+        from scratchdet_jax.run.watchdog import Watchdog
+        watchdog = Watchdog(4.0, Path({str(tmp_path)!r}))
+        print("ready", flush=True)
+        for _ in range(15):
+            time.sleep(0.1)
+        watchdog.close()
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "ready\n"
+    time.sleep(0.3)
+    process.send_signal(signal.SIGSTOP)
+    time.sleep(6)
+    process.send_signal(signal.SIGCONT)
+    error = process.communicate(timeout=20)[1]
+    assert process.returncode == 0 and not error
+
+
 @pytest.mark.parametrize("harmed", ["params", "batch_stats", "metric"])
 def test_a_non_finite_update_is_skipped_and_so_are_all_later_ones(harmed):
     before, after = state(4), state(5)
