@@ -19,6 +19,7 @@ from scratchdet_jax import cli
 from scratchdet_jax.detector import Detector, build_detector
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.models import backbone_name, feature_sizes
+from scratchdet_jax.models.layers import Convolution
 from scratchdet_jax.models.parts import PARTS, part_of
 from scratchdet_jax.ops.anchors import anchors_per_cell
 
@@ -108,7 +109,7 @@ def _layers(detector: Detector, image_size: int) -> tuple[Layer, ...]:
         call: Any, arguments: Any, options: Any, context: nn.module.InterceptorContext
     ) -> Any:
         outputs = call(*arguments, **options)
-        if isinstance(context.module, nn.Conv) and context.method_name == "__call__":
+        if isinstance(context.module, Convolution | nn.Conv) and context.method_name == "__call__":
             found.setdefault(_layer_of(context.module.scope.path), []).append(
                 _convolution(context.module, arguments[0], outputs)
             )
@@ -146,10 +147,16 @@ def _layer(name: str, convolutions: list[_Convolution], parameters: int) -> Laye
     )
 
 
-def _convolution(module: nn.Conv, inputs: jax.Array, outputs: jax.Array) -> _Convolution:
-    height, width = module.kernel_size
+def _convolution(
+    module: Convolution | nn.Conv, inputs: jax.Array, outputs: jax.Array
+) -> _Convolution:
+    if isinstance(module, Convolution):
+        height = width = module.kernel
+        stride, dilation = module.stride, module.dilation
+    else:  # of a backbone that is not ours
+        height, width = module.kernel_size
+        stride, dilation = (max(_both(x)) for x in (module.strides, module.kernel_dilation))
     kernel = f"{height}×{width}"
-    stride, dilation = (max(_both(x)) for x in (module.strides, module.kernel_dilation))
     kernel += f"/{stride}" * (stride > 1) + f" d{dilation}" * (dilation > 1)
     shape = tuple(outputs.shape[1:])
     flop = 2 * height * width * inputs.shape[-1] * shape[0] * shape[1] * shape[2]

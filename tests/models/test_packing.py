@@ -87,11 +87,11 @@ def assert_close(got, want, tolerance=2e-5):
     )
 
 
-@settings(deadline=None, max_examples=8)
+@settings(deadline=None, max_examples=5, derandomize=True)
 @given(
     batch=st.sampled_from([1, 2, 3, 4, 6, 8]),
     group=st.integers(0, 3),
-    size=st.sampled_from([(2, 2), (4, 6), (6, 2)]),
+    size=st.sampled_from([(6, 8), (4, 6), (8, 4)]),
     seed=st.integers(0, 2**16),
 )
 def test_packed_layers_equal_plain_ones(batch, group, size, seed):
@@ -103,7 +103,7 @@ def test_packed_layers_equal_plain_ones(batch, group, size, seed):
     modules = [Trunk(Layers(span=span, packed=packed)) for packed in (True, False)]
     variables = modules[0].init(jax.random.key(seed), x, False)
     packed, wanted = (results(module, x, variables, cotangent) for module in modules)
-    # Few values per group: the statistics' rounding is divided by small deviations.
+    # Few values per group: rounding of the statistics is divided by small deviations.
     assert_close(packed, wanted, 1e-3)
     assert_close(*(module.apply(variables, x, False) for module in modules))
 
@@ -114,8 +114,10 @@ def test_packed_layers_equal_plain_ones(batch, group, size, seed):
         {},
         {"norm": "none", "head_norm": "none"},
         {"preactivation": True},
-        {"depth": 50},
-        {"stem": "conv7", "stem_stride": 2, "extra_strides": ()},
+        pytest.param({"depth": 50}, marks=pytest.mark.slow),
+        pytest.param(
+            {"stem": "conv7", "stem_stride": 2, "extra_strides": ()}, marks=pytest.mark.slow
+        ),
         {"backbone": "vgg16", "norm": "none"},
     ],
     ids=lambda fields: "-".join(str(value) for value in fields.values()) or "default",

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 LIMIT = 20_000  # bytes per file: enough for logs, too little for a checkpoint's arrays
 
@@ -19,6 +21,7 @@ def load_campaign():
     return module
 
 
+@pytest.mark.slow  # trains
 def test_every_failed_checkpoint_is_one_line_and_the_conclusion_comes_last(tmp_path):
     campaign = load_campaign()
     campaign.make_data(tmp_path / "boxes")

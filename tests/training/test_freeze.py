@@ -26,6 +26,7 @@ def test_names_cover_parts_and_whole_components_of_paths():
     assert not is_frozen(("head", "level1"), ["backbone", "extras", "head/level2"])
 
 
+@pytest.mark.slow  # compiles a ResNet's step
 def test_a_frozen_norm_of_a_resnet_uses_its_running_statistics_and_other_norms_the_batch():
     """`root` is a module below the shared scope; compared with the model's two modes."""
     config = tiny_config(freeze="root,stage1,stage2,stage3,stage4,extras", init_from="x")

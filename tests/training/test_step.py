@@ -136,6 +136,7 @@ def test_accumulated_microbatches_do_not_depend_on_the_devices():
         assert a["positives"] == b["positives"]
 
 
+@pytest.mark.slow  # three compilations
 def test_accumulation_equals_one_large_batch_without_batchnorm():
     # Without BatchNorm the microbatches are independent, so the result must not change.
     overrides = {"model.norm": "none", "model.head_norm": "none"}

@@ -30,6 +30,7 @@ def parse(monkeypatch):
     return parse
 
 
+@pytest.mark.slow  # trains
 def test_the_doctor_writes_a_recipe_that_trains_with_the_advised_anchors(
     tmp_path, parse, monkeypatch, capsys
 ):
