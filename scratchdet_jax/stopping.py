@@ -173,7 +173,7 @@ class Stop:
         while True:
             found = signal.sigtimedwait(self._handles, _POLL)
             # A process that was suspended (Ctrl-Z) for longer than the timeout gets a result
-            # without a signal when it goes on (CPython).
+            # without a signal when it continues (CPython).
             if found is None or found.si_signo not in self._handles:
                 continue
             number = found.si_signo

@@ -24,12 +24,16 @@ class Backbone(NamedTuple):
             adds one, and so does `last_convolutions`.
         checks: the checks of the fields that this backbone alone reads, by field name. The fields
             that all backbones share are checked in ssd.py.
+        packs: whether the module takes packed maps (models/packing.py): it then uses only
+            `layers.add`, `layers.relu` and models/pooling.py on maps. Otherwise all maps are
+            arrays.
     """
 
     build: Callable[[Any, Layers], nn.Module]
     name: Callable[[Any], str]
     sources: Callable[[Any], int]
     checks: Callable[[Any], dict[str, Check]]
+    packs: bool = False
 
 
 def one_of(value: object, allowed: Sequence[object]) -> Check:

@@ -341,4 +341,4 @@ def _checks(config: Any) -> dict[str, Check]:
     }
 
 
-BACKBONE = Backbone(_build, _name, _sources, _checks)
+BACKBONE = Backbone(_build, _name, _sources, _checks, packs=True)

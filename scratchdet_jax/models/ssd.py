@@ -129,7 +129,8 @@ def build_model(
         layers, norm=model_config.head_norm, kernel_init=XAVIER_UNIFORM
     )
     head = Head(tuple(anchors_per_cell), num_classes + 1, head_layers)
-    return SSD(backbone.build(model_config, layers), head)
+    trunk_layers = dataclasses.replace(layers, packed=layers.packed and backbone.packs)
+    return SSD(backbone.build(model_config, trunk_layers), head)
 
 
 def backbone_name(config: Any) -> str:

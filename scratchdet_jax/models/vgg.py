@@ -130,4 +130,4 @@ def _checks(config: Any) -> dict[str, Check]:
     return {"preactivation": (not config.preactivation, "False: VGG-16 has no residual units")}
 
 
-BACKBONE = Backbone(_build, _name, _sources, _checks)
+BACKBONE = Backbone(_build, _name, _sources, _checks, packs=True)

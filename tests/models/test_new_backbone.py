@@ -102,6 +102,18 @@ def test_forward_pass(config):
     assert set(variables["params"]) == names
 
 
+def test_the_packed_layout_leaves_its_maps_plain(config):
+    """A backbone that applies JAX's own functions to maps works on TPUs, too."""
+    images = np.random.default_rng(0).normal(size=(2, 64, 64, 3)).astype(np.float32)
+    outputs = []
+    for layout in ("plain", "packed"):
+        config.model.layout = layout
+        model = build_detector(config, CLASSES).model
+        variables = model.init(jax.random.key(0), images, train=False)
+        outputs.append(model.apply(variables, images, train=False))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), *outputs)
+
+
 def test_it_is_a_valid_config(config):
     assert validate(config, device_count=1) is None
     config.model.backbone = "nothing"
