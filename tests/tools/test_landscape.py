@@ -100,6 +100,7 @@ def workdir(tmp_path_factory):
     return folder / "run"
 
 
+@pytest.mark.slow  # compiles twice
 def test_a_run_is_measured_and_written(workdir, tmp_path, capsys):
     output = tmp_path / "new" / "landscape.json"
     command = [str(workdir), "--batches=2", f"--output={output}"]

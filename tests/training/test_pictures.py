@@ -4,6 +4,7 @@ import struct
 
 import cv2
 import numpy as np
+import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from scratchdet_jax.evaluation import evaluator
@@ -27,6 +28,7 @@ def pictures(workdir):
     return found
 
 
+@pytest.mark.slow  # trains
 def test_the_same_images_are_shown_after_each_evaluation(tmp_path, monkeypatch, capsys):
     plain = train(small_config(tmp_path, monkeypatch), tmp_path / "plain")
     assert pictures(tmp_path / "plain") == {}
