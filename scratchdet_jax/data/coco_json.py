@@ -42,6 +42,7 @@ class CocoFile(NamedTuple):
         categories: (id, name) sorted by id; ids and names are unique.
         listed: the category entries as they were listed, for `join_categories`.
         used: ids of the categories that annotations name.
+        labelled: whether it has a list of annotations, which may be empty.
     """
 
     path: Path
@@ -51,6 +52,7 @@ class CocoFile(NamedTuple):
     categories: tuple[tuple[int, str], ...]
     listed: tuple["ListedCategory", ...]
     used: frozenset[int]
+    labelled: bool
 
 
 class ListedCategory(NamedTuple):
@@ -79,8 +81,12 @@ class CategoryTable(NamedTuple):
     repaired: tuple[tuple[Path, str], ...]
 
 
-def read_coco(path: Path) -> CocoFile:
+def read_coco(path: Path, test_set: bool = False) -> CocoFile:
     """Reads an annotation file; segmentations are dropped.
+
+    Args:
+        path: the file.
+        test_set: whether the file may lack annotations altogether, as COCO's image_info_test….json.
 
     Raises:
         UserError: the file is missing, larger than `untrusted.MAX_JSON_BYTES`, not JSON, too deeply
@@ -99,10 +105,13 @@ def read_coco(path: Path) -> CocoFile:
     except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a link to itself
         reason = printable(getattr(error, "strerror", None) or str(error))
         raise UserError(f"{path} cannot be read as COCO annotations: {reason}") from None
+    labelled = not isinstance(content, dict) or "annotations" in content
+    if isinstance(content, dict) and test_set:
+        content.setdefault("annotations", [])
     if not isinstance(content, dict) or not all(isinstance(content.get(k), list) for k in _LISTS):
         raise UserError(
             f"{path} is not a COCO annotation file: it must be an object with the lists 'images', "
-            "'annotations' and 'categories' (test sets have no annotations)"
+            "'annotations' and 'categories'"
         )
     used = [e.get("category_id") for e in content["annotations"] if isinstance(e, dict)]
     listed = tuple(_listed(path, i, c, used) for i, c in enumerate(content["categories"]))
@@ -114,6 +123,7 @@ def read_coco(path: Path) -> CocoFile:
         (),
         tuple(entry for entry in listed if entry is not None),
         frozenset(number for number in map(integer, used) if number is not None),
+        labelled,
     )
     return file._replace(categories=join_categories([file]).categories)
 

@@ -522,6 +522,21 @@ def test_nothing_usable_is_an_error_with_the_reasons(files, tmp_path):
     assert not (tmp_path / "data" / "coco_folder").exists()
 
 
+def test_a_test_set_has_images_and_no_boxes(files, tmp_path, capsys):
+    """As COCO's image_info_test-dev2017.json: no list of annotations."""
+    files.image("1.jpg").image("2.jpg")
+    content = {"images": [entry(), entry(2)], "categories": CATEGORIES}
+    (tmp_path / "train.json").write_text(json.dumps(content))
+    report = files.prepare()
+    assert report.images == {"train": 2} and not sum(report.boxes.values())
+    assert report.class_names == ("traffic light", "dog")
+    (note,) = report.notes
+    assert "train.json has no annotations" in note and "neither trained on nor scored" in note
+    source = open_source("coco_folder/mine:train", str(tmp_path / "data"))
+    with pytest.raises(UserError, match="none of 2 images has a box"):
+        source.require_boxes("config.data.train")
+
+
 def test_an_empty_split_is_left_out(files):
     files.image("1.jpg").notes([entry()], [box()])
     files.image("1.jpg", split="val").notes([], [], split="val")
@@ -554,7 +569,11 @@ JSONS = {
     "cut short": (b'{"images": [', "cannot be read"),
     "a number": (b"3", "not a COCO annotation file"),
     "a list": (b"[]", "not a COCO annotation file"),
-    "no annotations": (b'{"images": [], "categories": []}', "not a COCO annotation file"),
+    "neither annotations nor images": (b'{"categories": []}', "not a COCO annotation file"),
+    "annotations of another type": (
+        b'{"images": [], "annotations": null, "categories": []}',
+        "not a COCO annotation file",
+    ),
     "other types": (b'{"images": {}, "annotations": [], "categories": []}', "not a COCO"),
     "nested": (b"[" * 200_000, "nested too deeply"),
     "nested objects": (b'{"a":' * 200_000, "nested too deeply"),

@@ -78,7 +78,7 @@ def prepare_coco_folder(
         listings = {}
         for split in splits:
             print(f"reading {split.annotations}", flush=True)
-            file = read_coco(split.annotations)
+            file = read_coco(split.annotations, test_set=True)
             listings[split.name] = list_split(file, split.images)
         table = join_categories([listing.file for listing in listings.values()])
         check_names(choices, [name for _, name in table.categories], source)

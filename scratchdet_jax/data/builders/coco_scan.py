@@ -132,6 +132,11 @@ def scan(listings: Mapping[str, Listing], table: CategoryTable, journal: Journal
     splits, left_out = {}, {}
     defects, notes = _of_table(table)
     for split, listing in listings.items():
+        if not listing.file.labelled:
+            notes.append(
+                f"{as_text(listing.file.path.name)} has no annotations, as that of a test set: "
+                f"{split} can be predicted on, but neither trained on nor scored"
+            )
         images, problems = _scan_split(listing, dict(table.categories), journal)
         defects += listing.defects + problems
         left_out[split] = listing.count - len(images)
@@ -150,6 +155,7 @@ def scan(listings: Mapping[str, Listing], table: CategoryTable, journal: Journal
         left_out=left_out,
         notes=notes,
         defects=defects,
+        test_set=not any(listing.file.labelled for listing in listings.values()),
     )
 
 

@@ -171,7 +171,8 @@ def prepare_dataset(
     journal_file = Path(data_dir) / f".preparing.{builder.name}.{name}.jsonl"
     with as_user_errors(source), Journal(journal_file) as journal:
         contents = choose_classes(scan(journal), choices, source)
-        if contents.category_ids is not None:  # otherwise the classes are those found
+        if contents.category_ids is not None and not contents.test_set:
+            # Otherwise the classes are those found, or no box is known.
             contents = note_unused_classes(contents)
         contents = divide(contents, choices, source)
         report = PrepareReport(
@@ -188,7 +189,7 @@ def prepare_dataset(
             division=contents.division,
             **statistics(contents.splits, contents.class_names),
         )
-        _refuse_empty(source, report)
+        _refuse_empty(source, report, contents.test_set)
         allowed = not (strict and report.defects)
         if allowed:
             files = inventory()
@@ -213,9 +214,9 @@ def check_name(name: str) -> None:
         )
 
 
-def _refuse_empty(source: str, report: PrepareReport) -> None:
-    """Raises a UserError if there is no usable image or no usable box."""
-    if report.images and sum(report.boxes.values()):
+def _refuse_empty(source: str, report: PrepareReport, test_set: bool) -> None:
+    """Raises a UserError if there is no usable image or, but in a test set, no usable box."""
+    if report.images and (test_set or sum(report.boxes.values())):
         return
     what = "box" if report.images else "image"
     causes = ", ".join(f"{count} × {kind}" for kind, count in report.counts().items())

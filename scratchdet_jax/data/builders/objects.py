@@ -91,6 +91,7 @@ class Contents(NamedTuple):
         notes: decisions made for the user.
         defects: everything that was left out or repaired.
         division: how a split was divided, as report.json records it; empty if none was.
+        test_set: whether the input has no annotations at all.
     """
 
     splits: Mapping[str, Sequence[UsableImage]]
@@ -101,6 +102,7 @@ class Contents(NamedTuple):
     notes: list[str]
     defects: list[Defect]
     division: dict[str, Any] = {}  # noqa: RUF012, never changed
+    test_set: bool = False
 
 
 class Frame(NamedTuple):
