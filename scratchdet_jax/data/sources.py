@@ -20,6 +20,22 @@ NO_EVALUATION = (
 )
 
 
+def chosen_on_test(config: ml_collections.ConfigDict) -> str:
+    """A warning if the best checkpoint of a run is chosen on a test split; else "".
+
+    Such a figure is too good: the split that is reported has taken part in a choice.
+    """
+    split = config.data.eval.rpartition("@")[0] or config.data.eval
+    names = [part.strip() for part in re.split(r"[,:+]", split)]
+    chooses = config.eval.every_steps and config.eval.metric != "none"
+    if not chooses or not any(re.match(r"test(dev|-dev)?\b", name) for name in names):
+        return ""
+    return (
+        f"the best checkpoint is chosen on the test split itself ({config.data.eval}): a published "
+        "figure takes the last one, eval.py --checkpoint=latest"
+    )
+
+
 def open_split(settings: ml_collections.ConfigDict, field: str) -> DetectionSource:
     """Opens `config.data.train` or `config.data.eval` (`field`).
 

@@ -11,7 +11,7 @@ import ml_collections
 
 from scratchdet_jax.config.validation import validate
 from scratchdet_jax.data.records import DetectionSource, parse_spec
-from scratchdet_jax.data.sources import check_slots, open_split
+from scratchdet_jax.data.sources import check_slots, chosen_on_test, open_split
 from scratchdet_jax.errors import UserError, writable_folder
 from scratchdet_jax.evaluation import coco, voc
 from scratchdet_jax.evaluation.baseline import constant_box
@@ -88,9 +88,14 @@ def evaluate_run(
     for name, ap in evaluation.results["AP"].items():
         print(f"{name:>20}  {'no ground truth' if ap is None else f'{ap:.4f}'}")
     print(
-        f"{run.workdir} step {run.step} on {source.spec} ({len(source)} images): "
+        f"{run.workdir} step {run.step}{' (best)' * run.is_best} on {source.spec} "
+        f"({len(source)} images): "
         f"{summary_line(evaluation.results) if scored else 'not scored'}"
     )
+    own = run.info.config
+    own_best = run.is_best and config.data.eval == own.data.eval
+    if scored and own_best and (warning := chosen_on_test(own)):
+        print(f"note: {warning}")
     if scored and (line := constant.line(evaluation.results["label"], len(source))):
         print(line)
     if left_out := source.left_out_line():

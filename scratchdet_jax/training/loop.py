@@ -14,7 +14,7 @@ from scratchdet_jax.config.fields import number_of_steps, run_ends
 from scratchdet_jax.config.validation import validate
 from scratchdet_jax.data.loading import substituted_line, substitutes, to_device, train_loader
 from scratchdet_jax.data.records import DetectionSource
-from scratchdet_jax.data.sources import NO_EVALUATION, check_slots, open_split
+from scratchdet_jax.data.sources import NO_EVALUATION, check_slots, chosen_on_test, open_split
 from scratchdet_jax.detector import Detector, build_detector
 from scratchdet_jax.errors import UserError, plural, writable_folder
 from scratchdet_jax.evaluation.evaluator import Evaluator, summary_line
@@ -406,4 +406,5 @@ def _introduce(
         f"{len(detector.anchors):,} anchors at {config.image_size} px\n"
         f"{mapping.mesh.size} x {device}, {config.parallel}; results in {workdir}"
         + (f"\n{NO_EVALUATION}" if not config.data.eval else "")
+        + (f"\nnote: {warning}" if (warning := chosen_on_test(config)) else "")
     )

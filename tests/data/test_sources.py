@@ -3,12 +3,13 @@ import json
 import ml_collections
 import pytest
 
+from scratchdet_jax.config import defaults
 from scratchdet_jax.data.builders.choices import Choices
 from scratchdet_jax.data.builders.coco_folder import CocoSplit, prepare_coco_folder
 from scratchdet_jax.data.builders.voc_folder import prepare_voc_folder
 from scratchdet_jax.data.builders.yolo_folder import prepare_yolo_folder
 from scratchdet_jax.data.records import open_source
-from scratchdet_jax.data.sources import open_split
+from scratchdet_jax.data.sources import chosen_on_test, open_split
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.tools import prepare
 from tests.command import exit_status
@@ -149,3 +150,25 @@ def test_empty_fields_and_names_without_a_folder(tmp_path):
     for split in ("val", "train[:80%]"):
         with pytest.raises(UserError, match=r"set config\.data\.folder"):
             open_split(config(evaluation=split, data_dir=tmp_path), "eval")
+
+
+@pytest.mark.parametrize(
+    ("spec", "fields", "warns"),
+    [
+        ("voc/2007:test", {}, True),
+        ("voc/2007:validation,voc/2007:test@/data/test", {}, True),
+        ("voc/2007:validation+test[:50%]", {}, True),
+        ("test", {}, True),  # of a user's folder
+        ("voc/2007:validation", {}, False),
+        ("testcards:val@/data/test", {}, False),
+        ("voc/2007:test", {"every_steps": 0}, False),  # only the last checkpoint is scored
+        ("voc/2007:test", {"metric": "none"}, False),
+        ("", {}, False),
+    ],
+)
+def test_a_best_checkpoint_that_a_test_split_chooses_is_said(spec, fields, warns):
+    settings = defaults.get_config()
+    settings.data.eval = spec
+    settings.eval.update(fields)
+    warning = chosen_on_test(settings)
+    assert ("--checkpoint=latest" in warning) == warns == bool(warning)
