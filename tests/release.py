@@ -34,12 +34,13 @@ class Block(nn.Module):
 class Backbone(nn.Module):
     """Root block, stages 1…4 and extra blocks 5…8; two more convolutions at 512."""
 
-    def __init__(self, strides, last):
+    def __init__(self, strides, last, base=64):
         super().__init__()
-        for i, (ins, outs) in enumerate(((3, 64), (64, 64), (64, 64)), 1):
+        for i, (ins, outs) in enumerate(((3, base), (base, base), (base, base)), 1):
             self.convolution(i, ins, outs, 3)
-        ins = 64
-        widths, counts = (64, 128, 256, 512, *[128] * 4), (3, 4, 6, 3, 1, 1, 1, 1)
+        ins = base
+        widths, counts = (1, 2, 4, 8, 2, 2, 2, 2), (3, 4, 6, 3, 1, 1, 1, 1)
+        widths = [factor * base for factor in widths]
         for i, (outs, count, stride) in enumerate(zip(widths, counts, strides, strict=True), 1):
             blocks = [Block(ins, outs, stride)]
             blocks += [Block(outs, outs, 1) for _ in range(count - 1)]
@@ -47,8 +48,8 @@ class Backbone(nn.Module):
             ins = outs
         self.last = last
         if last:
-            self.convolution(4, 128, 128, 3)
-            self.convolution(5, 128, 128, 4)
+            self.convolution(4, 2 * base, 2 * base, 3)
+            self.convolution(5, 2 * base, 2 * base, 4)
 
     def convolution(self, number, ins, outs, kernel):
         self.add_module(f"conv{number}", nn.Conv2d(ins, outs, kernel, 1, 1, bias=False))
@@ -92,14 +93,17 @@ class Head(nn.Module):
 
 
 class Release(nn.Module):
-    """ScratchDet-300 or -512: images [B, 3, S, S] → logits [B, A, C + 1], offsets (x, y, w, h)."""
+    """ScratchDet-300 or -512: images [B, 3, S, S] → logits [B, A, C + 1], offsets (x, y, w, h).
 
-    def __init__(self, size, classes=81):
+    `base` are the channels of the root block, 64 as published; all others follow it.
+    """
+
+    def __init__(self, size, classes=81, base=64):
         super().__init__()
         strides = (1, 2, 2, 2, 2, 2, 2, 2 if size == 512 else 1)
-        self.backbone = Backbone(strides, last=size == 512)
+        self.backbone = Backbone(strides, size == 512, base)
         anchors = ANCHORS_512 if size == 512 else ANCHORS_300
-        widths = (256, 512, *[128] * (len(anchors) - 2))
+        widths = (4 * base, 8 * base, *[2 * base] * (len(anchors) - 2))
         self.bbox_head = Head(widths, anchors, classes)
 
     def forward(self, images):

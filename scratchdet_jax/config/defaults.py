@@ -39,6 +39,26 @@ def check_row(row: str, rows: Iterable[str], file: str) -> None:
         raise UserError(f"{file} {problem}: write {file}:ROW with ROW one of {', '.join(known)}")
 
 
+def use_caffe(config: ml_collections.ConfigDict) -> None:
+    """Sets what all networks of the authors' Caffe release share, and their 32 images a GPU."""
+    config.model.norm_span = 32
+    config.model.norm_decay = 0.999
+    config.model.head_norm_epsilon = 1e-3
+    config.model.initializer = "caffe"
+    config.optimizer.warmup_steps = 0
+    config.optimizer.no_decay = "biases,head_norms"
+    config.optimizer.bias_lr_mult = 2.0
+
+
+def use_ssd_schedule(config: ml_collections.ConfigDict) -> None:
+    """SSD's schedule on VOC: batch 32, rate 0.001, drops at 80k and 100k of 120k updates."""
+    config.batch_size = 32
+    config.train_images = 120_000 * 32
+    config.optimizer.learning_rate = 0.001
+    config.optimizer.reference_batch_size = 32
+    config.optimizer.drop_at = (80 / 120, 100 / 120)
+
+
 def use_coco(config: ml_collections.ConfigDict) -> None:
     """Sets what all recipes on COCO share: data, larger canvas, metric, score threshold."""
     config.data.train = "coco/2017:train"
@@ -156,30 +176,48 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.model = ml_collections.ConfigDict()
     config.model.backbone = "resnet"  # resnet | vgg16 (truncated, as in SSD)
-    # The next four fields and preactivation apply to resnet.
+    # The next eight fields apply to resnet.
     config.model.depth = 34  # layers of the ResNet: 18 | 34 | 50 | 101
     config.model.stem = "root"  # first layers: root (3×3 convolutions: Root-ResNet) | conv7 (7×7)
     config.model.stem_convs = 3  # number of 3×3 convolutions in the root stem
     # Stride of the first convolution: 1 | 2. At 2 the stages give three source maps (38, 19, 10 at
     # S = 300) instead of two: use one extra block less.
     config.model.stem_stride = 1
-    config.model.width = 1.0  # factor on all channel counts except those of the head's outputs
+    config.model.stem_pool = True  # whether a max-pooling of stride 2 follows these convolutions
+    config.model.stage_strides = (1, 2, 2, 2)  # of the four stages
     config.model.preactivation = False  # BN-ReLU-conv units instead of conv-BN-ReLU
+    # With preactivation: whether the first unit begins with BN-ReLU, too. In the authors' Caffe
+    # release it does so with 18 layers, but not with 34.
+    config.model.first_preactivation = True
+    # What the head reads of each stage and extra block: output (after the addition, BN and ReLU) |
+    # convolution (the output of the last convolution itself, as in the authors' Caffe release).
+    config.model.source_maps = "output"
+    # The next two fields apply to vgg16.
+    config.model.l2_norm = True  # L2 normalisation of conv4_3 if norm is none, as in SSD
+    config.model.pool_norms = False  # BN and ReLU after each pooling, as in the Caffe release
+    config.model.width = 1.0  # factor on all channel counts except those of the head's outputs
     config.model.norm = "batch"  # BatchNorm in the backbone and the extra blocks: batch | none
     config.model.head_norm = "batch"  # BatchNorm after the predictors: batch | none
     # Images that share BatchNorm statistics: a divisor or a multiple of a device's images;
-    # 0 = all images of the (micro)batch.
+    # 0, or more than there are = all images of the (micro)batch.
     config.model.norm_span = 0
     config.model.norm_decay = 0.9  # running = decay · running + (1 − decay) · batch
     config.model.norm_epsilon = 1e-5  # added to the variance
-    # Channels of the extra blocks after the backbone. With vgg16: channels of the 1×1 convolutions
-    # in SSD's extra pairs, whose outputs have twice as many.
+    config.model.head_norm_epsilon = 0.0  # the same in the head; 0 = norm_epsilon
+    # Initial kernels: kaiming (normal by the fan-out; Xavier in the head) | caffe (Caffe's xavier,
+    # uniform by the fan-in; in a head with BatchNorm, normal with a deviation of 0.01).
+    config.model.initializer = "kaiming"
+    # The blocks after the backbone: residual | preactivation (residual, as in the Caffe release) |
+    # plain (SSD's pairs of a 1×1 and a 3×3 convolution). vgg16 always has the plain ones.
+    config.model.extras = "residual"
+    # Their channels. Of plain ones: channels of the 1×1 convolutions, whose pairs' outputs have
+    # twice as many; the first pair has twice that.
     config.model.extra_channels = 128
-    # Strides of the extra blocks: maps of 10, 5, 3, 2 at S = 300. With vgg16, stride 1 is a 3×3
+    # Strides of the extra blocks: maps of 10, 5, 3, 2 at S = 300. In plain ones, stride 1 is a 3×3
     # convolution without padding: SSD300 has (2, 2, 1, 1).
     config.model.extra_strides = (2, 2, 2, 2)
-    # One more source map by a 4×4 convolution, 2×2 → 1×1. With vgg16, as in SSD512; with resnet,
-    # after a 3×3 convolution, as in the mmdetection release at 512.
+    # One more source map by a 4×4 convolution, 2×2 → 1×1. After plain blocks as in SSD512, after
+    # others behind a 3×3 convolution, as in the mmdetection release at 512.
     config.model.last_convolutions = False
     config.model.dtype = "float32"  # of the computation: float32 | bfloat16
     # How narrow maps are stored while computing: packed | plain | auto, which is packed on TPUs.
@@ -203,7 +241,11 @@ def get_config() -> ml_collections.ConfigDict:
     # The rate is multiplied by batch_size / reference_batch_size; 0 = not scaled.
     config.optimizer.reference_batch_size = 128
     config.optimizer.momentum = 0.9
-    config.optimizer.weight_decay = 5e-4  # of every parameter, added to the gradient (L2 form)
+    config.optimizer.weight_decay = 5e-4  # added to the gradient (L2 form)
+    # Parameters without weight decay, joined by commas: biases (of convolutions), norms (scales and
+    # biases of BatchNorm), head_norms (of those in the head).
+    config.optimizer.no_decay = ""
+    config.optimizer.bias_lr_mult = 1.0  # factor on the rate of convolutions' biases; Caffe: 2
     config.optimizer.warmup_steps = 500  # updates of linear warm-up; at most a tenth of the run
     config.optimizer.warmup_start = 1.0 / 3.0  # share of the rate at the first update
     config.optimizer.drop_at = (0.4, 0.75, 0.9)  # shares of training after which the rate drops

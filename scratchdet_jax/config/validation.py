@@ -12,7 +12,7 @@ from scratchdet_jax.config.scales import MERGE_METHODS, parse_scales
 from scratchdet_jax.detector import Detector, augment_options, build_detector
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.models.normalization import check_norm_span
-from scratchdet_jax.models.parts import PARTS, frozen_names, is_frozen
+from scratchdet_jax.models.parts import KINDS, PARTS, frozen_names, is_frozen, split_names
 
 CHOICES = {
     "parallel": ("shard_map", "pmap"),
@@ -41,6 +41,7 @@ NOT_NEGATIVE = (
     "optimizer.warmup_steps",
     "optimizer.reference_batch_size",
     "optimizer.weight_decay",
+    "optimizer.bias_lr_mult",
     "eval.every_steps",
     "eval.stop_after",
     "eval.log_pictures",
@@ -82,6 +83,8 @@ def validate(config: ml_collections.ConfigDict, device_count: int) -> None:
     _require(decay, "ema_decay", "0 (off) or above, and below 1, such as 0.999", config)
     for share in config.optimizer.drop_at:
         _require(0 < share < 1, "optimizer.drop_at", "shares of training between 0 and 1", config)
+    known = set(split_names(config.optimizer.no_decay)) <= set(KINDS)
+    _require(known, "optimizer.no_decay", f"some of {', '.join(KINDS)}, joined by commas", config)
     if run_ends(config)[0] < 1:
         raise UserError("the run has no steps: raise config.train_images or config.num_steps")
     if config.eval.stop_after:

@@ -15,6 +15,9 @@ from scratchdet_jax.models.pooling import max_pool_2x2
 # He et al. 2015 with gain sqrt(2) and the fan-out; Glorot & Bengio 2010.
 KAIMING_NORMAL = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 XAVIER_UNIFORM = nn.initializers.xavier_uniform()
+# Caffe's "xavier": uniform with variance 1 / fan-in. Its "gaussian" of layers with BatchNorm.
+CAFFE_XAVIER = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
+CAFFE_GAUSSIAN = nn.initializers.normal(0.01)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,7 +23,7 @@ def check_norm_span(span: int, local: int | None = None, replicas: int = 1) -> N
     all images of one or more replicas.
 
     Args:
-        span: `config.model.norm_span`; 0 for the global batch.
+        span: `config.model.norm_span`; 0, or more than the global batch, for the global batch.
         local: images on each replica; None if the batch is not known yet.
         replicas: number of replicas.
     """
@@ -31,9 +31,8 @@ def check_norm_span(span: int, local: int | None = None, replicas: int = 1) -> N
         raise UserError(
             f"config.model.norm_span is {span}: use 0 (the whole batch) or a number of images"
         )
-    if local is None or span == 0:
+    if local is None or span == 0 or span >= (total := local * replicas):
         return
-    total = local * replicas
     fits = local % span == 0 if span <= local else span % local == 0 and total % span == 0
     if not fits:
         raise UserError(
@@ -65,7 +64,8 @@ class BatchNorm(nn.Module):
 
     Attributes:
         axis_name: mapped axis over which the global batch is split; None for a single replica.
-        span: images that share statistics (`config.model.norm_span`); 0 for the global batch.
+        span: images that share statistics (`config.model.norm_span`); 0, or more than there are,
+            for the global batch.
         decay: running = decay · running + (1 − decay) · batch.
         epsilon: added to the variance.
         dtype: type of the output.
@@ -121,7 +121,7 @@ class BatchNorm(nn.Module):
         """
         replicas = jax.lax.axis_size(self.axis_name) if self.axis_name else 1
         check_norm_span(self.span, local, replicas)
-        span = self.span or local * replicas
+        span = min(self.span or local * replicas, local * replicas)
         if span <= local:
             return local // span, None
         width = span // local

@@ -10,6 +10,7 @@ from flax import traverse_util
 from scratchdet_jax.models.normalization import BatchNorm
 
 PARTS = ("backbone", "extras", "head")
+KINDS = ("biases", "norms", "head_norms")  # that `config.optimizer.no_decay` may name
 
 
 def part_of(name: str) -> str:
@@ -21,7 +22,12 @@ def part_of(name: str) -> str:
 
 def frozen_names(freeze: str) -> tuple[str, ...]:
     """The names in `config.freeze`: parts, or paths of modules such as stage1 or head/level1."""
-    return tuple(name.strip().strip("/") for name in freeze.split(",") if name.strip())
+    return tuple(name.strip("/") for name in split_names(freeze))
+
+
+def split_names(text: str) -> tuple[str, ...]:
+    """The names in a field that joins them by commas."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def is_frozen(path: Sequence[str], names: Sequence[str]) -> bool:
@@ -58,3 +64,20 @@ def frozen_norms(names: Sequence[str]) -> Any:
         return call(*args, **kwargs)
 
     return nn.intercept_methods(intercept)
+
+
+def kinds(params: Any) -> Any:
+    """The kinds of each array of a parameter tree, as in KINDS: the tree with tuples of names.
+
+    "biases" are those of convolutions; "norms" the scales and biases of BatchNorm and L2-Norm.
+    """
+    flat = traverse_util.flatten_dict(params)
+
+    def of(path: tuple[str, ...]) -> tuple[str, ...]:
+        if path[-1] == "kernel":
+            return ()
+        if (*path[:-1], "kernel") in flat:
+            return ("biases",)
+        return ("norms", "head_norms") if part_of(path[0]) == "head" else ("norms",)
+
+    return traverse_util.unflatten_dict({path: of(path) for path in flat})

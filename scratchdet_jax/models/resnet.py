@@ -1,29 +1,35 @@
 """ResNet, and ScratchDet's Root-ResNet, whose first convolutions do not downsample."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 
 from scratchdet_jax.models.backbone import Backbone, Check, one_of, scale_channels
+from scratchdet_jax.models.extras import Source, plain_extras
 from scratchdet_jax.models.layers import Layers, add, relu
+from scratchdet_jax.models.packing import Map
 from scratchdet_jax.models.pooling import max_pool_2x2, max_pool_3x3
 
 BLOCKS_PER_STAGE = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 BOTTLENECK_DEPTHS = (50, 101)
 EXPANSION = 4  # output channels of a bottleneck / its inner channels
 STAGE_CHANNELS = (64, 128, 256, 512)
-STAGE_STRIDES = (1, 2, 2, 2)
+FIRST_SOURCE_STRIDE = 8  # of the first source map relative to the image
 
 
-def first_source_stage(stem_stride: int) -> int:
-    """The first stage, counted from 1, whose output is a source map: an eighth of the image.
+def source_stages(
+    stem_stride: int, stem_pool: bool, stage_strides: Sequence[int]
+) -> tuple[int, ...]:
+    """The stages, counted from 1, whose outputs are source maps: an eighth of the image or less.
 
     The head then sees maps of the same sizes with every stem, as in the paper's comparison of
     stems: stages 3 and 4 of Root-ResNet; stages 2, 3 and 4 where the first convolution downsamples.
     """
-    return 3 if stem_stride == 1 else 2
+    total = stem_stride * (2 if stem_pool else 1)
+    strides = [total := total * stride for stride in stage_strides]
+    return tuple(i for i, stride in enumerate(strides, 1) if stride >= FIRST_SOURCE_STRIDE)
 
 
 class RootBlock(nn.Module):
@@ -33,16 +39,18 @@ class RootBlock(nn.Module):
     layers: Layers
     convolutions: int = 3
     stride: int = 1
+    pool: bool = True
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: Map, train: bool) -> Map:
         """Maps x [B, H, W, 3] to [B, ⌊⌈H/stride⌉/2⌋, ⌊⌈W/stride⌉/2⌋, channels]."""
         for i in range(1, self.convolutions + 1):
             stride = self.stride if i == 1 else 1
             x = self.layers.convolve(x, self.channels, 3, stride=stride, name=f"conv{i}")
-            pool = i == self.convolutions and not any(size % 2 for size in x.shape[1:3])
+            last, even = i == self.convolutions, not any(size % 2 for size in x.shape[1:3])
+            pool = self.pool and last and even
             x = self.layers.normalize(x, train, name=f"norm{i}", relu=True, pool=pool)
-        return x if pool else max_pool_2x2(x)
+        return x if pool or not self.pool else max_pool_2x2(x)
 
 
 class Conv7Stem(nn.Module):
@@ -51,16 +59,29 @@ class Conv7Stem(nn.Module):
     channels: int
     layers: Layers
     stride: int = 2
+    pool: bool = True
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: Map, train: bool) -> Map:
         """Maps x [B, H, W, 3] to [B, ⌈⌈H/stride⌉/2⌉, ⌈⌈W/stride⌉/2⌉, channels]."""
         x = self.layers.convolve(x, self.channels, 7, stride=self.stride, name="conv1")
         x = self.layers.normalize(x, train, name="norm1", relu=True)
-        return max_pool_3x3(x, stride=2)
+        return max_pool_3x3(x, stride=2) if self.pool else x
 
 
-class BasicBlock(nn.Module):
+class ResidualBlock(nn.Module):
+    """A block with a shortcut. A subclass defines `outputs`."""
+
+    channels: int
+    stride: int
+    layers: Layers
+
+    def __call__(self, x: Map, train: bool) -> Map:
+        """The output of the block."""
+        return self.outputs(x, train)[0]
+
+
+class BasicBlock(ResidualBlock):
     """Residual block of two 3×3 convolutions (He et al. 2016a): conv, norm, ReLU.
 
     The shortcut is the identity where shapes agree, otherwise a normalised 1×1 convolution of the
@@ -68,12 +89,8 @@ class BasicBlock(nn.Module):
     mmdetection release, a block that changes neither size nor channels has no 1×1 convolution.
     """
 
-    channels: int
-    stride: int
-    layers: Layers
-
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def outputs(self, x: Map, train: bool) -> Source:
         """Maps x [B, H, W, C] to [B, ⌈H/stride⌉, ⌈W/stride⌉, channels]."""
         layers, shortcut = self.layers, x
         if self.stride != 1 or x.shape[-1] != self.channels:
@@ -82,47 +99,43 @@ class BasicBlock(nn.Module):
         y = layers.convolve(x, self.channels, 3, stride=self.stride, name="conv1")
         y = layers.normalize(y, train, name="norm1", relu=True)
         y = layers.convolve(y, self.channels, 3, name="conv2")
-        y = layers.normalize(y, train, name="norm2")
-        return relu(add(y, shortcut))
+        return relu(add(layers.normalize(y, train, name="norm2"), shortcut)), y
 
 
-class PreactivationBlock(nn.Module):
+class PreactivationBlock(ResidualBlock):
     """Residual block of two 3×3 convolutions (He et al. 2016b): norm, ReLU, conv.
 
     A 1×1 projection has no norm and reads the activated input, like the first convolution (as in
     the authors' Caffe release). Nothing follows the addition.
+
+    Attributes:
+        activated: whether the input is activated already; the block then begins with a convolution.
     """
 
-    channels: int
-    stride: int
-    layers: Layers
+    activated: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def outputs(self, x: Map, train: bool) -> Source:
         """Maps x [B, H, W, C] to [B, ⌈H/stride⌉, ⌈W/stride⌉, channels]."""
         layers, shortcut = self.layers, x
-        y = layers.normalize(x, train, name="norm1", relu=True)
+        y = x if self.activated else layers.normalize(x, train, name="norm1", relu=True)
         if self.stride != 1 or x.shape[-1] != self.channels:
             shortcut = layers.convolve(y, self.channels, 1, stride=self.stride, name="projection")
         y = layers.convolve(y, self.channels, 3, stride=self.stride, name="conv1")
         y = layers.normalize(y, train, name="norm2", relu=True)
         y = layers.convolve(y, self.channels, 3, name="conv2")
-        return add(y, shortcut)
+        return add(y, shortcut), y
 
 
-class BottleneckBlock(nn.Module):
+class BottleneckBlock(ResidualBlock):
     """Residual block of 1×1, 3×3, 1×1 convolutions (He et al. 2016a), stride on the 3×3.
 
     The paper puts the stride on the first 1×1; torchvision and the authors' mmdetection release put
     it on the 3×3.
     """
 
-    channels: int
-    stride: int
-    layers: Layers
-
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def outputs(self, x: Map, train: bool) -> Source:
         """Maps x [B, H, W, C] to [B, ⌈H/stride⌉, ⌈W/stride⌉, 4 · channels]."""
         layers, shortcut, outputs = self.layers, x, EXPANSION * self.channels
         if self.stride != 1 or x.shape[-1] != outputs:
@@ -133,22 +146,19 @@ class BottleneckBlock(nn.Module):
         y = layers.convolve(y, self.channels, 3, stride=self.stride, name="conv2")
         y = layers.normalize(y, train, name="norm2", relu=True)
         y = layers.convolve(y, outputs, 1, name="conv3")
-        y = layers.normalize(y, train, name="norm3")
-        return relu(add(y, shortcut))
+        return relu(add(layers.normalize(y, train, name="norm3"), shortcut)), y
 
 
-class PreactivationBottleneckBlock(nn.Module):
+class PreactivationBottleneckBlock(ResidualBlock):
     """`BottleneckBlock` in the order norm, ReLU, conv, with `PreactivationBlock`'s shortcut."""
 
-    channels: int
-    stride: int
-    layers: Layers
+    activated: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def outputs(self, x: Map, train: bool) -> Source:
         """Maps x [B, H, W, C] to [B, ⌈H/stride⌉, ⌈W/stride⌉, 4 · channels]."""
         layers, shortcut, outputs = self.layers, x, EXPANSION * self.channels
-        y = layers.normalize(x, train, name="norm1", relu=True)
+        y = x if self.activated else layers.normalize(x, train, name="norm1", relu=True)
         if self.stride != 1 or x.shape[-1] != outputs:
             shortcut = layers.convolve(y, outputs, 1, stride=self.stride, name="projection")
         y = layers.convolve(y, self.channels, 1, name="conv1")
@@ -156,25 +166,32 @@ class PreactivationBottleneckBlock(nn.Module):
         y = layers.convolve(y, self.channels, 3, stride=self.stride, name="conv2")
         y = layers.normalize(y, train, name="norm3", relu=True)
         y = layers.convolve(y, outputs, 1, name="conv3")
-        return add(y, shortcut)
+        return add(y, shortcut), y
 
 
 class Stage(nn.Module):
     """Residual blocks in a row: block1 … blockN; the first one has the stride."""
 
-    block: type[nn.Module]
+    block: Callable[..., ResidualBlock]
     blocks: int
     channels: int
     stride: int
     layers: Layers
+    activated: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """Maps x [B, H, W, C] to [B, ⌈H/stride⌉, ⌈W/stride⌉, the block's output channels]."""
+    def __call__(self, x: Map, train: bool) -> Source:
+        """Maps x [B, H, W, C] to [B, ⌈H/stride⌉, ⌈W/stride⌉, the block's output channels].
+
+        Gives the output of the last block and that of its last convolution. `activated` is for
+        the first block.
+        """
         for i in range(1, self.blocks + 1):
+            options = {"activated": True} if self.activated and i == 1 else {}
             stride = self.stride if i == 1 else 1
-            x = self.block(self.channels, stride, self.layers, name=f"block{i}")(x, train)
-        return x
+            block = self.block(self.channels, stride, self.layers, name=f"block{i}", **options)
+            x, convolution = block.outputs(x, train)
+        return x, convolution
 
 
 class LastConvolutions(nn.Module):
@@ -186,52 +203,63 @@ class LastConvolutions(nn.Module):
     channels: int
     layers: Layers
 
+    def __call__(self, x: Map, train: bool) -> Map:
+        """Maps x [B, H, W, C] to [B, H − 1, W − 1, channels]."""
+        return self.outputs(x, train)[0]
+
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def outputs(self, x: Map, train: bool) -> Source:
         """Maps x [B, H, W, C] to [B, H − 1, W − 1, channels]."""
         x = self.layers.convolve(x, self.channels, 3, name="conv1")
         x = self.layers.normalize(x, train, name="norm1", relu=True)
         x = self.layers.convolve(x, self.channels, 4, padding=1, name="conv2")
-        return self.layers.normalize(x, train, name="norm2", relu=True)
+        return self.layers.normalize(x, train, name="norm2", relu=True), x
 
 
-def extra_blocks(
-    x: jax.Array,
+def residual_extras(
+    x: Map,
     train: bool,
     *,
     channels: int,
     strides: Sequence[int],
     last_convolutions: bool,
     layers: Layers,
-) -> list[jax.Array]:
+    block: Callable[..., ResidualBlock] = BasicBlock,
+) -> list[Source]:
     """Source maps of ScratchDet's extra blocks extra1, extra2 …; call it inside a module.
 
     Args:
         x: the backbone's last source map.
         train: whether BatchNorm uses the statistics of the batch.
         channels: output channels of each block.
-        strides: one `BasicBlock` each.
+        strides: one block each.
         last_convolutions: whether `LastConvolutions` gives one more map, named like an extra block.
         layers: builds convolutions and norms.
+        block: the kind of block.
     """
     sources = []
     for i, stride in enumerate(strides, 1):
-        x = BasicBlock(channels, stride, layers, name=f"extra{i}")(x, train)
-        sources.append(x)
+        sources.append(block(channels, stride, layers, name=f"extra{i}").outputs(x, train))
+        x = sources[-1][0]
     if last_convolutions:
         name = f"extra{len(strides) + 1}"
-        sources.append(LastConvolutions(channels, layers, name=name)(x, train))
+        sources.append(LastConvolutions(channels, layers, name=name).outputs(x, train))
     return sources
+
+
+def extra_blocks(x: Map, train: bool, **settings: Any) -> list[Map]:
+    """The outputs of `residual_extras`."""
+    return [output for output, _ in residual_extras(x, train, **settings)]
 
 
 class ResNet(nn.Module):
     """ResNet or Root-ResNet with the extra blocks; gives the source maps of the head.
 
-    The sources are the outputs, after the addition and ReLU, of the stages from
-    `first_source_stage` on and of the extra blocks. A pre-activation stage ends in a bare sum. The
-    next stage reads that sum; its source map, which the first extra block reads too, is the sum
-    after a final norm and ReLU (`source3_norm`, `source4_norm`), as at the end of He et al. 2016b's
-    networks. Extra blocks are always post-activation.
+    The sources are those of the stages in `source_stages` and of the extra blocks: their outputs,
+    after the addition and ReLU, or those of their last convolutions. A pre-activation stage ends in
+    a bare sum. The next stage reads that sum; its source map is the sum after a final norm and ReLU
+    (`source3_norm`, `source4_norm`), as at the end of He et al. 2016b's networks. The extra blocks
+    read that map, too, unless they are pre-activation blocks.
 
     At 300×300 with a root block of stride 1 and extra strides (2, 2, 2, 2): maps of 38, 19, 10, 5,
     3, 2. With a stem of stride 2 the stages give 38, 19 and 10, and three extra blocks the rest.
@@ -240,13 +268,18 @@ class ResNet(nn.Module):
         depth: 18, 34, 50 or 101; the last two use bottleneck blocks.
         stem: "root" (`RootBlock`) or "conv7" (`Conv7Stem`).
         stem_convs: number of convolutions in the root block.
-        stem_stride: stride of the stem's first convolution, 1 or 2; a pooling of stride 2 follows.
+        stem_stride: stride of the stem's first convolution, 1 or 2.
+        stem_pool: whether a pooling of stride 2 follows.
         stage_channels: channels of the four stages (inner ones of a bottleneck); the stem has the
             first.
+        stage_strides: stride of each stage, 1 or 2.
+        extras: "residual", "preactivation" or "plain" (`plain_extras`).
         extra_channels: channels of each extra block.
         extra_strides: strides of the extra blocks.
         last_convolutions: whether `LastConvolutions` gives one more map.
         preactivation: whether the stages use pre-activation blocks.
+        first_preactivation: whether the first of them begins with norm and ReLU, too.
+        source_maps: "output", or "convolution" for the outputs of the last convolutions.
         layers: builds convolutions and norms.
     """
 
@@ -254,51 +287,78 @@ class ResNet(nn.Module):
     stem: str
     stem_convs: int
     stem_stride: int
+    stem_pool: bool
     stage_channels: tuple[int, ...]
+    stage_strides: tuple[int, ...]
+    extras: str
     extra_channels: int
     extra_strides: tuple[int, ...]
     last_convolutions: bool
     preactivation: bool
+    first_preactivation: bool
+    source_maps: str
     layers: Layers
 
     @nn.compact
-    def __call__(self, images: jax.Array, train: bool) -> tuple[jax.Array, ...]:
+    def __call__(self, images: jax.Array, train: bool) -> tuple[Map, ...]:
         """Maps images [B, H, W, 3] to source maps [B, h, w, c] in the compute type, finest first.
 
         Parameters: root/conv1 … norm3 or stem/conv1, norm1; stage1/block1/conv1 …, extra1/conv1 …
         """
         x = self._stem()(images.astype(self.layers.dtype), train)
+        with_source = source_stages(self.stem_stride, self.stem_pool, self.stage_strides)
         sources = []
-        stages = zip(BLOCKS_PER_STAGE[self.depth], self.stage_channels, STAGE_STRIDES, strict=True)
-        for i, (count, channels, stride) in enumerate(stages, 1):
-            x = Stage(self._block(), count, channels, stride, self.layers, name=f"stage{i}")(
-                x, train
-            )
-            if i >= first_source_stage(self.stem_stride):
-                sources.append(self._activate(x, train, f"source{i}_norm"))
-        extras = extra_blocks(
-            sources[-1],
-            train,
-            channels=self.extra_channels,
-            strides=self.extra_strides,
-            last_convolutions=self.last_convolutions,
-            layers=self.layers,
+        stages = zip(
+            BLOCKS_PER_STAGE[self.depth], self.stage_channels, self.stage_strides, strict=True
         )
-        return (*sources, *extras)
+        for i, (count, channels, stride) in enumerate(stages, 1):
+            activated = self.preactivation and not self.first_preactivation and i == 1
+            stage = Stage(
+                self._block(), count, channels, stride, self.layers, activated, name=f"stage{i}"
+            )
+            x, convolution = stage(x, train)
+            if i in with_source and self.source_maps == "convolution":
+                sources.append(convolution)
+            elif i in with_source:
+                sources.append(self._activate(x, train, f"source{i}_norm"))
+        for i, (output, convolution) in enumerate(self._extras(x, sources[-1], train), 1):
+            if self.source_maps == "convolution":
+                sources.append(convolution)
+            elif self.extras == "preactivation":
+                sources.append(self._activate(output, train, f"extra{i}_source_norm"))
+            else:
+                sources.append(output)
+        return tuple(sources)
 
     def _stem(self) -> nn.Module:
-        channels, stride = self.stage_channels[0], self.stem_stride
+        channels, stride, pool = self.stage_channels[0], self.stem_stride, self.stem_pool
         if self.stem == "conv7":
-            return Conv7Stem(channels, self.layers, stride, name="stem")
-        return RootBlock(channels, self.layers, self.stem_convs, stride, name="root")
+            return Conv7Stem(channels, self.layers, stride, pool, name="stem")
+        return RootBlock(channels, self.layers, self.stem_convs, stride, pool, name="root")
 
-    def _block(self) -> type[nn.Module]:
+    def _block(self) -> type[ResidualBlock]:
         if self.depth in BOTTLENECK_DEPTHS:
             return PreactivationBottleneckBlock if self.preactivation else BottleneckBlock
         return PreactivationBlock if self.preactivation else BasicBlock
 
-    def _activate(self, x: jax.Array, train: bool, name: str) -> jax.Array:
-        """The source map of a stage's output."""
+    def _extras(self, x: Map, source: Map, train: bool) -> list[Source]:
+        """Source maps of the extra blocks; x is the output of the last stage."""
+        settings = {
+            "channels": self.extra_channels,
+            "strides": self.extra_strides,
+            "last_convolutions": self.last_convolutions,
+            "layers": self.layers,
+        }
+        if self.extras == "preactivation":
+            return residual_extras(x, train, **settings, block=PreactivationBlock)
+        if self.source_maps == "convolution":
+            last = len(self.stage_channels)
+            source = self._activate(x, train, f"source{last}_norm")
+        make = plain_extras if self.extras == "plain" else residual_extras
+        return make(source, train, **settings)
+
+    def _activate(self, x: Map, train: bool, name: str) -> Map:
+        """The output of a pre-activation block after norm and ReLU; any other is activated."""
         if not self.preactivation:
             return x
         return self.layers.normalize(x, train, name=name, relu=True)
@@ -310,11 +370,16 @@ def _build(config: Any, layers: Layers) -> ResNet:
         stem=config.stem,
         stem_convs=config.stem_convs,
         stem_stride=config.stem_stride,
+        stem_pool=config.stem_pool,
         stage_channels=tuple(scale_channels(c, config.width) for c in STAGE_CHANNELS),
+        stage_strides=tuple(config.stage_strides),
+        extras=config.extras,
         extra_channels=scale_channels(config.extra_channels, config.width),
         extra_strides=tuple(config.extra_strides),
         last_convolutions=config.last_convolutions,
         preactivation=config.preactivation,
+        first_preactivation=config.first_preactivation,
+        source_maps=config.source_maps,
         layers=layers,
     )
 
@@ -323,21 +388,35 @@ def _name(config: Any) -> str:
     """Such as "Root-ResNet-34"; a stride that is unusual for the stem is mentioned."""
     prefix, usual_stride = ("Root-", 1) if config.stem == "root" else ("", 2)
     name = f"{prefix}ResNet-{config.depth}"
-    if config.stem_stride == usual_stride:
-        return name
-    return f"{name} (stem of stride {config.stem_stride})"
+    notes = []
+    if config.stem_stride != usual_stride:
+        notes.append(f"stem of stride {config.stem_stride}")
+    if not config.stem_pool:
+        notes.append("no pooling in the stem")
+    return f"{name} ({', '.join(notes)})" if notes else name
 
 
 def _sources(config: Any) -> int:
-    return len(STAGE_CHANNELS) - first_source_stage(config.stem_stride) + 1
+    return len(source_stages(config.stem_stride, config.stem_pool, config.stage_strides))
 
 
 def _checks(config: Any) -> dict[str, Check]:
+    strides = tuple(config.stage_strides)
     return {
         "stem": one_of(config.stem, ("root", "conv7")),
         "stem_stride": one_of(config.stem_stride, (1, 2)),
         "depth": one_of(config.depth, tuple(BLOCKS_PER_STAGE)),
         "stem_convs": (config.stem_convs >= 1, "at least 1 convolution"),
+        "stage_strides": (
+            len(strides) == len(STAGE_CHANNELS) and set(strides) <= {1, 2} and _sources(config) > 0,
+            "four strides of 1 or 2 that reduce the image to an eighth or less",
+        ),
+        "extras": (
+            config.extras in ("residual", "plain")
+            or (config.extras == "preactivation" and config.preactivation),
+            "'residual', 'plain' or, with config.model.preactivation, 'preactivation'",
+        ),
+        "source_maps": one_of(config.source_maps, ("output", "convolution")),
     }
 
 

@@ -10,7 +10,15 @@ import jax.numpy as jnp
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.models import resnet, vgg
 from scratchdet_jax.models.backbone import Backbone, Check, one_of
-from scratchdet_jax.models.layers import XAVIER_UNIFORM, Layers, packs, plain
+from scratchdet_jax.models.layers import (
+    CAFFE_GAUSSIAN,
+    CAFFE_XAVIER,
+    KAIMING_NORMAL,
+    XAVIER_UNIFORM,
+    Layers,
+    packs,
+    plain,
+)
 from scratchdet_jax.models.normalization import check_norm_span
 
 BACKBONES: dict[str, Backbone] = {"resnet": resnet.BACKBONE, "vgg16": vgg.BACKBONE}
@@ -116,6 +124,7 @@ def build_model(
     """
     backbone = _backbone(model_config)
     _check(model_config, backbone, num_classes, anchors_per_cell)
+    caffe = model_config.initializer == "caffe"
     layers = Layers(
         norm=model_config.norm,
         axis_name=axis_name,
@@ -123,10 +132,16 @@ def build_model(
         decay=model_config.norm_decay,
         epsilon=model_config.norm_epsilon,
         dtype=jnp.dtype(model_config.dtype),
+        kernel_init=CAFFE_XAVIER if caffe else KAIMING_NORMAL,
         packed=packs(model_config.layout),
     )
     head_layers = dataclasses.replace(
-        layers, norm=model_config.head_norm, kernel_init=XAVIER_UNIFORM
+        layers,
+        norm=model_config.head_norm,
+        epsilon=model_config.head_norm_epsilon or model_config.norm_epsilon,
+        kernel_init=(CAFFE_GAUSSIAN if model_config.head_norm == "batch" else CAFFE_XAVIER)
+        if caffe
+        else XAVIER_UNIFORM,
     )
     head = Head(tuple(anchors_per_cell), num_classes + 1, head_layers)
     trunk_layers = dataclasses.replace(layers, packed=layers.packed and backbone.packs)
@@ -194,6 +209,8 @@ def _check(
             "extra_strides": (all(s in (1, 2) for s in strides), "strides of 1 or 2"),
             "norm_decay": (0 <= config.norm_decay < 1, "a number from 0 to below 1"),
             "norm_epsilon": (config.norm_epsilon > 0, "a number above 0"),
+            "head_norm_epsilon": (config.head_norm_epsilon >= 0, "a number above 0, or 0"),
+            "initializer": one_of(config.initializer, ("kaiming", "caffe")),
         },
     )
     check_norm_span(config.norm_span)

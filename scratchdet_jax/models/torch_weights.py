@@ -12,9 +12,11 @@ The kinds of checkpoint are distinguished by the names of their arrays:
 - "torchvision SSD": the same network, torchvision's `ssd300_vgg16`. Its 91 classes are COCO's ids,
   of which ten are unused.
 - "torchvision": a backbone alone, the ImageNet classifiers `resnet18` … `resnet101` (`conv1`,
-  `bn1`, `layer1` … `layer4`) and `vgg16` (`features`, `classifier`). `vgg16`'s fully connected
-  layers become fc6 and fc7 by decimation (Liu et al. 2016 §3.1): every fourth unit, and every third
-  row and column of fc6's 7×7 windows.
+  `bn1`, `layer1` … `layer4`), `vgg16` and `vgg16_bn` (`features`, `classifier`). The fully
+  connected layers of VGG become fc6 and fc7 by decimation (Liu et al. 2016 §3.1): every fourth
+  unit, and every third row and column of fc6's 7×7 windows. `vgg16_bn` has convolutions with
+  biases, which BatchNorm's running mean absorbs here; its fc6 and fc7 have no BatchNorm, so ours
+  begins anew and their biases are dropped.
 
 `_FORMATS` is the table of them; a further format is one row and its function of names.
 """
@@ -75,6 +77,7 @@ def convert(state: Mapping[str, np.ndarray], initial: Mapping[str, Any]) -> Impo
         if not name.endswith("num_batches_tracked")
     }
     found_format = _format(state)
+    state = found_format.prepare(state)
     source, torch_name = found_format.source, found_format.name
     classes = _classes(state, found_format)
     ours = traverse_util.flatten_dict(dict(initial))
@@ -241,6 +244,30 @@ def _vgg_layer(name: str) -> int | None:
     return sum(2 * count + 1 for count, _ in BLOCKS[: block - 1]) + 2 * (number - 1)
 
 
+def _vgg_bn_name(path: Name, last: str) -> str:
+    if path[0] in ("fc6", "fc7"):
+        return _vgg_name(path, last)
+    match = re.fullmatch(r"conv(\d)_(\d)(_norm)?", path[0])
+    if match is None:
+        return "/".join(path)
+    block, number = int(match[1]), int(match[2])
+    before = sum(3 * count + 1 for count, _ in BLOCKS[: block - 1]) + 3 * (number - 1)
+    return f"features.{before + bool(match[3])}"
+
+
+def _absorb_biases(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Moves the biases of vgg16_bn's convolutions into the running means; drops those of fc6, 7."""
+    absorbed = dict(state)
+    for name in state:
+        match = re.fullmatch(r"features\.(\d+)\.running_mean", name)
+        bias = match and absorbed.pop(f"features.{int(match[1]) - 1}.bias", None)
+        if bias is not None:
+            absorbed[name] = state[name] - bias
+    for name in ("classifier.0.bias", "classifier.3.bias"):
+        absorbed.pop(name, None)
+    return absorbed
+
+
 def _extra_layer(path: Name) -> tuple[int, int] | None:
     """(block, convolution) of extraN/convM, both from 0; None for another path."""
     match = re.fullmatch(r"extra(\d)/conv(\d)", "/".join(path))
@@ -314,6 +341,7 @@ class _Format(NamedTuple):
         name: its name for a path of our names, without the last part.
         detector: whether it is a complete detector.
         rows: from the number of its head's outputs for an anchor, `_Classes.rows`.
+        prepare: makes arrays that have a counterpart in our model.
     """
 
     source: str
@@ -321,6 +349,7 @@ class _Format(NamedTuple):
     name: Callable[[Name, str], str]
     detector: bool = True
     rows: Callable[[int], Sequence[int]] = range
+    prepare: Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]] = lambda state: state
 
 
 def _has(*names: str) -> Callable[[Mapping[str, np.ndarray]], bool]:
@@ -349,6 +378,13 @@ _FORMATS = (
         lambda state: any(name.startswith(("backbone.", "bbox_head.")) for name in state),
         _mmdetection_name,
     ),
+    _Format(
+        "torchvision",
+        _has("features.0.weight", "features.1.running_mean"),
+        _vgg_bn_name,
+        detector=False,
+        prepare=_absorb_biases,
+    ),
     _Format("torchvision", _has("features.0.weight"), _vgg_name, detector=False),
     _Format(
         "torchvision", _has("conv1.weight", "layer1.0.conv1.weight"), _resnet_name, detector=False
@@ -363,16 +399,14 @@ def _format(state: Mapping[str, np.ndarray]) -> _Format:
         raise UserError(
             "the checkpoint is neither a ScratchDet of the mmdetection release (backbone.…, "
             "bbox_head.…), nor an SSD of mmdetection, ssd.pytorch (vgg.…, conf.…) or torchvision, "
-            f"nor torchvision's vgg16 or resnet: it begins with {names}"
+            f"nor torchvision's vgg16, vgg16_bn or resnet: it begins with {names}"
         )
-    if found.name is _vgg_name and np.ndim(state.get("features.1.weight", 0)):
-        raise UserError("this is torchvision's vgg16_bn, which cannot be imported: use its vgg16")
     return found
 
 
 def _only_in_detectors(part: str) -> bool:
     """Whether an ImageNet classifier lacks this part."""
-    return part in ("head", "conv4_3_l2") or part.startswith("extra")
+    return part in ("head", "conv4_3_l2", "fc6_norm", "fc7_norm") or part.startswith("extra")
 
 
 def _layout(name: Name, found: np.ndarray, classes: _Classes | None) -> np.ndarray:

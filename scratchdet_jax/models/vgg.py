@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 
 from scratchdet_jax.models.backbone import Backbone, Check, scale_channels
+from scratchdet_jax.models.extras import plain_extras
 from scratchdet_jax.models.layers import L2Norm, Layers
 from scratchdet_jax.models.pooling import max_pool_2x2, max_pool_3x3
 
@@ -15,47 +16,21 @@ FC6_DILATION = 6
 STAGE_SOURCES = 2  # conv4_3 and fc7
 
 
-class ExtraLayers(nn.Module):
-    """SSD's pair of extra layers: a 1×1 and a spatial convolution, each with norm and ReLU.
-
-    The second is 3×3, padded by 1 at stride 2 and unpadded at stride 1; for the last map of SSD512
-    it is 4×4, padded by 1.
-    """
-
-    squeeze: int
-    channels: int
-    stride: int
-    layers: Layers
-    kernel: int = 3
-
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """Maps x [B, H, W, C] to `channels` at ⌈H/2⌉ (stride 2), H − 2, or H − 1 (4×4)."""
-        x = self.layers.convolve(x, self.squeeze, 1, name="conv1")
-        x = self.layers.normalize(x, train, name="norm1", relu=True)
-        padding = 1 if self.stride == 2 or self.kernel == 4 else 0
-        x = self.layers.convolve(
-            x, self.channels, self.kernel, stride=self.stride, padding=padding, name="conv2"
-        )
-        return self.layers.normalize(x, train, name="norm2", relu=True)
-
-
 class VGG16(nn.Module):
     """Truncated VGG-16 with extra layers; gives the source maps of the head.
 
     conv1_1 … conv5_3 with 2×2 pooling between the blocks, rounded up as in Caffe; 3×3 pooling of
     stride 1 after the last block; fc6 as a 3×3 convolution of dilation 6 and fc7 as a 1×1 one. The
-    sources are conv4_3 (after ReLU; with `L2Norm` in a network without norms), fc7 and the extra
-    pairs.
+    sources are conv4_3 (after ReLU), fc7 and the extra pairs (`plain_extras`).
 
     At 300×300 with SSD's extra strides (2, 2, 1, 1): maps of 38, 19, 10, 5, 3, 1.
 
     Attributes:
         block_channels: channels of the five blocks.
         fc_channels: channels of fc6 and fc7.
-        extra_channels: c; the first pair has (2c, 4c) channels, the others (c, 2c). SSD's c is 128.
-        extra_strides: strides of the extra pairs.
-        last_convolutions: whether a pair with a 4×4 kernel gives one more map, as in SSD512.
+        extra_channels, extra_strides, last_convolutions: as in `plain_extras`.
+        l2_norm: whether conv4_3 passes an `L2Norm` in a network without norms.
+        pool_norms: whether a norm and a ReLU follow each pooling, as in the authors' Caffe release.
         layers: builds convolutions and norms.
     """
 
@@ -64,13 +39,16 @@ class VGG16(nn.Module):
     extra_channels: int
     extra_strides: tuple[int, ...]
     last_convolutions: bool
+    l2_norm: bool
+    pool_norms: bool
     layers: Layers
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> tuple[jax.Array, ...]:
         """Maps images [B, H, W, 3] to source maps [B, h, w, c] in the compute type, finest first.
 
-        Parameters: conv1_1, conv1_1_norm …, conv4_3_l2, fc6, fc7 …, extra1/conv1, norm1 …
+        Parameters: conv1_1, conv1_1_norm …, pool1_norm …, conv4_3_l2, fc6, fc7 …,
+        extra1/conv1, norm1 …
         """
         x, sources = images.astype(self.layers.dtype), []
         for i, ((count, _), channels) in enumerate(
@@ -81,19 +59,21 @@ class VGG16(nn.Module):
             if i == 4:
                 sources.append(self._first_source(x))
             x = max_pool_2x2(x, ceil=True) if i < len(BLOCKS) else max_pool_3x3(x, stride=1)
+            if self.pool_norms:
+                x = self.layers.normalize(x, train, name=f"pool{i}_norm", relu=True)
         x = self._convolve(x, self.fc_channels, 3, train, "fc6", dilation=FC6_DILATION)
         x = self._convolve(x, self.fc_channels, 1, train, "fc7")
         sources.append(x)
 
-        c = self.extra_channels
-        for i, stride in enumerate(self.extra_strides, 1):
-            squeeze, channels = (2 * c, 4 * c) if i == 1 else (c, 2 * c)
-            x = ExtraLayers(squeeze, channels, stride, self.layers, name=f"extra{i}")(x, train)
-            sources.append(x)
-        if self.last_convolutions:
-            name = f"extra{len(self.extra_strides) + 1}"
-            sources.append(ExtraLayers(c, 2 * c, 1, self.layers, kernel=4, name=name)(x, train))
-        return tuple(sources)
+        extras = plain_extras(
+            x,
+            train,
+            channels=self.extra_channels,
+            strides=self.extra_strides,
+            last_convolutions=self.last_convolutions,
+            layers=self.layers,
+        )
+        return (*sources, *(source for source, _ in extras))
 
     def _convolve(
         self, x: jax.Array, features: int, kernel: int, train: bool, name: str, dilation: int = 1
@@ -102,7 +82,7 @@ class VGG16(nn.Module):
         return self.layers.normalize(x, train, name=f"{name}_norm", relu=True)
 
     def _first_source(self, x: jax.Array) -> jax.Array:
-        if self.layers.norm != "none":
+        if self.layers.norm != "none" or not self.l2_norm:
             return x
         return L2Norm(self.layers.dtype, name="conv4_3_l2")(x)
 
@@ -114,6 +94,8 @@ def _build(config: Any, layers: Layers) -> VGG16:
         extra_channels=scale_channels(config.extra_channels, config.width),
         extra_strides=tuple(config.extra_strides),
         last_convolutions=config.last_convolutions,
+        l2_norm=config.l2_norm,
+        pool_norms=config.pool_norms,
         layers=layers,
     )
 
@@ -127,7 +109,13 @@ def _sources(_: Any) -> int:
 
 
 def _checks(config: Any) -> dict[str, Check]:
-    return {"preactivation": (not config.preactivation, "False: VGG-16 has no residual units")}
+    return {
+        "preactivation": (not config.preactivation, "False: VGG-16 has no residual units"),
+        "pool_norms": (
+            not config.pool_norms or config.norm != "none",
+            "False: without norms in the backbone there are none after the pooling either",
+        ),
+    }
 
 
 BACKBONE = Backbone(_build, _name, _sources, _checks, packs=True)

@@ -1,6 +1,5 @@
 """ScratchDet's SGD: L2 weight decay in the gradient, momentum, warm-up and step drops."""
 
-import operator
 from typing import Any
 
 import jax
@@ -9,7 +8,7 @@ import ml_collections
 import optax
 
 from scratchdet_jax.config.fields import run_ends
-from scratchdet_jax.models.parts import frozen_mask, frozen_names
+from scratchdet_jax.models.parts import frozen_mask, frozen_names, kinds, split_names
 
 
 def make_schedule(config: ml_collections.ConfigDict) -> optax.Schedule:
@@ -51,17 +50,27 @@ def _from(end: int, before: optax.Schedule, after: optax.Schedule) -> optax.Sche
 
 
 def make_optimizer(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
-    """Makes SGD with momentum; weight decay is added to the gradient of every parameter (L2).
+    """Makes SGD with momentum; weight decay is added to the gradient (L2).
 
-    Those of `config.freeze` get no weight decay. They have no gradient either (see
-    Detector.forward), so their momentum and their updates are 0.
+    `optimizer.no_decay` names the kinds of parameters without weight decay. Those of
+    `config.freeze` get none, either; they have no gradient (see Detector.forward), so their
+    momentum and their updates are 0. The rate of convolutions' biases is `bias_lr_mult` times that
+    of the other parameters.
     """
-    frozen = frozen_names(config.freeze)
+    settings = config.optimizer
+    frozen, without = frozen_names(config.freeze), set(split_names(settings.no_decay))
 
-    def trained(params: Any) -> Any:
-        return jax.tree.map(operator.not_, frozen_mask(params, frozen))
+    def decays(params: Any) -> Any:
+        masks = frozen_mask(params, frozen), kinds(params)
+        return jax.tree.map(lambda _, fixed, own: not (fixed or without & {*own}), params, *masks)
 
-    return optax.chain(
-        optax.add_decayed_weights(config.optimizer.weight_decay, trained if frozen else None),
-        optax.sgd(make_schedule(config), momentum=config.optimizer.momentum),
-    )
+    def biases(params: Any) -> Any:
+        return jax.tree.map(lambda _, own: "biases" in own, params, kinds(params))
+
+    parts = [
+        optax.add_decayed_weights(settings.weight_decay, decays if frozen or without else None),
+        optax.sgd(make_schedule(config), momentum=settings.momentum),
+    ]
+    if settings.bias_lr_mult != 1:
+        parts.append(optax.masked(optax.scale(settings.bias_lr_mult), biases))
+    return optax.chain(*parts)

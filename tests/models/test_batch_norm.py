@@ -127,20 +127,20 @@ def test_span_over_devices(span, mapping):
         # Exactly: a replicated state must have the same bits on every replica.
         np.testing.assert_array_equal(leaf, np.broadcast_to(leaf[0], leaf.shape))
     stats, grads = jax.tree.map(lambda a: a[0], (stats, grads))
-    assert_equal_to_oracle((y, stats, grad_x, grads), oracle(*case, span or TOTAL))
+    assert_equal_to_oracle((y, stats, grad_x, grads), oracle(*case, min(span or TOTAL, TOTAL)))
 
 
-@pytest.mark.parametrize("span", [0, 1, 8, 32])
+@pytest.mark.parametrize("span", [0, 1, 8, 32, 64])  # 64: more than there are
 def test_span_on_one_device(span):
     case = make_case(1)
     got = jax.jit(make_step(span, None))(*case)
-    assert_equal_to_oracle(got, oracle(*case, span or TOTAL))
+    assert_equal_to_oracle(got, oracle(*case, min(span or TOTAL, TOTAL)))
 
 
 @needs_devices
-@pytest.mark.parametrize("span", [3, 6, 12, 64])
+@pytest.mark.parametrize("span", [3, 6, 12])
 def test_span_that_does_not_fit(span):
-    # 3: splits a replica's 4 images; 6: splits replicas; 12: splits the batch of 32; 64: too many.
+    # 3: splits a replica's 4 images; 6: splits replicas; 12: splits the batch of 32.
     with pytest.raises(UserError, match=rf"config\.model\.norm_span is {span}, .* 32 with 4 per"):
         over_pmap(make_step(span, "batch"), *make_case())
 

@@ -1,9 +1,11 @@
 """Schedule and SGD against a plain loop, and against PyTorch's SGD."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import traverse_util
 
 from scratchdet_jax.config.fields import number_of_steps, run_ends
 from scratchdet_jax.training.optimizer import make_optimizer, make_schedule
@@ -90,3 +92,66 @@ def test_sgd_equals_pytorchs():
         sgd.step()
     ours = run_ours(tiny_config(**FIELDS), 60)
     np.testing.assert_allclose(ours, params.detach().numpy(), rtol=1e-4, atol=1e-5)
+
+
+NETWORK = {
+    "conv1": {"kernel": (3, 4), "bias": (4,)},
+    "norm1": {"scale": (4,), "bias": (4,)},
+    "conv4_3_l2": {"scale": (4,)},
+    "head": {"level1": {"class_conv": {"bias": (2,), "kernel": (4, 2)}}},
+}
+NETWORK["head"]["level1"]["class_norm"] = {"scale": (2,), "bias": (2,)}
+
+
+def network(step):
+    rng = np.random.default_rng(step)
+    is_shape = lambda x: isinstance(x, tuple)  # noqa: E731
+    draw = lambda shape: rng.normal(size=shape).astype(np.float32)  # noqa: E731
+    return jax.tree.map(draw, NETWORK, is_leaf=is_shape)
+
+
+@pytest.mark.parametrize("no_decay", ["", "biases", "norms", "head_norms", "biases, head_norms"])
+def test_decay_and_rate_by_kind_of_parameter(no_decay):
+    """Against a plain recurrence for each array, told apart by hand."""
+    config = tiny_config(
+        **FIELDS, **{"optimizer.no_decay": no_decay, "optimizer.bias_lr_mult": 2.0}
+    )
+    without = {
+        "": (),
+        "biases": ("conv1/bias", "head/level1/class_conv/bias"),
+        "norms": (
+            *("norm1/scale", "norm1/bias", "conv4_3_l2/scale"),
+            *("head/level1/class_norm/scale", "head/level1/class_norm/bias"),
+        ),
+        "head_norms": ("head/level1/class_norm/scale", "head/level1/class_norm/bias"),
+    }
+    spared = {path for name in no_decay.split(",") for path in without[name.strip()]}
+    optimizer = make_optimizer(config)
+    params = network(99)
+    state = optimizer.init(params)
+    want = {name: x.astype(np.float64) for name, x in flat(params).items()}
+    velocity = {name: np.zeros_like(x) for name, x in want.items()}
+    for step in range(60):
+        gradients = network(step)
+        updates, state = optimizer.update(gradients, state, params)
+        params = optax.apply_updates(params, updates)
+        for name, gradient in flat(gradients).items():
+            decay = 0 if name in spared else 5e-4
+            velocity[name] = 0.9 * velocity[name] + gradient + decay * want[name]
+            twice = name in ("conv1/bias", "head/level1/class_conv/bias")
+            want[name] -= (2 if twice else 1) * slow_rate(step) * velocity[name]
+    for name, value in flat(params).items():
+        np.testing.assert_allclose(value, want[name], rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def flat(tree):
+    return {"/".join(path): x for path, x in traverse_util.flatten_dict(tree).items()}
+
+
+def test_by_default_the_state_is_that_of_older_runs():
+    params = network(0)
+    want = optax.chain(
+        optax.add_decayed_weights(5e-4), optax.sgd(make_schedule(tiny_config()), momentum=0.9)
+    )
+    got = make_optimizer(tiny_config()).init(params)
+    assert jax.tree.structure(got) == jax.tree.structure(want.init(params))
