@@ -13,6 +13,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.name = "coco300"
     config.train_images = 325_000 * 128
     defaults.use_coco(config)
+    config.model.norm_span = 16  # images on a GPU of the authors
     config.anchors.update(defaults.anchor_fields("coco300", steps=defaults.ROOT_RESNET_STEPS_300))
     config.optimizer.drop_at = (150 / 325, 250 / 325, 310 / 325, 320 / 325)
     return config

@@ -38,11 +38,13 @@ PUBLISHED = {name: row.published for name, row in ROWS.items()}
 
 
 def get_config(row: str = "") -> ml_collections.ConfigDict:
-    """SSD300 or SSD512 without BatchNorm; trained as in the paper's BatchNorm table, row none."""
+    """SSD300 or SSD512 without BatchNorm; trained from scratch with SSD's schedule on VOC."""
     defaults.check_row(row, ROWS, FILE)
     fields = ROWS[row]
     config = defaults.get_config()
     config.name = f"stock_ssd_{row}"
+    defaults.use_caffe(config)
+    defaults.use_ssd_schedule(config)
     config.model.backbone = "vgg16"
     config.model.norm = config.model.head_norm = "none"
     config.model.extra_strides = (2, 2, 1, 1)
@@ -56,5 +58,4 @@ def get_config(row: str = "") -> ml_collections.ConfigDict:
         defaults.anchor_fields(fields.anchors, sides_clipped=fields.sides_clipped)
     )
     config.normalize.mean = fields.mean
-    config.optimizer.learning_rate = 0.001
     return config

@@ -11,12 +11,15 @@ def get_config() -> ml_collections.ConfigDict:
     """Six maps of 38, 19, 10, 5, 3, 3; the two 3×3 maps keep SSD300's steps of 100 and 300.
 
     Rate 0.05, drops at epochs 34, 46 and 50 of 52. The release trains 50 images per GPU on an
-    unknown number of GPUs; the rate is assumed to be for a batch of 128.
+    unknown number of GPUs; here they are four, as in the Caffe release.
     """
     config = defaults.get_config()
     config.name = "mmdet_release_ssd300"
     config.train_images = EPOCHS * defaults.COCO_EPOCH_IMAGES
     defaults.use_coco(config)
+    config.batch_size = 200
+    config.optimizer.reference_batch_size = 200
+    config.model.norm_span = 50
     config.model.extra_strides = (2, 2, 2, 1)
     config.anchors.update(defaults.anchor_fields("coco300", rounded=True))
     config.normalize.mean = defaults.IMAGENET_MEAN
