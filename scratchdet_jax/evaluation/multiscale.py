@@ -1,8 +1,8 @@
 """Multi-scale testing ("300+"): merges the detections of several input sizes and flips.
 
-As is usual for SSD and RefineDet, the same fully convolutional network runs on each size with the
-anchors of that size, and each scale makes its own detections. Large inputs may keep only small
-objects and small inputs only large ones. The remaining detections are merged class by class.
+The same fully convolutional network runs on each size, with anchors as many pixels large as in
+training, and each scale makes its own detections. Large inputs may keep only small objects and
+small inputs only large ones. The remaining detections are merged class by class.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,33 +25,40 @@ from scratchdet_jax.ops.resample import resize
 _FAR = 1024  # pixels: a multiple of every network stride
 
 
-def anchors_at(detector: Detector, size: int) -> np.ndarray:
-    """Returns the detector's anchors for an input of `size` pixels, float32 [A, 4].
+def anchors_at(detector: Detector, height: int, width: int) -> np.ndarray:
+    """Returns the detector's anchors for an input of height × width pixels, float32 [A, 4].
 
-    Anchor sizes are percentages and scale with the input. A step equal to the network's stride of
-    its level is unchanged. Any other step (SSD's 100 and 300) is scaled so that the level's cells
-    span the same share of the image.
+    The network predicts boxes relative to anchors of a fixed size in pixels, so the anchors keep
+    their sides in pixels, as with SSD's PriorBox layer. A step equal to the network's stride of its
+    level is unchanged. Any other step (SSD's 100 and 300) is scaled so that the level's cells span
+    the same share of the image.
 
     Raises:
         UserError: the network or the anchors have no cells at this size.
     """
     config = detector.config
     trained = config.image_size
-    if size == trained:
+    if height == width == trained:
         return detector.anchors
     try:
-        maps = feature_sizes(detector.model, size)
+        maps = feature_sizes(detector.model, (height, width))
         here = feature_sizes(detector.model, trained)
         far = feature_sizes(detector.model, trained + _FAR)
-        strides = [_FAR / (b[0] - a[0]) for a, b in zip(here, far, strict=True)]
-        steps = tuple(
-            step if step == stride else step * here[i][0] / maps[i][0] * size / trained
-            for i, (step, stride) in enumerate(zip(config.anchors.steps, strides, strict=False))
-        )
-        fields = config.anchors.to_dict() | {"steps": steps}
-        return make_anchors(AnchorSpecification(image_size=size, **fields), maps)
+        steps = []
+        for level, step in enumerate(config.anchors.steps):
+            (cells, _), (far_cells, _) = here[level], far[level]
+            share = step * cells / trained  # of the image that a cell stands for, times the cells
+            if step == _FAR / (far_cells - cells):
+                steps.append(step)
+            else:
+                steps.append((share * height / maps[level][0], share * width / maps[level][1]))
+        fields = config.anchors.to_dict() | {"steps": tuple(steps)}
+        specification = AnchorSpecification(image_size=trained, **fields)
+        return make_anchors(specification, maps, (height, width))
     except UserError as error:
-        raise UserError(f"config.eval.multiscale: size {size} cannot be used: {error}") from None
+        raise UserError(
+            f"config.eval.multiscale: size {height}x{width} cannot be used: {error}"
+        ) from None
 
 
 def make_scale_step(
@@ -62,7 +69,7 @@ def make_scale_step(
     The batch holds `image` uint8 [B, H, W, 3] and `size` int32 [B, 2]. Boxes refer to the image
     before any flip.
     """
-    detector = detector._replace(anchors=anchors_at(detector, scale.size))
+    detector = detector._replace(anchors=anchors_at(detector, scale.size, scale.size))
 
     def step(variables: Any, batch: dict[str, jax.Array]) -> Detections:
         with jax.named_scope("inputs"):

@@ -19,6 +19,7 @@ from scratchdet_jax.evaluation.multiscale import (
     merge_image,
     merge_scales,
 )
+from scratchdet_jax.models import feature_sizes
 from scratchdet_jax.ops.nms import Detections
 from scratchdet_jax.parallel.devices import DeviceMapping
 from tests.tiny import random_variables, tiny_config
@@ -48,22 +49,54 @@ def test_steps_follow_the_network_or_the_size():
     with config.unlocked():
         config.anchors.steps = (8, 16, 32, 64, 100, 150)
     detector = build_detector(config, ("a", "b"))
-    assert anchors_at(detector, 300) is detector.anchors
-    anchors = anchors_at(detector, 512)  # maps 64, 32, 16, 8, 4, 2; two anchors per cell
+    assert anchors_at(detector, 300, 300) is detector.anchors
+    anchors = anchors_at(detector, 512, 512)  # maps 64, 32, 16, 8, 4, 2; two anchors per cell
     centres = (anchors[:, :2] + anchors[:, 2:])[::2] / 2 * 512
     first, sixth = centres[:64], centres[-4:]
     np.testing.assert_allclose(first[:, 1], (np.arange(64) + 0.5) * 8, rtol=1e-4)
     np.testing.assert_allclose(sixth[:2, 1], [128, 384], rtol=1e-4)  # 150 of 300 → 256 of 512
     sides = (anchors[:2, 2:] - anchors[:2, :2]) * 512
     smallest = config.anchors.min_percent[0]
-    np.testing.assert_allclose(sides[0], int(512 * smallest / 100), rtol=1e-4)
+    np.testing.assert_allclose(sides[0], int(300 * smallest / 100), rtol=1e-4)
+
+
+def slow_anchors(config, maps, height, width):
+    """Square anchors of the trained sizes in pixels, over an input of height × width pixels."""
+    result = []
+    for level, (rows, columns) in enumerate(maps):
+        low = int(config.image_size * config.anchors.min_percent[level] / 100)
+        high = int(config.image_size * config.anchors.max_percent[level] / 100)
+        for i in range(rows):
+            for j in range(columns):
+                y, x = (i + 0.5) * height / rows, (j + 0.5) * width / columns
+                for side in (low, (low * high) ** 0.5):
+                    top, left, half = y / height, x / width, side / 2
+                    result.append(
+                        (
+                            top - half / height,
+                            left - half / width,
+                            top + half / height,
+                            left + half / width,
+                        )
+                    )
+    return np.float32(result)
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (40, 64), (64, 40), (96, 96), (32, 152)])
+def test_anchors_keep_their_sides_in_pixels_on_any_rectangle(shape):
+    config = tiny_config()
+    detector = build_detector(config, ("a",))
+    maps = feature_sizes(detector.model, shape)
+    assert maps[0] == (shape[0] // 8, shape[1] // 8)
+    expected = slow_anchors(config, maps, *shape)
+    np.testing.assert_allclose(anchors_at(detector, *shape), expected, atol=1e-6)
 
 
 def test_a_size_too_small_for_the_anchors_is_named():
     config = tiny_config()
     detector = build_detector(config, ("a",))
-    with pytest.raises(UserError, match=r"config\.eval\.multiscale: size 5 cannot be used"):
-        anchors_at(detector, 5)
+    with pytest.raises(UserError, match=r"multiscale: size 1x64 cannot be used: 1 x 64 pixels are"):
+        anchors_at(detector, 1, 64)
 
 
 def slow_iou(a, b):
