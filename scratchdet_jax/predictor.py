@@ -289,7 +289,8 @@ def load(run: str | os.PathLike, *, batch_size: int = BATCH_SIZE) -> Predictor:
 def from_run(run: SavedRun, batch_size: int = BATCH_SIZE) -> Predictor:
     """Loads the detector of an opened run, at the scale it was trained with."""
     detector, variables = load_detector(run)
-    step = jax.jit(make_scale_step(detector, Scale(detector.config.image_size)))
+    side = detector.config.image_size
+    step = jax.jit(make_scale_step(detector, Scale(side, side)))
 
     def function(images: np.ndarray, sizes: np.ndarray) -> nms.Detections:
         return step(variables, {"image": images, "size": sizes})

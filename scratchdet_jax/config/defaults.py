@@ -272,15 +272,20 @@ def get_config() -> ml_collections.ConfigDict:
     config.eval.nms_iou = 0.45  # NMS drops a detection that overlaps a better one by more
     config.eval.candidates_per_class = 400  # detections of a class that enter NMS
     config.eval.max_detections = 200  # per image, over all classes
-    # Input sizes of multi-scale testing; empty = image_size alone. An entry is
-    # SIZE[f][:small|:large]: f flips; small or large keeps such objects only. Join several by +, as
-    # in --config.eval.multiscale=300+300f+512:small+192:large
+    # Input sizes of multi-scale testing; empty = image_size alone. Either a preset, refinedet300 or
+    # refinedet300_coco (config/scales.py), RefineDet's test at 320 px applied to a network of 300,
+    # or entries joined by +, as in --config.eval.multiscale=300+300f+512:small+192:above32
+    # An entry is SIZE or HEIGHTxWIDTH in pixels, then f for a flip, then what it keeps:
+    # :belowN = boxes whose shorter side is below N pixels of the original image,
+    # :aboveN = boxes whose longer side is above N; a side counts its first and last pixel,
+    # :small, :large = :below and :above with the limits of the next two fields,
+    # :wide, :tall = only images that are wider than high, or only the others.
     config.eval.multiscale = ()
-    # :small keeps boxes whose shorter side is below multiscale_small, :large those whose longer
-    # side is above multiscale_large, in pixels of the original image.
     config.eval.multiscale_small = 128.0
     config.eval.multiscale_large = 32.0
-    config.eval.multiscale_merge = "nms"  # how to merge the scales, at nms_iou: nms | vote
+    # How to merge the scales, at nms_iou: nms | vote | soft_vote. The last two are RefineDet's, for
+    # VOC and for COCO. A preset has its own way, which replaces nms.
+    config.eval.multiscale_merge = "nms"
 
     config.log_every = 10  # updates between lines in metrics.jsonl
     config.checkpoint_every = 1_000  # updates between checkpoints; one is also written at the end

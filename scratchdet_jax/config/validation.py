@@ -8,7 +8,7 @@ import ml_collections
 from flax import traverse_util
 
 from scratchdet_jax.config.fields import get, run_ends
-from scratchdet_jax.config.scales import MERGE_METHODS, parse_scales
+from scratchdet_jax.config.scales import MERGE_METHODS, parse_scales, preset_of
 from scratchdet_jax.detector import Detector, augment_options, build_detector
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.models.normalization import check_norm_span
@@ -145,6 +145,18 @@ def _check_multiscale(config: ml_collections.ConfigDict) -> None:
     merge = config.eval.multiscale_merge
     choices = f"one of {', '.join(MERGE_METHODS)}"
     _require(merge in MERGE_METHODS, "eval.multiscale_merge", choices, config)
+    if preset := preset_of(config.eval.multiscale):
+        name = config.eval.multiscale[0]
+        if config.image_size != preset.image_size:
+            raise UserError(
+                f"config.eval.multiscale {name} is for config.image_size {preset.image_size}, and "
+                f"that of the run is {config.image_size}: write out sizes that suit it"
+            )
+        if merge not in ("nms", preset.merge):  # nms is the default and thus not a wish
+            raise UserError(
+                f"config.eval.multiscale_merge is {merge!r}, but {name} merges by {preset.merge}: "
+                "remove one of the two, or write out the sizes"
+            )
     for name in ("eval.multiscale_small", "eval.multiscale_large"):
         _require(get(config, name) > 0, name, "above 0", config)
 

@@ -54,7 +54,7 @@ class Evaluation(NamedTuple):
 def map_eval_steps(detector: Detector, mapping: DeviceMapping) -> list[Callable]:
     """The functions `(variables, batch) → Detections` of an evaluation, one per scale."""
     config = detector.config
-    scales = parse_scales(config.eval.multiscale) or (Scale(config.image_size),)
+    scales = parse_scales(config.eval.multiscale) or (Scale(config.image_size, config.image_size),)
     return [mapping.map_eval_step(make_scale_step(detector, scale)) for scale in scales]
 
 

@@ -154,17 +154,22 @@ def backbone_name(config: Any) -> str:
     return name if config.width == 1 else f"{name} x {config.width:g}"
 
 
-def feature_sizes(model: SSD, image_size: int) -> tuple[tuple[int, int], ...]:
-    """Heights and widths of the source maps of an image_size × image_size image.
+def feature_sizes(model: SSD, image_size: int | tuple[int, int]) -> tuple[tuple[int, int], ...]:
+    """Heights and widths of the source maps of an image: of a square by its side, or (H, W).
 
     Traces the shapes and computes nothing.
 
     Raises:
         UserError: the image is too small for the network.
     """
-    if image_size < 2:
-        raise UserError(f"config.image_size is {image_size}, too small: use at least 2 pixels")
-    images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
+    square = isinstance(image_size, int)
+    shape = (image_size, image_size) if square else image_size
+    given = (
+        f"config.image_size is {image_size}" if square else f"{shape[0]} x {shape[1]} pixels are"
+    )
+    if min(shape) < 2:
+        raise UserError(f"{given}, too small: use at least 2 pixels")
+    images = jax.ShapeDtypeStruct((1, *shape, 3), jnp.float32)
     maps, _ = jax.eval_shape(
         lambda x: model.init_with_output(jax.random.key(0), x, train=False, method="sources"),
         images,
@@ -172,7 +177,7 @@ def feature_sizes(model: SSD, image_size: int) -> tuple[tuple[int, int], ...]:
     sizes = tuple(x.shape[1:3] for x in maps)
     if min(map(min, sizes)) < 1:
         raise UserError(
-            f"config.image_size is {image_size}, too small: the last source map of this network "
+            f"{given}, too small: the last source map of this network "
             "would be empty; use a larger image size or other config.model.extra_strides"
         )
     return sizes

@@ -17,11 +17,12 @@ class AnchorSpecification(NamedTuple):
     """What defines the anchors of a detector; every tuple has one entry per level.
 
     Attributes:
-        image_size: side of the square input, in pixels.
+        image_size: side in pixels of the square input that the network is trained with.
         min_percent: size of the small square anchor, in percent of `image_size`.
         max_percent: the larger square anchor's size is the geometric mean of the min and max sizes.
         aspect_ratios: width over height, other than 1; each ratio r also gives 1/r.
-        steps: distance between neighbouring cells in pixels; () means image size over map size.
+        steps: distance between neighbouring cells in pixels, or a pair (down, across); () means
+            image size over map size.
         rounded: corners in whole pixels, as in the authors' mmdetection release.
         sides_clipped: no side longer than the image, as in ssd.pytorch and torchvision.
     """
@@ -30,7 +31,7 @@ class AnchorSpecification(NamedTuple):
     min_percent: tuple[float, ...]
     max_percent: tuple[float, ...]
     aspect_ratios: tuple[tuple[float, ...], ...]
-    steps: tuple[float, ...] = ()
+    steps: tuple[float | tuple[float, float], ...] = ()
     rounded: bool = False
     sides_clipped: bool = False
 
@@ -71,7 +72,9 @@ def sizes_in_pixels(specification: AnchorSpecification) -> tuple[tuple[int, int]
 
 
 def make_anchors(
-    specification: AnchorSpecification, feature_sizes: Sequence[int | tuple[int, int]]
+    specification: AnchorSpecification,
+    feature_sizes: Sequence[int | tuple[int, int]],
+    input_size: tuple[int, int] | None = None,
 ) -> np.ndarray:
     """Makes the anchors of all levels.
 
@@ -82,23 +85,26 @@ def make_anchors(
     Args:
         specification: the sizes, ratios and steps.
         feature_sizes: the size of each level's feature map in cells, a side or (height, width).
+        input_size: height and width of the input in pixels, if other than that of the
+            specification. The anchors keep their sides in pixels, as in SSD's PriorBox layer.
 
     Returns:
-        [A, 4] float32 (ymin, xmin, ymax, xmax) over the image size, not clipped, in the order
+        [A, 4] float32 (ymin, xmin, ymax, xmax) over the input size, not clipped, in the order
         level, row, column, anchor in the cell.
 
     Raises:
         UserError: the specification and the model have different levels, or a size is invalid.
     """
     maps = [(m, m) if isinstance(m, int) else tuple(m) for m in feature_sizes]
-    _check(specification, len(maps))
     size = specification.image_size
+    input_size = input_size or (size, size)
+    _check(specification, len(maps), input_size)
     levels = []
     for level, (height, width) in enumerate(maps):
         if specification.steps:
-            step_y = step_x = specification.steps[level]
+            step_y, step_x = np.broadcast_to(specification.steps[level], 2)
         else:
-            step_y, step_x = size / height, size / width
+            step_y, step_x = input_size[0] / height, input_size[1] / width
         sides = _cell_sides(
             *sizes_in_pixels(specification)[level], specification.aspect_ratios[level]
         )
@@ -112,7 +118,7 @@ def make_anchors(
         if specification.rounded:  # the first and last pixel inside, halves to even
             past_last = np.array([0, 0, 1, 1])
             corners = np.round(corners - past_last) + past_last
-        levels.append(corners.reshape(-1, 4) / size)
+        levels.append(corners.reshape(-1, 4) / np.tile(input_size, 2))
     return np.concatenate(levels).astype(np.float32)
 
 
@@ -125,7 +131,7 @@ def _cell_sides(low: int, high: int, ratios: Sequence[float]) -> np.ndarray:
     return np.asarray(sides)
 
 
-def _check(specification: AnchorSpecification, levels: int) -> None:
+def _check(specification: AnchorSpecification, levels: int, input_size: tuple[int, int]) -> None:
     """Raises a UserError if the specification does not fit the model or SSD's rules."""
     for name in ("min_percent", "max_percent", "aspect_ratios", "steps"):
         count = len(getattr(specification, name))
@@ -142,13 +148,13 @@ def _check(specification: AnchorSpecification, levels: int) -> None:
                 "give at least one pixel, and max_percent more"
             )
     for level, step in enumerate(specification.steps):
-        if step <= 0:
+        if np.min(step) <= 0:
             raise UserError(
                 f"the anchor step of level {level} is {step}: config.anchors.steps must be above 0"
             )
-        if step >= 2 * specification.image_size:  # the first centre is at half a step
+        if np.any(step >= 2 * np.asarray(input_size)):  # the first centre is at half a step
             raise UserError(
-                f"config.image_size is {specification.image_size}, too small for the anchor step "
-                f"{step} of level {level}, whose anchors would be centred outside the image: set "
+                f"an input of {input_size[0]} x {input_size[1]} pixels is too small for the anchor "
+                f"step {step} of level {level}, whose anchors would be centred outside it: set "
                 "config.anchors.steps=() to derive the steps from the image size"
             )

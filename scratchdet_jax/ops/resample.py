@@ -1,7 +1,7 @@
 """Cuts a window out of an image and resamples it, as two matrix products.
 
-A separable resampling of an [H, W, 3] image to [S, S, 3] is `rows @ image @ columns.T` with a dense
-[S, H] and a dense [S, W] weight matrix, which suits matrix units. The weights follow OpenCV's
+A separable resampling of an [H, W, 3] image to [S, T, 3] is `rows @ image @ columns.T` with a dense
+[S, H] and a dense [T, W] weight matrix, which suits matrix units. The weights follow OpenCV's
 `resize` (modules/imgproc/src/resize.cpp): half-pixel centres, taps clamped to the border of the
 window, no antialiasing except for area. All positions are exact integer ratios.
 """
@@ -105,8 +105,8 @@ def axis_weights(
         length: pixels in the window (at least 1); it may reach beyond the image.
         valid: image pixels along the axis; pixels past them get weight 0.
         canvas_size: pixels of the padded canvas along the axis.
-        shrinks: whether the window is at least S pixels long on **both** axes. Only then does
-            OpenCV's INTER_AREA average; otherwise it interpolates linearly.
+        shrinks: whether the window is at least as long as the result on **both** axes. Only then
+            does OpenCV's INTER_AREA average; otherwise it interpolates linearly.
 
     Returns:
         float32 [S, canvas_size]. Taps outside the window are clamped to its border. A row sums to 1
@@ -129,7 +129,7 @@ def resample(
     size: jax.Array,
     window: Window,
     kernel: jax.Array | int,
-    image_size: int,
+    image_size: int | tuple[int, int],
     fill: jax.Array,
 ) -> jax.Array:
     """Cuts a window out of an image on an infinite plane of colour `fill`, and resizes it.
@@ -143,16 +143,17 @@ def resample(
         size: int32 [2], height and width of the valid part.
         window: what to cut.
         kernel: index into `KERNELS`.
-        image_size: side S of the result.
+        image_size: height S and width T of the result, or the side of a square.
         fill: float32 [3].
 
     Returns:
-        float32 [S, S, 3], clipped to 0…255 (cubic and Lanczos overshoot; OpenCV saturates).
+        float32 [S, T, 3], clipped to 0…255 (cubic and Lanczos overshoot; OpenCV saturates).
     """
     height, width = image.shape[:2]
-    shrinks = (window.height >= image_size) & (window.width >= image_size)
-    rows = axis_weights(kernel, image_size, window.top, window.height, size[0], height, shrinks)
-    columns = axis_weights(kernel, image_size, window.left, window.width, size[1], width, shrinks)
+    out_height, out_width = (image_size,) * 2 if isinstance(image_size, int) else image_size
+    shrinks = (window.height >= out_height) & (window.width >= out_width)
+    rows = axis_weights(kernel, out_height, window.top, window.height, size[0], height, shrinks)
+    columns = axis_weights(kernel, out_width, window.left, window.width, size[1], width, shrinks)
     # HIGHEST, because by default TPUs and tensor cores round the pixels to bfloat16 or TF32.
     exact = jax.lax.Precision.HIGHEST
     middle = jnp.einsum("sh,hwc->swc", rows, image - fill, precision=exact)
@@ -160,16 +161,16 @@ def resample(
     return jnp.clip(output + fill, 0.0, 255.0)
 
 
-def resize(image: jax.Array, size: jax.Array, image_size: int) -> jax.Array:
+def resize(image: jax.Array, size: jax.Array, image_size: int | tuple[int, int]) -> jax.Array:
     """Resizes the valid part of a padded image bilinearly, as evaluation does.
 
     Args:
         image: uint8 [H, W, 3], padded.
         size: int32 [2], height and width of the valid part.
-        image_size: side S of the result.
+        image_size: height S and width T of the result, or the side of a square.
 
     Returns:
-        float32 [S, S, 3] in 0…255, equal to OpenCV's INTER_LINEAR before rounding.
+        float32 [S, T, 3] in 0…255, equal to OpenCV's INTER_LINEAR before rounding.
     """
     zero = jnp.zeros((), jnp.int32)
     window = Window(zero, zero, size[0], size[1])

@@ -35,7 +35,7 @@ def test_recipes_are_valid_and_named_as_their_file(name):
         ("model.norm_span", 7, r"model\.norm_span is 7.*multiple of 2 that divides 16"),
         ("anchors.aspect_ratios", ((0,),) * 6, r"aspect_ratios"),
         ("image_size", 7, r"level 0 are 0 and 1 pixels at config\.image_size 7"),
-        ("anchors.steps", (8, 16, 32, 64, 100, 128), r"image_size is 64, too small .* step 128 of"),
+        ("anchors.steps", (8, 16, 32, 64, 100, 128), r"64 x 64 pixels is too small .* step 128 of"),
         ("ema_decay", 1.0, r"ema_decay is 1\.0; it must be 0 \(off\) or above, and below 1"),
         ("freeze", "backbone", r"freeze is 'backbone', but the run starts from random weights"),
         ("eval.log_pictures", -1, r"eval\.log_pictures is -1"),

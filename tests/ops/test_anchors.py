@@ -87,6 +87,14 @@ def test_without_steps_the_cells_divide_the_image():
     np.testing.assert_allclose(boxes[:, :2], centres, atol=1e-4)
 
 
+def test_another_input_changes_neither_sides_nor_steps_in_pixels():
+    plain, wide = make_anchors(VOC, [2] * 6), make_anchors(VOC, [2] * 6, (180, 500))
+    np.testing.assert_allclose(wide * [180, 500, 180, 500], plain * 300, atol=1e-4)
+    pairs = VOC._replace(steps=((8, 8),) * 5 + ((90, 250),))
+    centre = make_anchors(pairs, [2] * 6, (180, 500))[-1].reshape(2, 2).mean(axis=0)
+    np.testing.assert_allclose(centre * [180, 500], [135, 375], atol=1e-3)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -159,11 +159,13 @@ def test_weights_of_a_window_within_the_image_sum_to_one(name, length, other):
     assert not np.any(weights[:, :5]) and not np.any(weights[:, 5 + length :])
 
 
-def test_resize_is_bilinear_on_the_valid_part():
+@pytest.mark.parametrize("result", [S, (S, 40), (50, S)])
+def test_resize_is_bilinear_on_the_valid_part(result):
     image = np.random.default_rng(4).integers(0, 256, (61, 37, 3), dtype=np.uint8)
     canvas, size = on_canvas(image)
-    output = jax.jit(resample.resize, static_argnums=2)(canvas, size, S)
-    expected = cv2.resize(image.astype(np.float32), (S, S), interpolation=cv2.INTER_LINEAR)
+    output = jax.jit(resample.resize, static_argnums=2)(canvas, size, result)
+    height, width = np.broadcast_to(result, 2).tolist()
+    expected = cv2.resize(image.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
     assert output.dtype == jnp.float32
     np.testing.assert_allclose(output, expected, rtol=0, atol=FLOAT_TOLERANCE)
 
