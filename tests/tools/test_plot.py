@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from scratchdet_jax.errors import UserError
+from scratchdet_jax.run import reading
 from scratchdet_jax.run.reading import RunRecords, read_config, read_run
 from scratchdet_jax.tools import plot
 from tests.command import exit_status
@@ -37,16 +38,16 @@ def write(folder, records, tail=""):
 def test_records_are_read_in_order_and_the_last_one_of_a_step_counts(tmp_path):
     records = [train(1), train(2), evaluation(2, 0.1), train(3, 9.0), train(3, 4.0), train(4)]
     run = read_run(write(tmp_path / "a", [*records, {"kind": "note", "step": 1}]), "a")
-    steps, loss = plot.series(run.train, "loss")
+    steps, loss = reading.series(run.train, "loss")
     np.testing.assert_array_equal(steps, [1, 2, 3, 4])
     np.testing.assert_array_equal(loss, [2, 2, 4, 2])
-    assert plot.series(run.eval, "mAP")[1] == [0.1]
+    assert reading.series(run.eval, "mAP")[1] == [0.1]
 
 
 def test_null_and_nan_are_gaps(tmp_path):
     records = [evaluation(1, None), evaluation(2, float("nan")), evaluation(3, 0.5)]
     run = read_run(write(tmp_path / "a", records), "a")
-    np.testing.assert_array_equal(plot.series(run.eval, "mAP")[1], [np.nan, np.nan, 0.5])
+    np.testing.assert_array_equal(reading.series(run.eval, "mAP")[1], [np.nan, np.nan, 0.5])
 
 
 def test_truncated_last_line_is_skipped_with_a_warning(tmp_path, capsys):
@@ -74,16 +75,16 @@ def test_bad_files_are_named(tmp_path, text, message):
 
 
 def test_names_are_folders_with_parents_where_those_are_equal(tmp_path):
-    assert plot.run_names([tmp_path / "x" / "a", tmp_path / "x" / "b"]) == ["a", "b"]
-    assert plot.run_names([tmp_path / "x" / "a", tmp_path / "y" / "a"]) == ["x/a", "y/a"]
+    assert reading.run_names([tmp_path / "x" / "a", tmp_path / "x" / "b"]) == ["a", "b"]
+    assert reading.run_names([tmp_path / "x" / "a", tmp_path / "y" / "a"]) == ["x/a", "y/a"]
     with pytest.raises(UserError, match="twice"):
-        plot.run_names([tmp_path / "a", tmp_path / "b" / ".." / "a"])
+        reading.run_names([tmp_path / "a", tmp_path / "b" / ".." / "a"])
 
 
 def test_running_agrees_with_the_loop():
     values = np.random.default_rng(0).normal(size=40)
     values[[3, 10, 11, 12, 13]] = np.nan
-    mean, low, high = plot.running(values, 4)
+    mean, low, high = reading.running(values, 4)
     for i in range(37):
         window = [value for value in values[i : i + 4] if np.isfinite(value)]
         if window:
@@ -96,12 +97,12 @@ def test_running_agrees_with_the_loop():
 
 def test_fluctuation_is_the_logged_one_or_the_change_between_records():
     logged = [train(1), train(5, gradient_fluctuation=0.5), train(10, gradient_fluctuation=0.2)]
-    steps, values = plot.fluctuation(logged)
+    steps, values = reading.fluctuation(logged)
     assert (steps.tolist(), values.tolist()) == ([5, 10], [0.5, 0.2])
     older = [train(s, gradient_norm=n) for s, n in ((5, 3.0), (10, 5.0), (15, 1.0))]
-    steps, values = plot.fluctuation(older)
+    steps, values = reading.fluctuation(older)
     assert (steps.tolist(), values.tolist()) == ([10, 15], [2, 4])
-    assert len(plot.fluctuation([])[0]) == 0
+    assert len(reading.fluctuation([])[0]) == 0
 
 
 def test_relative_deviation_agrees_with_the_loop():
@@ -142,7 +143,7 @@ BASE = {"name": "x", "model.norm": "batch", "optimizer.learning_rate": 0.05, "se
 )
 def test_curves_are_named_by_what_differs(changes, labels):
     configs = [None if change is None else BASE | change for change in changes]
-    assert plot.label_by_difference("abc"[: len(configs)], configs) == labels
+    assert reading.label_by_difference("abc"[: len(configs)], configs) == labels
 
 
 def test_the_config_comes_from_the_checkpoint(tmp_path):
