@@ -14,7 +14,7 @@ Classes without ground truth are left out of the mean; tidecv counts them as AP 
 detections. All detections that are given count; tidecv takes 100 of an image by default.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np

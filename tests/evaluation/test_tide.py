@@ -1,7 +1,7 @@
 """TIDE against a slow, obvious program, and against tidecv where that is installed.
 
-tidecv is not among the requirements: PYTHONPATH=FOLDER python -m pytest tests/evaluation/test_tide.py
-with a folder that holds it (`pip install --no-deps --target=FOLDER tidecv appdirs seaborn pandas`).
+tidecv is not among the requirements. Where it is in FOLDER, with appdirs, seaborn and pandas:
+PYTHONPATH=FOLDER python -m pytest tests/evaluation/test_tide.py
 """
 
 import numpy as np
@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from scratchdet_jax.evaluation import coco
 from scratchdet_jax.evaluation.detections import ImageDetections, ImageGroundTruth
 from scratchdet_jax.evaluation.tide import CORRECT, KINDS, analyse, summarize, totals
 
@@ -96,15 +97,19 @@ def test_a_detection_on_an_ignored_box_does_not_count():
     assert [part.tolist() for part in totals(analysis, 0.75, 1)] == [[0], [1], [1]]
 
 
-def random_split(seed, images=6, crowded=True):
-    """Boxes on a coarse grid, so that every kind of error and equal IoU occur; distinct scores."""
+def random_split(seed, images=6, off_grid=0.0):
+    """Boxes on a coarse grid, so that every kind of error and equal IoU occur; distinct scores.
+
+    `off_grid`: largest distance of a corner from the grid.
+    """
     rng = np.random.default_rng(seed)
     ground_truth, detections = {}, {}
     for i in range(images):
         corner = rng.integers(0, 6, (rng.integers(0, 6), 2)) * 10.0
         boxes = np.concatenate([corner, corner + rng.integers(2, 5, corner.shape) * 10.0], -1)
         labels = rng.integers(1, CLASSES + 1, len(boxes))
-        ignore = rng.random(len(boxes)) < (0.2 if crowded else 0.0)
+        boxes += off_grid * rng.random(boxes.shape)
+        ignore = rng.random(len(boxes)) < 0.2
         ground_truth[str(i)] = ImageGroundTruth(boxes, labels, ignore)
         if rng.random() < 0.15:
             continue
@@ -223,6 +228,15 @@ def test_costs_equal_those_of_plain_loops(seed):
     assert result.costs == pytest.approx(costs, abs=1e-12)
     assert result.false_positives == pytest.approx(false_positives, abs=1e-12)
     assert result.false_negatives == pytest.approx(false_negatives, abs=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_the_ap_is_cocos_at_iou_half(seed):
+    # Of equal IoU, and of exactly 0.5 with a crowd, COCO's rules are others than TIDE's.
+    detections, ground_truth = random_split(seed, images=12, off_grid=1.0)
+    names = [f"class {label}" for label in range(1, CLASSES + 1)]
+    expected = coco.evaluate(detections, ground_truth, names).metrics["AP50"]
+    assert tide(detections, ground_truth).ap == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize("seed", range(40))
