@@ -11,45 +11,21 @@ import pytest
 
 from configs import first_layers
 from scratchdet_jax.data.builders.voc_folder import prepare_voc_folder
-from scratchdet_jax.detector import Detector, build_detector
+from scratchdet_jax.detector import Detector
 from scratchdet_jax.evaluation import evaluate
 from scratchdet_jax.ops.nms import Detections
 from scratchdet_jax.run.checkpoints import Checkpoints, RunInfo
+from scratchdet_jax.run.open import open_run
 from scratchdet_jax.tools.report import __main__ as report
 from scratchdet_jax.tools.report.sections import images, setup, training
 from tests import browser
 from tests.command import exit_status
-from tests.tiny import random_variables, tiny_config
+from tests.small_voc import write_voc
+from tests.tiny import tiny_config
 
 CLASSES = ("cat", "dog<b>", "zebra")
 CAT, DOG, FREE = (10, 20, 60, 90), (80, 30, 150, 110), (70, 2, 100, 20)  # xmin, ymin, xmax, ymax
 PLACES = {"v1": [("cat", CAT), ("dog<b>", DOG)], "v2": [("dog<b>", DOG)], "v3": []}
-
-
-def write_voc(folder, splits):
-    """`splits`: by name, objects (class, box) by image."""
-    for part in ("Annotations", "ImageSets/Main", "JPEGImages"):
-        (folder / part).mkdir(parents=True)
-    picture = cv2.resize(
-        np.random.default_rng(0).integers(0, 255, (6, 8, 3), dtype=np.uint8), (160, 120)
-    )
-    for split, places in splits.items():
-        (folder / f"ImageSets/Main/{split}.txt").write_text("\n".join(places) + "\n")
-        for image_id, objects in places.items():
-            cv2.imwrite(str(folder / f"JPEGImages/{image_id}.jpg"), picture)
-            text = "".join(
-                f"<object><name>{name.replace('<', '&lt;')}</name><difficult>0</difficult><bndbox>"
-                + "".join(
-                    f"<{key}>{value}</{key}>"
-                    for key, value in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True)
-                )
-                + "</bndbox></object>"
-                for name, box in objects
-            )
-            (folder / f"Annotations/{image_id}.xml").write_text(
-                f"<annotation><size><width>160</width><height>120</height></size>{text}"
-                "</annotation>"
-            )
 
 
 @pytest.fixture(scope="module")
@@ -67,8 +43,8 @@ def data(tmp_path_factory):
     return root / "data"
 
 
-def save(workdir, data, classes=CLASSES, weights=False, **fields):
-    """A checkpoint of step 7, with random weights or without any."""
+def save(workdir, data, classes=CLASSES, **fields):
+    """A checkpoint of step 7 without weights: the tests detect without a network."""
     config = tiny_config(
         **{
             "data.dir": str(data),
@@ -78,19 +54,15 @@ def save(workdir, data, classes=CLASSES, weights=False, **fields):
             **fields,
         }
     )
-    state = {"nothing": np.zeros(1)}
-    if weights:
-        detector = build_detector(config, classes)
-        state = random_variables(detector, config.image_size, np.random.default_rng(0))
     checkpoints = Checkpoints(workdir)
-    checkpoints.save(7, state, RunInfo(config, classes))
+    checkpoints.save(7, {"nothing": np.zeros(1)}, RunInfo(config, classes))
     checkpoints.close()
     return workdir
 
 
 @pytest.fixture(scope="module")
 def workdir(data, tmp_path_factory):
-    path = save(tmp_path_factory.mktemp("runs") / "first", data, weights=True)
+    path = save(tmp_path_factory.mktemp("runs") / "first", data)
     lines = [
         {
             "kind": "train",
@@ -222,17 +194,14 @@ def test_the_figures_and_the_page_of_a_run(workdir, tmp_path, monkeypatch, capsy
     assert printed.rstrip().endswith(f"page: {output}")
 
 
-def test_the_map_is_that_of_eval(workdir, tmp_path):
-    """With the real detector, here of random weights."""
+def test_the_map_is_that_of_eval(workdir, tmp_path, monkeypatch):
+    detected(monkeypatch, (1, 0.9, CAT), (2, 0.8, FREE), (2, 0.7, DOG), (3, 0.6, DOG))
     figures = tmp_path / "r.json"
     assert run(workdir, f"--output={tmp_path / 'r.html'}", f"--json={figures}") == 0
-    evaluation = evaluate.evaluate_run(
-        evaluate.SavedRun(workdir, 7, Checkpoints(workdir, read_only=True).info(7)),
-        Checkpoints(workdir, read_only=True).info(7).config,
-        tmp_path / "eval",
-    )
+    opened = open_run(workdir)
+    evaluation = evaluate.evaluate_run(opened, opened.info.config, tmp_path / "eval")
     found = json.loads(figures.read_text())["runs"]["first"]["precision"]
-    assert found["mean"] == evaluation.results["mAP"]
+    assert 0 < found["mean"] == evaluation.results["mAP"] < 1
     assert found["strict_mean"] == evaluation.results["mAP@.5:.95"]
     written = json.loads((tmp_path / "eval/results.json").read_text())
     assert found["constant"] == written["constant_box"]["AP"]

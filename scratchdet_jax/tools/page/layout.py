@@ -78,7 +78,7 @@ def text_table(rows: Sequence[Sequence[Cell]]) -> list[str]:
 
 def html_table(rows: Sequence[Sequence[Cell]]) -> str:
     """A <table> that scrolls sideways on narrow pages."""
-    head = "".join(f"<th>{html.escape(str(cell))}</th>" for cell in rows[0])
+    head = "".join(map(_html_head, rows[0]))
     body = "".join(f"<tr>{''.join(map(_html_cell, row))}</tr>" for row in rows[1:])
     return (
         f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
@@ -154,6 +154,11 @@ def _text_cell(cell: Cell) -> str:
         case Score():
             return number(cell, 3)
     return str(cell)
+
+
+def _html_head(cell: Cell) -> str:
+    style = ' class="text"' if isinstance(cell, Wrapped) else ""
+    return f"<th{style}>{html.escape(str(cell))}</th>"
 
 
 def _html_cell(cell: Cell) -> str:

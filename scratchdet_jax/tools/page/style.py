@@ -46,6 +46,7 @@ th, td { padding: 4px 10px; text-align: right; border-bottom: 1px solid var(--li
 th { font-weight: 600; color: var(--soft); vertical-align: bottom; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
 td { white-space: nowrap; }
+th.text { text-align: left; }
 td.text { text-align: left; white-space: normal; overflow-wrap: anywhere; min-width: 11em; }
 tr.total td { font-weight: 600; }
 td.share {
@@ -61,7 +62,7 @@ td.hit { background: color-mix(in srgb, var(--good) calc(var(--share) * 42%), tr
 table.matrix tbody th { text-align: left; }
 figure.matrix { max-width: 640px; }
 figure.matrix .hit { fill: var(--good); } figure.matrix .slip { fill: var(--problem); }
-figure.matrix .frame { fill: none; stroke: var(--line); stroke-width: .3; }
+figure.matrix .frame { fill: none; stroke: var(--line); stroke-width: .08; }
 .findings { list-style: none; margin: 0; padding: 0; }
 .findings li { border-left: 4px solid; padding: 2px 0 2px 12px; margin: 0 0 14px; }
 .findings b { text-transform: uppercase; font-size: .75rem; letter-spacing: .05em; }

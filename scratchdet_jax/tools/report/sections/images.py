@@ -159,13 +159,14 @@ class Images(NamedTuple):
     ) -> Iterator[str]:
         """Pairs of pictures."""
         first = next(iter(runs.values()))
+        same = all(run.class_names == first.class_names for run in runs.values())
         yield soft(
             "Left the ground truth (dashed: ignored), right the detections with a score from "
             f"{first.threshold:g}. Images are ranked by F1 = 2·correct / (2·correct + false + "
             "missed), the right class and IoU 0.5; of equals, more errors are worse and more "
             "correct detections are better. Images without objects and detections are left out."
         )
-        if len(first.class_names) <= _NAMED:
+        if same and len(first.class_names) <= _NAMED:
             yield chips(first.class_names, {"ignored": IGNORED})
         for name, run in runs.items():
             if len(runs) > 1:

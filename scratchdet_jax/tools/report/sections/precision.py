@@ -104,13 +104,18 @@ class Precision(NamedTuple):
     def to_text(runs: Mapping[str, "Precision"]) -> Iterator[str]:
         """AP by class."""
         yield "\nAVERAGE PRECISION"
-        yield from text_table(_table(runs, meters=False))
+        if common_classes(_class_names(runs)):
+            yield from text_table(_table(runs, meters=False))
+        else:
+            yield "  the runs have no class in common"
 
     @staticmethod
     def to_html(runs: Mapping[str, "Precision"]) -> Iterator[str]:
         """The table and the curves."""
         first = next(iter(runs.values()))
         yield common_note(_class_names(runs))
+        if not common_classes(_class_names(runs)):
+            return
         yield soft(html.escape(_rules(runs)))
         yield html_table(_table(runs))
         empty = [name for name in common_classes(_class_names(runs)) if not first.objects[name]]

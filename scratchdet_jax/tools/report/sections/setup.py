@@ -105,8 +105,8 @@ class Setup(NamedTuple):
         if len(silent) < len(runs):
             yield html_table(_compared({n: s.versions for n, s in runs.items()}, every=True))
         if silent:
-            which = "The checkpoint does" if len(runs) == 1 else f"{', '.join(silent)}:"
-            text = f"{which} not say which versions wrote it: an older version of the program did."
+            which = f" of {' and '.join(silent)}" if len(runs) > 1 else ""
+            text = f"The checkpoint{which} does not say its versions: an older version wrote it."
             yield soft(html.escape(text))
 
     def _counted(self) -> str:
@@ -144,7 +144,7 @@ def _compared(values: Mapping[str, Mapping[str, Any]], every: bool = False) -> l
 
 
 def _wrapped(rows: list[list[str]]) -> list[list[Cell]]:
-    return [rows[0], *([row[0], *map(Wrapped, row[1:])] for row in rows[1:])]
+    return [[row[0], *map(Wrapped, row[1:])] for row in rows]
 
 
 def _text(value: Any) -> str:
