@@ -208,6 +208,20 @@ def test_the_map_is_that_of_eval(workdir, tmp_path, monkeypatch):
     checked(tmp_path / "r.html")
 
 
+def test_a_run_with_cocos_metric(data, tmp_path, monkeypatch):
+    path = save(tmp_path / "run", data, **{"eval.metric": "coco"})
+    detected(monkeypatch, (1, 0.9, CAT), (2, 0.8, FREE), (2, 0.7, DOG))
+    figures = tmp_path / "r.json"
+    assert run(path, f"--output={tmp_path / 'r.html'}", f"--json={figures}") == 0
+    found = json.loads(figures.read_text())["runs"]["run"]
+    # The cat is found first of three guesses; both dogs only after three guesses elsewhere.
+    assert found["precision"]["per_class"]["cat"] == pytest.approx(1.0)
+    assert 0.3 < found["precision"]["per_class"]["dog<b>"] < 0.5
+    assert found["precision"]["mean"] == found["precision"]["strict_mean"]
+    assert found["sizes"]["ap"]["medium"] == pytest.approx(1.0)  # the false ones are small
+    assert "COCO, IoU 0.5:0.95" in checked(tmp_path / "r.html")
+
+
 def test_runs_side_by_side(workdir, data, tmp_path, monkeypatch, capsys):
     second = save(tmp_path / "second", data, **{"optimizer.learning_rate": 0.5})
     other_fields = {"data.train": "voc_folder/other:train", "data.eval": "voc_folder/other:val"}
