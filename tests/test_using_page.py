@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import cv2
@@ -9,17 +10,23 @@ import jax
 import numpy as np
 import pytest
 
+from scratchdet_jax.data.builders.voc_folder import prepare_voc_folder
 from scratchdet_jax.detector import build_detector
 from scratchdet_jax.run.checkpoints import Checkpoints, RunInfo
 from scratchdet_jax.run.state import create_state
 from scratchdet_jax.tools.predict import __main__ as predict
+from scratchdet_jax.tools.report import __main__ as report
 from scratchdet_jax.training.optimizer import make_optimizer
 from tests.command import exit_status
+from tests.small_voc import write_voc
 from tests.tiny import tiny_config
 
 PAGE = Path(__file__).parents[1] / "docs" / "using.md"
 CLASSES = ("Platelets", "RBC", "WBC")
-COMMANDS = {"scratchdet_jax.tools.predict": predict.main}
+COMMANDS = {
+    "scratchdet_jax.tools.predict": predict.main,
+    "scratchdet_jax.tools.report": report.main,
+}
 
 
 def blocks():
@@ -30,13 +37,18 @@ def blocks():
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """A working directory as the page assumes it: a run, a photo, a folder of photos, a video."""
-    config = tiny_config(**{"eval.score_threshold": 0.0})
+    """A working directory as the page assumes it: two runs, photos, a video."""
+    objects = [(name, (10, 20 * n + 10, 60, 20 * n + 40)) for n, name in enumerate(CLASSES)]
+    write_voc(tmp_path / "cells", {"train": {}, "val": {"v1": objects, "v2": objects[:1]}})
+    prepare_voc_folder(tmp_path / "cells", tmp_path / "data", "cells")
+    fields = {"data.dir": str(tmp_path / "data"), "data.eval": "voc_folder/cells:val"}
+    config = tiny_config(**{"eval.score_threshold": 0.0, **fields})
     detector = build_detector(config, CLASSES)
     state = create_state(detector.model, make_optimizer(config), config.image_size, 0)
     checkpoints = Checkpoints(tmp_path / "runs/bccd")
     checkpoints.save(800, jax.device_get(state), RunInfo(config, CLASSES))
     checkpoints.close()
+    shutil.copytree(tmp_path / "runs/bccd", tmp_path / "runs/wide")
     rng = np.random.default_rng(0)
     (tmp_path / "photos").mkdir()
     for name in ("photo.jpg", "photos/a.jpg", "photos/b.jpg"):
@@ -73,4 +85,5 @@ def test_every_block_of_the_page_runs(place, capsys):
         "tables/detections.csv",
         *(f"voc/comp4_det_images_{name}.txt" for name in CLASSES),
         "frames/clip/000002.png",
+        *("report.html", "report.json", "both.html"),
     }

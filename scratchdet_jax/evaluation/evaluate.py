@@ -43,10 +43,7 @@ def evaluate_run(
             others than those of the run.
     """
     _check_same_detector(run, config)
-    mapping = DeviceMapping(config.parallel)
-    validate(config, mapping.mesh.size)
-    source = open_split(config.data, "eval")
-    check_slots(config.data, {"eval": source})
+    mapping, source = _opened(config)
     record = {"step": run.step, "data": source.spec, "metric": config.eval.metric}
     aside = None
     if output is None:
@@ -59,18 +56,7 @@ def evaluate_run(
             f"({other['metric']}): name another folder or remove these results"
         )
     writable_folder(output, "--output")
-    if config.eval.metric != "none":
-        source.require_boxes("config.data.eval")
-    if source.class_names != run.info.class_names:
-        raise UserError(
-            f"{run.workdir} was trained on the classes {', '.join(run.info.class_names)}, but "
-            f"config.data.eval {source.spec} has {', '.join(source.class_names)}: choose a split "
-            "with the same classes in the same order"
-        )
-    detector, variables = load_detector(run, config)
-    evaluator = Evaluator(detector, mapping, source)
-    evaluation = evaluator.evaluate(mapping.replicate(variables))
-
+    evaluation = _evaluated(run, config, mapping, source)
     if not processes.is_first():
         return evaluation
     scored = config.eval.metric != "none"
@@ -103,6 +89,46 @@ def evaluate_run(
     moved = f"; the earlier results of another step are in {aside}" if aside else ""
     print(f"detections and results.json in {output}{moved}")
     return evaluation
+
+
+def score_run(
+    run: SavedRun, config: ml_collections.ConfigDict
+) -> tuple[DetectionSource, Evaluation]:
+    """Scores a run on `config.data.eval` as `evaluate_run` does, but writes and prints nothing.
+
+    Raises:
+        UserError: as for `evaluate_run`.
+    """
+    _check_same_detector(run, config)
+    mapping, source = _opened(config)
+    return source, _evaluated(run, config, mapping, source)
+
+
+def _opened(config: ml_collections.ConfigDict) -> tuple[DeviceMapping, DetectionSource]:
+    mapping = DeviceMapping(config.parallel)
+    validate(config, mapping.mesh.size)
+    source = open_split(config.data, "eval")
+    check_slots(config.data, {"eval": source})
+    return mapping, source
+
+
+def _evaluated(
+    run: SavedRun,
+    config: ml_collections.ConfigDict,
+    mapping: DeviceMapping,
+    source: DetectionSource,
+) -> Evaluation:
+    if config.eval.metric != "none":
+        source.require_boxes("config.data.eval")
+    if source.class_names != run.info.class_names:
+        raise UserError(
+            f"{run.workdir} was trained on the classes {', '.join(run.info.class_names)}, but "
+            f"config.data.eval {source.spec} has {', '.join(source.class_names)}: choose a split "
+            "with the same classes in the same order"
+        )
+    detector, variables = load_detector(run, config)
+    evaluator = Evaluator(detector, mapping, source)
+    return evaluator.evaluate(mapping.replicate(variables))
 
 
 def default_folder(run: SavedRun, config: ml_collections.ConfigDict, spec: str) -> Path:

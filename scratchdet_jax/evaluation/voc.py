@@ -6,7 +6,7 @@ width is xmax − xmin + 1; IoU ≥ 0.5 is a match; a difficult object is neithe
 
 import hashlib
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -69,15 +69,13 @@ def average_precision(
         UserError: the metric is unknown.
     """
     recall, precision = np.asarray(recall, np.float64), np.asarray(precision, np.float64)
-    # The best precision at this or any higher recall; 0 beyond the last recall.
-    envelope = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)
+    curve = Curve(recall, precision)
     if metric == "11point":
         # The reference evaluators' thresholds are multiples of 0.1 in double precision: 3 * 0.1 is
         # 0.30000000000000004, which a recall of exactly 3 in 10 does not reach.
-        first = np.searchsorted(recall, np.arange(11) * 0.1, side="left")
-        return float(envelope[first].mean())
+        return float(best_precision(curve, np.arange(11) * 0.1).mean())
     if metric == "area":
-        return float(np.sum(np.diff(recall, prepend=0.0) * envelope[:-1]))
+        return float(np.sum(np.diff(recall, prepend=0.0) * best_precision(curve, recall)))
     raise UserError(
         f"unknown VOC metric {metric!r}: use '11point' (VOC 2007) or 'area' (VOC 2010 and later)"
     )
@@ -111,24 +109,63 @@ def evaluate(
         UserError: an image is not in the ground truth, a label is out of range, or a score or a box
             is not finite.
     """
-    truth = flatten_ground_truth(ground_truth, len(class_names))
-    found = flatten_detections(detections, ground_truth, len(class_names))
     per_class, ground_truths, counts = {}, {}, {}
-    for label, name in enumerate(class_names, start=1):
-        class_truth = FlatGroundTruth(*(column[truth.labels == label] for column in truth))
-        class_found = FlatDetections(*(column[found.labels == label] for column in found))
-        ground_truths[name] = int(np.sum(~class_truth.ignore))
-        counts[name] = len(class_found.scores)
-        per_class[name] = _class_average_precision(class_found, class_truth, iou_threshold, metric)
+    for name, found, truth in _by_class(detections, ground_truth, class_names):
+        ground_truths[name] = int(np.sum(~truth.ignore))
+        counts[name] = len(found.scores)
+        curve = _curve(found, truth, iou_threshold)
+        per_class[name] = curve and average_precision(curve.recall, curve.precision, metric)
     scored = [value for value in per_class.values() if value is not None]
     mean = float(np.mean(scored)) if scored else float("nan")
     return VocResult(mean, per_class, ground_truths, counts)
 
 
-def _class_average_precision(
-    found: FlatDetections, truth: FlatGroundTruth, iou_threshold: float, metric: Metric
-) -> float | None:
-    """Computes the AP of one class; None without ground truth that counts."""
+class Curve(NamedTuple):
+    """Recall and precision of a class, float64 [n], after each of its detections by score."""
+
+    recall: np.ndarray
+    precision: np.ndarray
+
+
+def curves(
+    detections: Mapping[str, ImageDetections],
+    ground_truth: Mapping[str, ImageGroundTruth],
+    class_names: Sequence[str],
+    iou_threshold: float = 0.5,
+) -> dict[str, Curve | None]:
+    """The precision–recall curves of which `evaluate`, with the same arguments, computes the AP.
+
+    None stands for a class without ground truth that counts.
+    """
+    return {
+        name: _curve(found, truth, iou_threshold)
+        for name, found, truth in _by_class(detections, ground_truth, class_names)
+    }
+
+
+def best_precision(curve: Curve, recalls: np.ndarray) -> np.ndarray:
+    """The best precision at each recall or any higher one; 0 beyond the last recall."""
+    envelope = np.append(np.maximum.accumulate(curve.precision[::-1])[::-1], 0.0)
+    return envelope[np.searchsorted(curve.recall, recalls, side="left")]
+
+
+def _by_class(
+    detections: Mapping[str, ImageDetections],
+    ground_truth: Mapping[str, ImageGroundTruth],
+    class_names: Sequence[str],
+) -> Iterator[tuple[str, FlatDetections, FlatGroundTruth]]:
+    truth = flatten_ground_truth(ground_truth, len(class_names))
+    found = flatten_detections(detections, ground_truth, len(class_names))
+    for label, name in enumerate(class_names, start=1):
+        yield (
+            name,
+            FlatDetections(*(column[found.labels == label] for column in found)),
+            FlatGroundTruth(*(column[truth.labels == label] for column in truth)),
+        )
+
+
+def _curve(found: FlatDetections, truth: FlatGroundTruth, iou_threshold: float) -> Curve | None:
+    """The curve of one class; None without ground truth that counts."""
     positives = int(np.sum(~truth.ignore))
     if positives == 0:
         return None
@@ -148,7 +185,7 @@ def _class_average_precision(
     false_positives = np.cumsum(~true_positive & ~ignored)
     # If all detections so far are ignored, the precision is 0/0, counted as 0.
     precision = true_positives / np.maximum(true_positives + false_positives, 1)
-    return average_precision(true_positives / positives, precision, metric)
+    return Curve(true_positives / positives, precision)
 
 
 def _best_overlaps(

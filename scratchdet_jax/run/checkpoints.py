@@ -18,6 +18,7 @@ from scratchdet_jax.parallel.processes import is_first
 from scratchdet_jax.progress import say
 from scratchdet_jax.run.integrity import damage, write_checksums
 from scratchdet_jax.run.state import TrainState
+from scratchdet_jax.run.versions import versions
 
 BEST_METRIC = "mAP"
 IMPORTED = "imported.json"  # marks a workdir whose weights were imported by tools/import_torch
@@ -142,6 +143,7 @@ class Checkpoints:
             "config": json.loads(info.config.to_json_best_effort()),
             "class_names": list(info.class_names),
             "progress": progress,
+            "versions": versions(),
         }
         self.wait()
         self._writing = step
@@ -212,6 +214,10 @@ class Checkpoints:
     def progress(self, step: int) -> dict[str, Any] | None:
         """The argument `progress` of `save`."""
         return self._about(step).get("progress")
+
+    def versions(self, step: int) -> dict[str, str]:
+        """What wrote `step` (see run.versions); empty for a checkpoint of an older version."""
+        return dict(self._about(step).get("versions") or {})
 
     def find(self, which: str) -> int:
         """The step given by `which`: "best", "latest" or a number."""

@@ -2,6 +2,8 @@
 
 import json
 import math
+import resource
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +19,9 @@ from scratchdet_jax.parallel.processes import is_first
 from scratchdet_jax.progress import Progress, say
 from scratchdet_jax.run.events import Events, JsonLines
 from scratchdet_jax.run.state import FINITE
+
+MEASURED = ("images_per_second", "loader_wait", "host_memory", "device_memory")
+"""Fields of a training line that say how the machine did; two equal runs differ in them."""
 
 
 class Diverged(UserError):
@@ -37,6 +42,10 @@ class MetricLogger:
 
     `gradient_fluctuation` is the mean of |‖g_t‖₂ − ‖g_{t−1}‖₂| over *every* step since the previous
     line, so its meaning does not depend on `log_every`. The first step has none.
+
+    `loader_wait` is the share of the time since the previous line in which the loop waited for the
+    next batch. `host_memory` is the largest memory of the process so far, in bytes, and
+    `device_memory` that of the fullest local device, where devices report it.
     """
 
     def __init__(
@@ -77,7 +86,7 @@ class MetricLogger:
         self._note = ""  # what the last logged step said
         self._batch_size, self._log_every = batch_size, log_every
         self._pending: tuple[int, dict[str, jax.Array]] | None = None
-        self._since, self._images = time.perf_counter(), 0
+        self._since, self._images, self._waited = time.perf_counter(), 0, 0.0
         if progress is None:  # a checkpoint of an older version
             norm = last.get("gradient_norm") if last.get("step") == start_step else None
             progress = {"norm": norm, "changes": []}
@@ -108,7 +117,9 @@ class MetricLogger:
         if step % self._log_every == 0:
             now = time.perf_counter()
             values["images_per_second"] = self._images / (now - self._since)
-            self._since, self._images = now, 0
+            values["loader_wait"] = min(self._waited / (now - self._since), 1.0)
+            values |= _peak_memory()
+            self._since, self._images, self._waited = now, 0, 0.0
             if self._changes:
                 values["gradient_fluctuation"] = sum(self._changes) / len(self._changes)
                 self._changes = []
@@ -154,6 +165,13 @@ class MetricLogger:
         with self._progress.paused():
             yield
         self._since += time.perf_counter() - started
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Counts the time spent inside as waiting for the loader."""
+        started = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - started
 
     def close(self) -> None:
         """Closes the files and the bar."""
@@ -201,6 +219,15 @@ class MetricLogger:
                 if number is not None:
                     tag = f"{kind}/{name}" + (f"/{part}" if part else "")
                     self._events.add_scalar(tag, number, step)
+
+
+def _peak_memory() -> dict[str, float]:
+    """The largest memory so far, in bytes: of this process, and of the fullest local device."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    peaks = {"host_memory": float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)}
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    used = [one["peak_bytes_in_use"] for one in stats if "peak_bytes_in_use" in one]
+    return peaks | ({"device_memory": float(max(used))} if used else {})
 
 
 def _drop_lines_after(path: Path, step: int, evaluated: bool) -> dict[str, object]:

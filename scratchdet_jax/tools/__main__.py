@@ -21,6 +21,7 @@ COMMANDS = (
     "prepare",
     "doctor",
     "score",
+    "report",
     "plot",
     "summary",
     "forecast",

@@ -7,10 +7,8 @@ Curves are named by the fields in which the runs' configs differ.
 """
 
 import argparse
-import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 
@@ -22,9 +20,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from scratchdet_jax import cli
-from scratchdet_jax.config.fields import WITHOUT_EFFECT
 from scratchdet_jax.errors import UserError
-from scratchdet_jax.run.reading import RunRecords, read_config, read_run
+from scratchdet_jax.run.reading import (
+    RunRecords,
+    fluctuation,
+    label_by_difference,
+    read_config,
+    read_run,
+    run_names,
+    running,
+    series,
+)
 
 # Curves with more points than this are drawn as a running mean with a min–max band.
 _POINTS_PER_CURVE = 60
@@ -32,90 +38,6 @@ _POINTS_PER_CURVE = 60
 _WINDOW = 20
 # A panel gets a logarithmic axis if its largest value is more than this many times its median.
 _LOGARITHMIC_FROM = 100
-# Runs that differ in more fields than this are named by their folders.
-_FIELDS_IN_A_NAME = 6
-
-
-def run_names(workdirs: Sequence[str | Path]) -> list[str]:
-    """Names the runs by the shortest ends of their paths that are all different.
-
-    Raises:
-        UserError: a folder is given twice.
-    """
-    paths = [Path(workdir).resolve() for workdir in workdirs]
-    for path in paths:
-        if paths.count(path) > 1:
-            raise UserError(f"run {path} is given twice")
-    longest = max(len(path.parts) for path in paths)
-    for length in range(1, longest + 1):
-        names = ["/".join(path.parts[-length:]) for path in paths]
-        if len(set(names)) == len(names):
-            break
-    return names
-
-
-def label_by_difference(
-    names: Sequence[str], configs: Sequence[dict[str, object] | None]
-) -> list[str]:
-    """Names curves by the fields in which the runs differ, among those that all configs have.
-
-    Args:
-        names: the names of runs without a config, and of all runs if no fields differ, or too many.
-        configs: by dotted field name; None for a run without one.
-
-    Returns:
-        One label per run, such as "norm=none, learning_rate=0.005"; all are different.
-    """
-    known = [config for config in configs if config is not None]
-    differing = [
-        field
-        for field in (known[0] if known else ())
-        if field not in WITHOUT_EFFECT
-        and all(field in config for config in known)
-        and any(config[field] != known[0][field] for config in known)
-    ]
-    if not 0 < len(differing) <= _FIELDS_IN_A_NAME:
-        return list(names)
-    leaves = [field.rpartition(".")[2] for field in differing]
-    shown = [
-        leaf if leaves.count(leaf) == 1 else field
-        for leaf, field in zip(leaves, differing, strict=True)
-    ]
-    labels = []
-    for name, config in zip(names, configs, strict=True):
-        fields = zip(shown, differing, strict=True)
-        labels.append(
-            name
-            if config is None
-            else ", ".join(f"{leaf}={_text(config[field])}" for leaf, field in fields)
-        )
-    return [
-        label if labels.count(label) == 1 else f"{label} ({name})"
-        for label, name in zip(labels, names, strict=True)
-    ]
-
-
-def _text(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value) or "none"
-
-
-def series(records: Sequence[dict[str, Any]], field: str) -> tuple[np.ndarray, np.ndarray]:
-    """(steps int [n], values float [n]) of the records that have the field; null becomes NaN."""
-    rows = [(record["step"], record[field]) for record in records if field in record]
-    steps = np.array([step for step, _ in rows], np.int64)
-    values = np.array([math.nan if value is None else value for _, value in rows], np.float64)
-    return steps, values
-
-
-def fluctuation(records: Sequence[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
-    """(steps, mean |‖g_t‖₂ − ‖g_{t−1}‖₂|) as logged.
-
-    Old logs lack this figure; there it is the change between successive records.
-    """
-    if any("gradient_fluctuation" in record for record in records):
-        return series(records, "gradient_fluctuation")
-    steps, norms = series(records, "gradient_norm")
-    return steps[1:], np.abs(np.diff(norms))
 
 
 def relative_deviation(values: np.ndarray, window: int) -> np.ndarray:
@@ -126,21 +48,6 @@ def relative_deviation(values: np.ndarray, window: int) -> np.ndarray:
     with np.errstate(invalid="ignore", divide="ignore"):
         deviation = windows.std(axis=-1) / windows.mean(axis=-1)
     return np.where(np.isfinite(deviation), deviation, np.nan)
-
-
-def running(values: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean, minimum and maximum [n − window + 1] of each window, without the NaN in it.
-
-    A window of NaN alone gives NaN.
-    """
-    windows = np.lib.stride_tricks.sliding_window_view(values, window)
-    finite = np.isfinite(windows)
-    count = finite.sum(axis=-1)
-    total = np.where(finite, windows, 0.0).sum(axis=-1)
-    low = np.where(finite, windows, np.inf).min(axis=-1)
-    high = np.where(finite, windows, -np.inf).max(axis=-1)
-    mean = np.where(count > 0, total / np.maximum(count, 1), np.nan)
-    return mean, np.where(count > 0, low, np.nan), np.where(count > 0, high, np.nan)
 
 
 def draw(runs: Sequence[RunRecords], output: str | Path) -> None:

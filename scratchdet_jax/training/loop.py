@@ -198,7 +198,8 @@ def _steps(
         for step in range(start + 1, num_steps + 1):
             if improvement.ends(run.config.eval.stop_after):
                 return state, step - 1, improvement
-            batch = next(batches)
+            with run.logger.waiting():
+                batch = next(batches)
             if step == start + 1:
                 train_step = _compile(run, train_step, state, batch)
             state, metrics = train_step(state, batch)

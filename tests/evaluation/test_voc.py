@@ -133,6 +133,20 @@ def test_average_precision_agrees_with_the_loop(events, metric):
     )
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_the_curves_are_those_of_the_ap(seed):
+    (detections, ground_truth), names = random_split(seed), ["a", "b", "c"]
+    expected = voc.evaluate(detections, ground_truth, names, metric="area").per_class
+    for name, curve in voc.curves(detections, ground_truth, names).items():
+        if curve is None:
+            assert expected[name] is None
+            continue
+        assert voc.average_precision(*curve, "area") == expected[name]
+        best = voc.best_precision(curve, np.array([0.0, 0.5, 2.0]))
+        slow = [max(curve.precision[curve.recall >= r], default=0.0) for r in (0.0, 0.5, 2.0)]
+        np.testing.assert_array_equal(best, slow)
+
+
 def truth_of(*rows):
     return ImageGroundTruth(
         np.array([row[0] for row in rows], float).reshape(-1, 4),

@@ -237,6 +237,7 @@ def outcome(workdir: Path) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]
     import jax
 
     from scratchdet_jax.run.checkpoints import read_arrays
+    from scratchdet_jax.run.metrics import MEASURED
 
     tree = read_arrays(workdir.absolute() / f"checkpoints/{STEPS}/state")
     arrays = {
@@ -244,7 +245,7 @@ def outcome(workdir: Path) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
     lines = [json.loads(x) for x in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return arrays, [{k: v for k, v in x.items() if k != "images_per_second"} for x in lines]
+    return arrays, [{k: v for k, v in x.items() if k not in MEASURED} for x in lines]
 
 
 def same(a: Any, b: Any) -> bool:

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import pytest
 
 from scratchdet_jax.errors import UserError
+from scratchdet_jax.run import metrics as metrics_module
 from scratchdet_jax.run.metrics import MetricLogger
 
 
@@ -35,6 +36,23 @@ def test_each_step_is_written_after_the_next_one_has_started(tmp_path):
     ]
     assert lines(tmp_path)[1]["images_per_second"] > 0
     assert list(tmp_path.glob("events.out.tfevents.*"))
+
+
+def test_waiting_for_the_loader_and_memory_are_written(tmp_path, monkeypatch):
+    clock = iter([0.0, 1.0, 4.0, 4.0, 5.0, 10.0, 10.0, 20.0])
+    monkeypatch.setattr(metrics_module.time, "perf_counter", lambda: next(clock))
+    log = logger(tmp_path, every=2)  # at 0
+    for step in (1, 2):
+        with log.waiting():  # from 1 to 4, from 4 to 5
+            pass
+        log.log_step(step, metrics(1.0))
+    log.flush()  # at 10
+    with log.waiting():
+        pass
+    (line,) = lines(tmp_path)
+    assert line["loader_wait"] == 0.4
+    assert line["host_memory"] > 10 * 2**20
+    assert set(metrics_module.MEASURED) >= set(line) - {"kind", "step", "loss", "learning_rate"}
 
 
 def test_only_every_nth_step_is_written_but_all_are_checked(tmp_path):

@@ -11,7 +11,7 @@ from scratchdet_jax.data.builders import shapes
 from scratchdet_jax.models import BACKBONES, Backbone
 from scratchdet_jax.models.resnet import extra_blocks
 from scratchdet_jax.parallel.devices import DeviceMapping
-from scratchdet_jax.run.metrics import MetricLogger
+from scratchdet_jax.run.metrics import MEASURED, MetricLogger
 from scratchdet_jax.training import loop
 from tests.tiny import tiny_config
 
@@ -99,7 +99,7 @@ def lines(workdir, kind="") -> list[dict]:
     """The log without the speed, only the lines of one kind if it is given."""
     records = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
     return [
-        {name: value for name, value in record.items() if name != "images_per_second"}
+        {name: value for name, value in record.items() if name not in MEASURED}
         for record in records
         if record["kind"] == (kind or record["kind"])
     ]

@@ -13,7 +13,7 @@ import pytest
 from scratchdet_jax.data.sources import open_split
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.evaluation.evaluate import evaluate_run, split_name
-from scratchdet_jax.run.metrics import MetricLogger
+from scratchdet_jax.run.metrics import MEASURED, MetricLogger
 from scratchdet_jax.run.open import open_run
 from scratchdet_jax.stopping import Stopped
 from scratchdet_jax.tools.predict import __main__ as predict
@@ -107,8 +107,7 @@ def assert_same_end(state, workdir, finished):
     jax.tree.map(np.testing.assert_array_equal, state, finished[1])
 
     def figures(workdir):
-        drop = "images_per_second"
-        return [{k: v for k, v in line.items() if k != drop} for line in lines(workdir)]
+        return [{k: v for k, v in line.items() if k not in MEASURED} for line in lines(workdir)]
 
     assert figures(workdir) == figures(finished[0])
 
@@ -182,6 +181,8 @@ def test_metrics_are_written_for_each_step_and_evaluation(finished):
         "gradient_norm_extras",
         "gradient_norm_head",
         "images_per_second",
+        "loader_wait",
+        "host_memory",
     }
     evaluation = next(line for line in written if line["kind"] == "eval")
     assert set(evaluation["AP"]) == set(COLORS)

@@ -7,7 +7,7 @@ import ml_collections
 from scratchdet_jax.config.fields import flatten
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.tools.doctor.sections.unreached import WhatIf
-from scratchdet_jax.tools.doctor.wording import percent
+from scratchdet_jax.tools.page.wording import percent
 
 
 def check_new(path: Path) -> None:

@@ -7,7 +7,6 @@ import textwrap
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from scratchdet_jax.tools.doctor.layout import paragraph, soft
 from scratchdet_jax.tools.doctor.sections import samples
 from scratchdet_jax.tools.doctor.sections.anchors import Anchors
 from scratchdet_jax.tools.doctor.sections.boxes import Boxes
@@ -18,8 +17,8 @@ from scratchdet_jax.tools.doctor.sections.images import Images
 from scratchdet_jax.tools.doctor.sections.splits import Splits
 from scratchdet_jax.tools.doctor.sections.unreached import Unreached
 from scratchdet_jax.tools.doctor.study import Study
-from scratchdet_jax.tools.doctor.style import CSS
-from scratchdet_jax.tools.doctor.wording import SEVERITIES, Finding, percent, plural
+from scratchdet_jax.tools.page.layout import document, facts, paragraph, soft
+from scratchdet_jax.tools.page.wording import SEVERITIES, Finding, percent, plural
 
 _WIDTH = 100  # characters of a line of text
 
@@ -81,18 +80,9 @@ class Report(NamedTuple):
             "unreached": ("Boxes that no anchor reaches", self.unreached.to_html(study)),
             "samples": ("What the network sees", samples.to_html(study, sample_count)),
         }
-        links = "".join(f'<a href="#{name}">{title}</a>' for name, (title, _) in parts.items())
-        body = "".join(
-            f'<section id="{name}"><h2>{title}</h2>{"".join(elements)}</section>'
-            for name, (title, elements) in parts.items()
-        )
-        return (
-            '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-            '<meta name="viewport" content="width=device-width, initial-scale=1">'
-            f"<title>{html.escape(study.dataset)}: before training</title><style>{CSS}</style>"
-            f"</head><body><main>{_header(self, study)}<nav>{links}</nav></header>{body}"
-            f"{soft(f'Examined in {seconds():.0f} s.')}</main></body></html>\n"
-        )
+        title = f"{study.dataset}: before training"
+        parts = {name: (title, list(elements)) for name, (title, elements) in parts.items()}
+        return document(title, _header(self, study), parts, soft(f"Examined in {seconds():.0f} s."))
 
     def to_dict(self, study: Study, seconds: float) -> dict[str, Any]:
         """All figures for JSON, where NaN is null."""
@@ -127,20 +117,19 @@ def _text_findings(findings: list[Finding]) -> Iterator[str]:
 
 
 def _header(report: Report, study: Study) -> str:
-    facts = {
+    figures = {
         "images": f"{len(study.images):,}",
         "boxes": f"{len(study.table.labels):,}",
         "classes": str(len(study.class_names)),
         "reach an anchor": percent(report.anchors.before.reached),
         "after augmentation": percent(report.anchors.after.reached),
     }
-    items = "".join(f"<div><dt>{k}</dt><dd>{v}</dd></div>" for k, v in facts.items())
     setup = soft(
         f"Examined for the recipe {html.escape(study.config.name)}: network input "
         f"{study.image_size}×{study.image_size} px, canvas {study.canvas[1]}×"
         f"{study.canvas[0]}. An image in several splits counts once."
     )
-    return f'<header><h1>{html.escape(study.dataset)}</h1>{setup}<dl class="facts">{items}</dl>'
+    return f"<h1>{html.escape(study.dataset)}</h1>{setup}{facts(figures)}"
 
 
 def _html_findings(findings: list[Finding]) -> Iterator[str]:

@@ -14,8 +14,8 @@ from scratchdet_jax.tools.doctor.census import (
     without_ignored,
 )
 from scratchdet_jax.tools.doctor.fit import box_sides, fit_anchors, fit_augmented, make_levels
-from scratchdet_jax.tools.doctor.layout import Named
 from scratchdet_jax.tools.doctor.opening import Opened
+from scratchdet_jax.tools.page.layout import Named
 
 DRAWS = 4
 """Augmentations of each image."""

@@ -6,9 +6,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from scratchdet_jax.tools.doctor.charts import bars_svg
 from scratchdet_jax.tools.doctor.fit import Fit, box_sides, share
-from scratchdet_jax.tools.doctor.layout import (
+from scratchdet_jax.tools.doctor.sections.boxes import size_axis, size_edges
+from scratchdet_jax.tools.doctor.study import DRAWS, Study
+from scratchdet_jax.tools.page.charts import bars_svg
+from scratchdet_jax.tools.page.layout import (
     Bold,
     Cell,
     Share,
@@ -17,9 +19,7 @@ from scratchdet_jax.tools.doctor.layout import (
     paragraph,
     text_table,
 )
-from scratchdet_jax.tools.doctor.sections.boxes import size_axis, size_edges
-from scratchdet_jax.tools.doctor.study import DRAWS, Study
-from scratchdet_jax.tools.doctor.wording import Finding, number, percent, plural, verb
+from scratchdet_jax.tools.page.wording import Finding, number, percent, plural, verb
 
 _LOSS = 0.10  # share of the boxes that augmentation may cost
 

@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from scratchdet_jax.tools.doctor.charts import Axis, bars_svg, shares
 from scratchdet_jax.tools.doctor.fit import Levels, box_sides, share
-from scratchdet_jax.tools.doctor.layout import Cell, figure, html_table, soft, text_table
 from scratchdet_jax.tools.doctor.study import DRAWS, Study
-from scratchdet_jax.tools.doctor.wording import Finding, first_few, number, percent, plural, verb
+from scratchdet_jax.tools.page.charts import Axis, bars_svg, shares
+from scratchdet_jax.tools.page.layout import Cell, figure, html_table, soft, text_table
+from scratchdet_jax.tools.page.wording import Finding, first_few, number, percent, plural, verb
 
 _IMBALANCE = 10.0  # boxes of the commonest class to those of the rarest
 _FEW_BOXES = 50  # of a class

@@ -7,9 +7,9 @@ from scratchdet_jax.evaluation.baseline import ConstantBox, constant_box
 from scratchdet_jax.evaluation.detections import ImageGroundTruth
 from scratchdet_jax.evaluation.evaluator import METRIC_LABELS
 from scratchdet_jax.tools.doctor.census import Census
-from scratchdet_jax.tools.doctor.layout import Bold, Cell, html_table, paragraph, soft, text_table
 from scratchdet_jax.tools.doctor.study import Study
-from scratchdet_jax.tools.doctor.wording import Finding, number, percent, plural
+from scratchdet_jax.tools.page.layout import Bold, Cell, html_table, paragraph, soft, text_table
+from scratchdet_jax.tools.page.wording import Finding, number, percent, plural
 
 _HIGH = 0.2  # mAP
 _USUAL = ("val", "validation", "valid", "test")

@@ -4,9 +4,9 @@ import collections
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from scratchdet_jax.tools.doctor.layout import Named, paragraph
 from scratchdet_jax.tools.doctor.study import Study
-from scratchdet_jax.tools.doctor.wording import Finding, plural, verb
+from scratchdet_jax.tools.page.layout import Named, paragraph
+from scratchdet_jax.tools.page.wording import Finding, plural, verb
 
 
 class Defects(NamedTuple):

@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 from scratchdet_jax.data.duplicates import COLOUR_LEVELS, HASH_BITS, near_pairs
 from scratchdet_jax.tools.doctor.census import Census, Look
-from scratchdet_jax.tools.doctor.layout import Named, soft
-from scratchdet_jax.tools.doctor.pictures import photo, picture_figure
 from scratchdet_jax.tools.doctor.sections.splits import overlaps
 from scratchdet_jax.tools.doctor.study import Study
-from scratchdet_jax.tools.doctor.wording import Finding, plural, verb
+from scratchdet_jax.tools.page.layout import Named, soft
+from scratchdet_jax.tools.page.pictures import photo, picture_figure
+from scratchdet_jax.tools.page.wording import Finding, plural, verb
 
 _PAIRS_SHOWN = 8
 

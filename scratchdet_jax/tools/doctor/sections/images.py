@@ -6,10 +6,10 @@ from typing import NamedTuple
 import numpy as np
 
 from scratchdet_jax.tools.doctor.census import size_on_canvas
-from scratchdet_jax.tools.doctor.layout import Meter, Named, html_table, paragraph, soft
-from scratchdet_jax.tools.doctor.pictures import IGNORED, chips, gallery, photo
 from scratchdet_jax.tools.doctor.study import Study
-from scratchdet_jax.tools.doctor.wording import Finding, percent, plural, verb
+from scratchdet_jax.tools.page.layout import Meter, Named, html_table, paragraph, soft
+from scratchdet_jax.tools.page.pictures import IGNORED, chips, gallery, photo
+from scratchdet_jax.tools.page.wording import Finding, percent, plural, verb
 
 _CROWDED = 6
 _LISTED = 12  # image sizes

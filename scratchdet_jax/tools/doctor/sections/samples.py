@@ -13,9 +13,9 @@ from scratchdet_jax.data.records import Example
 from scratchdet_jax.detector import augment_options
 from scratchdet_jax.evaluation.drawing import draw_detections
 from scratchdet_jax.ops.augment import augment
-from scratchdet_jax.tools.doctor.layout import paragraph
-from scratchdet_jax.tools.doctor.pictures import Picture, chips, gallery, to_picture
 from scratchdet_jax.tools.doctor.study import Study
+from scratchdet_jax.tools.page.layout import paragraph
+from scratchdet_jax.tools.page.pictures import Picture, chips, gallery, to_picture
 from scratchdet_jax.training.step import example_keys
 
 

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from scratchdet_jax.tools.doctor.census import Census, select_images
-from scratchdet_jax.tools.doctor.layout import Bold, Meter, html_table, paragraph, soft, text_table
 from scratchdet_jax.tools.doctor.study import Study
-from scratchdet_jax.tools.doctor.wording import Finding, percent, plural
+from scratchdet_jax.tools.page.layout import Bold, Meter, html_table, paragraph, soft, text_table
+from scratchdet_jax.tools.page.wording import Finding, percent, plural
 
 _FEW_IMAGES = 1000
 

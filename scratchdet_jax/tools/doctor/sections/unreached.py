@@ -11,17 +11,10 @@ import numpy as np
 from scratchdet_jax.ops import boxes as box_ops
 from scratchdet_jax.progress import track
 from scratchdet_jax.tools.doctor.fit import Levels, box_sides, make_levels, share
-from scratchdet_jax.tools.doctor.layout import (
-    Share,
-    Wrapped,
-    html_table,
-    paragraph,
-    soft,
-    text_table,
-)
-from scratchdet_jax.tools.doctor.pictures import Picture, gallery, photo
 from scratchdet_jax.tools.doctor.study import DRAWS, Study
-from scratchdet_jax.tools.doctor.wording import Finding, first_few, percent, plural, verb
+from scratchdet_jax.tools.page.layout import Share, Wrapped, html_table, paragraph, soft, text_table
+from scratchdet_jax.tools.page.pictures import Picture, gallery, photo
+from scratchdet_jax.tools.page.wording import Finding, first_few, percent, plural, verb
 
 _FIRST_PERCENTS = (3.0, 4.0, 5.0, 7.0, 10.0, 14.0)  # anchor sizes to try
 _ROWS = 256  # boxes compared at a time

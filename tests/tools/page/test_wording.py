@@ -1,4 +1,4 @@
-from scratchdet_jax.tools.doctor.wording import percent
+from scratchdet_jax.tools.page.wording import percent
 
 
 def test_percent_never_rounds_to_zero_or_all():

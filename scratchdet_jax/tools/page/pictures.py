@@ -11,7 +11,7 @@ import numpy as np
 from scratchdet_jax.data import images
 from scratchdet_jax.data.records import Example
 from scratchdet_jax.evaluation.drawing import class_color
-from scratchdet_jax.tools.doctor.layout import figure
+from scratchdet_jax.tools.page.layout import figure
 
 _QUALITY = 82  # of JPEG
 IGNORED = (150, 150, 150)

@@ -1,0 +1,258 @@
+"""TIDE: why a detector loses average precision (Bolya et al., ECCV 2020).
+
+Every detection that is not correct gets one kind of error, and ground truth that no detection
+could have found by a correction is missed. The cost of a kind is the AP gained if its errors alone
+were corrected. Kinds, thresholds, matching and AP are those of the authors' program, tidecv:
+
+- A detection is correct if its IoU with ground truth of its class is at least 0.5. In descending
+  order of score, it takes the ground truth with the largest IoU that is still free.
+- AP is the mean of the best precision at 101 recalls, and the mean over the classes.
+- Ignored ground truth counts as tidecv's ignored regions: a detection that is not correct, with
+  more than half of its area inside an ignored box of its class, does not count for the AP.
+
+Classes without ground truth are left out of the mean; tidecv counts them as AP 0 if they have
+detections. All detections that are given count; tidecv takes 100 of an image by default.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from scratchdet_jax.evaluation.detections import (
+    FlatDetections,
+    FlatGroundTruth,
+    ImageDetections,
+    ImageGroundTruth,
+    flatten_detections,
+    flatten_ground_truth,
+    overlaps,
+)
+
+FOREGROUND, BACKGROUND = 0.5, 0.1  # IoU
+KINDS = ("classification", "localization", "both", "duplicate", "background", "missed")
+CORRECT = -1
+_CLASSIFICATION, _LOCALIZATION, _BOTH, _DUPLICATE, _BACKGROUND = range(5)
+_RECALLS = np.arange(101) / 100
+
+
+class Analysis(NamedTuple):
+    """What became of the n detections and m boxes of a split.
+
+    Attributes:
+        found: the detections, by image, in each image by descending score.
+        truth: the ground truth, by image.
+        kind: int [n], CORRECT or an index in KINDS.
+        target: int [n], the ground truth that the correction of an error of classification or
+            localization makes a hit; −1 where the correction removes the detection.
+        ignored: bool [n], does not count; never correct.
+        hit: bool [m], has a correct detection.
+        missed: bool [m], has neither a correct detection nor one that a correction makes a hit.
+    """
+
+    found: FlatDetections
+    truth: FlatGroundTruth
+    kind: np.ndarray
+    target: np.ndarray
+    ignored: np.ndarray
+    hit: np.ndarray
+    missed: np.ndarray
+
+
+class Tide(NamedTuple):
+    """The errors of a detector; every cost is the AP gained in [0, 1].
+
+    Attributes:
+        ap: AP at IoU 0.5; NaN without ground truth that counts.
+        costs: by kind, if the errors of this kind alone are corrected.
+        counts: by kind, errors that are not ignored.
+        false_positives: the cost of all detections that are not correct.
+        false_negatives: the cost of all ground truth without a correct detection.
+    """
+
+    ap: float
+    costs: dict[str, float]
+    counts: dict[str, int]
+    false_positives: float
+    false_negatives: float
+
+
+def analyse(
+    detections: Mapping[str, ImageDetections],
+    ground_truth: Mapping[str, ImageGroundTruth],
+    class_count: int,
+) -> Analysis:
+    """Finds the kind of every detection and the missed ground truth.
+
+    Args:
+        detections: by image id; images without an entry have no detections.
+        ground_truth: by image id, all images of the split.
+        class_count: C, the largest valid label.
+
+    Raises:
+        UserError: an image is not in the ground truth, a label is out of range, or a value is not
+            finite.
+    """
+    truth = flatten_ground_truth(ground_truth, class_count)
+    found = flatten_detections(detections, ground_truth, class_count)
+    order = np.lexsort((-found.scores, found.image))  # stable
+    found = FlatDetections(*(column[order] for column in found))
+    kind = np.full(len(order), _BACKGROUND)
+    target = np.full(len(order), -1)
+    ignored = np.zeros(len(order), bool)
+    hit = np.zeros(len(truth.labels), bool)
+    corrected = np.zeros(len(truth.labels), bool)
+    numbers = np.arange(len(ground_truth) + 1)
+    found_ends = np.searchsorted(found.image, numbers).tolist()
+    truth_ends = np.searchsorted(truth.image, numbers).tolist()
+    for i in range(len(ground_truth)):
+        rows, boxes = slice(*found_ends[i : i + 2]), slice(*truth_ends[i : i + 2])
+        if rows.start == rows.stop or boxes.start == boxes.stop:
+            continue
+        image_truth = FlatGroundTruth(*(column[boxes] for column in truth))
+        counted = boxes.start + np.flatnonzero(~image_truth.ignore)
+        kind[rows], wanted, ignored[rows], hit[counted] = _image(
+            FlatDetections(*(column[rows] for column in found)), image_truth
+        )
+        free = wanted >= 0
+        free[free] = ~hit[counted[wanted[free]]]
+        # The highest score of all errors that ask for a box is the first: it gets the box.
+        got, first = np.unique(counted[wanted[free]], return_index=True)
+        target[rows.start + np.flatnonzero(free)[first]] = got
+        corrected[got] = True
+    return Analysis(
+        found, truth, kind, target, ignored, hit, missed=~hit & ~corrected & ~truth.ignore
+    )
+
+
+def summarize(analysis: Analysis, class_count: int) -> Tide:
+    """Corrects each kind alone and computes what that gains; see KINDS.
+
+    An error of classification or localization becomes a hit, unless its box is taken; errors of
+    both, duplicates and background are removed; missed boxes are no longer counted.
+    """
+    found, truth, kind, target, ignored, hit, missed = analysis
+    positives = _per_label(truth.labels[~truth.ignore], class_count)
+    correct = kind == CORRECT
+    counts = {name: int(np.sum((kind == i) & ~ignored)) for i, name in enumerate(KINDS[:-1])}
+    counts[KINDS[-1]] = int(missed.sum())
+
+    def ap(
+        labels: np.ndarray = found.labels,
+        scores: np.ndarray = found.scores,
+        hits: np.ndarray = correct,
+        kept: np.ndarray = ~ignored,
+        counted: np.ndarray = positives,
+    ) -> float:
+        of_class = positives > 0
+        return _mean_ap(labels[kept], scores[kept], hits[kept], counted, of_class)
+
+    before = ap()
+    costs = {}
+    for i, name in enumerate(KINDS[:-1]):
+        errors = kind == i
+        made = errors & (target >= 0)
+        labels = found.labels.copy()
+        labels[made] = truth.labels[target[made]]
+        costs[name] = ap(labels, hits=correct | made, kept=(~ignored & ~errors) | made)
+    costs[KINDS[-1]] = ap(counted=positives - _per_label(truth.labels[missed], class_count))
+    unfound = _per_label(truth.labels[~hit & ~truth.ignore], class_count)
+    return Tide(
+        before,
+        {name: max(after - before, 0.0) for name, after in costs.items()},
+        counts,
+        ap(scores=correct.astype(float)) - before,
+        ap(counted=positives - unfound) - before,
+    )
+
+
+def _image(
+    found: FlatDetections, truth: FlatGroundTruth
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Kind, wanted box and `ignored` of an image's detections, and `hit` of its counted boxes.
+
+    Boxes are numbered without the ignored ones.
+    """
+    count = len(found.labels)
+    counted, regions = ~truth.ignore, truth.ignore
+    iou = overlaps(found.boxes_pixels, truth.boxes_pixels[counted])
+    same = found.labels[:, None] == truth.labels[counted]
+    kind, wanted = np.full(count, _BACKGROUND), np.full(count, -1)
+    hit = np.zeros(iou.shape[1], bool)
+    if iou.shape[1]:
+        own, other = iou * same, iou * ~same
+        best_own, best_other = own.max(axis=1), other.max(axis=1)
+        free = own.copy()
+        for i in np.flatnonzero(best_own >= FOREGROUND):
+            box = free[i].argmax()
+            if free[i, box] >= FOREGROUND:
+                kind[i], hit[box], free[:, box] = CORRECT, True, 0.0
+        open_ = kind != CORRECT
+        kind[open_ & (iou.max(axis=1) > BACKGROUND)] = _BOTH
+        # The later of these rules win.
+        kind[open_ & (best_own >= FOREGROUND)] = _DUPLICATE
+        kind[open_ & (best_other >= FOREGROUND)] = _CLASSIFICATION
+        near = open_ & (best_own >= BACKGROUND) & (best_own <= FOREGROUND)
+        kind[near] = _LOCALIZATION
+        wanted[kind == _CLASSIFICATION] = other.argmax(axis=1)[kind == _CLASSIFICATION]
+        wanted[near] = own.argmax(axis=1)[near]
+    inside = _share_inside(found.boxes_pixels, truth.boxes_pixels[regions]) > FOREGROUND
+    inside &= found.labels[:, None] == truth.labels[regions]
+    return kind, wanted, inside.any(axis=1) & (kind != CORRECT), hit
+
+
+def _share_inside(boxes: np.ndarray, regions: np.ndarray) -> np.ndarray:
+    """The share of the area of each box [n, 4] inside each region [m, 4], float64 [n, m]."""
+    low = np.maximum(boxes[:, None, :2], regions[:, :2])
+    high = np.minimum(boxes[:, None, 2:], regions[:, 2:])
+    inside = np.maximum(high - low, 0).prod(axis=-1)
+    area = np.maximum(boxes[:, 2:] - boxes[:, :2], 0).prod(axis=-1)[:, None]
+    return np.divide(inside, area, out=np.zeros_like(inside), where=area > 0)
+
+
+def _per_label(labels: np.ndarray, class_count: int) -> np.ndarray:
+    return np.bincount(labels, minlength=class_count + 1)
+
+
+def _mean_ap(
+    labels: np.ndarray,
+    scores: np.ndarray,
+    hits: np.ndarray,
+    positives: np.ndarray,
+    of_class: np.ndarray,
+) -> float:
+    """The mean AP of the classes `of_class` that have ground truth or detections left."""
+    order = np.argsort(-scores, kind="stable")
+    labels, hits = labels[order], hits[order]
+    values = []
+    for label in np.flatnonzero(of_class):
+        own = hits[labels == label]
+        if positives[label] or len(own):
+            values.append(_average_precision(own, int(positives[label])))
+    return float(np.mean(values)) if values else float("nan") if not of_class.any() else 0.0
+
+
+def _average_precision(hits: np.ndarray, positives: int) -> float:
+    """AP of the detections of a class, bool [n] by descending score, at 101 recalls."""
+    if not positives:
+        return 0.0
+    true = np.cumsum(hits)
+    precision = true / np.arange(1, len(hits) + 1)
+    envelope = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)
+    return float(envelope[np.searchsorted(true / positives, _RECALLS, side="left")].mean())
+
+
+def totals(
+    analysis: Analysis, threshold: float, images: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Correct, false and missed [images] of each image, of detections from a score on.
+
+    Matching goes by descending score, so detections below the threshold change nothing above it.
+    """
+    found, truth = analysis.found, analysis.truth
+    shown = (found.scores >= threshold) & ~analysis.ignored
+    correct = shown & (analysis.kind == CORRECT)
+    true = np.bincount(found.image[correct], minlength=images)
+    false = np.bincount(found.image[shown & ~correct], minlength=images)
+    objects = np.bincount(truth.image[~truth.ignore], minlength=images)
+    return true, false, objects - true

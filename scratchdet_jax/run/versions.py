@@ -1,0 +1,26 @@
+"""What a run is made with: versions of the program and of what it stands on, and the devices."""
+
+import functools
+import importlib.metadata
+import platform
+
+import jax
+
+import scratchdet_jax
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """Versions by name, and "devices": their number, kind and processes."""
+    found = {"scratchdet_jax": scratchdet_jax.__version__, "Python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    devices = f"{jax.device_count()} × {jax.devices()[0].device_kind}"
+    if jax.process_count() > 1:
+        devices += f" in {jax.process_count()} processes"
+    return {**found, "devices": devices}

@@ -1,0 +1,1 @@
+"""What the pages of the tools share: style, charts, tables, pictures and wording."""
