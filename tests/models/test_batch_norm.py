@@ -154,8 +154,12 @@ def accepts(span, local, replicas):
 
 
 def divides_into_groups(span, local, replicas):
-    """Whether each group of `span` images is complete and splits no replica that it shares."""
+    """Whether each group of `span` images is complete and splits no replica that it shares.
+
+    A span of more images than there are is that of all.
+    """
     total = local * replicas
+    span = min(span, total)
     if span < 0 or (span and total % span):
         return False
     groups = [set(range(i, i + span)) for i in range(0, total, span)] if span else []
@@ -178,6 +182,7 @@ def test_without_a_batch_the_rule_refuses_only_negative_spans(span):
 @settings(deadline=None, max_examples=30, derandomize=True)
 @example(span=4, local=2, replicas=6)
 @example(span=6, local=4, replicas=3)
+@example(span=9, local=4, replicas=2)  # more than there are
 @given(span=st.integers(0, 12), local=st.integers(1, 6), replicas=st.integers(1, 8))
 def test_training_works_for_exactly_the_accepted_spans(span, local, replicas):
     """BatchNorm itself: statistics of each group where the rule accepts, else its UserError."""
@@ -191,7 +196,8 @@ def test_training_works_for_exactly_the_accepted_spans(span, local, replicas):
         with pytest.raises(UserError, match=r"config\.model\.norm_span"):
             run(x)
         return
-    groups = x.astype(np.float64).reshape(-1, (span or local * replicas) * 8, CHANNELS)
+    total = local * replicas
+    groups = x.astype(np.float64).reshape(-1, min(span or total, total) * 8, CHANNELS)
     centred = groups - groups.mean(1, keepdims=True)
     want = centred / np.sqrt(groups.var(1, keepdims=True) + EPSILON)
     np.testing.assert_allclose(run(x), want.reshape(x.shape), rtol=1e-4, atol=1e-4)

@@ -33,7 +33,7 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 
 from tests import release  # noqa: E402
-from tests.models.test_caffe_release import VGG, Detector  # noqa: E402
+from tests.caffe_release import VGG, Detector  # noqa: E402
 
 CLASSES = ("a", "b", "c")
 RATE, WARMUP, MOMENTUM, DECAY = 0.05, 100, 0.9, 5e-4
