@@ -8,7 +8,7 @@ import pytest
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.models import build_model, feature_sizes
 from scratchdet_jax.models.backbone import scale_channels
-from scratchdet_jax.models.layers import Layers
+from scratchdet_jax.models.layers import CAFFE_GAUSSIAN, CAFFE_XAVIER, Layers
 from scratchdet_jax.models.pooling import max_pool_2x2
 from scratchdet_jax.models.ssd import Head
 from tests.models.shapes import abstract_variables, count, source_shapes
@@ -251,3 +251,18 @@ def test_levels_of_anchors_and_model_must_agree(make_config):
 def test_image_too_small(make_config):
     with pytest.raises(UserError, match=r"config\.image_size is 1, too small"):
         feature_sizes(build_model(make_config(), 20, ANCHORS_300), 1)
+
+
+def test_initial_kernels_of_caffe(make_config):
+    """Caffe's xavier: uniform up to ±√(3 / fan-in); its gaussian in a head with BatchNorm."""
+    shape = (3, 3, 64, 128)
+    xavier = np.asarray(CAFFE_XAVIER(jax.random.key(0), shape))
+    limit = np.sqrt(3 / (3 * 3 * 64))
+    assert xavier.std() == pytest.approx(limit / np.sqrt(3), rel=0.01)
+    assert 0.999 * limit < np.abs(xavier).max() <= limit
+    gaussian = np.asarray(CAFFE_GAUSSIAN(jax.random.key(0), shape))
+    assert gaussian.std() == pytest.approx(0.01, rel=0.01) and np.abs(gaussian).max() > 0.04
+    for norm, head in (("batch", CAFFE_GAUSSIAN), ("none", CAFFE_XAVIER)):
+        model = build_model(make_config(initializer="caffe", head_norm=norm), 20, ANCHORS_300)
+        assert model.trunk.layers.kernel_init is CAFFE_XAVIER
+        assert model.head.layers.kernel_init is head

@@ -404,15 +404,22 @@ def report(name, content):
 
 
 def check_forced(rows):
+    """Most updates agree to rounding; in a few, a ReLU or a maximum flips within rounding of a tie.
+
+    A flip changes the gradient of every layer below it, and a statistic that sees few values most.
+    So the median over all arrays is held tightly at each update, single arrays in most updates.
+    """
+    clean = 0
     for step, row in enumerate(rows):
-        where = f"update {step}"
+        where, metrics, largest = f"update {step}", row["metrics"], max_item(row["arrays"])
         for name in METRICS[:3]:
-            assert row["metrics"][name] < 1e-5, (where, name, row["metrics"])
-        # One ReLU that flips changes the gradient of every layer below it.
-        assert row["metrics"]["gradient_norm"] < 2e-3, (where, row["metrics"])
-        assert row["metrics"]["learning_rate"] < 1e-6
+            assert metrics[name] < 3e-5, (where, name, metrics)
+        assert metrics["gradient_norm"] < 5e-3, (where, metrics)
+        assert metrics["learning_rate"] < 1e-6
         assert np.median(list(row["arrays"].values())) < 1e-5, where
-        assert max(row["arrays"].values()) < 5e-3, (where, max_item(row["arrays"]))
+        assert largest[1] < 0.1, (where, largest)
+        clean += largest[1] < 1e-3 and metrics["loss"] < 1e-6
+    assert clean >= 0.8 * len(rows), clean
 
 
 def max_item(values):
