@@ -21,7 +21,8 @@ from scratchdet_jax.run.checkpoints import IMPORTED, Checkpoints, RunInfo
 from scratchdet_jax.run.exported import VERSION, read_export, write_export
 from scratchdet_jax.run.open import open_run
 from scratchdet_jax.run.state import TrainState
-from scratchdet_jax.tools import export
+from scratchdet_jax.tools.export import __main__ as export
+from scratchdet_jax.tools.export import onnx_file
 from scratchdet_jax.tools.predict import __main__ as predict
 from scratchdet_jax.training.init_from import init_from_run
 from tests.command import exit_status
@@ -43,8 +44,8 @@ def save_run(path, seed=0, score=None, **overrides):
     return path
 
 
-def run(workdir, output):
-    return exit_status(export.main, f"--workdir={workdir}", f"--output={output}")
+def run(workdir, output, *options):
+    return exit_status(export.main, f"--workdir={workdir}", f"--output={output}", *options)
 
 
 def picture(seed, shape=(50, 60, 3)):
@@ -124,11 +125,11 @@ def test_it_is_lowered_for_all_platforms_and_any_batch(file):
     assert [str(a) for a in exported.in_avals[-2:]] == ["uint8[b,64,64,3]", "int32[b,2]"]
     outputs = {str(a) for a in exported.out_avals}
     assert outputs == {"float32[b,20,4]", "float32[b,20]", "int32[b,20]"}
+    assert str(ROOT).encode() not in read_export(file).function
 
 
-def test_the_example_needs_nothing_of_this_package(file, live, tmp_path):
-    image = picture(2)
-    cv2.imwrite(str(tmp_path / "photo.png"), image[:, :, ::-1])
+def run_example(name, file, photo):
+    """What an example of docs/ prints where neither this package nor what it needs is installed."""
     blocker = (
         "import runpy, sys\n"
         "for name in ('scratchdet_jax', 'flax', 'orbax', 'ml_collections', 'cv2'):\n"
@@ -136,16 +137,24 @@ def test_the_example_needs_nothing_of_this_package(file, live, tmp_path):
         "sys.argv = sys.argv[1:]\n"
         "runpy.run_path(sys.argv[0], run_name='__main__')\n"
     )
-    example = ROOT / "docs" / "exported_example.py"
-    command = [sys.executable, "-c", blocker, example, file, tmp_path / "photo.png"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    command = [sys.executable, "-c", blocker, ROOT / "docs" / name, file, photo]
+    done = subprocess.run(command, cwd=photo.parent, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    expected = live(image)  # from a score of 0.5 on, as in the example
-    rows = [line.split() for line in done.stdout.splitlines()]
+    return [line.split() for line in done.stdout.splitlines()]
+
+
+def check_rows(rows, expected):
+    """Compares them with detections from a score of 0.5 on, as in the examples."""
     assert [row[0] for row in rows] == expected.names and len(rows) > 0
     numbers = np.array([[float(text) for text in row[1:]] for row in rows])
     np.testing.assert_allclose(numbers[:, 0], expected.scores, atol=1e-5)
     np.testing.assert_allclose(numbers[:, [2, 1, 4, 3]], expected.boxes, atol=0.05)
+
+
+def test_the_example_needs_nothing_of_this_package(file, live, tmp_path):
+    image = picture(2)
+    cv2.imwrite(str(tmp_path / "photo.png"), image[:, :, ::-1])
+    check_rows(run_example("exported_example.py", file, tmp_path / "photo.png"), live(image))
 
 
 def test_numpy_reads_what_the_file_says(file, workdir):
@@ -299,3 +308,46 @@ def test_an_interrupted_export_leaves_nothing(workdir, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", full)
     assert run(workdir, tmp_path / "model") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_without_the_converter_of_onnx_a_sentence_says_what_to_install(
+    workdir, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(onnx_file.importlib.util, "find_spec", lambda name: None)
+    assert run(workdir, tmp_path / "model.onnx", "--format=onnx") == 1
+    text = "--format=onnx needs jax2onnx: pip install --no-deps -r requirements-onnx.txt"
+    assert text in capsys.readouterr().err
+    assert (ROOT / "requirements-onnx.txt").exists() and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_onnxruntime_finds_what_the_run_finds(dtype, tmp_path):
+    pytest.importorskip("jax2onnx")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    workdir = save_run(tmp_path / "run", **{"model.dtype": dtype, "data.canvas": (64, 80)})
+    file = tmp_path / "model.onnx"
+    assert run(workdir, file, "--format=onnx") == 0
+    assert run(workdir, file, "--format=onnx") == 0  # replaces its own file
+    assert run(save_run(tmp_path / "other"), file, "--format=onnx") == 1
+    session = onnxruntime.InferenceSession(file)
+    about = session.get_modelmeta().custom_metadata_map
+    assert json.loads(about["class_names"]) == list(NAMES)
+    assert json.loads(about["origin"])["step"] == 7
+
+    cv2.imwrite(str(tmp_path / "photo.png"), picture(2)[:, :, ::-1])
+    rows = run_example("onnx_example.py", file, tmp_path / "photo.png")
+
+    with_float32 = save_run(tmp_path / "float32", **{"data.canvas": (64, 80)})
+    live = scratchdet_jax.load(with_float32)
+    check_rows(rows, live(picture(2)))
+    step = live.function
+    for seed, (height, width) in enumerate([(64, 80), (50, 61), (20, 80), (1, 1)]):
+        images = np.zeros((1, 64, 80, 3), np.uint8)
+        images[0, :height, :width] = picture(seed, (height, width, 3))
+        sizes = np.int32([[height, width]])
+        found = session.run(["boxes", "scores", "labels"], {"images": images, "sizes": sizes})
+        boxes, scores, labels = jax.device_get(step(images, sizes))
+        np.testing.assert_array_equal(found[2], labels)
+        np.testing.assert_allclose(found[1], scores, atol=1e-5)
+        np.testing.assert_allclose(found[0], boxes, atol=1e-4)
+        assert (labels > 0).any()

@@ -4,14 +4,16 @@ python -m scratchdet_jax.tools.export --workdir=runs/voc300 --output=voc300.jaxe
 
 The file holds the program (resizing, network, decoding, NMS) for CPUs, NVIDIA GPUs and TPUs and any
 batch size, the weights, the class names and the config. scratchdet_jax.load, predict and
-config.init_from take it; so does JAX alone (docs/exported_example.py).
+config.init_from take it; so does JAX alone (docs/exported_example.py). --format=onnx writes an ONNX
+file for one image at a time instead.
 """
 
 import argparse
+import contextlib
 import datetime
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from scratchdet_jax.config.scales import Scale
 from scratchdet_jax.errors import UserError, plural
 from scratchdet_jax.evaluation.multiscale import make_scale_step
 from scratchdet_jax.files import mark_of
+from scratchdet_jax.ops.nms import Detections
 from scratchdet_jax.run.checkpoints import BEST_METRIC, IMPORTED, Checkpoints
 from scratchdet_jax.run.exported import (
     ExportedRun,
@@ -34,6 +37,7 @@ from scratchdet_jax.run.exported import (
     write_export,
 )
 from scratchdet_jax.run.open import SavedRun, load_detector, open_run
+from scratchdet_jax.tools.export import onnx_file
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
@@ -42,18 +46,23 @@ def main(argv: Sequence[str]) -> None:
     """Parses the command line and exports."""
     options = _parse(argv)
     run, output = open_run(Path(options.workdir), options.checkpoint), Path(options.output)
-    _check_output(output, run.workdir)
-    exported = export_run(run, output)
+    if options.format == "onnx":
+        onnx_file.check_installed()
+    _check_output(output, run.workdir, options.format)
     try:
-        write_export(exported)
+        if options.format == "onnx":
+            onnx_file.write(output, onnx_model(run))
+        else:
+            write_export(export_run(run, output))
     except OSError as error:
         raise UserError(
             f"--output {output} cannot be written ({error.strerror}): choose another file"
         ) from None
     megabytes = output.stat().st_size / 1e6
+    target = "ONNX" if options.format == "onnx" else f"JAX on {', '.join(PLATFORMS)}"
     print(
         f"{run.workdir} step {run.step}, {plural(len(run.info.class_names), 'class')}, for "
-        f"{', '.join(PLATFORMS)}: {megabytes:.1f} MB in {output}"
+        f"{target}: {megabytes:.1f} MB in {output}"
     )
 
 
@@ -68,12 +77,8 @@ def export_run(run: SavedRun, path: Path, platforms: Sequence[str] = PLATFORMS) 
     Raises:
         UserError: the run holds no detector, but an imported backbone.
     """
-    imported = _imported(run.workdir)
-    config = run.info.config.copy_and_resolve_references()
-    with config.unlocked():
-        config.model.layout = "plain"  # packed maps need an even batch
-    detector, variables = load_detector(run, config)
-    step = make_scale_step(detector, Scale(config.image_size))
+    metadata = describe(run) | {"platforms": list(platforms)}
+    step, variables = _step(run)
 
     def detect(weights: dict[str, Any], images: jax.Array, sizes: jax.Array) -> dict[str, Any]:
         return step(nested_weights(weights), {"image": images, "size": sizes})._asdict()
@@ -81,15 +86,60 @@ def export_run(run: SavedRun, path: Path, platforms: Sequence[str] = PLATFORMS) 
     weights = flat_weights(variables)
     shapes = {name: jax.ShapeDtypeStruct(w.shape, w.dtype) for name, w in weights.items()}
     (batch,) = jax.export.symbolic_shape("b")
-    images = jax.ShapeDtypeStruct((batch, *config.data.canvas, 3), jnp.uint8)
+    images = jax.ShapeDtypeStruct((batch, *run.info.config.data.canvas, 3), jnp.uint8)
     sizes = jax.ShapeDtypeStruct((batch, 2), jnp.int32)
-    exported = jax.export.export(jax.jit(detect), platforms=platforms)(shapes, images, sizes)
-    metadata = describe(run, imported) | {"platforms": list(platforms)}
+    with _without_folders():
+        exported = jax.export.export(jax.jit(detect), platforms=platforms)(shapes, images, sizes)
     return ExportedRun(path, metadata, bytes(exported.serialize()), weights)
 
 
-def describe(run: SavedRun, imported: Mapping[str, Any]) -> dict[str, Any]:
-    """What an exported file says of its detector, as JSON values."""
+def onnx_model(run: SavedRun) -> Any:
+    """The detector of a run as an onnx.ModelProto, which computes in float32.
+
+    Raises:
+        UserError: the run holds no detector, but an imported backbone.
+    """
+    metadata = describe(run)
+    step, variables = _step(run, dtype="float32")  # onnxruntime has few operators for bfloat16
+    variables = jax.device_get(variables)
+
+    def detect(images: jax.Array, sizes: jax.Array) -> tuple[jax.Array, ...]:
+        return tuple(step(variables, {"image": images, "size": sizes}))
+
+    return onnx_file.convert(detect, run.info.config.data.canvas, metadata)
+
+
+def _step(run: SavedRun, **model: Any) -> tuple[Callable[..., Detections], Any]:
+    """The function (variables, batch) → detections of a run, and its variables.
+
+    `model` replaces fields of `config.model`.
+    """
+    config = run.info.config.copy_and_resolve_references()
+    with config.unlocked():
+        config.model.update(layout="plain", **model)  # packed maps need an even batch
+    detector, variables = load_detector(run, config)
+    return make_scale_step(detector, Scale(config.image_size)), variables
+
+
+@contextlib.contextmanager
+def _without_folders() -> Iterator[None]:
+    """The program names its source files; where they are on this machine concerns nobody."""
+    field = "jax_hlo_source_file_canonicalization_regex"
+    before = getattr(jax.config, field)
+    jax.config.update(field, ".*/")
+    try:
+        yield
+    finally:
+        jax.config.update(field, before)
+
+
+def describe(run: SavedRun) -> dict[str, Any]:
+    """What an exported file says of its detector, as JSON values.
+
+    Raises:
+        UserError: the run holds no detector, but an imported backbone.
+    """
+    imported = _imported(run.workdir)
     config, classes = run.info.config, run.info.class_names
     height, width = config.data.canvas
     checkpoints = Checkpoints(run.workdir, read_only=True)
@@ -142,13 +192,17 @@ def _imported(workdir: Path) -> dict[str, Any]:
     return imported
 
 
-def _check_output(output: Path, workdir: Path) -> None:
+def _check_output(output: Path, workdir: Path, kind: str) -> None:
     """Makes sure that nothing but an earlier export of the same run would be replaced."""
     if not os.path.lexists(output):
         return
     try:
-        is_ours = read_export(output).metadata["origin"]["run"] == mark_of(workdir)
-    except UserError:
+        if kind == "onnx":
+            origin = json.loads(onnx_file.read_metadata(output)["origin"])
+        else:
+            origin = read_export(output).metadata["origin"]
+        is_ours = origin["run"] == mark_of(workdir)
+    except (UserError, ValueError, KeyError, TypeError):
         is_ours = False
     if not is_ours or output.is_symlink():
         raise UserError(
@@ -163,6 +217,13 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--workdir", required=True, help="folder of the run, as for train.py")
     add("--output", required=True, help="the file to write, such as model.jaxexport")
     add("--checkpoint", default="best", help="best, latest or a step")
+    add(
+        "--format",
+        choices=("jax", "onnx"),
+        default="jax",
+        help="jax: for JAX, scratchdet_jax.load, predict and init_from; onnx: needs "
+        "requirements-onnx.txt",
+    )
     return parser.parse_args(argv[1:])
 
 
