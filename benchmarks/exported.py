@@ -1,7 +1,7 @@
 """Compares an exported detector with the run that it comes from: detections, size, first detection.
 
-python -m benchmarks.exported --workdir=runs/bccd --photos="BCCD/JPEGImages/*.jpg"
-python -m benchmarks.exported --recipe=configs/voc300.py --photos="photos/*.jpg"
+python -m benchmarks.exported --workdir=runs/bccd BCCD/JPEGImages/*.jpg
+python -m benchmarks.exported --recipe=configs/voc300.py --count=8 photos/*.jpg
 
 With --recipe, the weights are random. The detections are those of all scores, in float32 on the
 canvas of the run. The time to the first detection is that of a new process, from its start until it
@@ -10,7 +10,6 @@ jax2onnx and onnxruntime are installed.
 """
 
 import argparse
-import glob
 import importlib.util
 import os
 import statistics
@@ -27,7 +26,6 @@ import numpy as np
 from benchmarks import measure
 from scratchdet_jax import cli
 from scratchdet_jax.detector import build_detector
-from scratchdet_jax.errors import UserError
 from scratchdet_jax.ops import nms
 from scratchdet_jax.predictor import Detections, Predictor, load
 from scratchdet_jax.run.checkpoints import Checkpoints, RunInfo
@@ -42,9 +40,7 @@ _LOAD = "import sys, scratchdet_jax; print(len(scratchdet_jax.load(sys.argv[1])(
 def main(argv: Sequence[str]) -> None:
     """Parses the command line and measures."""
     options = _parse(argv)
-    photos = sorted(glob.glob(options.photos))[: options.count]
-    if not photos:
-        raise UserError(f"--photos={options.photos}: no such files")
+    photos = [os.path.abspath(photo) for photo in options.photos[: options.count]]
     with tempfile.TemporaryDirectory() as folder:
         workdir = Path(options.workdir or Path(folder, "run"))
         if not options.workdir:
@@ -147,11 +143,10 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--workdir", help="folder of a run")
     source.add_argument("--recipe", help="instead of a run: random weights of this recipe")
-    parser.add_argument("--photos", required=True, help="a glob")
+    parser.add_argument("photos", nargs="+", help="image files")
     parser.add_argument("--count", type=int, default=50, help="largest number of photos")
     parser.add_argument("--repeats", type=int, default=3, help="turns; medians are reported")
     options = parser.parse_args(argv[1:])
-    options.photos = os.path.abspath(options.photos)
     options.workdir = options.workdir and os.path.abspath(options.workdir)
     return options
 

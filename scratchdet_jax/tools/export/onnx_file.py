@@ -4,7 +4,7 @@ import importlib.util
 import json
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,8 @@ def convert(function: Any, canvas: tuple[int, int], metadata: Mapping[str, Any])
     Returns:
         onnx.ModelProto.
     """
+    for name in ("jax2onnx", "onnx_ir"):  # of parts without their libraries, values without a type
+        logging.getLogger(name).setLevel(logging.ERROR)
     import onnx
     from jax2onnx import to_onnx
 
@@ -50,7 +52,6 @@ def convert(function: Any, canvas: tuple[int, int], metadata: Mapping[str, Any])
     sizes = jax.ShapeDtypeStruct((1, 2), jnp.int32)
     # Traced first: jax2onnx would replace functions of jax.numpy, and some replacements fail.
     traced = jaxpr_as_fun(jax.make_jaxpr(function)(images, sizes))
-    logging.getLogger("onnx_ir").setLevel(logging.ERROR)  # warns of values without a type
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Explicitly requested dtype float64", UserWarning)
         model = to_onnx(
@@ -61,8 +62,10 @@ def convert(function: Any, canvas: tuple[int, int], metadata: Mapping[str, Any])
             output_names=list(OUTPUTS),
         )
     model = onnx.shape_inference.infer_shapes(model)
-    _replace_boolean_where(model.graph)
-    _shrink_constants(model.graph)
+    for graph in reversed(list(_graphs(model.graph))):  # inner ones first: the outer ones copy them
+        _replace_boolean_where(graph)
+        _shrink_constants(graph)
+    _drop_unused(list(_graphs(model.graph)))
     texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in metadata.items()}
     onnx.helper.set_model_props(model, texts)
     onnx.checker.check_model(model)
@@ -84,8 +87,27 @@ def read_metadata(path: Path) -> dict[str, str]:
         return {}
 
 
+def _graphs(graph: Any) -> Iterator[Any]:
+    """A graph and the graphs of the loops in it."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from _graphs(attribute.g)
+
+
+def _drop_unused(graphs: Sequence[Any]) -> None:
+    """Removes constants that nothing reads, of which onnxruntime warns one by one."""
+    used = {name for graph in graphs for node in graph.node for name in node.input}
+    used |= {value.name for graph in graphs for value in graph.output}
+    for graph in graphs:
+        kept = [tensor for tensor in graph.initializer if tensor.name in used]
+        del graph.initializer[:]
+        graph.initializer.extend(kept)
+
+
 def _replace_boolean_where(graph: Any) -> None:
-    """Writes Where of booleans as And and Or, in loops too: onnxruntime has none."""
+    """Writes Where of booleans as And and Or: onnxruntime has none."""
     from onnx import TensorProto, helper
 
     values = (*graph.value_info, *graph.input, *graph.output)
@@ -93,9 +115,6 @@ def _replace_boolean_where(graph: Any) -> None:
 
     def replaced() -> Iterator[Any]:
         for node in graph.node:
-            for attribute in node.attribute:
-                if attribute.HasField("g"):
-                    _replace_boolean_where(attribute.g)
             if node.op_type != "Where" or not boolean & {*node.input[1:], *node.output}:
                 yield node
                 continue
@@ -111,20 +130,22 @@ def _replace_boolean_where(graph: Any) -> None:
 
 
 def _shrink_constants(graph: Any) -> None:
-    """Writes large constants of one value as this value: NMS has more of them than weights."""
+    """Writes large constants that repeat themselves as an Expand; those of NMS would be huge."""
     from onnx import helper, numpy_helper
 
     kept, nodes = [], []
     for tensor in graph.initializer:
-        values = numpy_helper.to_array(tensor)
-        if values.size < _LARGE or (values != values.flat[0]).any():
+        values = once = numpy_helper.to_array(tensor)
+        for axis in range(values.ndim):
+            first = once.take([0], axis)
+            once = first if (once == first).all() else once
+        if values.size < _LARGE or once.size == values.size:
             kept.append(tensor)
             continue
+        inputs = [f"{tensor.name}/once", f"{tensor.name}/shape"]
         shape = np.asarray(values.shape, np.int64)
-        kept.append(numpy_helper.from_array(shape, f"{tensor.name}/shape"))
-        value = numpy_helper.from_array(values.reshape(-1)[:1])
-        inputs = [f"{tensor.name}/shape"]
-        nodes.append(helper.make_node("ConstantOfShape", inputs, [tensor.name], value=value))
+        kept += [numpy_helper.from_array(v, n) for v, n in zip((once, shape), inputs, strict=True)]
+        nodes.append(helper.make_node("Expand", inputs, [tensor.name]))
     nodes += graph.node
     del graph.initializer[:], graph.node[:]
     graph.initializer.extend(kept)
