@@ -128,6 +128,31 @@ def test_it_is_lowered_for_all_platforms_and_any_batch(file):
     assert str(ROOT).encode() not in read_export(file).function
 
 
+@pytest.mark.slow  # compiles for a TPU
+def test_libtpu_compiles_the_program_for_a_tpu(file):
+    pytest.importorskip("libtpu", reason="libtpu exists for Linux on x86-64 only")
+    code = (
+        "import sys\n"
+        "from scratchdet_jax.parallel import chips\n"
+        "chips.prepare_environment()\n"
+        "import jax, jax.export, numpy as np\n"
+        "file = np.load(sys.argv[1])\n"
+        "exported = jax.export.deserialize(bytearray(file['function.bin']))\n"
+        "device = jax.sharding.SingleDeviceSharding(chips.devices('v5e:2x2')[1][0])\n"
+        "shapes = jax.tree.unflatten(exported.in_tree, exported.in_avals)\n"
+        "for batch in (1, 8):\n"
+        "    like = lambda a: jax.ShapeDtypeStruct(\n"
+        "        tuple(d if isinstance(d, int) else batch for d in a.shape), a.dtype,\n"
+        "        sharding=device)\n"
+        "    arguments, _ = jax.tree.map(like, shapes)\n"
+        "    jax.jit(exported.call).lower(*arguments).compile()\n"
+        "    print('compiled', batch)\n"
+    )
+    command = [sys.executable, "-c", code, file]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.split() == ["compiled", "1", "compiled", "8"], done.stderr
+
+
 def run_example(name, file, photo):
     """What an example of docs/ prints where neither this package nor what it needs is installed."""
     blocker = (
