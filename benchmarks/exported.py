@@ -111,13 +111,15 @@ def _differences(
     if all(same):
         return rows
     alike = [(a, b) for a, b in pairs if np.array_equal(a.labels, b.labels)]
-    scores = [float(np.abs(a.scores - b.scores).max(initial=0)) for a, b in alike]
+    counted = [(a, b) for a, b in pairs if len(a) == len(b)]
+    scores = [float(np.abs(a.scores - b.scores).max(initial=0)) for a, b in counted]
     boxes = [float(np.abs(a.boxes - b.boxes).max(initial=0)) for a, b in alike]
     return [
         *rows,
         (f"{kind}: photos with the same labels in order", len(alike)),
-        (f"{kind}: scores differ by", max(scores, default=0.0)),
-        (f"{kind}: boxes differ by, pixels", max(boxes, default=0.0)),
+        (f"{kind}: photos with as many detections", len(counted)),
+        (f"{kind}: scores in them differ by, rank by rank", max(scores, default=0.0)),
+        (f"{kind}: boxes differ by, pixels, in the same order", max(boxes, default=0.0)),
     ]
 
 
