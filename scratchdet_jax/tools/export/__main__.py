@@ -118,7 +118,8 @@ def _step(run: SavedRun, **model: Any) -> tuple[Callable[..., Detections], Any]:
     with config.unlocked():
         config.model.update(layout="plain", **model)  # packed maps need an even batch
     detector, variables = load_detector(run, config)
-    return make_scale_step(detector, Scale(config.image_size)), variables
+    scale = Scale(config.image_size, config.image_size)
+    return make_scale_step(detector, scale), variables
 
 
 @contextlib.contextmanager
