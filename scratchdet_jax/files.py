@@ -1,5 +1,6 @@
-"""Writing a file so that it is there completely or not at all."""
+"""Writing a file so that it is there completely or not at all, and marks of what we wrote."""
 
+import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -28,3 +29,11 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
 def write_text_atomically(path: Path, text: str) -> None:
     """`write_atomically` for UTF-8 text."""
     write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def mark_of(path: Path) -> str:
+    """16 hexadecimal digits that stand for a path: files made from a run bear them.
+
+    A file is replaced only by a command for the run that it was made from.
+    """
+    return hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]

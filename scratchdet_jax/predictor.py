@@ -12,18 +12,20 @@ from typing import Any, NamedTuple, TypeVar
 
 import cv2
 import jax
+import jax.export
 import numpy as np
 
 from scratchdet_jax.config.scales import Scale
 from scratchdet_jax.data.images import decode_image, decode_to_canvas, fit_to_canvas, read_header
 from scratchdet_jax.data.loading import usable_cores
-from scratchdet_jax.errors import UserError
+from scratchdet_jax.errors import UserError, one_line
 from scratchdet_jax.evaluation import coco, voc
 from scratchdet_jax.evaluation.detections import ImageGroundTruth, to_image_detections
 from scratchdet_jax.evaluation.drawing import draw_detections
 from scratchdet_jax.evaluation.multiscale import make_scale_step
 from scratchdet_jax.ops import nms
-from scratchdet_jax.run.open import SavedRun, load_detector, open_run, split_run
+from scratchdet_jax.run.exported import ExportedRun
+from scratchdet_jax.run.open import SavedRun, load_detector, open_trained, split_run
 
 THRESHOLD = 0.5  # lowest score that is returned, unless the call says otherwise
 BATCH_SIZE = 8
@@ -277,17 +279,22 @@ def load(run: str | os.PathLike, *, batch_size: int = BATCH_SIZE) -> Predictor:
 
     Args:
         run: WORKDIR or WORKDIR@CHECKPOINT; CHECKPOINT is "best" (the default), "latest" or a step.
+            Or a file of `tools.export`.
         batch_size: images that are detected at a time, if a call has several.
 
     Raises:
-        UserError: there is no such run or checkpoint, or it cannot be read.
+        UserError: there is no such run, checkpoint or file, or it cannot be used.
     """
-    workdir, checkpoint = split_run(os.fspath(run))
-    return from_run(open_run(workdir, checkpoint), batch_size)
+    path, checkpoint = split_run(os.fspath(run))
+    return from_run(open_trained(path, checkpoint), batch_size)
 
 
-def from_run(run: SavedRun, batch_size: int = BATCH_SIZE) -> Predictor:
-    """Loads the detector of an opened run, at the scale it was trained with."""
+def from_run(run: SavedRun | ExportedRun, batch_size: int = BATCH_SIZE) -> Predictor:
+    """Loads an opened detector, at the scale it was trained with."""
+    if isinstance(run, ExportedRun):
+        config = run.info.config
+        function = _exported_function(run, config.data.canvas)
+        return Predictor(function, run.info.class_names, config.data.canvas, batch_size)
     detector, variables = load_detector(run)
     side = detector.config.image_size
     step = jax.jit(make_scale_step(detector, Scale(side, side)))
@@ -296,6 +303,37 @@ def from_run(run: SavedRun, batch_size: int = BATCH_SIZE) -> Predictor:
         return step(variables, {"image": images, "size": sizes})
 
     return Predictor(function, detector.class_names, detector.config.data.canvas, batch_size)
+
+
+def _exported_function(run: ExportedRun, canvas: tuple[int, int]) -> DetectFunction:
+    """The program of an exported file, with its weights."""
+    height, width = canvas
+    try:
+        exported = jax.export.deserialize(bytearray(run.function))
+        jax.eval_shape(  # checks the weights and what the program takes
+            exported.call,
+            run.weights,
+            jax.ShapeDtypeStruct((1, height, width, 3), np.uint8),
+            jax.ShapeDtypeStruct((1, 2), np.int32),
+        )
+    except Exception as error:  # another version of JAX may not read it
+        written = run.metadata["origin"]["jax"]
+        raise UserError(
+            f"{run.path} cannot be used by JAX {jax.__version__} ({one_line(error)}): it was "
+            f"written with JAX {written}; install that version, or export the run again"
+        ) from None
+    here = jax.export.default_export_platform()
+    if here not in exported.platforms:
+        raise UserError(
+            f"{run.path} was exported for {', '.join(exported.platforms)}, and this machine runs "
+            f"JAX on {here}: choose another device with JAX_PLATFORMS, or export the run for it"
+        )
+    call, weights = jax.jit(exported.call), jax.device_put(run.weights)
+
+    def function(images: np.ndarray, sizes: np.ndarray) -> nms.Detections:
+        return nms.Detections(**call(weights, images, sizes))
+
+    return function
 
 
 def map_ahead(function: Callable[[T], R], items: Iterable[T], ahead: int = 0) -> Iterator[R]:

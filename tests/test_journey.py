@@ -13,7 +13,7 @@ from tests.data.voc_layout import Folder, annotation, jpeg, obj
 ROOT = Path(__file__).parent.parent
 TRAIN = (
     "--config.image_size=64 --config.model.width=0.125 --config.num_steps=4 "
-    "--config.eval.every_steps=0 --config.batch_size=4 --config.eval.batch_size=4"
+    "--config.eval.every_steps=0 --config.batch_size=8 --config.eval.batch_size=8"
 )
 
 

@@ -14,6 +14,7 @@ from scratchdet_jax.data.builders.voc_folder import prepare_voc_folder
 from scratchdet_jax.detector import build_detector
 from scratchdet_jax.run.checkpoints import Checkpoints, RunInfo
 from scratchdet_jax.run.state import create_state
+from scratchdet_jax.tools.export import __main__ as export
 from scratchdet_jax.tools.predict import __main__ as predict
 from scratchdet_jax.tools.report import __main__ as report
 from scratchdet_jax.training.optimizer import make_optimizer
@@ -26,6 +27,7 @@ CLASSES = ("Platelets", "RBC", "WBC")
 COMMANDS = {
     "scratchdet_jax.tools.predict": predict.main,
     "scratchdet_jax.tools.report": report.main,
+    "scratchdet_jax.tools.export": export.main,
 }
 
 
@@ -86,4 +88,5 @@ def test_every_block_of_the_page_runs(place, capsys):
         *(f"voc/comp4_det_images_{name}.txt" for name in CLASSES),
         "frames/clip/000002.png",
         *("report.html", "report.json", "both.html"),
+        *("bccd.jaxexport", "exported/photo.png"),
     }

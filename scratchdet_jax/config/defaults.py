@@ -105,8 +105,8 @@ def get_config() -> ml_collections.ConfigDict:
     """ScratchDet-300 (Root-ResNet-34) as published; recipes override what differs."""
     config = ml_collections.ConfigDict()
     config.name = "common"  # name of the recipe; --workdir defaults to runs/<name>
-    # A run, WORKDIR or WORKDIR@STEP, whose parameters a new run starts from, as far as they fit;
-    # empty = random weights.
+    # A run, WORKDIR or WORKDIR@STEP, or an exported file, whose parameters a new run starts from,
+    # as far as they fit; empty = random weights.
     config.init_from = ""
     # Parts of a run with init_from that are not trained: backbone, extras, head, or modules of the
     # network such as root,stage1 or head/level1, joined by commas; empty = everything is trained.

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from scratchdet_jax.ops import boxes as box_ops
 
@@ -110,7 +111,10 @@ def nms_mask(boxes: jax.Array, valid: jax.Array, iou_threshold: float) -> jax.Ar
 
 
 def _pack(bits: jax.Array) -> jax.Array:
-    """Packs bool [..., 32 · words] into uint32 [..., words], the lowest bit first."""
+    """Packs bool [..., 32 · words] into int32 [..., words], the lowest bit first.
+
+    Signed, because ONNX has no sums of uint32.
+    """
     bits = bits.reshape(*bits.shape[:-1], -1, _WORD)
-    weights = jnp.uint32(1) << jnp.arange(_WORD, dtype=jnp.uint32)
-    return jnp.sum(jnp.where(bits, weights, jnp.uint32(0)), axis=-1, dtype=jnp.uint32)
+    weights = np.left_shift(np.uint32(1), np.arange(_WORD, dtype=np.uint32)).view(np.int32)
+    return jnp.sum(jnp.where(bits, weights, 0), axis=-1, dtype=jnp.int32)

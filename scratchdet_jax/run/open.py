@@ -1,4 +1,4 @@
-"""Opens a trained run: a checkpoint, its config and its detector."""
+"""Opens a trained detector: a checkpoint of a run or an exported file, with its config."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,7 +8,9 @@ import ml_collections
 
 from scratchdet_jax.config.defaults import with_defaults
 from scratchdet_jax.detector import Detector, build_detector
+from scratchdet_jax.errors import UserError
 from scratchdet_jax.run.checkpoints import Checkpoints, RunInfo
+from scratchdet_jax.run.exported import ExportedRun, read_export
 
 
 class SavedRun(NamedTuple):
@@ -30,9 +32,24 @@ class SavedRun(NamedTuple):
 def split_run(text: str) -> tuple[Path, str]:
     """Splits WORKDIR[@CHECKPOINT] into its parts; the checkpoint is "best" by default."""
     workdir, separator, step = text.rpartition("@")
-    if not separator or Path(text).is_dir():
+    if not separator or Path(text).exists():
         return Path(text), "best"
     return Path(workdir), step
+
+
+def open_trained(path: Path, checkpoint: str = "best") -> SavedRun | ExportedRun:
+    """Opens a checkpoint of a run, or an exported file, which has no other.
+
+    Raises:
+        UserError: there is no such run, checkpoint or file, or it cannot be used.
+    """
+    if not path.is_file():
+        return open_run(path, checkpoint)
+    if checkpoint != "best":
+        raise UserError(
+            f"{path} is an exported file and has no checkpoint {checkpoint!r}: leave it out"
+        )
+    return read_export(path)
 
 
 def open_run(workdir: Path, checkpoint: str = "best") -> SavedRun:
@@ -46,18 +63,20 @@ def open_run(workdir: Path, checkpoint: str = "best") -> SavedRun:
 
 
 def load_detector(
-    run: SavedRun, config: ml_collections.ConfigDict | None = None
+    run: SavedRun | ExportedRun, config: ml_collections.ConfigDict | None = None
 ) -> tuple[Detector, Any]:
     """Loads the detector and its variables (params, batch_stats).
 
     With `config.ema_decay`, the variables are the averages.
 
     Args:
-        run: the checkpoint.
+        run: the checkpoint, or the exported file.
         config: replaces the config that the run was trained with.
     """
     config = run.info.config if config is None else config
     detector = build_detector(config, run.info.class_names)
+    if isinstance(run, ExportedRun):
+        return detector, run.variables
     shapes = jax.eval_shape(
         lambda: detector.model.init(
             {"params": jax.random.key(0)},

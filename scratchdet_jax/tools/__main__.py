@@ -18,6 +18,7 @@ COMMANDS = (
     "train",
     "eval",
     "predict",
+    "export",
     "prepare",
     "doctor",
     "score",

@@ -15,7 +15,7 @@ from scratchdet_jax.errors import UserError
 from scratchdet_jax.models.parts import frozen_names, is_frozen
 from scratchdet_jax.ops.anchors import anchors_per_cell
 from scratchdet_jax.run.checkpoints import IMPORTED
-from scratchdet_jax.run.open import load_detector, open_run, split_run
+from scratchdet_jax.run.open import load_detector, open_trained, split_run
 
 # COCO's name → VOC's name; case, spaces, - and _ are ignored.
 ALIASES = {
@@ -150,20 +150,20 @@ def init_from_run(text: str, detector: Detector, variables: Any) -> dict[str, An
     """Returns the initial variables for `config.init_from`; prints what was copied and what not.
 
     Args:
-        text: WORKDIR[@STEP].
+        text: WORKDIR[@STEP], or an exported file.
         detector: the new run's detector.
         variables: the new run's `params` and `batch_stats` before the transfer.
 
     Raises:
-        UserError: there is no such run or checkpoint, or nothing in it matches.
+        UserError: there is no such run, checkpoint or file, or nothing in it matches.
     """
-    workdir, checkpoint = split_run(text)
+    path, checkpoint = split_run(text)
     try:
-        run = open_run(workdir, checkpoint)
+        run = open_trained(path, checkpoint)
     except UserError as error:
         raise UserError(f"config.init_from {text!r}: {error}") from None
     source, source_variables = load_detector(run)
-    source_variables = _without_initial(workdir, source_variables)
+    source_variables = _without_initial(path, source_variables)
     class_map = map_classes(detector.class_names, source.class_names)
     moved = transfer(
         variables,
@@ -179,7 +179,7 @@ def init_from_run(text: str, detector: Detector, variables: Any) -> dict[str, An
             "name and shape; choose the same config.model, or leave init_from empty"
         )
     _require_frozen(detector.config, moved, class_map)
-    print(f"parameters from {workdir} step {run.step}:")
+    print(f"parameters from {path} step {run.step}:")
     print(describe(moved, class_map, detector.class_names, source.class_names))
     return moved.variables
 

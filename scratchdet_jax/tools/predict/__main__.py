@@ -11,7 +11,6 @@ wrote itself for the same workdir, never an image or another file.
 import argparse
 import collections
 import contextlib
-import hashlib
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,9 +24,11 @@ from scratchdet_jax.data.sources import open_split
 from scratchdet_jax.errors import UserError, plural, writable_folder
 from scratchdet_jax.evaluation.drawing import grid, save_png, saved_by
 from scratchdet_jax.evaluation.evaluate import split_name
+from scratchdet_jax.files import mark_of
 from scratchdet_jax.predictor import BATCH_SIZE, THRESHOLD, Predictor, Threshold, from_run
 from scratchdet_jax.progress import Progress
-from scratchdet_jax.run.open import SavedRun, open_run
+from scratchdet_jax.run.exported import ExportedRun
+from scratchdet_jax.run.open import SavedRun, open_trained
 from scratchdet_jax.tools.predict import inputs
 from scratchdet_jax.tools.predict.inputs import Item
 from scratchdet_jax.tools.predict.pictures import GRID_LIMIT, Drawn, drawn, video_writer
@@ -59,10 +60,10 @@ class _Work(NamedTuple):
 def main(argv: Sequence[str]) -> None:
     """Parses the command line, detects objects and writes what was found."""
     options = _parse(argv)
-    run, output = open_run(Path(options.workdir), options.checkpoint), Path(options.output)
+    run, output = open_trained(Path(options.workdir), options.checkpoint), Path(options.output)
     broken: list[str] = []
     work = _files(options, broken) if options.images else _split_images(options, run)
-    classes, software = run.info.class_names, _software(run.workdir)
+    classes, software = run.info.class_names, f"{inputs.MARK} {mark_of(Path(options.workdir))}"
     files = result_files(options.format, output, classes, work.split)
     _check_output(options, work, files, software)
     detector = from_run(run, max(1, min(options.batch_size, work.total)))
@@ -115,7 +116,7 @@ def _files(options: argparse.Namespace, broken: list[str]) -> _Work:
     return _Work(items, inputs.count_images(names), photos, videos, names, "images")
 
 
-def _split_images(options: argparse.Namespace, run: SavedRun) -> _Work:
+def _split_images(options: argparse.Namespace, run: SavedRun | ExportedRun) -> _Work:
     source = open_split(run.info.config.data, "eval")
     ids = [source.image_id(i) for i in range(min(options.count, len(source)))]
     stems = inputs.unique_stems(ids, [_GRID])
@@ -144,11 +145,6 @@ def _tracked(found: Iterator[Drawn], total: int) -> Iterator[Drawn]:
         for one in itertools.chain(first, found):
             yield one
             progress.update()
-
-
-def _software(workdir: Path) -> str:
-    """How the files of this run are marked, so that only they are replaced."""
-    return f"{inputs.MARK} {hashlib.sha256(str(workdir.resolve()).encode()).hexdigest()[:16]}"
 
 
 def _check_output(
@@ -228,7 +224,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         help="image files, videos, folders (with all below) and globs; default: images of the "
         "eval split",
     )
-    add("--workdir", required=True, help="folder of the run, as for train.py")
+    add("--workdir", required=True, help="folder of the run, as for train.py, or an exported file")
     add("--output", required=True, help="folder for the results and pictures")
     add("--checkpoint", default="best", help="best, latest or a step")
     add(

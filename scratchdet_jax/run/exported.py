@@ -1,0 +1,141 @@
+"""An exported detector: one file that holds its program, its weights and what they mean.
+
+The file is an archive of NumPy's (.npz: a ZIP without compression), which `numpy.load` opens
+without pickle:
+
+- metadata.json: classes, thresholds, sizes, inputs, outputs, origin, config, names of the weights
+- function.bin: the program, as `jax.export` serialises it: (weights by name, images, sizes) →
+  {"boxes", "scores", "labels"}
+- an array for each weight, such as params/root/conv1/kernel.npy
+"""
+
+import io
+import json
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import ml_collections
+import numpy as np
+from flax import traverse_util
+
+from scratchdet_jax.config.defaults import with_defaults
+from scratchdet_jax.errors import UserError, one_line
+from scratchdet_jax.files import write_atomically
+from scratchdet_jax.run.checkpoints import RunInfo, tuples
+
+FORMAT, VERSION = "scratchdet_jax export", 1
+METADATA, FUNCTION = "metadata.json", "function.bin"
+
+
+class ExportedRun(NamedTuple):
+    """The content of an exported file.
+
+    Attributes:
+        path: the file.
+        metadata: the content of metadata.json.
+        function: the serialised program.
+        weights: arrays by name, such as "params/root/conv1/kernel".
+    """
+
+    path: Path
+    metadata: dict[str, Any]
+    function: bytes
+    weights: dict[str, np.ndarray]
+
+    @property
+    def info(self) -> RunInfo:
+        """The config that the detector was trained with, and its classes."""
+        config = ml_collections.ConfigDict(tuples(self.metadata["config"]))
+        return RunInfo(with_defaults(config), tuple(self.metadata["class_names"]))
+
+    @property
+    def step(self) -> int:
+        """The step of the checkpoint that was exported."""
+        return self.metadata["origin"]["step"]
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """The weights as `params` and `batch_stats`."""
+        return nested_weights(self.weights)
+
+
+def flat_weights(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """`params` and `batch_stats` as NumPy arrays by name."""
+    flat = traverse_util.flatten_dict(dict(variables), sep="/")
+    return {name: np.asarray(value) for name, value in sorted(flat.items())}
+
+
+def nested_weights(weights: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `flat_weights`."""
+    return {"batch_stats": {}, **traverse_util.unflatten_dict(dict(weights), sep="/")}
+
+
+def write_export(exported: ExportedRun) -> None:
+    """Writes the file; `metadata` gets the format, its version and the names of the weights."""
+    metadata = {
+        "format": FORMAT,
+        "version": VERSION,
+        **exported.metadata,
+        "weights": list(exported.weights),
+    }
+
+    def write(file: BinaryIO) -> None:
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.writestr(METADATA, json.dumps(metadata, indent=1, ensure_ascii=False))
+            archive.writestr(FUNCTION, exported.function)
+            for name, value in exported.weights.items():
+                content = io.BytesIO()
+                np.lib.format.write_array(content, value, allow_pickle=False)
+                archive.writestr(f"{name}.npy", content.getbuffer())
+
+    write_atomically(exported.path, write)
+
+
+def read_export(path: Path) -> ExportedRun:
+    """Reads an exported file, and compares everything in it with its checksums (CRC-32).
+
+    Raises:
+        UserError: it is not an exported file, of a newer format, or damaged.
+    """
+    try:
+        with path.open("rb") as file:
+            beginning = file.read(64)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    # Every file of this kind begins with this member: what else fails is damage.
+    if beginning[:4] != b"PK\3\4" or not beginning[30:].startswith(METADATA.encode()):
+        raise _foreign(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            metadata = json.loads(archive.read(METADATA))
+            _check_format(path, metadata)
+            weights = {
+                name: np.lib.format.read_array(io.BytesIO(archive.read(f"{name}.npy")))
+                for name in metadata["weights"]
+            }
+            return ExportedRun(path, metadata, archive.read(FUNCTION), weights)
+    except UserError:
+        raise
+    except Exception as error:  # damage raises anything
+        raise UserError(
+            f"{path} is damaged or incomplete ({one_line(error)}): copy it again, or export the "
+            "run again"
+        ) from None
+
+
+def _check_format(path: Path, metadata: Any) -> None:
+    if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
+        raise _foreign(path)
+    if metadata["version"] > VERSION:
+        raise UserError(
+            f"{path} has format version {metadata['version']}, and this program reads versions "
+            f"up to {VERSION}: update scratchdet_jax, or export the run again with this one"
+        )
+
+
+def _foreign(path: Path) -> UserError:
+    return UserError(
+        f"{path} is not an exported detector: make one with python -m scratchdet_jax.tools.export"
+    )

@@ -1,0 +1,232 @@
+"""Exports a trained detector to one file that runs without this package.
+
+python -m scratchdet_jax.tools.export --workdir=runs/voc300 --output=voc300.jaxexport
+
+The file holds the program (resizing, network, decoding, NMS) for CPUs, NVIDIA GPUs and TPUs and any
+batch size, the weights, the class names and the config. scratchdet_jax.load, predict and
+config.init_from take it; so does JAX alone (docs/exported_example.py). --format=onnx writes an ONNX
+file for one image at a time instead.
+"""
+
+import argparse
+import contextlib
+import datetime
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.export
+import jax.numpy as jnp
+
+import scratchdet_jax
+from scratchdet_jax import cli
+from scratchdet_jax.config.scales import Scale
+from scratchdet_jax.errors import UserError, plural
+from scratchdet_jax.evaluation.multiscale import make_scale_step
+from scratchdet_jax.files import mark_of
+from scratchdet_jax.ops.nms import Detections
+from scratchdet_jax.run.checkpoints import BEST_METRIC, IMPORTED, Checkpoints
+from scratchdet_jax.run.exported import (
+    ExportedRun,
+    flat_weights,
+    nested_weights,
+    read_export,
+    write_export,
+)
+from scratchdet_jax.run.open import SavedRun, load_detector, open_run
+from scratchdet_jax.tools.export import onnx_file
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Parses the command line and exports."""
+    options = _parse(argv)
+    run, output = open_run(Path(options.workdir), options.checkpoint), Path(options.output)
+    if options.format == "onnx":
+        onnx_file.check_installed()
+    _check_output(output, run.workdir, options.format)
+    try:
+        if options.format == "onnx":
+            onnx_file.write(output, onnx_model(run))
+        else:
+            write_export(export_run(run, output))
+    except OSError as error:
+        raise UserError(
+            f"--output {output} cannot be written ({error.strerror}): choose another file"
+        ) from None
+    megabytes = output.stat().st_size / 1e6
+    target = "ONNX" if options.format == "onnx" else f"JAX on {', '.join(PLATFORMS)}"
+    print(
+        f"{run.workdir} step {run.step}, {plural(len(run.info.class_names), 'class')}, for "
+        f"{target}: {megabytes:.1f} MB in {output}"
+    )
+
+
+def export_run(run: SavedRun, path: Path, platforms: Sequence[str] = PLATFORMS) -> ExportedRun:
+    """Traces and lowers the detector of a run.
+
+    Args:
+        run: the checkpoint.
+        path: the file that it is for.
+        platforms: of the machines that can run it, as JAX names them.
+
+    Raises:
+        UserError: the run holds no detector, but an imported backbone.
+    """
+    metadata = describe(run) | {"platforms": list(platforms)}
+    step, variables = _step(run)
+
+    def detect(weights: dict[str, Any], images: jax.Array, sizes: jax.Array) -> dict[str, Any]:
+        return step(nested_weights(weights), {"image": images, "size": sizes})._asdict()
+
+    weights = flat_weights(variables)
+    shapes = {name: jax.ShapeDtypeStruct(w.shape, w.dtype) for name, w in weights.items()}
+    (batch,) = jax.export.symbolic_shape("b")
+    images = jax.ShapeDtypeStruct((batch, *run.info.config.data.canvas, 3), jnp.uint8)
+    sizes = jax.ShapeDtypeStruct((batch, 2), jnp.int32)
+    with _without_folders():
+        exported = jax.export.export(jax.jit(detect), platforms=platforms)(shapes, images, sizes)
+    return ExportedRun(path, metadata, bytes(exported.serialize()), weights)
+
+
+def onnx_model(run: SavedRun) -> Any:
+    """The detector of a run as an onnx.ModelProto, which computes in float32.
+
+    Raises:
+        UserError: the run holds no detector, but an imported backbone.
+    """
+    metadata = describe(run)
+    step, variables = _step(run, dtype="float32")  # onnxruntime has few operators for bfloat16
+    variables = jax.device_get(variables)
+
+    def detect(images: jax.Array, sizes: jax.Array) -> tuple[jax.Array, ...]:
+        return tuple(step(variables, {"image": images, "size": sizes}))
+
+    return onnx_file.convert(detect, run.info.config.data.canvas, metadata)
+
+
+def _step(run: SavedRun, **model: Any) -> tuple[Callable[..., Detections], Any]:
+    """The function (variables, batch) → detections of a run, and its variables.
+
+    `model` replaces fields of `config.model`.
+    """
+    config = run.info.config.copy_and_resolve_references()
+    with config.unlocked():
+        config.model.update(layout="plain", **model)  # packed maps need an even batch
+    detector, variables = load_detector(run, config)
+    scale = Scale(config.image_size, config.image_size)
+    return make_scale_step(detector, scale), variables
+
+
+@contextlib.contextmanager
+def _without_folders() -> Iterator[None]:
+    """The program names its source files; where they are on this machine concerns nobody."""
+    field = "jax_hlo_source_file_canonicalization_regex"
+    before = getattr(jax.config, field)
+    jax.config.update(field, ".*/")
+    try:
+        yield
+    finally:
+        jax.config.update(field, before)
+
+
+def describe(run: SavedRun) -> dict[str, Any]:
+    """What an exported file says of its detector, as JSON values.
+
+    Raises:
+        UserError: the run holds no detector, but an imported backbone.
+    """
+    imported = _imported(run.workdir)
+    config, classes = run.info.config, run.info.class_names
+    height, width = config.data.canvas
+    checkpoints = Checkpoints(run.workdir, read_only=True)
+    score = checkpoints.score(run.step)
+    checkpoints.close()
+    return {
+        "class_names": list(classes),
+        "image_size": config.image_size,
+        "canvas": [height, width],
+        "score_threshold": config.eval.score_threshold,
+        "nms_iou": config.eval.nms_iou,
+        "max_detections": config.eval.max_detections,
+        "inputs": {
+            "images": f"uint8 [b, {height}, {width}, 3]: RGB; each image at the top left, reduced "
+            "to fit if it is larger, the rest 0",
+            "sizes": "int32 [b, 2]: height and width of the image in it",
+        },
+        "outputs": {
+            "boxes": "float32 [b, k, 4]: (ymin, xmin, ymax, xmax) as shares of the image's sides",
+            "scores": "float32 [b, k]: descending",
+            "labels": "int32 [b, k]: label i is class_names[i - 1], 0 an empty slot",
+        },
+        "origin": {
+            "recipe": config.name,
+            "workdir": str(run.workdir),
+            "run": mark_of(run.workdir),
+            "step": run.step,
+            BEST_METRIC: score,
+            "metric": config.eval.metric,
+            "imported": imported.get("format"),
+            "exported": datetime.datetime.now(datetime.UTC).date().isoformat(),
+            "scratchdet_jax": scratchdet_jax.__version__,
+            "jax": jax.__version__,
+        },
+        "config": json.loads(config.to_json_best_effort()),
+    }
+
+
+def _imported(workdir: Path) -> dict[str, Any]:
+    """What `import_torch` recorded of a run; empty if it was trained."""
+    record = workdir / IMPORTED
+    if not record.exists():
+        return {}
+    imported = json.loads(record.read_text(encoding="utf-8"))
+    if imported["initial"]:
+        raise UserError(
+            f"{workdir} holds an imported backbone, which is no detector yet: start a run from it "
+            f"with --config.init_from={workdir}, and export that"
+        )
+    return imported
+
+
+def _check_output(output: Path, workdir: Path, kind: str) -> None:
+    """Makes sure that nothing but an earlier export of the same run would be replaced."""
+    if not os.path.lexists(output):
+        return
+    try:
+        if kind == "onnx":
+            origin = json.loads(onnx_file.read_metadata(output)["origin"])
+        else:
+            origin = read_export(output).metadata["origin"]
+        is_ours = origin["run"] == mark_of(workdir)
+    except (UserError, ValueError, KeyError, TypeError):
+        is_ours = False
+    if not is_ours or output.is_symlink():
+        raise UserError(
+            f"{output} exists and is not an export of {workdir}: choose another file with "
+            "--output, or remove it"
+        )
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog=argv[0], description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--workdir", required=True, help="folder of the run, as for train.py")
+    add("--output", required=True, help="the file to write, such as model.jaxexport")
+    add("--checkpoint", default="best", help="best, latest or a step")
+    add(
+        "--format",
+        choices=("jax", "onnx"),
+        default="jax",
+        help="jax: for JAX, scratchdet_jax.load, predict and init_from; onnx: needs "
+        "requirements-onnx.txt",
+    )
+    return parser.parse_args(argv[1:])
+
+
+if __name__ == "__main__":
+    cli.run(main)
