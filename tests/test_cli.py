@@ -170,15 +170,24 @@ def test_the_program_prints_one_sentence_and_no_traceback():
     assert "Traceback" not in done.stderr
 
 
-def test_a_program_does_not_load_libtpu_where_there_is_no_tpu():
+LOADED = "print(jax.default_backend(), 'libtpu' in open('/proc/self/maps').read())"
+PROGRAMS = {  # where a program imports JAX
+    "in main": "from scratchdet_jax import cli\n"
+    "def main(argv):\n"
+    "    import jax\n"
+    f"    {LOADED}\n"
+    "cli.run(main, ['program'])",
+    "in a tool": "import sys\n"
+    "sys.argv = ['-m']\n"
+    "import scratchdet_jax.tools\n"
+    f"import jax\n{LOADED}",
+    "in a benchmark": f"import benchmarks\nimport jax\n{LOADED}",
+}
+
+
+@pytest.mark.parametrize("code", PROGRAMS.values(), ids=PROGRAMS)
+def test_a_program_does_not_load_libtpu_where_there_is_no_tpu(code):
     pytest.importorskip("libtpu", reason="libtpu exists for Linux on x86-64 only")
-    code = (
-        "from scratchdet_jax import cli\n"
-        "def main(argv):\n"
-        "    import jax\n"
-        "    print(jax.default_backend(), 'libtpu' in open('/proc/self/maps').read())\n"
-        "cli.run(main, ['program'])"
-    )
     tests_own = ("JAX_PLATFORMS", "XLA_FLAGS", "TPU_")  # importing libtpu sets the last
     environment = {k: v for k, v in os.environ.items() if not k.startswith(tests_own)}
     done = subprocess.run(
