@@ -1,5 +1,8 @@
 """Benchmarks: python -m benchmarks.NAME."""
 
+import sys
+
 from scratchdet_jax import cli
 
-cli.hide_libtpu()  # before the module that is named after -m imports JAX
+if sys.argv[:1] == ["-m"]:
+    cli.hide_libtpu()  # before the module that is named after -m imports JAX

@@ -181,7 +181,7 @@ PROGRAMS = {  # where a program imports JAX
     "sys.argv = ['-m']\n"
     "import scratchdet_jax.tools\n"
     f"import jax\n{LOADED}",
-    "in a benchmark": f"import benchmarks\nimport jax\n{LOADED}",
+    "in a benchmark": f"import sys\nsys.argv = ['-m']\nimport benchmarks\nimport jax\n{LOADED}",
 }
 
 

@@ -145,6 +145,7 @@ def place(scope: str) -> tuple[str, bool]:
     for name in ("inputs", "loss", "update", "detections", "head"):
         if name in names:
             return name, backward
+    names = [name for name in names if not name.startswith("trunk.")]  # its methods
     if "trunk" not in names[:-2]:  # neither module nor operation follows
         return "rest", backward
     module = names[names.index("trunk") + 1]

@@ -72,12 +72,14 @@ def test_every_parameter_is_counted_once(config):
 
 
 def test_vgg_layers():
-    found = summary.summarize(bn_ablation.get_config("none"), 20)
+    found = summary.summarize(bn_ablation.get_config("pretrained"), 20)
     fc6 = layer(found, "fc6")
     assert fc6.kernels == ("3×3 d6",)
     assert fc6.flop == 2 * 9 * 512 * 1024 * 19 * 19
     assert layer(found, "conv4_3").parameters == 9 * 512 * 512 + 512 + 512  # with its L2-Norm
     assert layer(found, "extra3").shapes == ((3, 3, 256),)
+    scratch = summary.summarize(bn_ablation.get_config("none"), 20)
+    assert layer(scratch, "conv4_3").parameters == 9 * 512 * 512 + 512
 
 
 def run(*arguments):
