@@ -1,9 +1,27 @@
-"""Eight CPU devices for every test, set before JAX is first imported."""
+"""Eight CPU devices for every test, set before JAX is first imported.
+
+The tests of a session share compiled programs, because many train the same small detector.
+"""
 
 import os
+import shutil
+import tempfile
+from pathlib import Path
+
+CACHE = "JAX_COMPILATION_CACHE_DIR"  # the processes that run the tests inherit it
+MINE = "scratchdet_jax_tests_"
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = (
         os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
     )
+if CACHE not in os.environ:
+    os.environ[CACHE] = tempfile.mkdtemp(prefix=MINE)
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+
+
+def pytest_unconfigure(config):
+    """Removes the compiled programs; the processes that run the tests leave that to the first."""
+    if not hasattr(config, "workerinput") and Path(os.environ[CACHE]).name.startswith(MINE):
+        shutil.rmtree(os.environ[CACHE], ignore_errors=True)

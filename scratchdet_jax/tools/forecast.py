@@ -250,6 +250,9 @@ def _compile(program: Any, chip: chips.Chip) -> Any:
     """Compiles a program; what the compiler says of memory becomes a TooLarge."""
     import jax
 
+    cached = jax.config.jax_enable_compilation_cache
+    # A program for a chip that is not here can be kept there, but not be loaded again.
+    jax.config.update("jax_enable_compilation_cache", False)
     try:
         return program.compile(**({} if chip.clock else _GPU_OPTIONS))
     except jax.errors.JaxRuntimeError as error:
@@ -257,6 +260,8 @@ def _compile(program: Any, chip: chips.Chip) -> Any:
             raise
         text = one_line(error).removeprefix("RESOURCE_EXHAUSTED: ")
         raise TooLarge(_too_large(f"the compiler says {text}")) from None
+    finally:
+        jax.config.update("jax_enable_compilation_cache", cached)
 
 
 def _too_large(why: str) -> str:
