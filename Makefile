@@ -23,7 +23,7 @@ VENV ?= .venv-$(VERSION)
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check \
   $(if $(LOCK),-c requirements-lock.txt)
-PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses=4 --dist=loadfile
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 DEMO_DIR ?= runs/shapes
 THESIS_DIR ?= runs/thesis

@@ -174,6 +174,7 @@ def trainer(monkeypatch):
     return made
 
 
+@pytest.mark.slow
 def test_all_runs_are_trained_once_and_reported(tmp_path, trainer, capsys, monkeypatch):
     drawn = []
     draw = report.draw

@@ -102,9 +102,12 @@ def test_the_file_finds_what_the_run_finds(file, live):
     "overrides",
     [
         {"model.dtype": "bfloat16"},
-        {"model.layout": "packed", "data.canvas": (48, 80)},
-        {"model.backbone": "vgg16", "model.norm": "none", "model.head_norm": "none"},
-        {"model.depth": 50, "model.preactivation": True},
+        pytest.param({"model.layout": "packed", "data.canvas": (48, 80)}, marks=pytest.mark.slow),
+        pytest.param(
+            {"model.backbone": "vgg16", "model.norm": "none", "model.head_norm": "none"},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param({"model.depth": 50, "model.preactivation": True}, marks=pytest.mark.slow),
     ],
     ids=["bfloat16", "packed", "vgg16", "preactivation"],
 )

@@ -51,7 +51,7 @@ def test_an_update_that_is_not_finite_keeps_the_average():
     assert int(kept.step) == ~4
 
 
-@pytest.mark.parametrize("kind", ["shard_map", "pmap"])
+@pytest.mark.parametrize("kind", ["shard_map", pytest.param("pmap", marks=pytest.mark.slow)])
 def test_a_step_on_two_devices_averages_parameters_and_statistics(kind, tmp_path, monkeypatch):
     config = small_config(tmp_path, monkeypatch, ema_decay=0.9)
     mapping = DeviceMapping(kind, jax.devices()[:2])

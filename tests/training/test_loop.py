@@ -123,7 +123,10 @@ def at_step(monkeypatch, actions):
     monkeypatch.setattr(MetricLogger, "log_step", act)
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [(signal.SIGTERM, 75), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)],
+)
 def test_a_signal_saves_the_current_step_and_nothing_is_lost(
     config, finished, tmp_path, monkeypatch, capsys, number, status
 ):

@@ -93,7 +93,7 @@ def twenty_losses(layout: str) -> list[float]:
     return [m["loss"] for m in made.run([random_batch(made.config, seed=1)] * 20)[1]]
 
 
-@pytest.mark.parametrize("layout", ["shard_map", "pmap"])
+@pytest.mark.parametrize("layout", ["shard_map", pytest.param("pmap", marks=pytest.mark.slow)])
 def test_eight_devices_have_the_same_losses_as_one_for_twenty_steps(layout):
     # At the recipes' learning rates an untrained detector amplifies such a difference tenfold per
     # step, whatever causes it (see the control below). At this rate the losses stay equal.
