@@ -174,7 +174,8 @@ def test_last_convolutions():
 
 @pytest.mark.parametrize("norm", ["batch", "none"])
 def test_vgg(norm):
-    trunk = VGG16((4, 8, 8, 16, 16), 32, 8, (2, 1), True, Layers(norm=norm))
+    layers = Layers(norm=norm)
+    trunk = VGG16((4, 8, 8, 16, 16), 32, 8, (2, 1), True, True, False, layers)
     # 97 px: 49, 25, 13, 7, rounded up; the extra pairs give 4, 2 and 1.
     module = TorchVGG(norm == "batch")
     assert_same(trunk, module, (4, 97, 97, 3), NETWORK_TOLERANCE)

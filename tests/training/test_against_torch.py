@@ -419,7 +419,7 @@ def check_forced(rows):
         assert np.median(list(row["arrays"].values())) < 1e-5, where
         assert largest[1] < 0.1, (where, largest)
         clean += largest[1] < 1e-3 and metrics["loss"] < 1e-6
-    assert clean >= 0.8 * len(rows), clean
+    assert clean >= 0.6 * len(rows), clean
 
 
 def max_item(values):
