@@ -155,7 +155,14 @@ def backbone_name(config: Any) -> str:
 
 
 def feature_sizes(model: SSD, image_size: int | tuple[int, int]) -> tuple[tuple[int, int], ...]:
-    """Heights and widths of the source maps of an image: of a square by its side, or (H, W).
+    """Heights and widths of the source maps; see `feature_shapes`."""
+    return tuple(shape[:2] for shape in feature_shapes(model, image_size))
+
+
+def feature_shapes(
+    model: SSD, image_size: int | tuple[int, int]
+) -> tuple[tuple[int, int, int], ...]:
+    """(height, width, channels) of the source maps of an image: of a square by its side, or (H, W).
 
     Traces the shapes and computes nothing.
 
@@ -174,13 +181,13 @@ def feature_sizes(model: SSD, image_size: int | tuple[int, int]) -> tuple[tuple[
         lambda x: model.init_with_output(jax.random.key(0), x, train=False, method="sources"),
         images,
     )
-    sizes = tuple(x.shape[1:3] for x in maps)
-    if min(map(min, sizes)) < 1:
+    shapes = tuple(x.shape[1:] for x in maps)
+    if min(map(min, shapes)) < 1:
         raise UserError(
             f"{given}, too small: the last source map of this network "
             "would be empty; use a larger image size or other config.model.extra_strides"
         )
-    return sizes
+    return shapes
 
 
 def _backbone(config: Any) -> Backbone:

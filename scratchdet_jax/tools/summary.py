@@ -18,7 +18,7 @@ from flax import linen as nn
 from scratchdet_jax import cli
 from scratchdet_jax.detector import Detector, build_detector
 from scratchdet_jax.errors import UserError
-from scratchdet_jax.models import backbone_name, feature_sizes
+from scratchdet_jax.models import backbone_name, feature_shapes
 from scratchdet_jax.models.layers import Convolution
 from scratchdet_jax.models.parts import PARTS, part_of
 from scratchdet_jax.ops.anchors import anchors_per_cell
@@ -55,6 +55,7 @@ class SourceMap(NamedTuple):
 
     height: int
     width: int
+    channels: int
     anchors_per_cell: int
 
     @property
@@ -86,9 +87,9 @@ def summarize(config: ml_collections.ConfigDict, classes: int) -> Summary:
     """Describes the network of a config for a number of classes."""
     names = tuple(f"class {i}" for i in range(1, classes + 1))
     detector = build_detector(config, names)
-    sizes = feature_sizes(detector.model, config.image_size)
+    shapes = feature_shapes(detector.model, config.image_size)
     cells = anchors_per_cell(config.anchors.aspect_ratios)
-    maps = tuple(SourceMap(*size, a) for size, a in zip(sizes, cells, strict=True))
+    maps = tuple(SourceMap(*shape, a) for shape, a in zip(shapes, cells, strict=True))
     title = (
         f"{config.name}: {backbone_name(config.model)} at {config.image_size} px, "
         f"BatchNorm: {_norms(config.model)}, {classes} classes"
@@ -183,7 +184,7 @@ def to_text(summary: Summary) -> str:
     parts.append(("total", sum(p for _, p, _ in parts), sum(f for _, _, f in parts)))
     part_rows = [(name, f"{count:,}", f"{flop / 1e9:.2f}") for name, count, flop in parts]
     maps = [
-        (str(i), f"{m.height}×{m.width}", str(m.anchors_per_cell), f"{m.anchors:,}")
+        (str(i), f"{m.height}×{m.width}×{m.channels}", str(m.anchors_per_cell), f"{m.anchors:,}")
         for i, m in enumerate(summary.maps, 1)
     ]
     anchors = sum(m.anchors for m in summary.maps)
@@ -192,7 +193,7 @@ def to_text(summary: Summary) -> str:
             summary.title,
             _table(("layer", "convolutions", "output h×w×c", "parameters", "GFLOP"), layers, 3),
             _table(("part", "parameters", "GFLOP"), part_rows, 1),
-            _table(("map", "size", "anchors per cell", "anchors"), maps, 1),
+            _table(("map", "h×w×c", "anchors per cell", "anchors"), maps, 1),
             f"{anchors:,} anchors. GFLOP: convolutions of one image, forward; a multiply-add "
             "counts as two.",
         )

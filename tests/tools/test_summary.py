@@ -32,13 +32,13 @@ def test_layers_of_the_default_network():
     assert block.shapes == ((75, 75, 128),)
     level = layer(found, "head/level2")
     assert level.shapes == ((19, 19, 6 * 21), (19, 19, 6 * 4))
-    assert [(m.height, m.anchors) for m in found.maps] == [
-        (38, 5776),
-        (19, 2166),
-        (10, 600),
-        (5, 150),
-        (3, 36),
-        (2, 16),
+    assert [(m.height, m.channels, m.anchors) for m in found.maps] == [
+        (38, 256, 5776),
+        (19, 512, 2166),
+        (10, 128, 600),
+        (5, 128, 150),
+        (3, 128, 36),
+        (2, 128, 16),
     ]
 
 
