@@ -1,5 +1,6 @@
 """Command lines: configs with overrides, and how every program ends."""
 
+import argparse
 import difflib
 import importlib.util
 import json
@@ -133,6 +134,13 @@ def hide_libtpu() -> None:
     vendors = Path("/sys/bus/pci/devices").glob("*/vendor")
     if not any(vendor.read_text().strip() == google for vendor in vendors):
         sys.modules.setdefault("libtpu", None)  # an import then fails, as if it were not installed
+
+
+def count(text: str) -> int:
+    """A whole number from 0 upwards, as a type of argparse."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text} is not a non-negative integer")
+    return int(text)
 
 
 def _except_closed_loops(hook: Callable[..., None]) -> Callable[..., None]:

@@ -176,7 +176,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.model = ml_collections.ConfigDict()
     config.model.backbone = "resnet"  # resnet | vgg16 (truncated, as in SSD)
-    # The next eight fields apply to resnet.
+    # The next nine fields apply to resnet, and extras.
     config.model.depth = 34  # layers of the ResNet: 18 | 34 | 50 | 101
     config.model.stem = "root"  # first layers: root (3×3 convolutions: Root-ResNet) | conv7 (7×7)
     config.model.stem_convs = 3  # number of 3×3 convolutions in the root stem
@@ -243,7 +243,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.optimizer.momentum = 0.9
     config.optimizer.weight_decay = 5e-4  # added to the gradient (L2 form)
     # Parameters without weight decay, joined by commas: biases (of convolutions), norms (scales and
-    # biases of BatchNorm), head_norms (of those in the head).
+    # biases of BatchNorm, L2-Norm), head_norms (of those in the head).
     config.optimizer.no_decay = ""
     config.optimizer.bias_lr_mult = 1.0  # factor on the rate of convolutions' biases; Caffe: 2
     config.optimizer.warmup_steps = 500  # updates of linear warm-up; at most a tenth of the run

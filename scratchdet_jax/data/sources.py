@@ -10,7 +10,7 @@ import ml_collections
 from scratchdet_jax.data.builders.folder_builder import stored_choices
 from scratchdet_jax.data.builders.voc_folder import VocFolder, dataset_name, prepare_voc_folder
 from scratchdet_jax.data.missing import missing_error
-from scratchdet_jax.data.records import DetectionSource, open_source
+from scratchdet_jax.data.records import DetectionSource, open_source, parse_spec
 from scratchdet_jax.data.tfds_dataset import NoDataSetError, NoSplitError
 from scratchdet_jax.errors import UserError
 
@@ -25,9 +25,10 @@ def chosen_on_test(config: ml_collections.ConfigDict) -> str:
 
     Such a figure is too good: the split that is reported has taken part in a choice.
     """
-    split = config.data.eval.rpartition("@")[0] or config.data.eval
-    names = [part.strip() for part in re.split(r"[,:+]", split)]
-    chooses = config.eval.every_steps and config.eval.metric != "none"
+    spec = config.data.eval
+    chooses = spec and config.eval.every_steps and config.eval.metric != "none"
+    splits = [part.split for part in parse_spec(spec)] if _names_data_sets(spec) else [spec]
+    names = [name.strip() for split in splits for name in split.split("+")]
     if not chooses or not any(re.match(r"test(dev|-dev)?\b", name) for name in names):
         return ""
     return (
@@ -50,7 +51,7 @@ def open_split(settings: ml_collections.ConfigDict, field: str) -> DetectionSour
         raise UserError(
             f"config.data.{field} is empty: name a data set and split, such as voc/2007:test"
         )
-    names_set = ":" in re.sub(r"\[[^\]]*\]", "", spec)  # not the colon of a slice, train[:80%]
+    names_set = _names_data_sets(spec)
     if not settings.folder and not names_set:
         raise UserError(
             f"config.data.{field} is {spec!r}: set config.data.folder to a folder in VOC layout "
@@ -65,6 +66,11 @@ def open_split(settings: ml_collections.ConfigDict, field: str) -> DetectionSour
         raise missing_error(settings, fields, error.dataset) or error from None
     except NoSplitError as error:
         raise UserError(f"config.data.{field}: {error}{_advice(settings, field, error)}") from None
+
+
+def _names_data_sets(spec: str) -> bool:
+    """Whether a spec is NAME:SPLIT, …, and not a split of the user's folder."""
+    return ":" in re.sub(r"\[[^\]]*\]", "", spec)  # not the colon of a slice, train[:80%]
 
 
 def check_slots(

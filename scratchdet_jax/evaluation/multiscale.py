@@ -188,9 +188,7 @@ def suppress(
     Returns:
         K slots in descending order of score, empty ones last.
     """
-    used = np.flatnonzero(found.labels > 0)
-    used = used[np.argsort(-found.scores[used], kind="stable")]
-    boxes, scores, labels = (np.asarray(values)[used] for values in found)
+    used, (boxes, scores, labels) = _by_score(found)
     origin, kept = origin[used], np.zeros(len(used), bool)
     for label in np.unique(labels):
         index = np.flatnonzero(labels == label)
@@ -231,9 +229,7 @@ def vote(
     Returns:
         K slots in descending order of score, empty ones last.
     """
-    used = np.flatnonzero(found.labels > 0)
-    used = used[np.argsort(-found.scores[used], kind="stable")]
-    boxes, scores, labels = (np.asarray(values)[used] for values in found)
+    _, (boxes, scores, labels) = _by_score(found)
     ends = _inclusive(boxes, pixels)
     results = []  # (boxes, scores, label) of each group
     for label in np.unique(labels):
@@ -258,6 +254,17 @@ def vote(
     boxes, scores, labels = (np.concatenate(values) for values in zip(*results, strict=True))
     order = np.argsort(-scores, kind="stable")
     return _slots(boxes[order], scores[order], labels[order], max_detections)
+
+
+def _by_score(found: Detections) -> tuple[np.ndarray, Detections]:
+    """The filled slots in descending order of score, equal scores in their order: indices, values.
+
+    Args:
+        found: [N].
+    """
+    used = np.flatnonzero(found.labels > 0)
+    used = used[np.argsort(-found.scores[used], kind="stable")]
+    return used, Detections(*(np.asarray(values)[used] for values in found))
 
 
 def _slots(

@@ -33,7 +33,10 @@ def source_stages(
 
 
 class RootBlock(nn.Module):
-    """3×3 convolutions, each normalised, then 2×2 max-pooling; the first one has the stride."""
+    """3×3 convolutions, each normalised, then 2×2 max-pooling; the first one has the stride.
+
+    Without `pool` there is no pooling, and the map is twice as large.
+    """
 
     channels: int
     layers: Layers
@@ -54,7 +57,10 @@ class RootBlock(nn.Module):
 
 
 class Conv7Stem(nn.Module):
-    """ResNet's stem (He et al. 2016a): a normalised 7×7 convolution, then 3×3 max-pooling."""
+    """ResNet's stem (He et al. 2016a): a normalised 7×7 convolution, then 3×3 max-pooling.
+
+    Without `pool` there is no pooling, and the map is twice as large.
+    """
 
     channels: int
     layers: Layers
@@ -70,7 +76,10 @@ class Conv7Stem(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """A block with a shortcut. A subclass defines `outputs`."""
+    """A block with a shortcut.
+
+    A subclass defines `outputs`: the output of the block, and that of its last convolution.
+    """
 
     channels: int
     stride: int

@@ -157,10 +157,13 @@ def test_empty_fields_and_names_without_a_folder(tmp_path):
     [
         ("voc/2007:test", {}, True),
         ("voc/2007:validation,voc/2007:test@/data/test", {}, True),
+        ("voc/2007:validation@/data/old,voc/2007:test", {}, True),
+        ("test[:50%]", {}, True),
         ("voc/2007:validation+test[:50%]", {}, True),
         ("test", {}, True),  # of a user's folder
         ("voc/2007:validation", {}, False),
         ("testcards:val@/data/test", {}, False),
+        ("cards:val@/data/a:test,cards:val@/data/test", {}, False),
         ("voc/2007:test", {"every_steps": 0}, False),  # only the last checkpoint is scored
         ("voc/2007:test", {"metric": "none"}, False),
         ("", {}, False),

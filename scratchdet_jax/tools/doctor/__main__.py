@@ -115,11 +115,11 @@ def _parse(
         help="write a recipe with the anchor sizes that are advised, if others would clearly help",
     )
     parser.add_argument(
-        "--samples", type=_count, default=24, help="augmented samples on the page (default: 24)"
+        "--samples", type=cli.count, default=24, help="augmented samples on the page (default: 24)"
     )
     parser.add_argument(
         "--images",
-        type=_count,
+        type=cli.count,
         default=20_000,
         help="decode at most this many images, drawn at random (default: 20000)",
     )
@@ -130,12 +130,6 @@ def _parse(
     default.name = "voc300"  # the defaults equal that recipe
     config = cli.parse_config([argv[0], *rest], default.copy_and_resolve_references())
     return options, config, cli.load_recipe(options.config) if options.config else default
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text} is not a non-negative integer")
-    return int(text)
 
 
 if __name__ == "__main__":

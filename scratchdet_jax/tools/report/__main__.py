@@ -71,7 +71,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     add(
         "--images",
-        type=_count,
+        type=cli.count,
         default=6,
         help="number of the worst and of the best images shown (default: 6 each)",
     )
@@ -86,12 +86,6 @@ def _share(text: str) -> float:
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text} is not a number from 0 to 1")
     return value
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text} is not a non-negative integer")
-    return int(text)
 
 
 if __name__ == "__main__":
