@@ -1,13 +1,18 @@
-"""Tests the paper's thesis on small detectors trained from scratch on the shapes data set.
+"""Tests the paper's thesis on small detectors trained from scratch.
 
-python -m experiments.thesis --output=runs/thesis           # 39 runs, three seeds
-python -m experiments.thesis --output=runs/thesis --quick   # 13 runs, one seed
+python -m experiments.thesis --output=runs/thesis                       # shapes: 45 runs, 5 seeds
+python -m experiments.thesis --output=runs/thesis --quick               # one seed
+python -m experiments.thesis --output=runs/thesis_bccd --photos=BCCD    # 8 runs, 2 seeds
 
-Compares, in VGG-16, BatchNorm nowhere, in the head, in the backbone and in both, each at a low and
-a high learning rate; and in ResNet-18 the root block with a 7×7 convolution, with and without
-down-sampling. The same command resumes a stopped experiment; finished runs are not repeated.
-Writes table.md, results.json and figure.png, and reports for each ordering of the paper whether it
-holds.
+On the shapes data set it compares, in VGG-16, BatchNorm nowhere, in the head, in the backbone and
+in both, and in ResNet-18 the root block with a 7×7 convolution, with and without down-sampling. On
+photos with VOC annotations and the lists train, val and test, it compares the places of BatchNorm.
+--choose runs the candidates of the learning rates instead, with a seed of its own; the rates in
+plan.py are its results.
+
+The same command resumes a stopped experiment; finished runs are not repeated. Two processes can
+share the work if they are given different --seeds. Writes table.md, results.json and figure.png,
+and reports for each ordering of the paper whether it holds.
 """
 
 import argparse
@@ -15,14 +20,16 @@ import gc
 import json
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import ml_collections
 
-from experiments.thesis.plan import IMAGES, RATES, SEEDS, Row, rows, run_config, run_folder
-from experiments.thesis.report import Outcome, Outcomes, read_outcome, write_report
+from experiments.thesis import plan
+from experiments.thesis.plan import Row, Study, run_config, run_folder
+from experiments.thesis.report import Outcome, Outcomes, choice_table, read_outcome, write_report
 from scratchdet_jax import cli, stopping
 from scratchdet_jax.config import defaults
 from scratchdet_jax.config.fields import WITHOUT_EFFECT, flatten, number_of_steps
@@ -33,29 +40,53 @@ from scratchdet_jax.training.loop import train_and_evaluate
 _RECORD = "run.json"  # in the folder of a run: its config
 
 
-def train_row(row: Row, seed: int, images: int, output: Path, data_dir: str) -> Outcome:
+class Runs(NamedTuple):
+    """How the rows of a study are trained.
+
+    Attributes:
+        study: the study.
+        images: the training images of a run.
+        output: the folder of the runs.
+        choosing: whether the runs choose the learning rates.
+    """
+
+    study: Study
+    images: int
+    output: Path
+    choosing: bool = False
+
+    def config(self, row: Row, seed: int) -> ml_collections.ConfigDict:
+        """The config of a run."""
+        return run_config(self.study, row, seed, self.images, self.choosing)
+
+    def outcome(self, row: Row, seed: int) -> Outcome | None:
+        """The result of a run; None if it is not finished."""
+        steps = number_of_steps(self.config(row, seed))
+        return read_outcome(run_folder(self.output, row, seed), steps)
+
+
+def train_row(runs: Runs, row: Row, seed: int) -> Outcome:
     """Trains one run to its end; resumes a stopped one, and only reads a finished one.
 
     Raises:
         UserError: the folder holds another run, or training failed other than by diverging.
     """
-    config = run_config(row, seed, images, data_dir)
-    workdir, steps = run_folder(output, row, seed), number_of_steps(config)
+    config, workdir = runs.config(row, seed), run_folder(runs.output, row, seed)
     _claim(workdir, config)
-    outcome = read_outcome(workdir, steps)
+    outcome = runs.outcome(row, seed)
     if outcome is not None:
         return outcome
     try:
         train_and_evaluate(config, workdir)
     except UserError as error:
-        outcome = read_outcome(workdir, steps)
+        outcome = runs.outcome(row, seed)
         if outcome is None or outcome.diverged_at is None:
             raise
         print(f"a diverged run is a result too: {error}")
     finally:
         jax.clear_caches()  # the programs of dozens of runs would fill the memory
         gc.collect()
-    return outcome or read_outcome(workdir, steps)
+    return outcome or runs.outcome(row, seed)
 
 
 def _claim(workdir: Path, config: ml_collections.ConfigDict) -> None:
@@ -77,32 +108,24 @@ def _claim(workdir: Path, config: ml_collections.ConfigDict) -> None:
             )
 
 
-def run_all(seeds: Sequence[int], images: int, output: Path, data_dir: str) -> str:
-    """Trains every row with every seed, seed by seed, and writes the report after each run."""
-    writable_folder(output, "--output")
-    plan = [(row, seed) for seed in seeds for row in rows()]
+def run_all(runs: Runs, rows: Sequence[Row], seeds: Sequence[int]) -> Iterator[Outcomes]:
+    """Trains every row with every seed, seed by seed; yields the results after each run."""
+    plan = [(row, seed) for seed in seeds for row in rows]
     outcomes: Outcomes = {}
     spent: list[float] = []  # seconds of each run trained now
-    text = ""
     for done, (row, seed) in enumerate(plan):
-        finished = _is_finished(row, seed, images, output, data_dir)
+        finished = runs.outcome(row, seed) is not None
         left = statistics.fmean(spent) * (len(plan) - done) / 60 if spent else None
         remaining = "" if left is None else f"; about {left:.0f} min left"
-        state = "already finished" if finished else f"{row.rate} rate {RATES[row.rate]:g}"
+        state = "already finished" if finished else f"rate {row.rate:g}"
         print(
             f"\n[{done + 1}/{len(plan)}] {row.title}, seed {seed}, {state}{remaining}", flush=True
         )
         start = time.perf_counter()
-        outcomes.setdefault(row.key, {})[seed] = train_row(row, seed, images, output, data_dir)
+        outcomes.setdefault(row.key, {})[seed] = train_row(runs, row, seed)
         if not finished:
             spent.append(time.perf_counter() - start)
-        text = write_report(outcomes, images, output)
-    return text
-
-
-def _is_finished(row: Row, seed: int, images: int, output: Path, data_dir: str) -> bool:
-    steps = number_of_steps(run_config(row, seed, images, data_dir))
-    return read_outcome(run_folder(output, row, seed), steps) is not None
+        yield outcomes
 
 
 def main(argv: Sequence[str]) -> None:
@@ -111,18 +134,32 @@ def main(argv: Sequence[str]) -> None:
         prog=argv[0], description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output", required=True, help="folder of the runs and the report")
+    parser.add_argument("--photos", help="folder of photos with VOC annotations, instead of shapes")
+    parser.add_argument("--choose", action="store_true", help="run the candidates of the rates")
     parser.add_argument("--quick", action="store_true", help="only the first seed")
-    parser.add_argument(
-        "--seeds", type=int, nargs="+", help=f"default: {SEEDS}, quick: {SEEDS[:1]}"
-    )
-    parser.add_argument(
-        "--images", type=int, default=IMAGES, help=f"training images per run (default {IMAGES})"
-    )
-    parser.add_argument("--data_dir", default="data", help="folder of the shapes data set")
+    parser.add_argument("--seeds", type=int, nargs="+", help="default: those of the study")
+    parser.add_argument("--images", type=int, help="training images per run")
+    parser.add_argument("--data_dir", default="data", help="folder of the prepared data sets")
     options = parser.parse_args(argv[1:])
-    seeds = options.seeds or (SEEDS[:1] if options.quick else SEEDS)
+    study = (
+        plan.photo_study(options.data_dir, options.photos)
+        if options.photos
+        else plan.shapes_study(options.data_dir)
+    )
+    output = writable_folder(Path(options.output), "--output")
+    images = options.images or study.images
     stopping.resumable(terminable=True)
-    text = run_all(seeds, options.images, Path(options.output), options.data_dir)
+    if options.choose:
+        rows = plan.candidate_rows()
+        runs = Runs(study, images, output / "choice", choosing=True)
+        for outcomes in run_all(runs, rows, (plan.CHOICE_SEED,)):
+            text = choice_table(study, rows, outcomes)
+        print(f"\n{text}")
+        return
+    runs = Runs(study, images, output)
+    seeds = options.seeds or (study.seeds[:1] if options.quick else study.seeds)
+    for outcomes in run_all(runs, study.rows(), seeds):
+        text = write_report(study, outcomes, images, output)
     print(f"\n{text}\ntable.md, results.json and figure.png are in {options.output}")
 
 

@@ -1,36 +1,40 @@
-"""The runs that test the paper's thesis, and the orderings that it claims."""
+"""The experiments that test the paper's thesis: their runs, and the orderings that it claims."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import ml_collections
 
-from configs import shapes
+from configs import shapes, voc_folder
 
-RATES = {"low": 0.001, "middle": 0.01, "high": 0.05}  # as in the paper
-COMPARED = ("low", "high")  # rates at which all four places of BatchNorm are trained
-SEEDS = (0, 1, 2)
-IMAGES = 12_000  # training images of each run: three epochs
-IMAGE_SIZE = 96  # pixels; the shapes recipe's 128 would take twice as long
-# The paper's BatchNorm table uses VGG-16, and so does this one. A residual network without
-# BatchNorm shows nothing about rates: every block adds the variance of its branch, the first
-# gradient has a norm of 10,000 here, and it diverges within three updates at 0.005 as at 0.05.
+CHOICE_SEED = 100  # of the runs that choose the learning rates; no result uses it
+# The paper's BatchNorm table uses VGG-16, and so do these. A residual network without BatchNorm
+# shows nothing about rates: every block adds the variance of its branch, the first gradient has a
+# norm of 10,000 here, and it diverges within three updates at 0.005 as at 0.05.
 VGG = {
     "model.backbone": "vgg16",
     "model.width": 0.1875,
     "model.extra_strides": (2, 2, 2, 2),  # the source maps of the Root-ResNet
 }
-NORMS = {  # model.norm (backbone and extra blocks), model.head_norm
-    "none": ("none", "none"),
-    "head": ("none", "batch"),
-    "backbone": ("batch", "none"),
-    "both": ("batch", "batch"),
+NORMS = {  # title, model.norm (backbone and extra blocks), model.head_norm, mAP at its best rate
+    "none": ("no BN", "none", "none", "67.6"),
+    "head": ("BN in the head", "none", "batch", "75.6"),
+    "backbone": ("BN in the backbone", "batch", "none", "78.0"),
+    "both": ("BN in both", "batch", "batch", "78.7"),
 }
-STEMS = {  # model.stem, model.stem_stride
-    "conv7_stride2": ("conv7", 2),
-    "root_stride2": ("root", 2),
-    "conv7_stride1": ("conv7", 1),
-    "root_stride1": ("root", 1),
+STEMS = {  # title, model.stem, model.stem_stride, mAP
+    "conv7_stride2": ("7×7, stride 2", "conv7", 2, "73.1"),
+    "root_stride2": ("three 3×3, stride 2", "root", 2, "75.4"),
+    "conv7_stride1": ("7×7, stride 1", "conv7", 1, "77.6"),
+    "root_stride1": ("root block", "root", 1, "78.5"),
+}
+HIGH_RATE = 0.05  # the paper's
+CANDIDATES = {  # learning rates to choose from
+    "none": (0.001, 0.003, 0.01),
+    "head": (0.01, 0.05),
+    "backbone": (0.01, 0.05),
+    "both": (0.01, 0.05),
 }
 
 
@@ -40,125 +44,182 @@ class Row(NamedTuple):
     Attributes:
         key: the prefix of its runs' folders.
         title: its name in the table.
-        rate: a key of RATES.
-        fields: changes of the shapes recipe, by dotted name.
+        rate: the learning rate.
+        fields: changes of the recipe, by dotted name.
         published: the paper's mAP on VOC07 test, as text.
     """
 
     key: str
     title: str
-    rate: str
+    rate: float
     fields: dict[str, object]
     published: str
 
 
 class Ordering(NamedTuple):
-    """A claim of the paper: the row `above` scores higher than the row `below`.
-
-    Several keys stand for the row with the highest mean (a method at its best rate).
-    """
+    """A claim of the paper: the row `above` scores higher than the row `below` by `figure`."""
 
     claim: str
-    above: tuple[str, ...]
-    below: tuple[str, ...]
+    above: str
+    below: str
     published: str
-    figure: str = "ap50"
+    figure: str
 
 
-def rows() -> tuple[Row, ...]:
-    """All rows: BatchNorm in VGG-16 by rate, then the first layers of ResNet-18."""
-    published = {
-        "none": ("67.6", "–"),
-        "head": ("71.0", "–"),
-        "backbone": ("72.8", "78.0"),
-        "both": ("71.8", "78.7"),
-    }
-    names = {
-        "none": "no BN",
-        "head": "BN in the head",
-        "backbone": "BN in the backbone",
-        "both": "BN in both",
-    }
-    made = []
-    for rate, mean_ap in zip(COMPARED, zip(*published.values(), strict=True), strict=True):
-        for (key, (norm, head_norm)), figure in zip(NORMS.items(), mean_ap, strict=True):
-            fields = {**VGG, "model.norm": norm, "model.head_norm": head_norm}
-            made.append(Row(f"bn_{key}_{rate}", names[key], rate, fields, figure))
-    norm, head_norm = NORMS["head"]  # at its best rate in the paper
-    fields = {**VGG, "model.norm": norm, "model.head_norm": head_norm}
-    made.append(Row("bn_head_middle", names["head"], "middle", fields, "75.6"))
-    titles = ("7×7, stride 2", "three 3×3, stride 2", "7×7, stride 1", "root block")
-    for (key, (stem, stride)), title, figure in zip(
-        STEMS.items(), titles, ("73.1", "75.4", "77.6", "78.5"), strict=True
-    ):
-        fields: dict[str, object] = {"model.stem": stem, "model.stem_stride": stride}
-        if stride == 2:  # three stages are source maps: one extra block less gives the same maps
-            fields["model.extra_strides"] = (2, 2, 2)
-        made.append(Row(f"stem_{key}", title, "high", fields, figure))
-    return tuple(made)
+class Study(NamedTuple):
+    """Rows that are trained on one data set with the same seeds.
+
+    Attributes:
+        recipe: makes the config that the rows change.
+        fields: the changes that all rows share, by dotted name.
+        choice_fields: further changes of the runs that choose the learning rates.
+        tables: the rows of each table, by its title.
+        figures: the columns of the tables: titles by the field of an evaluation record; the first
+            is what the rates are chosen by.
+        per_class: whether the tables also have a column of AP for each class.
+        orderings: the claims that these rows can test.
+        seeds: of the reported runs.
+        images: the training images of a run.
+    """
+
+    recipe: Callable[[], ml_collections.ConfigDict]
+    fields: dict[str, object]
+    choice_fields: dict[str, object]
+    tables: dict[str, tuple[Row, ...]]
+    figures: dict[str, str]
+    per_class: bool
+    orderings: tuple[Ordering, ...]
+    seeds: tuple[int, ...]
+    images: int
+
+    def rows(self) -> tuple[Row, ...]:
+        """The rows of all tables."""
+        return tuple(row for rows in self.tables.values() for row in rows)
 
 
-def orderings() -> tuple[Ordering, ...]:
-    """The paper's claims that these rows can test."""
-    best = {name: tuple(f"bn_{name}_{rate}" for rate in COMPARED) for name in NORMS}
-    low, high = ({name: (f"bn_{name}_{rate}",) for name in NORMS} for rate in COMPARED)
-    middle_head = ("bn_head_middle",)
-    best["head"] += middle_head
-    root, root2 = ("stem_root_stride1",), ("stem_root_stride2",)
-    conv, conv2 = ("stem_conv7_stride1",), ("stem_conv7_stride2",)
-    better = "each at its best rate"
-    return (
-        Ordering(f"BN in both above no BN, {better}", best["both"], best["none"], "78.7 > 67.6"),
-        Ordering(
-            f"BN in the backbone above no BN, {better}",
-            best["backbone"],
-            best["none"],
-            "78.0 > 67.6",
-        ),
-        Ordering(
-            f"BN in the head above no BN, {better}", best["head"], best["none"], "75.6 > 67.6"
-        ),
-        Ordering(
-            f"BN in both above BN in the head, {better}", best["both"], best["head"], "78.7 > 75.6"
-        ),
-        Ordering(
-            f"BN in both above BN in the backbone, {better}",
-            best["both"],
-            best["backbone"],
-            "78.7 > 78.0",
-        ),
-        Ordering("BN in both: high rate above low", high["both"], low["both"], "78.7 > 71.8"),
-        Ordering(
-            "BN in the backbone: high rate above low",
-            high["backbone"],
-            low["backbone"],
-            "78.0 > 72.8",
-        ),
-        Ordering("BN in the head: middle rate above low", middle_head, low["head"], "75.6 > 71.0"),
-        Ordering("no BN: low rate above high", low["none"], high["none"], "not trained"),
-        Ordering("7×7: stride 1 above stride 2", conv, conv2, "77.6 > 73.1"),
-        Ordering("three 3×3: stride 1 above stride 2", root, root2, "78.5 > 75.4"),
-        Ordering("stride 2: three 3×3 above 7×7", root2, conv2, "75.4 > 73.1"),
-        Ordering("stride 1: three 3×3 above 7×7", root, conv, "78.5 > 77.6"),
-        Ordering("small objects, 7×7: stride 1 above 2", conv, conv2, "–", "ap_small"),
-        Ordering("small objects, three 3×3: stride 1 above 2", root, root2, "–", "ap_small"),
+def norm_rows(rates: dict[str, float]) -> tuple[Row, ...]:
+    """The places of BatchNorm in VGG-16, each at its rate."""
+    return tuple(
+        Row(key, title, rates[key], norm_fields(key), published)
+        for key, (title, _, _, published) in NORMS.items()
     )
 
 
-def run_config(row: Row, seed: int, images: int, data_dir: str) -> ml_collections.ConfigDict:
-    """The shapes recipe with the row's changes, scored by COCO's metric for AP by size."""
-    config = shapes.get_config()
+def norm_fields(key: str) -> dict[str, object]:
+    """The changes that make a row of NORMS."""
+    _, norm, head_norm, _ = NORMS[key]
+    return {**VGG, "model.norm": norm, "model.head_norm": head_norm}
+
+
+def stem_rows() -> tuple[Row, ...]:
+    """The first layers of ResNet-18, with BatchNorm in both, at the paper's rate."""
+    made = []
+    for key, (title, stem, stride, published) in STEMS.items():
+        fields: dict[str, object] = {"model.stem": stem, "model.stem_stride": stride}
+        if stride == 2:  # three stages are source maps: one extra block less gives the same maps
+            fields["model.extra_strides"] = (2, 2, 2)
+        made.append(Row(f"stem_{key}", title, HIGH_RATE, fields, published))
+    return tuple(made)
+
+
+def candidate_rows() -> tuple[Row, ...]:
+    """The places of BatchNorm, each at every rate to choose from."""
+    return tuple(
+        Row(f"{key}_{rate:g}", NORMS[key][0], rate, norm_fields(key), "–")
+        for key, rates in CANDIDATES.items()
+        for rate in rates
+    )
+
+
+def norm_orderings(figure: str) -> tuple[Ordering, ...]:
+    """The claims about BatchNorm, each row at its best rate."""
+    return (
+        Ordering("BN in both above no BN", "both", "none", "78.7 > 67.6", figure),
+        Ordering("BN in the backbone above no BN", "backbone", "none", "78.0 > 67.6", figure),
+        Ordering("BN in the head above no BN", "head", "none", "75.6 > 67.6", figure),
+        Ordering("BN in both above BN in the head", "both", "head", "78.7 > 75.6", figure),
+        Ordering("BN in both above BN in the backbone", "both", "backbone", "78.7 > 78.0", figure),
+    )
+
+
+def stem_orderings(figure: str, prefix: str = "") -> tuple[Ordering, ...]:
+    """The claims about the first layers."""
+    root, root2 = "stem_root_stride1", "stem_root_stride2"
+    conv, conv2 = "stem_conv7_stride1", "stem_conv7_stride2"
+    claims = (
+        ("7×7: stride 1 above stride 2", conv, conv2, "77.6 > 73.1"),
+        ("three 3×3: stride 1 above stride 2", root, root2, "78.5 > 75.4"),
+        ("stride 2: three 3×3 above 7×7", root2, conv2, "75.4 > 73.1"),
+        ("stride 1: three 3×3 above 7×7", root, conv, "78.5 > 77.6"),
+    )
+    return tuple(
+        Ordering(prefix + claim, above, below, "–" if prefix else published, figure)
+        for claim, above, below, published in claims
+    )
+
+
+def shapes_study(data_dir: str) -> Study:
+    """Both tables on the embedded data set, at half of its resolution."""
     fields = {
-        "name": f"thesis, {row.title}, {row.rate} rate, seed {seed}",
-        "seed": seed,
-        "image_size": IMAGE_SIZE,
-        "train_images": images,
+        "image_size": 64,  # half of the objects are 7 to 12 pixels: what the root block is for
         "data.dir": data_dir,
-        "optimizer.learning_rate": RATES[row.rate],
+        "optimizer.warmup_steps": 50,
         "eval.metric": "coco",
+    }
+    rates = {"none": 0.001, "head": 0.01, "backbone": 0.05, "both": 0.05}
+    diverging = Row("none_high", "no BN", HIGH_RATE, norm_fields("none"), "–")
+    return Study(
+        shapes.get_config,
+        fields,
+        {},
+        {
+            "Where BatchNorm is (narrow VGG-16)": (*norm_rows(rates), diverging),
+            "The first layers (narrow ResNet-18, BN in both)": stem_rows(),
+        },
+        {"AP50": "AP50", "APs": "AP small"},
+        False,
+        (
+            *norm_orderings("AP50"),
+            *stem_orderings("AP50"),
+            *stem_orderings("APs", "small objects, "),
+        ),
+        seeds=(0, 1, 2, 3, 4),
+        images=36_000,
+    )
+
+
+def photo_study(data_dir: str, folder: str) -> Study:
+    """The BatchNorm table on photos such as BCCD's: rates chosen on `val`, results of `test`."""
+    fields = {"image_size": 128, "data.dir": data_dir, "data.folder": folder, "data.eval": "test"}
+    rates = {"none": 0.001, "head": 0.01, "backbone": 0.05, "both": 0.05}
+    return Study(
+        voc_folder.get_config,
+        fields,
+        {"data.eval": "val"},
+        {"Where BatchNorm is (narrow VGG-16)": norm_rows(rates)},
+        {"mAP": "mAP"},
+        True,
+        norm_orderings("mAP"),
+        seeds=(0, 1),
+        images=12_800,
+    )
+
+
+def run_config(
+    study: Study, row: Row, seed: int, images: int, choosing: bool = False
+) -> ml_collections.ConfigDict:
+    """The study's recipe with the changes of the row; six evaluations in all."""
+    config = study.recipe()
+    fields = {
+        "name": f"thesis, {row.title}, rate {row.rate:g}, seed {seed}",
+        "seed": seed,
+        "train_images": images,
+        "optimizer.learning_rate": row.rate,
+        "eval.every_steps": max(1, images // config.batch_size // 6),
         "log_every": 1,
         "keep_checkpoints": 1,
     }
+    fields |= study.fields | (study.choice_fields if choosing else {})
     config.update_from_flattened_dict(fields | row.fields)
     return config.lock()
 

@@ -10,31 +10,42 @@ from typing import Any, NamedTuple
 import jax
 from matplotlib.axes import Axes
 
-from experiments.thesis.plan import COMPARED, RATES, Ordering, Row, orderings, rows, run_folder
+from experiments.thesis.plan import Ordering, Row, Study, run_folder
 from scratchdet_jax.errors import UserError
-from scratchdet_jax.run.reading import read_run
+from scratchdet_jax.run.reading import read_run, running, series
 from scratchdet_jax.tools import plot
 
 # 97.5 % quantiles of Student's t by degrees of freedom, from 1.
 _STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23)
+# A detector that gives every anchor the same answer has a classification loss of about 4.05 under
+# 3:1 mining. A run has left that plateau when the mean of so many updates is below the limit.
+_PLATEAU = 3.8
+_PLATEAU_UPDATES = 20
 
 
 class Outcome(NamedTuple):
     """The result of one run; a diverged run counts as AP 0.
 
     Attributes:
-        ap50: COCO's AP at IoU 0.5.
-        ap_small: COCO's AP of boxes smaller than 32² pixels.
+        figures: scores in [0, 1] of the last evaluation by field; empty if the run diverged.
+        per_class: its AP by class name.
         diverged_at: the step at which the run diverged, or None.
+        left_plateau_at: the update at which the mean classification loss first fell below that of
+            a constant answer; None if it never did.
         gradient_norm: mean over the second half of the run; None if it diverged.
         fluctuation: mean change of the gradient norm per step / gradient_norm; None if it diverged.
     """
 
-    ap50: float
-    ap_small: float
+    figures: dict[str, float]
+    per_class: dict[str, float]
     diverged_at: int | None
+    left_plateau_at: int | None
     gradient_norm: float | None
     fluctuation: float | None
+
+    def score(self, figure: str) -> float:
+        """The score of a field or class; 0 for a diverged run."""
+        return (self.figures | self.per_class)[figure] if self.figures else 0.0
 
 
 Outcomes = dict[str, dict[int, Outcome]]  # by the row's key and the seed
@@ -49,102 +60,116 @@ def read_outcome(workdir: Path, steps: int) -> Outcome | None:
     except UserError:  # stopped before its first record
         return None
     if run.diverged_at is not None:
-        return Outcome(0.0, 0.0, run.diverged_at, None, None)
+        return Outcome({}, {}, run.diverged_at, None, None, None)
     if not run.eval or run.eval[-1]["step"] != steps:
         return None
     half = [record for record in run.train if record["step"] > steps // 2]
     norm = statistics.fmean(record["gradient_norm"] for record in half)
     change = statistics.fmean(record["gradient_fluctuation"] for record in half)
     last = run.eval[-1]
-    return Outcome(last["AP50"], last["APs"], None, norm, change / norm if norm else None)
+    figures = {name: value for name, value in last.items() if isinstance(value, float)}
+    relative = change / norm if norm else None
+    return Outcome(figures, last["AP"], None, _left_plateau_at(run.train), norm, relative)
 
 
-def compare(above: Sequence[float], below: Sequence[float]) -> tuple[str, float, float | None]:
-    """Whether `above` scores higher than `below`: the verdict, the difference, and its noise.
+def _left_plateau_at(records: Sequence[dict[str, Any]]) -> int | None:
+    steps, losses = series(records, "loss_classification")
+    if len(losses) < _PLATEAU_UPDATES:
+        return None
+    below = running(losses, _PLATEAU_UPDATES)[0] < _PLATEAU
+    return int(steps[_PLATEAU_UPDATES - 1 + below.argmax()]) if below.any() else None
 
-    The noise is the half width of the 95 % interval of the difference of means (Student's t,
-    pooled variance); a smaller difference shows neither order. With one seed there is no noise, and
-    the verdict says so.
+
+def compare(
+    above: dict[int, float], below: dict[int, float]
+) -> tuple[str, float, float | None] | None:
+    """Whether `above` scores higher than `below`: the verdict, the mean difference, and its noise.
+
+    The scores are by seed. The noise is the half width of the 95 % interval of the mean of the
+    differences between runs with the same seed (Student's t); a smaller difference shows neither
+    order. With one seed there is no noise, and the verdict says so. Without a common seed the
+    result is None.
     """
-    difference = statistics.fmean(above) - statistics.fmean(below)
-    freedom = len(above) + len(below) - 2
-    if min(len(above), len(below)) < 2:
+    differences = [above[seed] - below[seed] for seed in above if seed in below]
+    if not differences:
+        return None
+    difference = statistics.fmean(differences)
+    freedom = len(differences) - 1
+    if freedom == 0:
         word = "as published" if difference > 0 else "not as published"
         return f"{word}, but one seed shows no noise", difference, None
-    squares = sum(
-        (value - statistics.fmean(values)) ** 2 for values in (above, below) for value in values
-    )
     quantile = _STUDENT[freedom - 1] if freedom <= len(_STUDENT) else 1.96 + 2.4 / freedom
-    noise = quantile * math.sqrt(squares / freedom * (1 / len(above) + 1 / len(below)))
+    noise = quantile * statistics.stdev(differences) / math.sqrt(len(differences))
     if difference > noise:
         return "holds", difference, noise
     return ("does not hold" if difference < -noise else "within the noise"), difference, noise
 
 
 def judge(ordering: Ordering, outcomes: Outcomes) -> tuple[str, float, float | None] | None:
-    """`compare` for the rows of an ordering; None if one of them has no finished run."""
-
-    def values(keys: tuple[str, ...]) -> list[float]:
-        series = [
-            [getattr(outcome, ordering.figure) for outcome in outcomes[key].values()]
-            for key in keys
-            if outcomes.get(key)
-        ]
-        return max(series, key=statistics.fmean) if len(series) == len(keys) else []
-
-    above, below = values(ordering.above), values(ordering.below)
-    return compare(above, below) if above and below else None
+    """`compare` for the rows of an ordering; None if they have no finished run in common."""
+    above, below = (
+        {seed: run.score(ordering.figure) for seed, run in outcomes.get(key, {}).items()}
+        for key in (ordering.above, ordering.below)
+    )
+    return compare(above, below)
 
 
-def table(outcomes: Outcomes, images: int) -> str:
-    """The two tables and the verdicts as Markdown."""
+def columns(study: Study, outcomes: Outcomes) -> dict[str, str]:
+    """Titles of the tables' columns of scores, by figure."""
+    runs = (run for seeds in outcomes.values() for run in seeds.values() if run.per_class)
+    names = next(runs).per_class if study.per_class else ()
+    return study.figures | {name: name for name in names}
+
+
+def table(study: Study, outcomes: Outcomes, images: int) -> str:
+    """The tables and the verdicts as Markdown."""
     device = jax.devices()[0].device_kind
     seeds = sorted({seed for runs in outcomes.values() for seed in runs})
-    header = (
-        "| | rate | AP50 | AP small | gradient norm | fluctuation / norm | published mAP |\n"
-        "|---|---|---|---|---|---|---|"
+    scores = columns(study, outcomes)
+    titles = (
+        *("", "rate", *scores.values(), "plateau left at update"),
+        *("gradient norm", "fluctuation / norm", "published mAP"),
     )
+    header = "| " + " | ".join(titles) + " |\n" + "|---" * len(titles) + "|"
     lines = [
         f"{images:,} images a run, seeds {', '.join(map(str, seeds))}; {len(jax.devices())} × "
         f"{device}, JAX {jax.__version__}. Mean ± standard deviation over the seeds; a diverged "
-        "run counts as AP 0. Gradient figures: second half of the run.",
-        "",
-        "### Where BatchNorm is (narrow VGG-16)",
-        "",
-        header,
+        "run counts as AP 0. Gradient figures: second half of the run."
     ]
-    lines += [_line(row, outcomes) for row in rows() if row.key.startswith("bn_")]
-    lines += ["", "### The first layers (narrow ResNet-18, BN in both)", "", header]
-    lines += [_line(row, outcomes) for row in rows() if row.key.startswith("stem_")]
+    for title, rows in study.tables.items():
+        lines += ["", f"### {title}", "", header]
+        lines += [_line(row, outcomes.get(row.key, {}), tuple(scores)) for row in rows]
     lines += [
         "",
         "### The paper's orderings",
         "",
-        "| claim | published | difference of AP here | noise (95 %) | verdict |",
-        "|---|---|---|---|---|",
+        "| claim | figure | published | mean difference here | noise (95 %) | verdict |",
+        "|---|---|---|---|---|---|",
     ]
-    for ordering in orderings():
-        judged = judge(ordering, outcomes)
-        verdict, difference, noise = judged or ("not yet run", None, None)
+    for ordering in study.orderings:
+        verdict, difference, noise = judge(ordering, outcomes) or ("not yet run", None, None)
         shown = "–" if difference is None else f"{difference:+.3f}"
         margin = "–" if noise is None else f"±{noise:.3f}"
         lines.append(
-            f"| {ordering.claim} | {ordering.published} | {shown} | {margin} | {verdict} |"
+            f"| {ordering.claim} | {scores[ordering.figure]} | {ordering.published} | {shown} | "
+            f"{margin} | {verdict} |"
         )
     return "\n".join(lines) + "\n"
 
 
-def _line(row: Row, outcomes: Outcomes) -> str:
-    runs = list(outcomes.get(row.key, {}).values())
+def _line(row: Row, outcomes: dict[int, Outcome], figures: Sequence[str]) -> str:
+    runs = [outcomes[seed] for seed in sorted(outcomes)]
+    cells = [_mean_and_deviation([run.score(figure) for run in runs]) for figure in figures]
     stopped = [run.diverged_at for run in runs if run.diverged_at is not None]
-    cells = [row.title, f"{RATES[row.rate]:g}"]
-    for field in ("ap50", "ap_small", "gradient_norm", "fluctuation"):
-        values = [v for v in (getattr(run, field) for run in runs) if v is not None]
-        cells.append(_mean_and_deviation(values))
     if stopped:
         steps = ", ".join(map(str, stopped))
-        cells[2] += f" (diverged: {len(stopped)} of {len(runs)}, at step {steps})"
-    return "| " + " | ".join([*cells, row.published]) + " |"
+        cells[0] += f" (diverged: {len(stopped)} of {len(runs)}, at step {steps})"
+    cells.append(
+        ", ".join("–" if run.left_plateau_at is None else str(run.left_plateau_at) for run in runs)
+    )
+    for values in ([run.gradient_norm for run in runs], [run.fluctuation for run in runs]):
+        cells.append(_mean_and_deviation([value for value in values if value is not None]))
+    return "| " + " | ".join([row.title, f"{row.rate:g}", *cells, row.published]) + " |"
 
 
 def _mean_and_deviation(values: Sequence[float]) -> str:
@@ -154,52 +179,69 @@ def _mean_and_deviation(values: Sequence[float]) -> str:
     return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.3f}"
 
 
-def draw(outcomes: Outcomes, output: Path) -> None:
-    """Draws the paper's three panels at both rates (first seed), and the AP of every row."""
-    figure, panels = plot.plt.subplots(3, 3, figsize=(16, 12), layout="constrained")
-    for line, rate in zip(panels, COMPARED, strict=False):
-        chosen = [row for row in rows() if row.rate == rate and row.key.startswith("bn_")]
-        runs = [
-            read_run(run_folder(output, row, min(outcomes[row.key])), row.title)
-            for row in chosen
-            if outcomes.get(row.key)
-        ]
-        if runs:
-            plot.draw_paper_panels(line, runs)
-            line[0].legend(fontsize=8)
-        line[0].set_ylabel(f"learning rate {RATES[rate]:g}")
-    by_norm = {
-        f"{row.title}\n{RATES[row.rate]:g}": row.key for row in rows() if row.key.startswith("bn_")
-    }
-    by_stem = {row.title: row.key for row in rows() if row.key.startswith("stem_")}
-    _bars(panels[2, 0], by_norm, outcomes, "ap50", "AP50: where BatchNorm is, and the rate")
-    _bars(panels[2, 1], by_stem, outcomes, "ap50", "AP50: first layers")
-    _bars(panels[2, 2], by_stem, outcomes, "ap_small", "AP of small objects: first layers")
+def choice_table(study: Study, rows: Sequence[Row], outcomes: Outcomes) -> str:
+    """The candidates of the learning rates as Markdown."""
+    figure, title = next(iter(study.figures.items()))
+    lines = [f"| | rate | {title} |", "|---|---|---|"]
+    for row in rows:
+        for run in outcomes.get(row.key, {}).values():
+            diverged = "" if run.diverged_at is None else f" (diverged at step {run.diverged_at})"
+            lines.append(f"| {row.title} | {row.rate:g} | {run.score(figure):.3f}{diverged} |")
+    return "\n".join(lines) + "\n"
+
+
+def draw(study: Study, outcomes: Outcomes, output: Path) -> None:
+    """Draws the paper's panels and the score of the first table's first seed, and all scores."""
+    first = next(iter(study.tables.values()))
+    runs = [
+        read_run(run_folder(output, row, min(outcomes[row.key])), f"{row.title}, {row.rate:g}")
+        for row in first
+        if outcomes.get(row.key)
+    ]
+    runs = [run for run in runs if run.diverged_at is None]  # it would set the scale of the panels
+    scores = columns(study, outcomes)
+    bars = [(rows, figure) for rows in study.tables.values() for figure in scores]
+    wide = max(4, len(bars))
+    figure, panels = plot.plt.subplots(2, wide, figsize=(5 * wide, 9), layout="constrained")
+    plot.draw_paper_panels(panels[0, :3], runs)
+    panels[0, 0].legend(fontsize=8)
+    field, title = next(iter(study.figures.items()))
+    for run in runs:
+        panels[0, 3].plot(*series(run.eval, field), "o-", markersize=3)
+    plot.finish(panels[0, 3], title)
+    for panel, (rows, name) in zip(panels[1], bars, strict=False):
+        _bars(panel, rows, outcomes, name, scores[name])
+    for panel in (*panels[0, 4:], *panels[1, len(bars) :]):
+        panel.axis("off")
     plot.save(figure, output / "figure.png")
 
 
-def _bars(panel: Axes, keys: dict[str, str], outcomes: Outcomes, field: str, title: str) -> None:
+def _bars(panel: Axes, rows: Sequence[Row], outcomes: Outcomes, figure: str, title: str) -> None:
     """Draws the mean of each row as a bar, and every seed as a point."""
-    for place, key in enumerate(keys.values()):
-        values = [getattr(run, field) for run in outcomes.get(key, {}).values()]
+    for place, row in enumerate(rows):
+        values = [run.score(figure) for run in outcomes.get(row.key, {}).values()]
         if values:
             panel.bar(place, statistics.fmean(values), width=0.7, color="tab:blue", alpha=0.5)
             panel.plot([place] * len(values), values, "o", color="black", markersize=3)
-    panel.set_xticks(range(len(keys)), list(keys), rotation=30, ha="right", fontsize=8)
+    labels = [f"{row.title}\n{row.rate:g}" for row in rows]
+    panel.set_xticks(range(len(rows)), labels, rotation=30, ha="right", fontsize=8)
     panel.set_title(title, fontsize=10)
     panel.set_ylim(bottom=0)
     panel.grid(alpha=0.3, axis="y")
 
 
-def write_report(outcomes: Outcomes, images: int, output: Path) -> str:
+def write_report(study: Study, outcomes: Outcomes, images: int, output: Path) -> str:
     """Writes table.md, results.json and figure.png; returns the table."""
-    text = table(outcomes, images)
+    text = table(study, outcomes, images)
     (output / "table.md").write_text(text, encoding="utf-8")
     record: dict[str, Any] = {
-        key: {seed: outcome._asdict() for seed, outcome in runs.items()}
-        for key, runs in outcomes.items()
+        row.key: {
+            "rate": row.rate,
+            "seeds": {seed: run._asdict() for seed, run in outcomes.get(row.key, {}).items()},
+        }
+        for row in study.rows()
     }
-    record = {"train_images": images, "rates": RATES, "runs": record}
+    record = {"train_images": images, "rows": record}
     (output / "results.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    draw(outcomes, output)
+    draw(study, outcomes, output)
     return text

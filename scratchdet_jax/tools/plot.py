@@ -85,7 +85,7 @@ def draw(runs: Sequence[RunRecords], output: str | Path) -> None:
         throughput: "images per second",
     }
     for panel, title in titles.items():
-        _finish(panel, title)
+        finish(panel, title)
     handles, names = panels[0, 0].get_legend_handles_labels()
     longest = max(map(len, names))
     columns = max(1, min(len(runs), 180 // (longest + 8)))
@@ -111,9 +111,9 @@ def draw_paper_panels(panels: Sequence[Axes], runs: Sequence[RunRecords]) -> Non
             _curve(panel, steps, values, color, name)
             if run.diverged_at is not None and len(values):
                 panel.plot(steps[-1], values[-1], "x", color=color, markersize=9, mew=2)
-    _finish(loss, "loss")
-    _finish(norm, "gradient L2 norm")
-    _finish(change, "fluctuation: mean |change of the gradient norm|")
+    finish(loss, "loss")
+    finish(norm, "gradient L2 norm")
+    finish(change, "fluctuation: mean |change of the gradient norm|")
 
 
 def save(figure: Figure, output: str | Path) -> None:
@@ -154,7 +154,8 @@ def _curve(
     panel.plot(steps, values, style, color=color, label=name, linewidth=1.3)
 
 
-def _finish(panel: Axes, title: str) -> None:
+def finish(panel: Axes, title: str) -> None:
+    """Labels a panel, and chooses a linear axis from 0 or a logarithmic one."""
     panel.set_title(title, fontsize=10)
     panel.set_xlabel("step")
     panel.tick_params(labelbottom=True)

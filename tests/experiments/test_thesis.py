@@ -9,7 +9,6 @@ import cv2
 import numpy as np
 import pytest
 
-from configs import shapes
 from experiments.thesis import __main__ as thesis
 from experiments.thesis import plan, report
 from scratchdet_jax.config.fields import flatten, number_of_steps
@@ -19,48 +18,71 @@ from scratchdet_jax.models import feature_sizes
 from tests.command import exit_status
 
 IMAGES = 160  # ten updates
+SHAPES = plan.shapes_study("data")
+PHOTOS = plan.photo_study("data", "BCCD")
+
+
+def shapes_row(key):
+    return next(row for row in SHAPES.rows() if row.key == key)
 
 
 def test_rows_are_those_of_the_paper():
-    rows = {row.key: row for row in plan.rows()}
-    assert len(rows) == 13
-    bn = [row for row in rows.values() if row.key.startswith("bn_")]
-    seen = {(r.fields["model.norm"], r.fields["model.head_norm"], r.rate) for r in bn}
-    both = set(itertools.product(("none", "batch"), ("none", "batch"), ("low", "high")))
-    assert seen == both | {("none", "batch", "middle")}
-    stems = [row for row in rows.values() if row.key.startswith("stem_")]
+    norms, stems = SHAPES.tables.values()
+    places = {(row.fields["model.norm"], row.fields["model.head_norm"]) for row in norms}
+    assert places == set(itertools.product(("none", "batch"), ("none", "batch")))
+    assert PHOTOS.rows()[0].fields == norms[0].fields and len(PHOTOS.rows()) == 4
     seen = {(row.fields["model.stem"], row.fields["model.stem_stride"]) for row in stems}
     assert seen == set(itertools.product(("root", "conv7"), (1, 2)))
     for row in stems:
-        model = plan.run_config(row, 0, IMAGES, "data").model
+        model = plan.run_config(SHAPES, row, 0, IMAGES).model
         assert (model.backbone, model.norm, model.head_norm) == ("resnet", "batch", "batch")
 
 
-def test_a_run_is_the_shapes_recipe_with_the_changes_of_its_row():
-    recipe = flatten(shapes.get_config())
-    for row in plan.rows():
-        config = flatten(plan.run_config(row, 2, IMAGES, "there"))
+@pytest.mark.parametrize("study", [SHAPES, PHOTOS], ids=["shapes", "photos"])
+def test_the_rates_are_among_the_candidates(study):
+    chosen = {row.key: row.rate for row in study.rows() if row.key in plan.NORMS}
+    assert chosen.keys() == plan.CANDIDATES.keys()
+    for key, rate in chosen.items():
+        assert rate in plan.CANDIDATES[key]
+    tried = {
+        (row.fields["model.norm"], row.fields["model.head_norm"], row.rate)
+        for row in plan.candidate_rows()
+    }
+    assert len(tried) == len(plan.candidate_rows()) == sum(map(len, plan.CANDIDATES.values()))
+
+
+@pytest.mark.parametrize("study", [SHAPES, PHOTOS], ids=["shapes", "photos"])
+def test_a_run_is_the_recipe_with_the_changes_of_its_row(study):
+    recipe = flatten(study.recipe())
+    for row in study.rows():
+        config = flatten(plan.run_config(study, row, 2, IMAGES))
         changed = {name for name in recipe if config[name] != recipe[name]}
         assert changed <= {
             "name",
             "seed",
-            "image_size",
             "train_images",
-            "data.dir",
-            "eval.metric",
             "log_every",
             "keep_checkpoints",
+            "eval.every_steps",
             "optimizer.learning_rate",
+            *study.fields,
             *row.fields,
         }
-        assert config["seed"] == 2 and config["optimizer.learning_rate"] == plan.RATES[row.rate]
+        assert config["seed"] == 2 and config["optimizer.learning_rate"] == row.rate
+
+
+def test_photos_that_choose_are_not_those_of_the_result():
+    row = PHOTOS.rows()[0]
+    assert plan.run_config(PHOTOS, row, 0, IMAGES).data.eval == "test"
+    assert plan.run_config(PHOTOS, row, 0, IMAGES, choosing=True).data.eval == "val"
+    assert plan.CHOICE_SEED not in (*SHAPES.seeds, *PHOTOS.seeds)
 
 
 def test_both_tables_have_the_same_source_maps_and_anchors():
     made = {}
-    for row in plan.rows():
-        if row.key.startswith("stem_") or row.key == "bn_none_low":
-            config = plan.run_config(row, 0, IMAGES, "data")
+    for row in SHAPES.rows():
+        if row.key.startswith("stem_") or row.key == "none":
+            config = plan.run_config(SHAPES, row, 0, IMAGES)
             detector = build_detector(config, ("a",))
             made[row.key] = feature_sizes(detector.model, config.image_size), detector.anchors
     sizes, anchors = made["stem_root_stride1"]
@@ -69,61 +91,60 @@ def test_both_tables_have_the_same_source_maps_and_anchors():
         np.testing.assert_array_equal(other, anchors)
 
 
-def test_orderings_name_rows_and_figures():
-    keys = {row.key for row in plan.rows()}
-    for ordering in plan.orderings():
-        assert {*ordering.above, *ordering.below} <= keys
-        assert ordering.figure in report.Outcome._fields
+@pytest.mark.parametrize("study", [SHAPES, PHOTOS], ids=["shapes", "photos"])
+def test_orderings_name_rows_and_figures(study):
+    keys = {row.key for row in study.rows()}
+    for ordering in study.orderings:
+        assert {ordering.above, ordering.below} <= keys
+        assert ordering.figure in study.figures
 
 
-def slow_noise(a, b):
-    """Half width of Student's 95 % interval, for three seeds each."""
-    variances = [sum((x - sum(v) / 3) ** 2 for x in v) / 2 for v in (a, b)]
-    return 2.776 * math.sqrt(sum(variances) / 3)
+def slow_noise(differences):
+    """Half width of Student's 95 % interval of the mean of three differences."""
+    mean = sum(differences) / 3
+    variance = sum((difference - mean) ** 2 for difference in differences) / 2
+    return 4.303 * math.sqrt(variance / 3)
 
 
 @pytest.mark.parametrize(
     ("above", "below", "verdict"),
     [
-        ((0.50, 0.51, 0.52), (0.40, 0.41, 0.42), "holds"),
-        ((0.40, 0.41, 0.42), (0.50, 0.51, 0.52), "does not hold"),
+        ((0.50, 0.51, 0.53), (0.40, 0.41, 0.42), "holds"),
+        ((0.40, 0.41, 0.42), (0.50, 0.51, 0.53), "does not hold"),
         ((0.40, 0.50, 0.60), (0.35, 0.47, 0.58), "within the noise"),
+        ((0.20, 0.50, 0.80), (0.15, 0.46, 0.74), "holds"),  # the seeds differ more than the rows
         ((0.0, 0.0, 0.0), (0.0, 0.0, 0.0), "within the noise"),  # all diverged
         ((0.3, 0.3, 0.3), (0.0, 0.0, 0.0), "holds"),
     ],
 )
 def test_verdicts(above, below, verdict):
-    word, difference, noise = report.compare(above, below)
+    by_seed = dict(enumerate(above)), dict(reversed(list(enumerate(below))))
+    word, difference, noise = report.compare(*by_seed)
     assert word == verdict
     assert difference == pytest.approx(sum(above) / 3 - sum(below) / 3)
-    assert noise == pytest.approx(slow_noise(above, below), rel=2e-3, abs=1e-9)
+    differences = [a - b for a, b in zip(above, below, strict=True)]
+    assert noise == pytest.approx(slow_noise(differences), rel=2e-3, abs=1e-9)
 
 
-def test_one_seed_shows_no_noise():
-    assert report.compare([0.5], [0.4, 0.3]) == (
+def test_only_common_seeds_are_compared():
+    assert report.compare({0: 0.5, 1: 0.9}, {0: 0.4, 2: 0.3}) == (
         "as published, but one seed shows no noise",
-        pytest.approx(0.15),
+        pytest.approx(0.1),
         None,
     )
-    assert report.compare([0.1], [0.4])[0].startswith("not as published")
+    assert report.compare({0: 0.1}, {0: 0.4})[0].startswith("not as published")
+    assert report.compare({0: 0.1}, {1: 0.4}) is None
 
 
-def outcome(ap50):
-    return report.Outcome(ap50, ap50 / 2, None, 2.0, 0.1)
-
-
-def test_a_method_is_judged_at_its_best_rate():
-    ordering = plan.Ordering("x", ("a", "b"), ("c",), "")
-    outcomes = {"a": {0: outcome(0.2)}, "b": {0: outcome(0.6)}, "c": {0: outcome(0.5)}}
-    assert report.judge(ordering, outcomes)[1] == pytest.approx(0.1)
-    assert report.judge(ordering._replace(figure="ap_small"), outcomes)[1] == pytest.approx(0.05)
-    del outcomes["a"]
-    assert report.judge(ordering, outcomes) is None
-
-
-def train_record(step, norm, change):
-    fields = {"loss": 1.0, "gradient_norm": norm, "gradient_fluctuation": change}
+def train_record(step, norm, change, classification=5.0):
+    fields = {"loss": 1.0, "loss_classification": classification}
+    fields |= {"gradient_norm": norm, "gradient_fluctuation": change}
     return {"kind": "train", "step": step, **fields}
+
+
+def eval_record(step, score):
+    figures = {"mAP": score / 4, "AP50": score, "APs": score / 2}
+    return {"kind": "eval", "step": step, **figures, "AP": {"cat": score / 8}}
 
 
 def write(workdir, records):
@@ -133,17 +154,38 @@ def write(workdir, records):
 
 def test_outcomes_are_read_from_the_metrics(tmp_path):
     trained = [train_record(step, 2.0 * step, 1.0) for step in range(1, 5)]
-    evaluation = {"kind": "eval", "step": 4, "mAP": 0.2, "AP50": 0.4, "APs": 0.1}
+    evaluation = eval_record(4, 0.4)
     assert report.read_outcome(tmp_path, 4) is None  # not started
     write(tmp_path, [])
     assert report.read_outcome(tmp_path, 4) is None
     write(tmp_path, trained)
     assert report.read_outcome(tmp_path, 4) is None  # not evaluated
     write(tmp_path, [*trained, evaluation])
-    assert report.read_outcome(tmp_path, 4) == report.Outcome(0.4, 0.1, None, 7.0, 1 / 7)
+    outcome = report.read_outcome(tmp_path, 4)
+    figures = {"mAP": 0.1, "AP50": 0.4, "APs": 0.2}
+    assert outcome == report.Outcome(figures, {"cat": 0.05}, None, None, 7.0, 1 / 7)
+    assert [outcome.score(name) for name in ("APs", "cat")] == [0.2, 0.05]
     assert report.read_outcome(tmp_path, 8) is None  # that was not the end
     write(tmp_path, [*trained[:2], {"kind": "diverged", "step": 3, "quantity": "loss"}])
-    assert report.read_outcome(tmp_path, 4) == report.Outcome(0.0, 0.0, 3, None, None)
+    outcome = report.read_outcome(tmp_path, 4)
+    assert outcome == report.Outcome({}, {}, 3, None, None, None)
+    assert outcome.score("AP50") == 0
+
+
+@pytest.mark.parametrize("left", [0, 30, 47, None])
+def test_the_plateau_is_left_when_twenty_updates_are_below_it(tmp_path, left):
+    losses = [3.0 if left is not None and step > left else 4.0 for step in range(1, 51)]
+    write(
+        tmp_path,
+        [
+            *(train_record(i, 1.0, 0.0, loss) for i, loss in enumerate(losses, 1)),
+            eval_record(50, 0),
+        ],
+    )
+    means = {step: sum(losses[step - 20 : step]) / 20 for step in range(20, 51)}
+    expected = next((step for step, mean in means.items() if mean < 3.8), None)
+    assert report.read_outcome(tmp_path, 50).left_plateau_at == expected
+    assert (expected is None) == (left in (47, None))
 
 
 class Trainer:
@@ -163,8 +205,7 @@ class Trainer:
             raise UserError("training diverged")
         score = 0.3 + 0.1 * (config.model.norm == "batch") + 0.01 * config.seed
         records = [train_record(step, 5.0 / step, 0.1) for step in range(1, steps + 1)]
-        evaluation = {"kind": "eval", "step": steps, "mAP": 0.1, "AP50": score, "APs": score / 2}
-        write(workdir, [*records, evaluation])
+        write(workdir, [*records, eval_record(steps, score)])
 
 
 @pytest.fixture
@@ -174,49 +215,69 @@ def trainer(monkeypatch):
     return made
 
 
-@pytest.mark.slow
 def test_all_runs_are_trained_once_and_reported(tmp_path, trainer, capsys, monkeypatch):
     drawn = []
     draw = report.draw
     monkeypatch.setattr(report, "draw", lambda *args: drawn.append(args))
     command = [f"--output={tmp_path / 'out'}", f"--images={IMAGES}", "--seeds", "0", "1"]
     assert exit_status(thesis.main, *command) == 0
-    assert len(trainer.trained) == len(set(trainer.trained)) == 26
-    assert len(drawn) == 26  # a stopped experiment has a report of its finished runs
+    assert len(trainer.trained) == len(set(trainer.trained)) == 18
+    assert len(drawn) == 18  # a stopped experiment has a report of its finished runs
     shown = capsys.readouterr().out
     text = (tmp_path / "out" / "table.md").read_text()
     assert text in shown
     rows = {tuple(line.split(" | ")[:2]): line for line in text.splitlines()}
-    assert "0.405 ± 0.007" in rows[("| BN in both", "0.05")]
+    assert "0.405 ± 0.007" in rows[("| BN in both", f"{shapes_row('both').rate:g}")]
     assert "0.000 ± 0.000 (diverged: 2 of 2, at step 1, 1)" in rows[("| no BN", "0.05")]
     assert rows[("| 7×7, stride 2", "0.05")].endswith("| 73.1 |")
-    assert "| no BN: low rate above high | not trained | +0.305 | ±0.022 | holds |" in text
+    assert "| BN in both above no BN | AP50 | 78.7 > 67.6 | +0.100 | ±0.000 | holds |" in text
     results = json.loads((tmp_path / "out" / "results.json").read_text())
-    values = [run["ap50"] for run in results["runs"]["bn_both_low"].values()]
+    values = [run["figures"]["AP50"] for run in results["rows"]["both"]["seeds"].values()]
     assert statistics.fmean(values) == pytest.approx(0.405)
 
     # Again: nothing is left to do. Only a lost run is trained again.
     assert exit_status(thesis.main, *command) == 0
-    assert len(trainer.trained) == 26
-    (tmp_path / "out" / "bn_both_low_seed1" / "metrics.jsonl").unlink()
+    assert len(trainer.trained) == 18
+    (tmp_path / "out" / "both_seed1" / "metrics.jsonl").unlink()
     assert exit_status(thesis.main, *command) == 0
-    assert trainer.trained[26:] == ["bn_both_low_seed1"]
+    assert trainer.trained[18:] == ["both_seed1"]
     draw(*drawn[-1])
     picture = cv2.imread(str(tmp_path / "out" / "figure.png"))
     assert picture.shape[1] > 1000 and len(np.unique(picture.reshape(-1, 3), axis=0)) > 50
 
 
-def test_a_folder_of_another_experiment_is_refused(tmp_path, trainer, capsys):
-    row = plan.rows()[4]
-    thesis.train_row(row, 0, IMAGES, tmp_path, "data")
-    thesis.train_row(row, 0, IMAGES, tmp_path, "elsewhere")  # the data folder does not matter
+def test_photos_have_a_column_for_each_class(tmp_path, trainer):
+    command = [f"--output={tmp_path}", "--photos=BCCD", f"--images={IMAGES}", "--quick"]
+    assert exit_status(thesis.main, *command) == 0
+    assert trainer.trained == [f"{key}_seed0" for key in plan.NORMS]
+    text = (tmp_path / "table.md").read_text()
+    assert "| rate | mAP | cat | plateau left" in text
+    assert "| BN in both above no BN | mAP | 78.7 > 67.6 | +0.025 | – | as published" in text
+    assert cv2.imread(str(tmp_path / "figure.png")) is not None
+
+
+def test_candidates_are_compared_with_a_seed_of_their_own(tmp_path, trainer, capsys):
+    assert exit_status(thesis.main, f"--output={tmp_path}", "--choose", f"--images={IMAGES}") == 0
+    expected = [f"{row.key}_seed{plan.CHOICE_SEED}" for row in plan.candidate_rows()]
+    assert trainer.trained == expected
+    shown = capsys.readouterr().out
+    assert "| no BN | 0.003 | 1.300 |" in shown and "| BN in both | 0.05 | 1.400 |" in shown
+    assert [path.name for path in tmp_path.iterdir()] == ["choice"]
+
+
+def test_a_folder_of_another_experiment_is_refused(tmp_path, trainer):
+    row = shapes_row("both")
+    runs = thesis.Runs(SHAPES, IMAGES, tmp_path)
+    thesis.train_row(runs, row, 0)
+    elsewhere = runs._replace(study=plan.shapes_study("elsewhere"))
+    thesis.train_row(elsewhere, row, 0)  # the data folder does not matter
     record = plan.run_folder(tmp_path, row, 0) / "run.json"
     fields = json.loads(record.read_text())
     del fields["anchors.rounded"]  # a run older than this field
     record.write_text(json.dumps(fields))
-    thesis.train_row(row, 0, IMAGES, tmp_path, "data")
+    thesis.train_row(runs, row, 0)
     with pytest.raises(UserError, match=r"holds a run with config.train_images = 160, not 320"):
-        thesis.train_row(row, 0, 320, tmp_path, "data")
+        thesis.train_row(runs._replace(images=320), row, 0)
     assert len(trainer.trained) == 1
 
 
