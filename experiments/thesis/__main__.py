@@ -7,8 +7,8 @@ python -m experiments.thesis --output=runs/thesis_bccd --photos=BCCD    # 8 runs
 On the shapes data set it compares, in VGG-16, BatchNorm nowhere, in the head, in the backbone and
 in both, and in ResNet-18 the root block with a 7×7 convolution, with and without down-sampling. On
 photos with VOC annotations and the lists train, val and test, it compares the places of BatchNorm.
---choose runs the candidates of the learning rates instead, with a seed of its own; the rates in
-plan.py are its results.
+--choose instead trains without BatchNorm at several learning rates, with a seed of its own; the
+rates in plan.py are its results.
 
 The same command resumes a stopped experiment; finished runs are not repeated. Two processes can
 share the work if they are given different --seeds. Writes table.md, results.json and figure.png,
@@ -47,7 +47,7 @@ class Runs(NamedTuple):
         study: the study.
         images: the training images of a run.
         output: the folder of the runs.
-        choosing: whether the runs choose the learning rates.
+        choosing: whether the runs choose a learning rate.
     """
 
     study: Study
@@ -135,7 +135,7 @@ def main(argv: Sequence[str]) -> None:
     )
     parser.add_argument("--output", required=True, help="folder of the runs and the report")
     parser.add_argument("--photos", help="folder of photos with VOC annotations, instead of shapes")
-    parser.add_argument("--choose", action="store_true", help="run the candidates of the rates")
+    parser.add_argument("--choose", action="store_true", help="choose the rate without BN")
     parser.add_argument("--quick", action="store_true", help="only the first seed")
     parser.add_argument("--seeds", type=int, nargs="+", help="default: those of the study")
     parser.add_argument("--images", type=int, help="training images per run")

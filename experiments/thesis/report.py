@@ -180,7 +180,7 @@ def _mean_and_deviation(values: Sequence[float]) -> str:
 
 
 def choice_table(study: Study, rows: Sequence[Row], outcomes: Outcomes) -> str:
-    """The candidates of the learning rates as Markdown."""
+    """The runs that choose a learning rate as Markdown."""
     figure, title = next(iter(study.figures.items()))
     lines = [f"| | rate | {title} |", "|---|---|---|"]
     for row in rows:
