@@ -150,10 +150,9 @@ def main(argv: Sequence[str]) -> None:
     images = options.images or study.images
     stopping.resumable(terminable=True)
     if options.choose:
-        rows = plan.candidate_rows()
         runs = Runs(study, images, output / "choice", choosing=True)
-        for outcomes in run_all(runs, rows, (plan.CHOICE_SEED,)):
-            text = choice_table(study, rows, outcomes)
+        for outcomes in run_all(runs, study.candidates, (plan.CHOICE_SEED,)):
+            text = choice_table(study, outcomes)
         print(f"\n{text}")
         return
     runs = Runs(study, images, output)

@@ -179,11 +179,11 @@ def _mean_and_deviation(values: Sequence[float]) -> str:
     return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.3f}"
 
 
-def choice_table(study: Study, rows: Sequence[Row], outcomes: Outcomes) -> str:
+def choice_table(study: Study, outcomes: Outcomes) -> str:
     """The runs that choose a learning rate as Markdown."""
     figure, title = next(iter(study.figures.items()))
     lines = [f"| | rate | {title} |", "|---|---|---|"]
-    for row in rows:
+    for row in study.candidates:
         for run in outcomes.get(row.key, {}).values():
             diverged = "" if run.diverged_at is None else f" (diverged at step {run.diverged_at})"
             lines.append(f"| {row.title} | {row.rate:g} | {run.score(figure):.3f}{diverged} |")
