@@ -69,7 +69,7 @@ def write_split(source: DetectionSource, split: str, folder: Path) -> None:
 
 def write_yolo_data(folder: Path, class_names: Sequence[str]) -> None:
     """Writes data.yaml; JSON is YAML."""
-    content = {"path": str(folder.resolve()), "names": dict(enumerate(class_names))}
+    content = {"path": str(folder.resolve()), "names": list(class_names)}
     content |= {split: f"images/{split}" for split in SPLITS}
     (folder / "data.yaml").write_text(json.dumps(content, indent=2) + "\n")
 
