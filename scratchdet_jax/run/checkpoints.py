@@ -83,15 +83,19 @@ class Checkpoints:
         )
         self._manager = ocp.CheckpointManager(self.directory, options=options)
 
+    def steps(self) -> list[int]:
+        """The steps that have a checkpoint, in order."""
+        return sorted(self._manager.all_steps())
+
     @property
     def latest_step(self) -> int | None:
         """The newest step, or None."""
-        return max(self._steps(), default=None)
+        return max(self.steps(), default=None)
 
     @property
     def best_step(self) -> int | None:
         """The step with the highest mAP; the newest if none was evaluated."""
-        best = self.best_of(self._steps())
+        best = self.best_of(self.steps())
         return self.latest_step if best is None else best
 
     def best_of(self, steps: Sequence[int]) -> int | None:
@@ -108,7 +112,7 @@ class Checkpoints:
             UserError: all are damaged (then none is moved).
         """
         damaged = []
-        for step in sorted(self._steps(), reverse=True):
+        for step in reversed(self.steps()):
             flaw = self._flaw(step)
             if flaw is None:
                 self._set_aside(damaged)
@@ -162,7 +166,7 @@ class Checkpoints:
     def set_score(self, step: int, score: float | None) -> None:
         """Records the mAP of a saved step; None if it is undefined."""
         self.wait()
-        if step not in self._steps():
+        if step not in self.steps():
             return  # its save failed, which was reported
         self._scores[step] = score
         if is_first():
@@ -221,7 +225,7 @@ class Checkpoints:
 
     def find(self, which: str) -> int:
         """The step given by `which`: "best", "latest" or a number."""
-        steps = sorted(self._steps())
+        steps = self.steps()
         if not steps:
             raise UserError(f"there is no checkpoint in {self.directory}: train first")
         named = {"best": self.best_step, "latest": self.latest_step}
@@ -271,9 +275,6 @@ class Checkpoints:
         if is_first():
             for directory in self.directory.glob(f"{self._writing}.orbax-checkpoint-tmp*"):
                 write_checksums(directory)
-
-    def _steps(self) -> list[int]:
-        return list(self._manager.all_steps())
 
     def _flaw(self, step: int) -> str | None:
         """What is wrong with a checkpoint's files; None if it can be read."""

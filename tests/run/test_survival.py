@@ -133,10 +133,7 @@ def test_a_score_comes_later_and_says_whether_the_evaluation_is_complete(saved):
     assert again.best_step == 20
     checkpoints.save(40, state(40), INFO)
     checkpoints.close()
-    assert sorted(Checkpoints(saved, read_only=True)._steps()) == [
-        20,
-        40,
-    ]  # the best and the latest
+    assert Checkpoints(saved, read_only=True).steps() == [20, 40]  # the best and the latest
 
 
 def test_a_full_disk_loses_one_checkpoint_and_no_earlier_one(tmp_path, capsys):
