@@ -62,7 +62,7 @@ class Runs(NamedTuple):
     def outcome(self, row: Row, seed: int) -> Outcome | None:
         """The result of a run; None if it is not finished."""
         steps = number_of_steps(self.config(row, seed))
-        return read_outcome(run_folder(self.output, row, seed), steps)
+        return read_outcome(run_folder(self.output, row, seed), steps, self.study.plateau)
 
 
 def train_row(runs: Runs, row: Row, seed: int) -> Outcome:

@@ -17,10 +17,7 @@ from scratchdet_jax.tools import plot
 
 # 97.5 % quantiles of Student's t by degrees of freedom, from 1.
 _STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23)
-# A detector that gives every anchor the same answer has a classification loss of about 4.05 under
-# 3:1 mining. A run has left that plateau when the mean of so many updates is below the limit.
-_PLATEAU = 3.8
-_PLATEAU_UPDATES = 20
+_PLATEAU_UPDATES = 20  # whose mean loss tells whether a run has left the plateau
 
 
 class Outcome(NamedTuple):
@@ -51,8 +48,14 @@ class Outcome(NamedTuple):
 Outcomes = dict[str, dict[int, Outcome]]  # by the row's key and the seed
 
 
-def read_outcome(workdir: Path, steps: int) -> Outcome | None:
-    """The result of a run from its metrics.jsonl; None if it is not finished."""
+def read_outcome(workdir: Path, steps: int, plateau: float | None = None) -> Outcome | None:
+    """The result of a run from its metrics.jsonl; None if it is not finished.
+
+    Args:
+        workdir: the folder of the run.
+        steps: its length.
+        plateau: a classification loss below that of a constant answer, or None.
+    """
     if not (workdir / "metrics.jsonl").exists():
         return None
     try:
@@ -69,14 +72,15 @@ def read_outcome(workdir: Path, steps: int) -> Outcome | None:
     last = run.eval[-1]
     figures = {name: value for name, value in last.items() if isinstance(value, float)}
     relative = change / norm if norm else None
-    return Outcome(figures, last["AP"], None, _left_plateau_at(run.train), norm, relative)
+    return Outcome(figures, last["AP"], None, _left_at(run.train, plateau), norm, relative)
 
 
-def _left_plateau_at(records: Sequence[dict[str, Any]]) -> int | None:
+def _left_at(records: Sequence[dict[str, Any]], plateau: float | None) -> int | None:
+    """The step at which the running mean of the classification loss first is below `plateau`."""
     steps, losses = series(records, "loss_classification")
-    if len(losses) < _PLATEAU_UPDATES:
+    if plateau is None or len(losses) < _PLATEAU_UPDATES:
         return None
-    below = running(losses, _PLATEAU_UPDATES)[0] < _PLATEAU
+    below = running(losses, _PLATEAU_UPDATES)[0] < plateau
     return int(steps[_PLATEAU_UPDATES - 1 + below.argmax()]) if below.any() else None
 
 
@@ -126,10 +130,9 @@ def table(study: Study, outcomes: Outcomes, images: int) -> str:
     device = jax.devices()[0].device_kind
     seeds = sorted({seed for runs in outcomes.values() for seed in runs})
     scores = columns(study, outcomes)
-    titles = (
-        *("", "rate", *scores.values(), "plateau left at update"),
-        *("gradient norm", "fluctuation / norm", "published mAP"),
-    )
+    titles = ["", "rate", *scores.values(), "gradient norm", "fluctuation / norm", "published mAP"]
+    if study.plateau is not None:
+        titles.append("plateau left at update")
     header = "| " + " | ".join(titles) + " |\n" + "|---" * len(titles) + "|"
     lines = [
         f"{images:,} images a run, seeds {', '.join(map(str, seeds))}; {len(jax.devices())} × "
@@ -138,7 +141,9 @@ def table(study: Study, outcomes: Outcomes, images: int) -> str:
     ]
     for title, rows in study.tables.items():
         lines += ["", f"### {title}", "", header]
-        lines += [_line(row, outcomes.get(row.key, {}), tuple(scores)) for row in rows]
+        for row in rows:
+            line = _line(row, outcomes.get(row.key, {}), tuple(scores))
+            lines.append(line if study.plateau is None else f"{line} {_left(outcomes, row)} |")
     lines += [
         "",
         "### The paper's orderings",
@@ -164,12 +169,16 @@ def _line(row: Row, outcomes: dict[int, Outcome], figures: Sequence[str]) -> str
     if stopped:
         steps = ", ".join(map(str, stopped))
         cells[0] += f" (diverged: {len(stopped)} of {len(runs)}, at step {steps})"
-    cells.append(
-        ", ".join("–" if run.left_plateau_at is None else str(run.left_plateau_at) for run in runs)
-    )
     for values in ([run.gradient_norm for run in runs], [run.fluctuation for run in runs]):
         cells.append(_mean_and_deviation([value for value in values if value is not None]))
     return "| " + " | ".join([row.title, f"{row.rate:g}", *cells, row.published]) + " |"
+
+
+def _left(outcomes: Outcomes, row: Row) -> str:
+    """When each seed left the plateau."""
+    runs = sorted(outcomes.get(row.key, {}).items())
+    left = [run.left_plateau_at for _, run in runs]
+    return ", ".join("–" if step is None else str(step) for step in left) or "–"
 
 
 def _mean_and_deviation(values: Sequence[float]) -> str:

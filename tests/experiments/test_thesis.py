@@ -179,7 +179,7 @@ def test_the_plateau_is_left_when_twenty_updates_are_below_it(tmp_path, left):
     )
     means = {step: sum(losses[step - 20 : step]) / 20 for step in range(20, 51)}
     expected = next((step for step, mean in means.items() if mean < 3.8), None)
-    assert report.read_outcome(tmp_path, 50).left_plateau_at == expected
+    assert report.read_outcome(tmp_path, 50, plateau=3.8).left_plateau_at == expected
     assert (expected is None) == (left in (47, None))
 
 
@@ -224,7 +224,8 @@ def test_all_runs_are_trained_once_and_reported(tmp_path, trainer, capsys, monke
     rows = {tuple(line.split(" | ")[:2]): line for line in text.splitlines()}
     assert "0.405 ± 0.007" in rows[("| BN in both", f"{shapes_row('both').rate:g}")]
     assert "0.000 ± 0.000 (diverged: 2 of 2, at step 1, 1)" in rows[("| no BN", "0.05")]
-    assert rows[("| 7×7, stride 2", "0.05")].endswith("| 73.1 |")
+    assert rows[("| 7×7, stride 2", "0.05")].endswith("| 73.1 | –, – |")
+    assert rows[("| no BN", "0.05")].endswith("| – | – | – | –, – |")
     assert "| BN in both above no BN | AP50 | 78.7 > 67.6 | +0.100 | ±0.000 | holds |" in text
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     values = [run["figures"]["AP50"] for run in results["rows"]["both"]["seeds"].values()]
@@ -246,7 +247,7 @@ def test_photos_have_a_column_for_each_class(tmp_path, trainer):
     assert exit_status(thesis.main, *command) == 0
     assert trainer.trained == [f"{key}_seed0" for key in plan.NORMS]
     text = (tmp_path / "table.md").read_text()
-    assert "| rate | mAP | cat | plateau left" in text
+    assert "| rate | mAP | cat | gradient norm |" in text and "plateau" not in text
     assert "| BN in both above no BN | mAP | 78.7 > 67.6 | +0.025 | – | as published" in text
     assert cv2.imread(str(tmp_path / "figure.png")) is not None
 
