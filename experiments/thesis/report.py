@@ -120,9 +120,11 @@ def judge(ordering: Ordering, outcomes: Outcomes) -> tuple[str, float, float | N
 
 def columns(study: Study, outcomes: Outcomes) -> dict[str, str]:
     """Titles of the tables' columns of scores, by figure."""
-    runs = (run for seeds in outcomes.values() for run in seeds.values() if run.per_class)
-    names = next(runs).per_class if study.per_class else ()
-    return study.figures | {name: name for name in names}
+    classes: dict[str, float] = {}
+    for runs in outcomes.values() if study.per_class else ():
+        for run in runs.values():
+            classes |= run.per_class  # empty if the run diverged
+    return study.figures | {name: name for name in classes}
 
 
 def table(study: Study, outcomes: Outcomes, images: int) -> str:
@@ -212,12 +214,13 @@ def draw(study: Study, outcomes: Outcomes, output: Path) -> None:
     bars = [(rows, figure) for rows in study.tables.values() for figure in scores]
     wide = max(4, len(bars))
     figure, panels = plot.plt.subplots(2, wide, figsize=(5 * wide, 9), layout="constrained")
-    plot.draw_paper_panels(panels[0, :3], runs)
-    panels[0, 0].legend(fontsize=8)
-    field, title = next(iter(study.figures.items()))
-    for run in runs:
-        panels[0, 3].plot(*series(run.eval, field), "o-", markersize=3)
-    plot.finish(panels[0, 3], title)
+    if runs:
+        plot.draw_paper_panels(panels[0, :3], runs)
+        panels[0, 0].legend(fontsize=8)
+        field, title = next(iter(study.figures.items()))
+        for run in runs:
+            panels[0, 3].plot(*series(run.eval, field), "o-", markersize=3)
+        plot.finish(panels[0, 3], title)
     for panel, (rows, name) in zip(panels[1], bars, strict=False):
         _bars(panel, rows, outcomes, name, scores[name])
     for panel in (*panels[0, 4:], *panels[1, len(bars) :]):

@@ -252,6 +252,14 @@ def test_photos_have_a_column_for_each_class(tmp_path, trainer):
     assert cv2.imread(str(tmp_path / "figure.png")) is not None
 
 
+def test_an_experiment_that_only_diverged_has_a_report(tmp_path):
+    diverged = report.Outcome({}, {}, 3, None, None, None)
+    write(tmp_path / "none_seed0", [{"kind": "diverged", "step": 3, "quantity": "loss"}])
+    text = report.write_report(PHOTOS, {"none": {0: diverged}}, IMAGES, tmp_path)
+    assert "| no BN | 0.001 | 0.000 (diverged: 1 of 1, at step 3) | – | – | 67.6 |" in text
+    assert cv2.imread(str(tmp_path / "figure.png")) is not None
+
+
 def test_candidates_are_compared_with_a_seed_of_their_own(tmp_path, trainer, capsys):
     assert exit_status(thesis.main, f"--output={tmp_path}", "--choose", f"--images={IMAGES}") == 0
     expected = [f"{row.key}_seed{plan.CHOICE_SEED}" for row in SHAPES.candidates]
