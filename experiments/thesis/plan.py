@@ -1,5 +1,6 @@
 """The experiments that test the paper's thesis: their runs, and the orderings that it claims."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -218,7 +219,7 @@ def run_config(
         "seed": seed,
         "train_images": images,
         "optimizer.learning_rate": row.rate,
-        "eval.every_steps": max(1, images // config.batch_size // 6),
+        "eval.every_steps": math.ceil(images / config.batch_size / 6),
         "log_every": 1,
         "keep_checkpoints": 20 if row.key in WALKED else 1,
     }
