@@ -23,6 +23,7 @@ import jax
 
 from scratchdet_jax import cli
 from scratchdet_jax.config.fields import number_of_steps
+from scratchdet_jax.data.loading import usable_cores
 from scratchdet_jax.errors import UserError, writable_folder
 from scratchdet_jax.run.open import open_run
 from scratchdet_jax.run.reading import read_run
@@ -94,7 +95,7 @@ def train_ours(output: Path, minutes: float) -> None:
         speed = statistics.median(record["images_per_second"] for record in records)
         batch = open_run(trial, "latest").info.config.batch_size
         overhead = max(0.0, spent - TRIAL_STEPS * batch / speed)
-        images_file.write_text(str(int(speed * (60 * minutes - overhead))))
+        images_file.write_text(str(max(batch, int(speed * (60 * minutes - overhead)))))
     spent = run(*train, f"--config.train_images={images_file.read_text()}", f"--workdir={workdir}")
     run(sys.executable, "eval.py", f"--workdir={workdir}")
     info = open_run(workdir, "latest").info
@@ -120,7 +121,8 @@ def train_peers(output: Path, folder: Path, minutes: float) -> None:
         (output / "venv" / "installed").touch()
     for name, script in PEERS.items():
         if not (folder / name / "detections.json").exists():  # written last
-            run(python, HERE / script, name, f"--data={folder}", f"--minutes={minutes}")
+            flags = (f"--data={folder}", f"--minutes={minutes}", f"--threads={usable_cores()}")
+            run(python, HERE / script, name, *flags)
 
 
 def table(output: Path, folder: Path) -> str:
