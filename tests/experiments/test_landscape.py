@@ -75,7 +75,8 @@ def test_checkpoints_of_real_runs_are_measured(tmp_path, monkeypatch):
     for row in study.rows():
         if row.key in plan.WALKED:
             config = plan.run_config(study, row, 0, 16)
-            config.batch_size, config.model.width, config.image_size = 8, 0.0625, 64
+            config.batch_size = config.eval.batch_size = 8
+            config.model.width, config.image_size = 0.0625, 64
             config.data.eval, config.checkpoint_every = "", 1
             train_and_evaluate(config, plan.run_folder(tmp_path, row, 0))
     assert exit_status(landscape.main, f"--output={tmp_path}") == 0
