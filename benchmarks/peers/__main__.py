@@ -5,8 +5,8 @@ python -m benchmarks.peers --photos=BCCD --output=runs/peers --minutes=20
 Every detector starts from random weights and trains for the same time on the split `train`, with
 the settings of its own project. `tools.score` scores all of them on `val`. The others run in an
 environment of their own, which is made in the output folder (several GB). Nothing else should run
-on the machine. The same command goes on after a stop: what is finished is not repeated. The table
-is also written to table.md.
+on the machine. The same command resumes a stopped comparison; finished detectors are not trained
+again. The table is also written to table.md.
 """
 
 import argparse

@@ -8,7 +8,6 @@ are those of torchvision's reference scripts, the rate scaled linearly with the 
 schedule runs over the time instead of epochs.
 """
 
-import argparse
 import json
 import math
 import time
@@ -18,6 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torchvision
+from common import coco_results, parse, write
 from torchvision import tv_tensors
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import v2
@@ -149,29 +149,14 @@ def detect(model: torch.nn.Module, photos: Photos) -> list[dict[str, Any]]:
     results = []
     for index, image in enumerate(photos.images):
         (found,) = model([photos[index][0]])
-        for (left, top, right, bottom), score, label in zip(
-            found["boxes"].tolist(), found["scores"].tolist(), found["labels"].tolist(), strict=True
-        ):
-            results.append(
-                {
-                    "image_id": image["id"],
-                    "category_id": label,
-                    "bbox": [left, top, right - left, bottom - top],
-                    "score": score,
-                }
-            )
+        columns = (found[name].tolist() for name in ("boxes", "scores", "labels"))
+        results += coco_results(image["id"], *columns)
     return results
 
 
 def main() -> None:
     """Parses the command line, trains and detects."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", choices=RECIPES)
-    parser.add_argument("--data", required=True, type=Path, help="folder of the prepared data set")
-    parser.add_argument("--minutes", type=float, default=20, help="training time (default 20)")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default 2)")
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
+    options = parse(__doc__.splitlines()[0], tuple(RECIPES))
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
     recipe = RECIPES[options.model]
@@ -191,11 +176,10 @@ def main() -> None:
         **train(model, recipe, photos, 60 * options.minutes),
     }
     output = options.data / options.model
-    output.mkdir(exist_ok=True)
-    (output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    write(output, "summary.json", summary)
     print(json.dumps(summary, indent=2), flush=True)
     held_out = Photos(options.data, "val", v2.Compose([to_float, v2.ToPureTensor()]))
-    (output / "detections.json").write_text(json.dumps(detect(model, held_out)))
+    write(output, "detections.json", detect(model, held_out))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ format, of the split val) and FOLDER/MODEL/summary.json. All settings are Ultral
 but the image size of 320.
 """
 
-import argparse
 import json
 import math
 import os
@@ -18,6 +17,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "2")  # Ultralytics would set 1
 
 import torch
 import ultralytics
+from common import coco_results, parse, write
 from ultralytics import YOLO
 
 IMAGE_SIZE = 320
@@ -35,32 +35,15 @@ def detect(model: YOLO, data: Path) -> list[dict[str, Any]]:
             verbose=False,
             device="cpu",
         )
-        for (left, top, right, bottom), score, label in zip(
-            found.boxes.xyxy.tolist(),
-            found.boxes.conf.tolist(),
-            found.boxes.cls.tolist(),
-            strict=True,
-        ):
-            results.append(
-                {
-                    "image_id": image["id"],
-                    "category_id": int(label) + 1,
-                    "bbox": [left, top, right - left, bottom - top],
-                    "score": score,
-                }
-            )
+        labels = [int(label) + 1 for label in found.boxes.cls.tolist()]
+        boxes, scores = found.boxes.xyxy.tolist(), found.boxes.conf.tolist()
+        results += coco_results(image["id"], boxes, scores, labels)
     return results
 
 
 def main() -> None:
     """Parses the command line, trains and detects."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", help="the name of a network, such as yolo11n")
-    parser.add_argument("--data", required=True, type=Path, help="folder of the prepared data set")
-    parser.add_argument("--minutes", type=float, default=20, help="training time (default 20)")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default 2)")
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
+    options = parse(__doc__.splitlines()[0])
     torch.set_num_threads(options.threads)
     output = options.data / options.model
     images = len(json.loads((options.data / "train.json").read_text())["images"])
@@ -93,11 +76,9 @@ def main() -> None:
         "threads": torch.get_num_threads(),
         "minutes": options.minutes,
     }
-    output.mkdir(exist_ok=True)
-    (output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    write(output, "summary.json", summary)
     print(json.dumps(summary, indent=2), flush=True)
-    trained = YOLO(model.trainer.last)
-    (output / "detections.json").write_text(json.dumps(detect(trained, options.data)))
+    write(output, "detections.json", detect(YOLO(model.trainer.last), options.data))
 
 
 if __name__ == "__main__":

@@ -62,7 +62,7 @@ class Runs(NamedTuple):
     def outcome(self, row: Row, seed: int) -> Outcome | None:
         """The result of a run; None if it is not finished."""
         steps = number_of_steps(self.config(row, seed))
-        return read_outcome(run_folder(self.output, row, seed), steps, self.study.plateau)
+        return read_outcome(run_folder(self.output, row.key, seed), steps, self.study.plateau)
 
 
 def train_row(runs: Runs, row: Row, seed: int) -> Outcome:
@@ -71,7 +71,7 @@ def train_row(runs: Runs, row: Row, seed: int) -> Outcome:
     Raises:
         UserError: the folder holds another run, or training failed other than by diverging.
     """
-    config, workdir = runs.config(row, seed), run_folder(runs.output, row, seed)
+    config, workdir = runs.config(row, seed), run_folder(runs.output, row.key, seed)
     _claim(workdir, config)
     outcome = runs.outcome(row, seed)
     if outcome is not None:
@@ -110,16 +110,16 @@ def _claim(workdir: Path, config: ml_collections.ConfigDict) -> None:
 
 def run_all(runs: Runs, rows: Sequence[Row], seeds: Sequence[int]) -> Iterator[Outcomes]:
     """Trains every row with every seed, seed by seed; yields the results after each run."""
-    plan = [(row, seed) for seed in seeds for row in rows]
+    todo = [(row, seed) for seed in seeds for row in rows]
     outcomes: Outcomes = {}
     spent: list[float] = []  # seconds of each run trained now
-    for done, (row, seed) in enumerate(plan):
+    for done, (row, seed) in enumerate(todo):
         finished = runs.outcome(row, seed) is not None
-        left = statistics.fmean(spent) * (len(plan) - done) / 60 if spent else None
+        left = statistics.fmean(spent) * (len(todo) - done) / 60 if spent else None
         remaining = "" if left is None else f"; about {left:.0f} min left"
         state = "already finished" if finished else f"rate {row.rate:g}"
         print(
-            f"\n[{done + 1}/{len(plan)}] {row.title}, seed {seed}, {state}{remaining}", flush=True
+            f"\n[{done + 1}/{len(todo)}] {row.title}, seed {seed}, {state}{remaining}", flush=True
         )
         start = time.perf_counter()
         outcomes.setdefault(row.key, {})[seed] = train_row(runs, row, seed)

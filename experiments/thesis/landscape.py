@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.thesis.plan import NORMS, WALKED
+from experiments.thesis.plan import NORMS, WALKED, run_folder
 from scratchdet_jax import cli
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.run.checkpoints import Checkpoints
@@ -126,7 +126,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the runs (default 0)")
     parser.add_argument("--data_dir", help="folder of the prepared data sets (default: as trained)")
     options = parser.parse_args(argv[1:])
-    folders = {key: options.output / f"{key}_seed{options.seed}" for key in WALKED}
+    folders = {key: run_folder(options.output, key, options.seed) for key in WALKED}
     found = measure(folders, options.data_dir)
     cli.write_json(options.output / "landscape.json", found, "--output")
     text = table(found)

@@ -175,7 +175,10 @@ def shapes_study(data_dir: str) -> Study:
         candidates=candidate_rows(96),
         choice_fields={},
         tables={
-            "Where BatchNorm is (narrow VGG-16, 96 px)": (*norm_rows(96, 0.001), diverging),
+            "Where BatchNorm is (narrow VGG-16, 96 px)": (
+                *norm_rows(96, rate_without=0.001),
+                diverging,
+            ),
             "The first layers (narrow ResNet-18, BN in both, 64 px)": stem_rows(64),
         },
         figures={"AP50": "AP50", "APs": "AP small"},
@@ -199,7 +202,7 @@ def photo_study(data_dir: str, folder: str) -> Study:
         fields={"data.dir": data_dir, "data.folder": folder, "data.eval": "test"},
         candidates=candidate_rows(128),
         choice_fields={"data.eval": "val"},
-        tables={"Where BatchNorm is (narrow VGG-16, 128 px)": norm_rows(128, 0.001)},
+        tables={"Where BatchNorm is (narrow VGG-16, 128 px)": norm_rows(128, rate_without=0.001)},
         figures={"mAP": "mAP"},
         per_class=True,
         orderings=norm_orderings("mAP"),
@@ -228,6 +231,6 @@ def run_config(
     return config.lock()
 
 
-def run_folder(output: Path, row: Row, seed: int) -> Path:
-    """The folder of a run."""
-    return output / f"{row.key}_seed{seed}"
+def run_folder(output: Path, key: str, seed: int) -> Path:
+    """The folder of a run of the row with this key."""
+    return output / f"{key}_seed{seed}"

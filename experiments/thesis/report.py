@@ -144,8 +144,9 @@ def table(study: Study, outcomes: Outcomes, images: int) -> str:
     for title, rows in study.tables.items():
         lines += ["", f"### {title}", "", header]
         for row in rows:
-            line = _line(row, outcomes.get(row.key, {}), tuple(scores))
-            lines.append(line if study.plateau is None else f"{line} {_left(outcomes, row)} |")
+            runs = [run for _, run in sorted(outcomes.get(row.key, {}).items())]
+            line = _line(row, runs, tuple(scores))
+            lines.append(line if study.plateau is None else f"{line} {_left(runs)} |")
     lines += [
         "",
         "### The paper's orderings",
@@ -164,8 +165,7 @@ def table(study: Study, outcomes: Outcomes, images: int) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _line(row: Row, outcomes: dict[int, Outcome], figures: Sequence[str]) -> str:
-    runs = [outcomes[seed] for seed in sorted(outcomes)]
+def _line(row: Row, runs: Sequence[Outcome], figures: Sequence[str]) -> str:
     cells = [_mean_and_deviation([run.score(figure) for run in runs]) for figure in figures]
     stopped = [run.diverged_at for run in runs if run.diverged_at is not None]
     if stopped:
@@ -176,10 +176,9 @@ def _line(row: Row, outcomes: dict[int, Outcome], figures: Sequence[str]) -> str
     return "| " + " | ".join([row.title, f"{row.rate:g}", *cells, row.published]) + " |"
 
 
-def _left(outcomes: Outcomes, row: Row) -> str:
+def _left(runs: Sequence[Outcome]) -> str:
     """When each seed left the plateau."""
-    runs = sorted(outcomes.get(row.key, {}).items())
-    left = [run.left_plateau_at for _, run in runs]
+    left = [run.left_plateau_at for run in runs]
     return ", ".join("–" if step is None else str(step) for step in left) or "–"
 
 
@@ -205,7 +204,7 @@ def draw(study: Study, outcomes: Outcomes, output: Path) -> None:
     """Draws the paper's panels and the score of the first table's first seed, and all scores."""
     first = next(iter(study.tables.values()))
     runs = [
-        read_run(run_folder(output, row, min(outcomes[row.key])), f"{row.title}, {row.rate:g}")
+        read_run(run_folder(output, row.key, min(outcomes[row.key])), f"{row.title}, {row.rate:g}")
         for row in first
         if outcomes.get(row.key)
     ]

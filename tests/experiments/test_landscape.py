@@ -78,7 +78,7 @@ def test_checkpoints_of_real_runs_are_measured(tmp_path, monkeypatch):
             config.batch_size = config.eval.batch_size = 8
             config.model.width, config.image_size = 0.0625, 64
             config.data.eval, config.checkpoint_every = "", 1
-            train_and_evaluate(config, plan.run_folder(tmp_path, row, 0))
+            train_and_evaluate(config, plan.run_folder(tmp_path, row.key, 0))
     assert exit_status(landscape.main, f"--output={tmp_path}") == 0
     found = json.loads((tmp_path / "landscape.json").read_text())
     for key, summaries in found.items():

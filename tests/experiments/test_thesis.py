@@ -275,7 +275,7 @@ def test_a_folder_of_another_experiment_is_refused(tmp_path, trainer):
     thesis.train_row(runs, row, 0)
     elsewhere = runs._replace(study=plan.shapes_study("elsewhere"))
     thesis.train_row(elsewhere, row, 0)  # the data folder does not matter
-    record = plan.run_folder(tmp_path, row, 0) / "run.json"
+    record = plan.run_folder(tmp_path, row.key, 0) / "run.json"
     fields = json.loads(record.read_text())
     del fields["anchors.rounded"]  # a run older than this field
     record.write_text(json.dumps(fields))
