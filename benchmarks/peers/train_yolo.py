@@ -9,16 +9,14 @@ but the image size of 320.
 
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any
-
-os.environ.setdefault("OMP_NUM_THREADS", "2")  # Ultralytics would set 1
 
 import torch
 import ultralytics
 from common import coco_results, parse, write
 from ultralytics import YOLO
+from ultralytics.utils import torch_utils
 
 IMAGE_SIZE = 320
 
@@ -44,7 +42,7 @@ def detect(model: YOLO, data: Path) -> list[dict[str, Any]]:
 def main() -> None:
     """Parses the command line, trains and detects."""
     options = parse(__doc__.splitlines()[0])
-    torch.set_num_threads(options.threads)
+    torch_utils.NUM_THREADS = options.threads  # Ultralytics leaves one core unused
     output = options.data / options.model
     images = len(json.loads((options.data / "train.json").read_text())["images"])
     model = YOLO(f"{options.model}.yaml")  # no weights
