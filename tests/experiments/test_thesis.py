@@ -67,6 +67,12 @@ def test_a_run_is_the_recipe_with_the_changes_of_its_row(study):
         assert config["seed"] == 2 and config["optimizer.learning_rate"] == row.rate
 
 
+def test_only_the_first_seed_is_evaluated_before_the_end():
+    row = SHAPES.rows()[0]
+    periods = [plan.run_config(SHAPES, row, seed, 9600).eval.every_steps for seed in SHAPES.seeds]
+    assert periods == [100, 0, 0, 0, 0]  # of 600 updates
+
+
 def test_photos_that_choose_are_not_those_of_the_result():
     row = PHOTOS.rows()[0]
     assert plan.run_config(PHOTOS, row, 0, IMAGES).data.eval == "test"
