@@ -4,7 +4,7 @@
 # make test-torch   install PyTorch and safetensors, run the tests that need them
 # make test-faults  kill training 50 times at random moments, compare the results
 # make thesis       test the paper's thesis on small detectors: table and figure in runs/thesis
-#                   (about 5 h on 2 cores; QUICK=1: one seed, about 1 h); run again to resume
+#                   (about 5 h on one core; QUICK=1: one seed, about 1 h); run again to resume
 # make lint         check style and format
 # make setup        install the requirements into .venv-VERSION; all targets above do this first
 # make clean        delete the virtual environments and caches
