@@ -15,7 +15,7 @@ from etils import epath
 from tensorflow_datasets.proto import tf_example_pb2
 
 from scratchdet_jax.data import coco_classes
-from scratchdet_jax.data.official import official
+from scratchdet_jax.datasets.official import official
 from scratchdet_jax.errors import UserError, one_line, plural
 
 # TFDS 4.9.10 asks for the last three only when its command fails without them.

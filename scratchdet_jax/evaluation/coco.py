@@ -16,9 +16,10 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from scratchdet_jax.data import coco_classes, coco_json
-from scratchdet_jax.data.builders.coco_scan import read_ground_truth
-from scratchdet_jax.data.builders.defects import Defect
+from scratchdet_jax.data import coco_classes
+from scratchdet_jax.datasets import coco_json
+from scratchdet_jax.datasets.coco_scan import read_ground_truth
+from scratchdet_jax.datasets.defects import Defect
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.evaluation.detections import (
     ImageDetections,

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from scratchdet_jax.data.untrusted import printable
+from scratchdet_jax.datasets.untrusted import printable
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.evaluation.detections import (
     FlatDetections,

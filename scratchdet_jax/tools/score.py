@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from scratchdet_jax import cli
-from scratchdet_jax.data.builders.defects import Defect
-from scratchdet_jax.data.builders.report import defect_lines
-from scratchdet_jax.data.builders.voc_scan import read_ground_truth
-from scratchdet_jax.data.untrusted import printable
-from scratchdet_jax.data.voc_xml import VocObject
+from scratchdet_jax.datasets.defects import Defect
+from scratchdet_jax.datasets.report import defect_lines
+from scratchdet_jax.datasets.voc_scan import read_ground_truth
+from scratchdet_jax.datasets.untrusted import printable
+from scratchdet_jax.datasets.voc_xml import VocObject
 from scratchdet_jax.errors import UserError, plural
 from scratchdet_jax.evaluation import coco, voc
 from scratchdet_jax.evaluation.detections import ImageDetections, ImageGroundTruth

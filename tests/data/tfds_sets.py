@@ -10,7 +10,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.object_detection import coco as tfds_coco
 from tensorflow_datasets.object_detection import voc as tfds_voc
 
-from scratchdet_jax.data.builders.writing import write_dataset
+from scratchdet_jax.datasets.writing import write_dataset
 from scratchdet_jax.data.coco_classes import IDS
 
 PICTURE = b"\xff\xd8 never decoded here \xff\xd9"

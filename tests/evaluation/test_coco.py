@@ -15,8 +15,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from scratchdet_jax.data import coco_classes
-from scratchdet_jax.data.builders.coco_folder import CocoSplit, prepare_coco_folder
-from scratchdet_jax.data.builders.defects import Kind
+from scratchdet_jax.datasets.coco_folder import CocoSplit, prepare_coco_folder
+from scratchdet_jax.datasets.defects import Kind
 from scratchdet_jax.detector import Detector
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.evaluation import coco, evaluate

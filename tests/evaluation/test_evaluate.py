@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
-from scratchdet_jax.data.builders.voc_folder import prepare_voc_folder
+from scratchdet_jax.datasets.voc_folder import prepare_voc_folder
 from scratchdet_jax.detector import Detector
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.evaluation import evaluate, voc

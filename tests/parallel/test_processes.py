@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from scratchdet_jax import cli
-from scratchdet_jax.data.builders.shapes import prepare_shapes
+from scratchdet_jax.datasets.shapes import prepare_shapes
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.parallel import processes
 

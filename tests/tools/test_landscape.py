@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scratchdet_jax.data.builders import shapes
+from scratchdet_jax.datasets import shapes
 from scratchdet_jax.detector import build_detector
 from scratchdet_jax.run.checkpoints import Checkpoints, RunInfo
 from scratchdet_jax.run.state import TrainState

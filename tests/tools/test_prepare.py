@@ -10,8 +10,8 @@ import cv2
 import numpy as np
 import pytest
 
-from scratchdet_jax.data.builders import checks
-from scratchdet_jax.data.builders.writing import restore
+from scratchdet_jax.datasets import checks
+from scratchdet_jax.datasets.writing import restore
 from scratchdet_jax.data.records import open_source
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.tools import prepare
@@ -127,7 +127,7 @@ def run_until(arguments, patch, reached):
     """Runs the tool in another process, slowed down by `patch`, and kills it once `reached`."""
     program = (
         "import sys, time\n"
-        "from scratchdet_jax.data.builders import checks, folder_builder\n"
+        "from scratchdet_jax.datasets import checks, folder_builder\n"
         f"{patch}\n"
         "from scratchdet_jax import cli\n"
         "from scratchdet_jax.tools import prepare\n"
@@ -197,7 +197,7 @@ def test_killed_at_any_moment_force_leaves_the_old_or_the_new_set(coco, tmp_path
     annotations.write_text(json.dumps(content))
     program = (
         "import sys, time\n"
-        "from scratchdet_jax.data.builders import writing\n"
+        "from scratchdet_jax.datasets import writing\n"
         "from scratchdet_jax.tools import prepare\n"
         "def slow(function):\n"
         "    def run(*arguments):\n"

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from configs import first_layers
-from scratchdet_jax.data.builders.voc_folder import prepare_voc_folder
+from scratchdet_jax.datasets.voc_folder import prepare_voc_folder
 from scratchdet_jax.detector import Detector
 from scratchdet_jax.evaluation import evaluate
 from scratchdet_jax.ops.nms import Detections

@@ -5,9 +5,9 @@ import cv2
 import numpy as np
 import pytest
 
-from scratchdet_jax.data.builders.coco_folder import CocoSplit, prepare_coco_folder
-from scratchdet_jax.data.builders.defects import Kind
-from scratchdet_jax.data.builders.report import defect_lines
+from scratchdet_jax.datasets.coco_folder import CocoSplit, prepare_coco_folder
+from scratchdet_jax.datasets.defects import Kind
+from scratchdet_jax.datasets.report import defect_lines
 from scratchdet_jax.evaluation import coco, voc
 from scratchdet_jax.evaluation.detections import ImageDetections
 from scratchdet_jax.tools import score

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from scratchdet_jax.data.builders import shapes
+from scratchdet_jax.datasets import shapes
 from scratchdet_jax.models import BACKBONES, Backbone
 from scratchdet_jax.models.resnet import extra_blocks
 from scratchdet_jax.parallel.devices import DeviceMapping

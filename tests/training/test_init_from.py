@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from scratchdet_jax.data import coco_classes
-from scratchdet_jax.data.builders import shapes
-from scratchdet_jax.data.official import VOC_CLASSES
+from scratchdet_jax.datasets import shapes
+from scratchdet_jax.datasets.official import VOC_CLASSES
 from scratchdet_jax.detector import build_detector
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.ops.anchors import anchors_per_cell

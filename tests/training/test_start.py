@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from scratchdet_jax.data.builders.report import PrepareReport
-from scratchdet_jax.data.builders.voc_folder import prepare_voc_folder
+from scratchdet_jax.datasets.report import PrepareReport
+from scratchdet_jax.datasets.voc_folder import prepare_voc_folder
 from scratchdet_jax.data.records import open_source
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.training import loop

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 
 from scratchdet_jax.data import images
-from scratchdet_jax.data.duplicates import Signature, read_signature
+from scratchdet_jax.datasets.duplicates import Signature, read_signature
 from scratchdet_jax.data.records import DetectionSource
 from scratchdet_jax.progress import track
 from scratchdet_jax.tools.doctor.fit import BoxTable

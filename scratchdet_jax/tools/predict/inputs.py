@@ -13,7 +13,7 @@ import numpy as np
 
 from scratchdet_jax.data.images import read_header
 from scratchdet_jax.data.records import DetectionSource
-from scratchdet_jax.data.untrusted import IMAGE_SUFFIXES
+from scratchdet_jax.datasets.untrusted import IMAGE_SUFFIXES
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.evaluation.detections import ImageGroundTruth
 from scratchdet_jax.evaluation.drawing import saved_by

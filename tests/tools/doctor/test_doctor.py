@@ -12,7 +12,7 @@ import tensorflow_datasets as tfds
 from absl import flags
 
 from scratchdet_jax import cli
-from scratchdet_jax.data.builders.writing import write_dataset
+from scratchdet_jax.datasets.writing import write_dataset
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.tools.doctor import __main__ as doctor
 

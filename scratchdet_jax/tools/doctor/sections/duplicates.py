@@ -4,7 +4,7 @@ import collections
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from scratchdet_jax.data.duplicates import COLOUR_LEVELS, HASH_BITS, near_pairs
+from scratchdet_jax.datasets.duplicates import COLOUR_LEVELS, HASH_BITS, near_pairs
 from scratchdet_jax.tools.doctor.census import Census, Look
 from scratchdet_jax.tools.doctor.sections.splits import overlaps
 from scratchdet_jax.tools.doctor.study import Study

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from scratchdet_jax.data.duplicates import signature
+from scratchdet_jax.datasets.duplicates import signature
 from scratchdet_jax.tools.doctor.census import Census, Look
 from scratchdet_jax.tools.doctor.sections.duplicates import Duplicates
 

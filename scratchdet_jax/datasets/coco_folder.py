@@ -1,0 +1,123 @@
+"""COCO annotation files and image folders → a prepared TFDS data set and a report."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from scratchdet_jax.datasets.choices import NO_CHOICES, Choices, check_names
+from scratchdet_jax.datasets.coco_scan import Listing, fingerprint, list_split, scan
+from scratchdet_jax.datasets.folder_builder import FolderBuilder, check_name, prepare_dataset
+from scratchdet_jax.datasets.inventory import describe_files
+from scratchdet_jax.datasets.report import PrepareReport
+from scratchdet_jax.datasets.coco_json import join_categories, read_coco
+from scratchdet_jax.datasets.untrusted import as_text, as_user_errors
+from scratchdet_jax.errors import UserError
+
+
+class CocoSplit(NamedTuple):
+    """The input of a split: an annotation file and the folder of its images."""
+
+    name: str
+    annotations: Path
+    images: Path
+
+
+class CocoFolder(FolderBuilder):
+    """COCO annotations; features named as in TFDS's coco."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _id_feature(self) -> Any:
+        return np.int64
+
+    def _object_features(self) -> dict[str, Any]:
+        return {"area": np.int64, "id": np.int64, "is_crowd": np.bool_}
+
+
+def prepare_coco_folder(
+    splits: Sequence[CocoSplit],
+    data_dir: str | Path,
+    name: str,
+    strict: bool = False,
+    choices: Choices = NO_CHOICES,
+    force: bool = False,
+) -> PrepareReport:
+    """Prepares COCO files as the data set `coco_folder/<name>` unless it exists.
+
+    Labels are 1…C in the order of the category ids (COCO's 80 ids up to 90 become 1…80); the ids
+    are in report.json. Image ids must be integers and are kept, as are annotation ids, areas (as
+    integers, in pixels) and crowd flags; segmentations are not. Every image is decoded completely
+    and every box checked. Unusable data are left out, counted and named; the rest is used. Images
+    are stored byte for byte; boxes refer to them as displayed, after the turn in
+    image/orientation. Nothing outside the named folders is read.
+
+    Args:
+        splits: at least one; their categories must not contradict each other.
+        data_dir: TFDS's data_dir.
+        name: name of the data set.
+        strict: treat any defect as an error and write nothing.
+        choices: classes to rename, to keep or to drop, and a division.
+        force: prepare it again if it exists, and replace it.
+
+    Returns:
+        The report, read back if the data set existed.
+
+    Raises:
+        UserError: a file or folder is missing, a file is not a COCO annotation file, categories
+            with annotations contradict each other, or an error of `prepare_dataset`.
+    """
+    check_name(name)
+    choices.check()
+    _check_splits(splits)
+    source = ", ".join(str(split.annotations) for split in splits)
+    with as_user_errors(splits[0].annotations.name):
+        listings = {}
+        for split in splits:
+            print(f"reading {split.annotations}", flush=True)
+            file = read_coco(split.annotations, test_set=True)
+            listings[split.name] = list_split(file, split.images)
+        table = join_categories([listing.file for listing in listings.values()])
+        check_names(choices, [name for _, name in table.categories], source)
+        identity = fingerprint(listings)
+    return prepare_dataset(
+        CocoFolder,
+        name,
+        data_dir,
+        source,
+        identity,
+        lambda journal: scan(listings, table, journal),
+        strict,
+        inventory=lambda: _inventory(listings),
+        choices=choices,
+        force=force,
+    )
+
+
+def _inventory(listings: Mapping[str, Listing]) -> dict[str, str]:
+    """The versions of the annotation files and the images, by split."""
+    found = {}
+    for split, listing in listings.items():
+        found[f"{split}: {as_text(listing.file.path.name)}"] = listing.file.digest
+        images = (image.path for image in listing.images.values())
+        for name, version in describe_files(listing.root, (), images, {}).items():
+            found[f"{split}: {name}"] = version
+    return found
+
+
+def _check_splits(splits: Sequence[CocoSplit]) -> None:
+    if not splits:
+        raise UserError("no split is given: give at least one as NAME:ANNOTATIONS:IMAGES")
+    names = [split.name for split in splits]
+    for split in splits:
+        if not re.fullmatch(r"\w[\w-]*", split.name) or split.name.lower() == "all":
+            raise UserError(
+                f"{split.name!r} cannot name a split: use letters, digits, _ and - (and not 'all')"
+            )
+        if names.count(split.name) > 1:
+            raise UserError(f"two splits are named {split.name!r}: give each its own name")
+        if not split.images.is_dir():
+            raise UserError(f"the image folder {split.images} of split {split.name} does not exist")

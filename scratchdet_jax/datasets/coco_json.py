@@ -1,0 +1,265 @@
+"""Reads COCO annotation files without trusting them."""
+
+import collections
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from reprlib import repr as brief
+from typing import Any, NamedTuple
+
+from scratchdet_jax.datasets.untrusted import MAX_JSON_BYTES, printable, read_inside
+from scratchdet_jax.errors import UserError
+
+_LISTS = ("images", "annotations", "categories")
+# Other fields are dropped during parsing to save memory: segmentations are most of a file.
+_FIELDS = {
+    *_LISTS,
+    "id",
+    "file_name",
+    "width",
+    "height",
+    "name",
+    "image_id",
+    "category_id",
+    "bbox",
+    "area",
+    "iscrowd",
+}
+_INT64 = 2**63
+_MAX_AREA = 2.0**62  # pixels; it has to fit an int64
+
+
+class CocoFile(NamedTuple):
+    """An annotation file: its checked category table and its unchecked entries.
+
+    Attributes:
+        path: the file.
+        digest: SHA-256 of its bytes.
+        images: entries of any type and content.
+        annotations: entries of any type and content.
+        categories: (id, name) sorted by id; ids and names are unique.
+        listed: the category entries as they were listed, for `join_categories`.
+        used: ids of the categories that annotations name.
+        labelled: whether it has a list of annotations, which may be empty.
+    """
+
+    path: Path
+    digest: str
+    images: list[Any]
+    annotations: list[Any]
+    categories: tuple[tuple[int, str], ...]
+    listed: tuple["ListedCategory", ...]
+    used: frozenset[int]
+    labelled: bool
+
+
+class ListedCategory(NamedTuple):
+    """One entry of a category table: its id, its name, and where it is ("categories[3] …").
+
+    `name` is "" if it cannot be used. `stated` is the name as written if it is not a text.
+    """
+
+    id: int
+    name: str
+    where: str
+    stated: str
+
+
+class CategoryTable(NamedTuple):
+    """The categories of one or several files.
+
+    Attributes:
+        categories: (id, name) sorted by id; ids and names are unique.
+        left_out: entries that stand in the way, but that no annotation uses, in words.
+        repaired: (file, words) of names that are not texts and were read as texts.
+    """
+
+    categories: tuple[tuple[int, str], ...]
+    left_out: tuple[str, ...]
+    repaired: tuple[tuple[Path, str], ...]
+
+
+def read_coco(path: Path, test_set: bool = False) -> CocoFile:
+    """Reads an annotation file; segmentations are dropped.
+
+    Args:
+        path: the file.
+        test_set: whether the file may lack annotations altogether, as COCO's image_info_test….json.
+
+    Raises:
+        UserError: the file is missing, larger than `untrusted.MAX_JSON_BYTES`, not JSON, too deeply
+            nested or not a COCO annotation file, or its categories are unusable.
+    """
+    try:
+        # A link is followed, because the user named this very file.
+        file = path.resolve(strict=True)
+        data = read_inside(file, file.parent, MAX_JSON_BYTES)
+        text = data.decode(json.detect_encoding(data), "surrogateescape").removeprefix("\ufeff")
+        content = json.loads(text, object_pairs_hook=_slim)
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist") from None
+    except RecursionError:
+        raise UserError(f"{path} cannot be read: its JSON is nested too deeply") from None
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a link to itself
+        reason = printable(getattr(error, "strerror", None) or str(error))
+        raise UserError(f"{path} cannot be read as COCO annotations: {reason}") from None
+    labelled = not isinstance(content, dict) or "annotations" in content
+    if isinstance(content, dict) and test_set:
+        content.setdefault("annotations", [])
+    if not isinstance(content, dict) or not all(isinstance(content.get(k), list) for k in _LISTS):
+        raise UserError(
+            f"{path} is not a COCO annotation file: it must be an object with the lists 'images', "
+            "'annotations' and 'categories'"
+        )
+    used = [e.get("category_id") for e in content["annotations"] if isinstance(e, dict)]
+    listed = tuple(_listed(path, i, c, used) for i, c in enumerate(content["categories"]))
+    file = CocoFile(
+        path,
+        hashlib.sha256(data).hexdigest(),
+        content["images"],
+        content["annotations"],
+        (),
+        tuple(entry for entry in listed if entry is not None),
+        frozenset(number for number in map(integer, used) if number is not None),
+        labelled,
+    )
+    return file._replace(categories=join_categories([file]).categories)
+
+
+def join_categories(files: Sequence[CocoFile]) -> CategoryTable:
+    """The category table that files of one data set share.
+
+    An entry that no annotation of any file uses does not matter: if it contradicts another one, it
+    is left out.
+
+    Raises:
+        UserError: categories with annotations contradict each other, or none is left.
+    """
+    used = frozenset().union(*(file.used for file in files))
+    left_out, repaired = [], []
+    by_id: dict[int, dict[str, CocoFile]] = {}
+    for file in files:
+        for entry in file.listed:
+            if not entry.name and entry.id in used:
+                raise UserError(
+                    f"{file.path}: {entry.where} must have a 'name', because annotations use it"
+                )
+            names = by_id.setdefault(entry.id, {})
+            if entry.name:
+                names.setdefault(entry.name, file)
+            else:
+                left_out.append(f"{printable(file.path.name)}: {entry.where}, without a name")
+            if entry.stated:
+                reason = f"{entry.where}: its name is {entry.stated}, read as {entry.name!r}"
+                repaired.append((file.path, reason))
+    for number, names in by_id.items():
+        if len(names) > 1:
+            if number in used:
+                raise _two_names(number, names)
+            left_out.append(f"id {number}, named {' and '.join(map(repr, names))}")
+    by_name: dict[str, list[int]] = collections.defaultdict(list)
+    for number, names in sorted(by_id.items()):
+        if len(names) == 1:
+            by_name[next(iter(names))].append(number)
+    categories = []
+    for name, ids in by_name.items():
+        chosen = [number for number in ids if number in used] or ids[:1]
+        if len(chosen) > 1:
+            raise UserError(
+                f"{' and '.join(str(f.path) for f in files)}: the category names must be unique, "
+                f"but {printable(brief(name))} is there twice, with the ids "
+                f"{' and '.join(map(str, chosen))}"
+            )
+        left_out += [f"id {n}, named {name!r} like id {chosen[0]}" for n in ids if n != chosen[0]]
+        categories.append((chosen[0], name))
+    if not categories:
+        reason = f" ({left_out[0]})" if left_out else ""
+        raise UserError(f"{files[0].path} has no categories{reason}: there is nothing to detect")
+    return CategoryTable(tuple(sorted(categories)), tuple(left_out), tuple(repaired))
+
+
+def _two_names(number: int, names: Mapping[str, CocoFile]) -> UserError:
+    (first, one), (second, other) = list(names.items())[:2]
+    if one.path == other.path:
+        return UserError(
+            f"{one.path}: the category ids must be unique, but {number} is there twice"
+        )
+    return UserError(
+        f"{one.path} and {other.path} cannot be splits of one data set because their categories "
+        f"differ: {other.path.name} has {number} = {printable(repr(second))}, {one.path.name} has "
+        f"{printable(repr(first))}"
+    )
+
+
+def integer(value: Any) -> int | None:
+    """The value as an integer if it is one of 64 bits (12.0 counts as 12), else None."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or not -_INT64 <= value < _INT64:
+        return None
+    return value
+
+
+def image_key(value: Any) -> int | str | None:
+    """An image id for scoring: like `integer`, but text is kept, as in other tools' files."""
+    return value if isinstance(value, str) and value else integer(value)
+
+
+def numbers(values: Any, count: int) -> tuple[float, ...] | None:
+    """The values as floats if they are `count` finite numbers, else None."""
+    if not isinstance(values, list) or len(values) != count:
+        return None
+    if not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values):
+        return None
+    try:
+        found = tuple(float(v) for v in values)
+    except OverflowError:
+        return None
+    return found if all(math.isfinite(v) for v in found) else None
+
+
+def stated_area(annotation: Mapping[str, Any]) -> float | None:
+    """The area of an annotation in pixels; None if it is missing or unusable."""
+    found = numbers([annotation.get("area")], 1)
+    return found[0] if found and 0 <= found[0] < _MAX_AREA else None
+
+
+def crowd_flag(annotation: Mapping[str, Any]) -> bool | None:
+    """The flag iscrowd of an annotation, False if it is missing; None if it is unusable."""
+    flag = annotation.get("iscrowd", 0)
+    return bool(flag) if isinstance(flag, (int, float)) and flag in (0, 1) else None
+
+
+def _slim(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    return {key: value for key, value in pairs if key in _FIELDS}
+
+
+def _listed(path: Path, position: int, entry: Any, used: Sequence[Any]) -> ListedCategory | None:
+    """An entry of the category table; None if it has no id but is not needed either."""
+    number = integer(entry.get("id")) if isinstance(entry, dict) else None
+    if number is None:
+        if isinstance(entry, dict) and "id" in entry and entry["id"] in used:
+            raise UserError(
+                f"{path}: categories[{position}] must have an integer 'id' and a 'name', but it is "
+                f"{printable(brief(entry))}"
+            )
+        return None
+    value = entry.get("name", "")
+    where = f"categories[{position}] (id {number})"
+    if isinstance(value, str):
+        return ListedCategory(number, _one_per_line(value), where, "")
+    if value is None or (isinstance(value, (int, float)) and not isinstance(value, bool)):
+        return ListedCategory(number, json.dumps(value), where, json.dumps(value))
+    return ListedCategory(number, "", where, "")
+
+
+def _one_per_line(name: str) -> str:
+    """A name without line breaks, because names are stored one per line; "" if unusable."""
+    name = " ".join(name.split())
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return ""
+    return name

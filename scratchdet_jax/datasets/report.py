@@ -1,0 +1,196 @@
+"""The report of a preparation: counts, and every defect with its file and reason."""
+
+import collections
+import dataclasses
+import json
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from scratchdet_jax.datasets.defects import Defect, Kind
+from scratchdet_jax.datasets.objects import UsableImage
+from scratchdet_jax.datasets.untrusted import printable
+from scratchdet_jax.errors import plural
+
+_EXAMPLES = 3  # defects of one kind listed in the summary
+_USUAL_SLOTS = 100  # the default of config.data.max_boxes
+_TIE = "\N{NO-BREAK SPACE}"  # between a class and its count, to prevent a line break
+_SMALL, _LARGE = 32**2, 96**2  # pixels, COCO's limits
+
+
+@dataclasses.dataclass
+class PrepareReport:
+    """The outcome of one preparation.
+
+    For every split, images + left_out is the number of different images that its list names.
+
+    Attributes:
+        name: the data set with its builder: train on `<name>:<split>`.
+        source: where it came from.
+        directory: where it was written.
+        fingerprint: hash of the input's contents and the options, to detect changes.
+        class_names: in the order of the labels.
+        category_ids: the number of each class in the source (COCO, YOLO); None for VOC.
+        images: number of images by split.
+        left_out: number of listed images that could not be used, by split.
+        boxless: number of images without boxes, by split.
+        boxes: number of boxes by class, each image counted once.
+        ignored: how many of them are marked difficult (VOC) or crowd (COCO).
+        image_sizes: (height, width) as displayed of the smallest, the median and the largest image.
+        box_sizes: boxes by COCO's small (area below 32²), medium, and large (96² pixels and more).
+        notes: decisions made for the user.
+        defects: everything that was left out or repaired.
+        choices: the options that it was prepared with, as `Choices.record` writes them.
+        division: how a split was divided; empty if none was.
+        most_boxes: the largest number of boxes in an image; 0 in reports without the field.
+    """
+
+    name: str
+    source: str
+    directory: str
+    fingerprint: str
+    class_names: tuple[str, ...]
+    category_ids: tuple[int, ...] | None
+    images: dict[str, int]
+    left_out: dict[str, int]
+    boxless: dict[str, int]
+    boxes: dict[str, int]
+    ignored: int
+    image_sizes: dict[str, tuple[int, int]]
+    box_sizes: dict[str, int]
+    notes: list[str]
+    defects: list[Defect]
+    choices: dict[str, Any] = dataclasses.field(default_factory=dict)
+    division: dict[str, Any] = dataclasses.field(default_factory=dict)
+    most_boxes: int = 0
+
+    def counts(self) -> dict[str, int]:
+        """Number of defects by kind."""
+        return dict(collections.Counter(str(defect.kind) for defect in self.defects))
+
+    def summary(self, stored: bool = True) -> str:
+        """The report in a few lines, with the first defects of each kind.
+
+        `stored`: whether report.json, which has all defects, was written.
+        """
+        lines = [f"{self.name}: {self.source} -> {self.directory}"]
+        for split, count in self.images.items():
+            asides = [
+                f"{number:,} {what}"
+                for number, what in (
+                    (self.boxless[split], "without boxes"),
+                    (self.left_out[split], "more left out"),
+                )
+                if number
+            ]
+            lines.append(
+                f"  {split}: {plural(count, 'image')}" + (f" ({', '.join(asides)})" * bool(asides))
+            )
+        boxes = [
+            f"{printable(name)} {count:,}".replace(" ", _TIE) for name, count in self.boxes.items()
+        ]
+        text = (
+            f"{plural(sum(self.boxes.values()), 'box')}{self._ignored_text()} of "
+            f"{plural(len(self.class_names), 'class')}: {', '.join(boxes)}"
+        )
+        wrapped = textwrap.wrap(
+            text,
+            100,
+            initial_indent="  ",
+            subsequent_indent="    ",
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        lines += [line.replace(_TIE, " ") for line in wrapped]
+        sizes = ", ".join(f"{k} {w}×{h}" for k, (h, w) in self.image_sizes.items())
+        lines.append(f"  image sizes (width×height): {sizes}")
+        small, medium, large = self.box_sizes.values()
+        lines.append(
+            f"  box sizes: {small:,} small (below 32² px), {medium:,} medium, {large:,} large "
+            "(96² px and more)"
+        )
+        if self.most_boxes > _USUAL_SLOTS:
+            lines.append(
+                f"  an image has {self.most_boxes:,} boxes: train with "
+                f"--config.data.max_boxes={self.most_boxes} or more"
+            )
+        lines += [f"  note: {printable(note)}" for note in self.notes]
+        lines += self._defect_lines(", see report.json" if stored else "")
+        return "\n".join(lines)
+
+    def _ignored_text(self) -> str:
+        """The number of ignored boxes; nothing for YOLO, whose boxes have no flags."""
+        flag = {"voc_folder": "difficult", "coco_folder": "crowd"}.get(self.name.partition("/")[0])
+        return f" ({self.ignored:,} {flag})" if flag else ""
+
+    def _defect_lines(self, reference: str) -> list[str]:
+        return defect_lines(self.defects, reference) or ["  no defects"]
+
+    def to_json(self) -> str:
+        """The complete report, for report.json."""
+        fields = dataclasses.asdict(self)
+        fields["counts"] = self.counts()
+        fields["defects"] = [defect._asdict() for defect in self.defects]
+        return json.dumps(fields, indent=1, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> "PrepareReport":
+        """Reads the output of `to_json`.
+
+        Raises:
+            ValueError, KeyError, TypeError, AttributeError: the text is not such a report.
+        """
+        fields = json.loads(text)
+        fields.pop("counts")
+        fields["class_names"] = tuple(fields["class_names"])
+        if fields["category_ids"] is not None:
+            fields["category_ids"] = tuple(fields["category_ids"])
+        fields["image_sizes"] = {k: tuple(v) for k, v in fields["image_sizes"].items()}
+        fields["defects"] = [
+            Defect(Kind(d["kind"]), d["file"], d["reason"]) for d in fields["defects"]
+        ]
+        return cls(**fields)
+
+
+def defect_lines(defects: Sequence[Defect], reference: str = "") -> list[str]:
+    """The kinds of defect, with their counts and the first of each; `reference` names the rest."""
+    lines = []
+    for kind, count in collections.Counter(str(defect.kind) for defect in defects).items():
+        lines.append(f"  {count} × {kind}")
+        same = [defect for defect in defects if defect.kind == kind]
+        lines += [f"    {defect.file}: {defect.reason}" for defect in same[:_EXAMPLES]]
+        if count > _EXAMPLES:
+            lines.append(f"    … and {count - _EXAMPLES} more{reference}")
+    return lines
+
+
+def statistics(
+    splits: Mapping[str, Sequence[UsableImage]], class_names: Sequence[str]
+) -> dict[str, Any]:
+    """The fields of a report that count usable data; an image in several splits counts once."""
+    unique = {(image.path, image.image_id): image for m in splits.values() for image in m}
+    images = list(unique.values())
+    boxes = collections.Counter(o.name for image in images for o in image.objects)
+    sizes = sorted((image.size for image in images), key=lambda size: size[0] * size[1])
+    areas = [_area(o.box, image.size) for image in images for o in image.objects]
+    small, large = sum(a < _SMALL for a in areas), sum(a >= _LARGE for a in areas)
+    return {
+        "images": {split: len(members) for split, members in splits.items()},
+        "boxless": {split: sum(not i.objects for i in m) for split, m in splits.items()},
+        "boxes": {name: boxes[name] for name in class_names},
+        "ignored": sum(o.is_ignored for image in images for o in image.objects),
+        "image_sizes": {
+            key: sizes[at]
+            for key, at in (("smallest", 0), ("median", len(sizes) // 2), ("largest", -1))
+            if sizes
+        },
+        "most_boxes": max((len(image.objects) for image in images), default=0),
+        "box_sizes": {"small": small, "medium": len(areas) - small - large, "large": large},
+    }
+
+
+def _area(box: tuple[float, float, float, float], size: tuple[int, int]) -> float:
+    """Area in pixels of a normalised box in an image of (height, width)."""
+    ymin, xmin, ymax, xmax = box
+    # Rounded, because normalising can make a box of exactly 32² pixels slightly smaller.
+    return round((ymax - ymin) * (xmax - xmin) * size[0] * size[1], 3)

@@ -1,0 +1,237 @@
+"""Reads the lists of ids in ImageSets/Main, and decides which image is in which split."""
+
+import collections
+import os
+import re
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from scratchdet_jax.datasets.voc_layout import (
+    IMAGE_FOLDERS,
+    Files,
+    Layout,
+    is_hidden,
+    split_folders,
+    subfolder_of_any_case,
+)
+from scratchdet_jax.datasets.untrusted import (
+    IMAGE_SUFFIXES,
+    MAX_LIST_BYTES,
+    as_key,
+    as_text,
+    decode_text,
+    printable,
+    read_inside,
+)
+from scratchdet_jax.errors import UserError, plural
+
+_LABELLED_LINE = re.compile(r"(.*\S)\s+(-1|0|1)")  # in per-class lists such as car_train.txt
+
+
+class SplitList(NamedTuple):
+    """The ids of a split, in order, repeated ones included.
+
+    Attributes:
+        split: its name in the data set.
+        source: the list or folder that it comes from, for messages; "" if it is all images.
+        ids: some may have no image.
+        is_list: whether the source is a list.
+    """
+
+    split: str
+    source: str
+    ids: list[str]
+    is_list: bool
+
+
+class Lists(NamedTuple):
+    """The splits, and what they were made from.
+
+    Attributes:
+        splits: in the order of the lists' names.
+        lines: the lines of the lists by file name, as they are hashed into fingerprints.
+        notes: decisions made for the user.
+    """
+
+    splits: list[SplitList]
+    lines: dict[str, list[str]]
+    notes: list[str]
+
+
+def read_splits(folder: Path, layout: Layout, files: Files, wanted: Sequence[str] | None) -> Lists:
+    """Finds the splits: the plain lists, else folders that are called like splits, else `train`.
+
+    Args:
+        folder: the named folder.
+        layout: where its parts are.
+        files: its images and annotations.
+        wanted: the splits to use; None: all.
+
+    Raises:
+        UserError: a list cannot be read, a wanted split is missing, or two lists have one name.
+    """
+    notes: list[str] = []
+    place, lines = _read_lists(folder, layout.folder)
+    plain = {n: ls for n, ls in lines.items() if not is_hidden(n) and not _labelled(ls, files)}
+    per_class = [name for name in lines if name not in plain and not is_hidden(name)]
+    if per_class:
+        notes.append(
+            "per-class lists, which have a flag on each line, are passed over: "
+            f"{len(per_class)}, such as {place}/{printable(per_class[0])}"
+        )
+    stems = {name: os.path.splitext(name)[0] for name in plain}
+    if list(stems.values()) == ["default"] and (wanted is None or "train" in wanted):
+        (name,) = stems
+        stems[name] = "train"
+        notes.append(f"{place}/{name} is the only list, so its images form the split train")
+    found = {
+        stem: SplitList("", f"{place}/{name}", _read_as_ids(plain[name], files, layout), True)
+        for name, stem in stems.items()
+    }
+    for (name, stem), ids in zip(stems.items(), (s.ids for s in found.values()), strict=True):
+        notes += _changed_lines(f"{place}/{name}", plain[name], ids, stem)
+    if not plain:
+        found = _splits_without_lists(layout, files, place, notes)
+    if wanted is not None:
+        for split in wanted:
+            if split not in found:
+                known = ", ".join(sorted(found))
+                raise UserError(f"{folder} has no split {split!r}; it has {known}")
+        found = {stem: split for stem, split in found.items() if stem in wanted}
+    used = [name for name, stem in stems.items() if stem in found]
+    hashed = {
+        name: ids
+        for name, ids in lines.items()
+        if not _labelled_without_spaces(ids, files)
+        and (wanted is None or os.path.splitext(name)[0] in wanted or name in used)
+    }
+    return Lists(_named_splits(layout.folder, found, notes), hashed, notes)
+
+
+def _read_lists(folder: Path, root: Path) -> tuple[str, dict[str, list[str]]]:
+    """The folder of the lists, relative, and the lines of each list by file name."""
+    sets = subfolder_of_any_case(root, "ImageSets")
+    place = subfolder_of_any_case(sets, "Main") if sets else None
+    if place is None:
+        return "ImageSets/Main", {}
+    label = place.relative_to(root).as_posix()
+    if not place.resolve().is_relative_to(root):
+        raise UserError(
+            f"{folder}/{label} is a link to something outside {folder}, where nothing is read: "
+            "put the files themselves there"
+        )
+    lists = {}
+    for path in sorted(place.iterdir()):
+        if path.suffix.lower() != ".txt":
+            continue
+        try:
+            text = decode_text(read_inside(path, root, MAX_LIST_BYTES))
+        except ValueError as error:
+            raise UserError(f"{printable(str(path))} cannot be read: {error}") from None
+        lines = text.split("\n" if "\n" in text else "\r")
+        lists[as_text(path.name)] = [as_key(line.strip()) for line in lines if line.strip()]
+    return label, lists
+
+
+def _labelled(lines: Sequence[str], files: Files) -> bool:
+    """Whether each line is an id and a flag. An image may be called "photo 1", too."""
+    matches = [_LABELLED_LINE.fullmatch(line) for line in lines]
+    if not lines or None in matches:
+        return False
+    names = sum(line in files.images for line in lines)
+    return names == 0 or sum(match[1] in files.images for match in matches) > names
+
+
+def _labelled_without_spaces(lines: Sequence[str], files: Files) -> bool:
+    """The rule that decided earlier which lists are hashed; fingerprints depend on it."""
+    known = files.images.keys() | files.hidden[0].keys()
+    return (
+        bool(lines)
+        and all(len(line.split()) == 2 and _LABELLED_LINE.fullmatch(line) for line in lines)
+        and not any(line in known for line in lines)
+    )
+
+
+def _read_as_ids(lines: Sequence[str], files: Files, layout: Layout) -> list[str]:
+    """The ids that the lines mean: without a suffix and without folders above the images.
+
+    Leading folders are left out only if they end with the folder of the images, or if all lines
+    have the same: otherwise cam3/f1 could be taken for another image f1.
+    """
+    found = [_prefix_and_id(line, files.images) for line in lines]
+    known = {*IMAGE_FOLDERS, layout.images.label.rpartition("/")[2].lower()}
+    free = {
+        prefix
+        for prefix, image_id in filter(None, found)
+        if not (prefix and prefix[-1].lower() in known)
+    }
+    return [
+        line if pair is None or (pair[0] and pair[0] in free and len(free) > 1) else pair[1]
+        for line, pair in zip(lines, found, strict=True)
+    ]
+
+
+def _prefix_and_id(line: str, images: Collection[str]) -> tuple[tuple[str, ...], str] | None:
+    """The leading folders of a path and the id that the rest is, or None."""
+    if line in images:
+        return (), line
+    parts = tuple(part for part in re.split(r"[/\\]", line) if part not in ("", "."))
+    if ".." in parts:
+        return None
+    for start in range(len(parts)):
+        rest = "/".join(parts[start:])
+        stem, suffix = os.path.splitext(rest)
+        if rest in images:
+            return parts[:start], rest
+        if suffix.lower() in (*IMAGE_SUFFIXES, ".xml") and stem in images:
+            return parts[:start], stem
+    return None
+
+
+def _changed_lines(source: str, lines: Sequence[str], ids: Sequence[str], stem: str) -> list[str]:
+    changed = [
+        (line, image_id) for line, image_id in zip(lines, ids, strict=True) if line != image_id
+    ]
+    if not changed:
+        return []
+    line, image_id = changed[0]
+    return [
+        f"{printable(source)}: {plural(len(changed), 'line')} read as ids, such as "
+        f"{printable(line)} as {printable(image_id)}"
+    ]
+
+
+def _splits_without_lists(
+    layout: Layout, files: Files, place: str, notes: list[str]
+) -> dict[str, SplitList]:
+    ids = sorted({*files.images, *files.annotations})
+    members: dict[str, list[str]] = collections.defaultdict(list)
+    for image_id in ids:
+        folder, slash, _ = image_id.partition("/")
+        if slash:
+            members[folder].append(image_id)
+    names = split_folders(i.partition("/")[0] for i in files.images if "/" in i)
+    if not names:
+        notes.append(f"{place} has no plain list of ids: all images form the split train")
+        return {"train": SplitList("", "", ids, False)}
+    notes.append(f"the folders are the splits: {', '.join(map(printable, names))}")
+    above = f"{layout.images.label}/" if layout.images.label else ""
+    return {name: SplitList("", f"{above}{name}", members[name], False) for name in names}
+
+
+def _named_splits(root: Path, found: dict[str, SplitList], notes: list[str]) -> list[SplitList]:
+    """The splits under names that TFDS accepts."""
+    splits: dict[str, SplitList] = {}
+    for stem, members in found.items():
+        split = re.sub(r"[^\w-]", "_", stem)
+        split = "all_images" if split == "all" else split  # TFDS reserves "all"
+        if split in splits:
+            raise UserError(
+                f"{splits[split].source} and {members.source} in {root} give the same split "
+                f"{split}: rename one"
+            )
+        if split != stem:
+            notes.append(f"the split of {printable(members.source)} is named {split}")
+        splits[split] = members._replace(split=split)
+    return list(splits.values())

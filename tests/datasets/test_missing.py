@@ -1,0 +1,307 @@
+"""VOC or COCO is missing: the commands of the message are run, and their fields are opened."""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import ml_collections
+import pytest
+
+from scratchdet_jax.datasets.coco_folder import CocoSplit, prepare_coco_folder
+from scratchdet_jax.datasets.voc_folder import prepare_voc_folder
+from scratchdet_jax.data.coco_classes import IDS, NAMES
+from scratchdet_jax.datasets.official import VOC_CLASSES, official, translated
+from scratchdet_jax.data.sources import open_split
+from scratchdet_jax.errors import FieldsError, UserError
+from scratchdet_jax.tools import prepare
+from tests.command import exit_status
+from tests.data.tfds_sets import build_voc
+from tests.data.voc_layout import Folder, jpeg, obj
+
+ROOT = Path(__file__).parents[2]
+VOC = {
+    "2007": {"train": ["000005", "000007"], "val": ["000009"], "test": ["000001", "000002"]},
+    "2012": {"train": ["2008_000008"], "val": ["2008_000002", "2008_000003"]},
+}
+COCO = {"train": [9, 25, 30], "val": [139, 285]}
+VOC_TRAIN = "voc/2007:train+validation,voc/2012:train+validation"
+
+
+def write_voc(folder, years=("2007", "2012")):
+    """VOCdevkit as the official archives unpack, with its lists by class."""
+    for year in years:
+        devkit = Folder(folder / f"VOCdevkit/VOC{year}")
+        for split, ids in VOC[year].items():
+            for image_id in ids:
+                devkit.both(image_id, obj("cat"), obj("dog", difficult="1"))
+            devkit.split(split, *ids)
+            devkit.split(f"cat_{split}", *(f"{image_id}  1" for image_id in ids))
+        devkit.split("trainval", *VOC[year]["train"], *VOC[year]["val"])
+
+
+def write_coco(folder, year="2017"):
+    (folder / "coco/annotations").mkdir(parents=True)
+    for split, numbers in COCO.items():
+        images = folder / f"coco/{split}{year}"
+        images.mkdir()
+        names = [f"{number:012d}.jpg" for number in numbers]
+        for name in names:
+            (images / name).write_bytes(jpeg())
+        content = {
+            "images": [
+                {"id": n, "file_name": name, "height": 40, "width": 60}
+                for n, name in zip(numbers, names, strict=True)
+            ],
+            "annotations": [
+                {"id": n, "image_id": n, "category_id": 90, "bbox": [9, 9, 30, 20], "iscrowd": 0}
+                for n in numbers
+            ],
+            "categories": [{"id": number, "name": name} for name, number in IDS.items()],
+        }
+        file = folder / f"coco/annotations/instances_{split}{year}.json"
+        file.write_text(json.dumps(content))
+
+
+def config(train, evaluation, data_dir="data"):
+    fields = {"folder": "", "train": train, "eval": evaluation, "dir": str(data_dir)}
+    return ml_collections.ConfigDict(fields)
+
+
+def error_of(settings, field="train"):
+    with pytest.raises(UserError) as error:
+        open_split(settings, field)
+    return error.value
+
+
+def commands_of(text):
+    """The commands of a message, each on a line of its own, as lists of words."""
+    return [shlex.split(line) for line in text.splitlines() if line.startswith("  ")]
+
+
+def with_fields(settings, error):
+    changed = settings.copy_and_resolve_references()
+    for name, value in error.fields.items():
+        changed[name.removeprefix("data.")] = value
+    return changed
+
+
+def run_prepare(command):
+    assert command[:3] == ["python", "-m", "scratchdet_jax.tools.prepare"]
+    assert exit_status(prepare.main, *command[3:]) == 0
+
+
+@pytest.mark.parametrize("data_dir", ["data", "my data"])
+@pytest.mark.parametrize("kind", ["voc", "voc12", "coco", "coco2014"])
+def test_the_commands_of_the_message_make_what_its_fields_name(
+    kind, data_dir, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    year = "2014" if kind == "coco2014" else "2017"
+    write_coco(tmp_path, year) if kind.startswith("coco") else write_voc(tmp_path)
+    train, evaluation, counts = {
+        "voc": (VOC_TRAIN, "voc/2007:test", (6, 2)),
+        "voc12": ("voc/2007:train+validation+test,voc/2012:train+validation", "", (8, 0)),
+    }.get(kind, (f"coco/{year}:train", f"coco/{year}:validation", (3, 2)))
+    settings = config(train, evaluation, data_dir)
+    error = error_of(settings)
+    *preparing, training = commands_of(str(error))
+    assert len(preparing) == (1 if kind.startswith("coco") else 2)
+    for command in preparing:
+        run_prepare(command)
+
+    overrides = [f"--config.{name}={value}" for name, value in error.fields.items()]
+    assert training == ["python", "train.py", "--config=RECIPE", *overrides]
+    changed = with_fields(settings, error)
+    source = open_split(changed, "train")
+    assert len(source) == counts[0]
+    assert source.class_names == (NAMES if kind.startswith("coco") else VOC_CLASSES)
+    if evaluation:
+        assert len(open_split(changed, "eval")) == counts[1]
+
+    # From now on, the message has only the command with the same fields.
+    again = error_of(settings)
+    assert commands_of(str(again)) == [training]
+    assert ", prepared from a folder, can be used instead" in str(again)
+    assert again.fields == error.fields
+
+
+def test_the_message_says_what_to_download(tmp_path):
+    error = str(error_of(config(VOC_TRAIN, "voc/2007:test", tmp_path)))
+    assert error.startswith(
+        f"there is no data set voc/2007 or voc/2012 in {tmp_path} (it has none): download "
+        "VOCtrainval_06-Nov-2007.tar and VOCtest_06-Nov-2007.tar from "
+        "http://host.robots.ox.ac.uk/pascal/VOC/voc2007/ into this folder and unpack them"
+    )
+    assert "`tfds build voc/2007 " in error and "`tfds build voc/2012 " in error
+    error = str(error_of(config("coco/2017:train", "coco/2017:validation", tmp_path)))
+    assert "train2017.zip, val2017.zip and annotations_trainval2017.zip" in error
+
+
+def test_evaluation_alone_gets_only_its_own_field(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_voc(tmp_path)
+    settings = config(VOC_TRAIN, "voc/2007:test[:1]")
+    error = error_of(settings, "eval")
+    assert error.fields == {"data.eval": "voc_folder/voc2007:test[:1]"}
+    run_prepare(commands_of(str(error))[0])
+    assert len(open_split(with_fields(settings, error), "eval")) == 1
+
+
+def test_boxes_that_are_not_published_cannot_be_prepared(tmp_path):
+    for spec in ("voc/2012:test", "coco/2017:test", "coco/2014:test2015"):
+        error = error_of(config(VOC_TRAIN, spec, tmp_path), "eval")
+        assert not isinstance(error, FieldsError) and f"`tfds build {spec[:6]}" in str(error)
+    assert not isinstance(error_of(config("wider_face:train", "", tmp_path)), FieldsError)
+
+
+def test_sets_of_tfds_are_kept_and_each_part_has_its_own_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_voc(tmp_path, ["2012"])
+    lists = {
+        split: {image_id: [("cat", (1, 1, 9, 9), False)] for image_id in ids}
+        for split, ids in VOC["2007"].items()
+    }
+    build_voc(tmp_path / "data", tmp_path / "downloads", "2007", lists)
+    settings = config(f"{VOC_TRAIN}@other place", "voc/2007:test")
+    error = error_of(settings)
+    assert error.fields == {
+        "data.train": "voc/2007:train+validation,voc_folder/voc2012:train+val@other place"
+    }
+    preparing, _ = commands_of(str(error))
+    assert "--data_dir=other place" in preparing
+    run_prepare(preparing)
+    assert len(open_split(with_fields(settings, error), "train")) == 6
+
+
+@pytest.mark.parametrize(
+    ("name", "splits", "train", "evaluation"),
+    [
+        ("voc2007", None, "voc_folder/voc2007:train+val", "voc_folder/voc2007:test"),
+        ("voc2007", ["trainval", "test"], "voc_folder/voc2007:trainval", "voc_folder/voc2007:test"),
+        ("my_voc07", None, "voc_folder/my_voc07:train+val", "voc_folder/my_voc07:test"),
+    ],
+)
+def test_a_set_prepared_otherwise_is_used_as_it_is(
+    name, splits, train, evaluation, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    write_voc(tmp_path, ["2007"])
+    prepare_voc_folder(Path("VOCdevkit/VOC2007"), Path("data"), name, splits=splits)
+    settings = config("voc/2007:train+validation", "voc/2007:test")
+    error = error_of(settings)
+    assert error.fields == {"data.train": train, "data.eval": evaluation}
+    assert len(commands_of(str(error))) == 1
+    changed = with_fields(settings, error)
+    assert (len(open_split(changed, "train")), len(open_split(changed, "eval"))) == (3, 2)
+
+
+def test_a_set_that_lacks_a_split_is_prepared_again(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_voc(tmp_path, ["2007"])
+    prepare_voc_folder(Path("VOCdevkit/VOC2007"), Path("data"), "voc2007", splits=["train", "val"])
+    settings = config("voc/2007:train+validation", "voc/2007:test")
+    error = error_of(settings)
+    preparing, _ = commands_of(str(error))
+    assert preparing[-1] == "--force"
+    run_prepare(preparing)
+    assert len(open_split(with_fields(settings, error), "eval")) == 2
+
+
+def test_sets_of_other_names_or_classes_are_not_taken_for_coco(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_coco(tmp_path)
+    settings = config("coco/2017:train", "coco/2017:validation")
+    files = [
+        CocoSplit(s, Path(f"coco/annotations/instances_{s}2017.json"), Path(f"coco/{s}2017"))
+        for s in COCO
+    ]
+    prepare_coco_folder(files, Path("data"), "coco2014")
+    assert len(commands_of(str(error_of(settings)))) == 2
+    prepare_coco_folder(files, Path("data"), "coco")
+    error = error_of(settings)
+    assert error.fields == {
+        "data.train": "coco_folder/coco:train",
+        "data.eval": "coco_folder/coco:val",
+    }
+    assert len(open_split(with_fields(settings, error), "eval")) == 2
+    (labels,) = Path("data/coco_folder/coco").rglob("objects-label.labels.txt")
+    labels.write_text(labels.read_text().replace("toothbrush", "comb"))
+    assert len(commands_of(str(error_of(settings)))) == 2
+
+
+@pytest.mark.parametrize(
+    ("split", "known", "expected"),
+    [
+        ("train+validation", ("train", "val"), "train+val"),
+        ("train+validation", ("trainval", "test"), "trainval"),
+        ("train+validation+test", ("trainval", "test"), "trainval+test"),
+        ("train+validation", ("train", "trainval"), "trainval"),
+        ("validation[10:20]+train[:50%]", ("train", "valid"), "valid[10:20]+train[:50%]"),
+        ("train+validation[:9]", ("trainval",), None),
+        ("validation", ("train", "validation", "val"), "validation"),
+        ("test", ("train",), None),
+        ("test2015", ("test",), None),
+    ],
+)
+def test_splits_are_translated(split, known, expected):
+    assert translated(split, known) == expected
+
+
+def test_names_that_say_which_set_it_is():
+    voc, coco = official("voc/2012"), official("coco")
+    assert coco.name == "coco/2017" and official("coco/2017_panoptic") is None
+    assert [n for n in ("voc2012", "VOC12", "voc0712", "voc2007", "voc") if voc.is_called(n)] == [
+        "voc2012",
+        "VOC12",
+    ]
+    assert [n for n in ("coco2017", "coco", "coco2014", "cells17") if coco.is_called(n)] == [
+        "coco2017",
+        "coco",
+        "cells17",
+    ]
+
+
+TINY = [
+    "--config.image_size=64",
+    "--config.anchors.steps=()",
+    "--config.data.canvas=(64,64)",
+    "--config.model.depth=18",
+    "--config.model.width=0.125",
+    "--config.batch_size=2",
+    "--config.num_steps=2",
+    "--config.augment.crop_trials=3",
+    "--config.eval.batch_size=2",
+    "--workdir=run",
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("recipe", "counts"), [("voc300", (6, 2)), ("coco300", (3, 2))])
+def test_a_user_copies_the_commands_and_trains(recipe, counts, tmp_path):
+    write_voc(tmp_path)
+    write_coco(tmp_path)
+
+    def run(words):
+        return subprocess.run(
+            [sys.executable if word == "python" else word for word in words],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": ""},  # one device
+            capture_output=True,
+            text=True,
+        )
+
+    train = ["python", "-m", "scratchdet_jax.tools.train", f"--config={recipe}", *TINY]
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    first = run(train)
+    commands = commands_of(first.stderr)
+    assert first.returncode == 1 and len(commands) == (3 if recipe == "voc300" else 2)
+    assert commands[-1][: len(train)] == train
+    for command in commands:
+        done = run(command)
+        assert done.returncode == 0, done.stderr
+    assert f"({counts[0]} images, {80 if recipe == 'coco300' else 20} classes)" in done.stdout
+    evaluated = run(["python", "-m", "scratchdet_jax.tools.eval", "--workdir=run"])
+    assert f"({counts[1]} images)" in evaluated.stdout, evaluated.stderr
