@@ -16,7 +16,7 @@ from scratchdet_jax.run.checkpoints import Checkpoints, RunInfo
 from scratchdet_jax.run.state import create_state
 from scratchdet_jax.tools.export import __main__ as export
 from scratchdet_jax.tools.predict import __main__ as predict
-from scratchdet_jax.tools.report import __main__ as report
+from scratchdet_jax.tools import report
 from scratchdet_jax.training.optimizer import make_optimizer
 from tests.command import exit_status
 from tests.small_voc import write_voc

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 
 from experiments.thesis.plan import Ordering, Row, Study, run_folder
 from scratchdet_jax.errors import UserError
-from scratchdet_jax.run.reading import read_run, running, series
+from scratchdet_jax.reports.reading import read_run, running, series
 from scratchdet_jax.tools import plot
 
 # 97.5 % quantiles of Student's t by degrees of freedom, from 1.

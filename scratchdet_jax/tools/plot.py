@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 
 from scratchdet_jax import cli
 from scratchdet_jax.errors import UserError
-from scratchdet_jax.run.reading import (
+from scratchdet_jax.reports.reading import (
     RunRecords,
     fluctuation,
     label_by_difference,

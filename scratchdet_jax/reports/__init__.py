@@ -1,0 +1,1 @@
+"""Reports on data sets and runs: the doctor, the report, and what they measure."""

@@ -1,0 +1,183 @@
+"""Image sizes, images that need attention, and the most crowded ones."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from scratchdet_jax.reports.doctor.census import size_on_canvas
+from scratchdet_jax.reports.doctor.study import Study
+from scratchdet_jax.reports.page.layout import Meter, Named, html_table, paragraph, soft
+from scratchdet_jax.reports.page.pictures import IGNORED, chips, gallery, photo
+from scratchdet_jax.reports.page.wording import Finding, percent, plural, verb
+
+_CROWDED = 6
+_LISTED = 12  # image sizes
+
+
+class ImageSizes(NamedTuple):
+    """Sizes of the images whose header can be read.
+
+    Attributes:
+        common: (height, width, images) of the most common sizes.
+        kinds: number of different sizes.
+        smallest: (height, width) of the smallest area.
+        largest: (height, width) of the largest area.
+        reduced: share of the images that are larger than the canvas.
+        turned: number of images with an EXIF turn.
+    """
+
+    common: list[tuple[int, int, int]]
+    kinds: int
+    smallest: tuple[int, int]
+    largest: tuple[int, int]
+    reduced: float
+    turned: int
+
+
+class Images(NamedTuple):
+    """What the images are like; `crowded` holds (census index, name, boxes)."""
+
+    sizes: ImageSizes
+    without_boxes: Named
+    ignored_only: Named
+    undecodable: Named
+    too_many_boxes: Named
+    most_boxes: int
+    crowded: list[tuple[int, str, int]]
+
+    @classmethod
+    def measure(cls, study: Study) -> "Images":
+        """Measures all distinct images."""
+        images, counts = study.images, study.table.counts
+        order = np.argsort(-counts, kind="stable")[:_CROWDED]
+        return cls(
+            _image_sizes(study),
+            study.named(images[counts == 0]),
+            study.named(images[study.table.only_ignored]),
+            Named.first([f"{study.place(i)}: {why}" for i, why in sorted(study.broken.items())]),
+            study.named(images[counts > study.config.data.max_boxes]),
+            study.most_boxes,
+            [(int(images[i]), study.place(images[i]), int(counts[i])) for i in order if counts[i]],
+        )
+
+    def findings(self, study: Study) -> Iterator[Finding]:
+        """Images that stop training, and images to look at."""
+        total = len(study.images)
+        if broken := self.undecodable.count:
+            yield Finding(
+                "problem",
+                1 + broken / total,
+                f"{plural(broken, 'image')} cannot be decoded: training stops at the first "
+                f"({self.undecodable.examples[0]}).",
+                "Replace or remove the files and prepare the data set again.",
+            )
+        if many := self.too_many_boxes.count:
+            yield Finding(
+                "problem",
+                1 + many / total,
+                f"{plural(many, 'image')} {verb(many, 'has')} more boxes than "
+                f"config.data.max_boxes = {study.config.data.max_boxes}: training stops there.",
+                f"Set --config.data.max_boxes={self.most_boxes}.",
+            )
+        if empty := self.without_boxes.count:
+            share = empty / total
+            yield Finding(
+                "warning" if share > 0.2 else "note",
+                share,
+                f"{plural(empty, 'image')} ({percent(share)}) {verb(empty, 'has')} no boxes. Hard "
+                "negatives are mined in proportion to the positives of the same image, so an "
+                "image without boxes only contributes to BatchNorm's statistics.",
+                "Check that this is intended.",
+            )
+        if turned := self.sizes.turned:
+            yield Finding(
+                "note",
+                turned / total,
+                f"{plural(turned, 'image')} {verb(turned, 'is')} rotated or mirrored by the EXIF "
+                "tag; boxes refer to the image as displayed.",
+            )
+
+    def to_text(self, study: Study) -> Iterator[str]:
+        """Sizes, and the images by name."""
+        yield "\nIMAGES"
+        sizes = self.sizes
+        if sizes.kinds:
+            common = ", ".join(f"{w}×{h} ({n:,})" for h, w, n in sizes.common[:6])
+            yield f"  {plural(sizes.kinds, 'size')}; most common (width×height): {common}"
+            yield (
+                f"  smallest {sizes.smallest[1]}×{sizes.smallest[0]}, largest "
+                f"{sizes.largest[1]}×{sizes.largest[0]}; {percent(sizes.reduced)} are reduced to "
+                f"the canvas; {sizes.turned} rotated or mirrored by EXIF"
+            )
+        for title, named in self._lists(study):
+            yield from named.to_text(title)
+        if self.crowded:
+            yield f"  most crowded: {', '.join(f'{name} ({n})' for _, name, n in self.crowded[:3])}"
+        decoded = len(study.decoded)
+        if decoded < len(study.images):
+            yield (
+                f"  (decoded, compared and fitted: {plural(decoded, 'image')}, drawn at random; "
+                "--images=N for more)"
+            )
+
+    def to_html(self, study: Study) -> Iterator[str]:
+        """Sizes with bars, and the images by name."""
+        sizes = self.sizes
+        if sizes.kinds:
+            extent = f"{sizes.smallest[1]}×{sizes.smallest[0]}"
+            if sizes.kinds > 1:
+                extent += f" to {sizes.largest[1]}×{sizes.largest[0]}, {sizes.kinds:,} sizes"
+            yield paragraph(
+                f"{extent} (width × height). {percent(sizes.reduced)} of the images are larger "
+                f"than the canvas and are reduced to it; rotated or mirrored by EXIF: "
+                f"{sizes.turned}."
+            )
+            most = sizes.common[0][2]
+            rows = [["width × height", "images", ""]]
+            rows += [[f"{w}×{h}", f"{n:,}", Meter(n / most)] for h, w, n in sizes.common]
+            yield html_table(rows)
+        *first, broken, many = self._lists(study)
+        for title, named in (*first, many, broken):
+            yield named.to_html(f"Images {title}")
+        decoded = len(study.decoded)
+        if decoded < len(study.images):
+            yield soft(
+                f"Decoded, compared and fitted to the anchors: {plural(decoded, 'image')}, drawn "
+                "at random; --images=N decodes more."
+            )
+
+    def crowded_to_html(self, study: Study) -> Iterator[str]:
+        """Pictures of the most crowded images."""
+        names = study.class_names
+        yield chips(names, {"difficult or crowd": IGNORED} if study.table.ignore.any() else {})
+        yield gallery(
+            [photo(study.example(i), f"{name}: {n} boxes", 520) for i, name, n in self.crowded],
+            "large",
+        )
+
+    def _lists(self, study: Study) -> list[tuple[str, Named]]:
+        most = study.config.data.max_boxes
+        return [
+            ("without boxes", self.without_boxes),
+            ("with only difficult or crowd boxes", self.ignored_only),
+            ("that cannot be decoded", self.undecodable),
+            (f"with more than config.data.max_boxes = {most} boxes", self.too_many_boxes),
+        ]
+
+
+def _image_sizes(study: Study) -> ImageSizes:
+    sizes = study.table.sizes[study.table.sizes.min(axis=1) > 0]
+    if not len(sizes):
+        return ImageSizes([], 0, (0, 0), (0, 0), float("nan"), 0)
+    kinds, numbers = np.unique(sizes, axis=0, return_counts=True)
+    order = np.argsort(-numbers, kind="stable")[:_LISTED]
+    area = kinds.astype(np.int64).prod(axis=1)
+    return ImageSizes(
+        common=[(*kinds[i].tolist(), int(numbers[i])) for i in order],
+        kinds=len(kinds),
+        smallest=tuple(kinds[np.argmin(area)].tolist()),
+        largest=tuple(kinds[np.argmax(area)].tolist()),
+        reduced=float(np.mean(np.any(size_on_canvas(sizes, study.canvas) < sizes, axis=1))),
+        turned=sum(study.census.looks[i].turned for i in study.images),
+    )

@@ -1,0 +1,1 @@
+"""A page on a trained run, or on several side by side."""

@@ -1,0 +1,101 @@
+"""The runs of a report: opened, and each evaluated once."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import ml_collections
+
+from scratchdet_jax.config.defaults import with_defaults
+from scratchdet_jax.errors import UserError
+from scratchdet_jax.evaluation import coco
+from scratchdet_jax.evaluation.evaluate import score_run
+from scratchdet_jax.reports.tide import analyse
+from scratchdet_jax.run.open import SavedRun, open_run, split_run
+from scratchdet_jax.reports.reading import run_names
+
+
+class OpenedRun(NamedTuple):
+    """A run before its evaluation: its name in the report, and the config with which to score."""
+
+    name: str
+    run: SavedRun
+    config: ml_collections.ConfigDict
+
+
+def open_runs(
+    texts: Sequence[str], split: str | None = None, data_dir: str | None = None
+) -> list[OpenedRun]:
+    """Opens the runs of a command line.
+
+    Args:
+        texts: WORKDIR or WORKDIR@CHECKPOINT.
+        split: replaces `config.data.eval`.
+        data_dir: replaces `config.data.dir`.
+
+    Raises:
+        UserError: a run or checkpoint does not exist or is named twice, or a run has no eval split.
+    """
+    places = [split_run(text) for text in texts]
+    folders = list(dict.fromkeys(folder for folder, _ in places))
+    names = dict(zip(folders, run_names(folders), strict=True))
+    opened: list[OpenedRun] = []
+    for folder, checkpoint in places:
+        run = open_run(folder, checkpoint)
+        name = names[folder]
+        if sum(other == folder for other, _ in places) > 1:
+            name += f"@{run.step}"
+        if any(other.name == name for other in opened):
+            raise UserError(f"step {run.step} of {folder} is given twice: name each run once")
+        opened.append(OpenedRun(name, run, _config(run, folder, split, data_dir)))
+    return opened
+
+
+def _config(
+    run: SavedRun, folder: Path, split: str | None, data_dir: str | None
+) -> ml_collections.ConfigDict:
+    config = with_defaults(run.info.config)
+    with config.unlocked():
+        config.data.eval = split or config.data.eval
+        config.data.dir = data_dir or config.data.dir
+        if config.eval.metric == "none":
+            config.eval.metric = "voc_area"
+    if not config.data.eval:
+        raise UserError(f"{folder} was trained without an eval split: name one with --split")
+    return config
+
+
+class Study:
+    """A run on a split; the input of every section.
+
+    Attributes:
+        name: of the run in the report.
+        run: the checkpoint.
+        config: the one of the evaluation.
+        threshold: lowest score of a detection in the confusion matrix and the pictures.
+        chosen: how many of the worst and of the best images are shown.
+        source: the split.
+        class_names: label i is class_names[i − 1].
+        evaluation: as `eval.py` computes it.
+        coco: COCO's metrics by name, whatever the metric of the run; None where undefined.
+        strict: COCO's AP by class.
+        analysis: what became of every detection, by TIDE.
+    """
+
+    def __init__(self, opened: OpenedRun, threshold: float, chosen: int) -> None:
+        """Evaluates the run.
+
+        Raises:
+            UserError: see `evaluate_run`.
+        """
+        self.name, self.run, self.config = opened
+        self.threshold, self.chosen = threshold, chosen
+        self.source, self.evaluation = score_run(self.run, self.config)
+        self.class_names = self.source.class_names
+        results = self.evaluation.results
+        found, truth = self.evaluation.detections, self.evaluation.ground_truth
+        if self.config.eval.metric != "coco":
+            results = coco.evaluate(found, truth, self.class_names).record()
+        self.coco = {name: results["mAP" if name == "AP" else name] for name in coco.METRICS}
+        self.strict = results["AP"]
+        self.analysis = analyse(found, truth, len(self.class_names))

@@ -1,0 +1,92 @@
+"""Reports on a trained run, or compares several, on one page.
+
+python -m scratchdet_jax.tools.report RUN [RUN …] --output=report.html
+
+RUN is WORKDIR or WORKDIR@CHECKPOINT; a checkpoint is "best" (the default), "latest" or a step. Each
+run is evaluated once on its eval split. The figures are printed first; then the images are read
+again for the pictures, and the page appears. It needs no other file and no network.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from scratchdet_jax import cli
+from scratchdet_jax.errors import UserError, one_line
+from scratchdet_jax.reports.page.output import check_output, write_output
+
+MARK = "scratchdet report"
+"""What the page and the JSON file hold near their beginning."""
+
+
+def main(argv: Sequence[str]) -> None:
+    """Parses the command line, evaluates the runs, prints the figures and writes the page."""
+    started = time.perf_counter()
+    options = _parse(argv)
+    for flag in ("output", "json"):
+        if path := getattr(options, flag):
+            check_output(path, MARK, f"--{flag}")
+    if options.json and options.json.resolve() == options.output.resolve():
+        raise UserError("--json and --output name the same file: choose two")
+    from scratchdet_jax.reports.report.report import Report  # JAX: slow
+    from scratchdet_jax.reports.report.study import open_runs
+
+    runs = open_runs(options.runs, options.split, options.data_dir)
+    report = Report.measure(runs, options.threshold, options.images)
+    print(report.to_text(), flush=True)
+    if options.json:
+        figures = {"generator": MARK, **report.to_dict()}
+        write_output(options.json, json.dumps(figures, indent=1) + "\n", MARK, "--json")
+    try:
+        pictures = report.pictures()
+    except Exception as error:  # the page is worth more than its pictures
+        print(f"warning: the page has no pictures ({one_line(error)})", file=sys.stderr)
+        pictures = {}
+    page = report.to_html(pictures, time.perf_counter() - started, MARK)
+    write_output(options.output, page, MARK, "--output")
+    print(f"page: {options.output}")
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog=argv[0],
+        allow_abbrev=False,
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("runs", nargs="+", metavar="RUN", help="WORKDIR or WORKDIR@CHECKPOINT")
+    add("--output", required=True, type=Path, metavar="FILE.html", help="the page to write")
+    add("--json", type=Path, metavar="FILE", help="write the figures as JSON")
+    add("--split", help="NAME:SPLIT, or a split of the run's folder (default: its eval split)")
+    add("--data_dir", help="directory of the prepared data sets (default: the run's)")
+    add(
+        "--threshold",
+        type=_share,
+        default=0.5,
+        help="lowest score of a detection in the confusion matrix and the pictures (default: 0.5)",
+    )
+    add(
+        "--images",
+        type=cli.count,
+        default=6,
+        help="number of the worst and of the best images shown (default: 6 each)",
+    )
+    return parser.parse_args(argv[1:])
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 0 to 1")
+    return value
+
+
+if __name__ == "__main__":
+    cli.run(main)

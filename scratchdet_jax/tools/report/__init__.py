@@ -1,1 +1,0 @@
-"""A page on a trained run, or on several side by side; see __main__."""

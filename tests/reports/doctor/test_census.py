@@ -1,0 +1,63 @@
+import numpy as np
+
+from scratchdet_jax.data.images import fit_to_canvas
+from scratchdet_jax.tools.doctor import census as census_module
+from scratchdet_jax.reports.doctor.census import box_defects, ordered_map, size_on_canvas
+
+
+def test_kinds_of_box_defects():
+    nan = float("nan")
+    boxes = np.array(
+        [
+            [0.1, 0.1, 0.5, 0.5],
+            [0.0, 0.0, 1.0, 1.0],
+            [0.1, nan, 0.5, 0.5],
+            [0.5, 0.1, 0.2, 0.5],
+            [0.2, 0.3, 0.2, 0.6],
+            [1.1, 0.1, 1.5, 0.5],
+            [-0.5, 0.1, 0.0, 0.5],
+            [0.5, 0.5, 1.01, 0.6],
+            [0.3, 0.1, 1.00001, 0.2],
+        ],
+        np.float32,
+    )
+    labels = np.array([1, 2, 1, 1, 1, 1, 1, 1, 0])
+    found = [
+        (kind, int(detail.split()[1].rstrip(":"))) for kind, detail in box_defects(boxes, labels)
+    ]
+    assert found == [
+        ("coordinates that are no numbers", 3),
+        ("swapped corners", 4),
+        ("no area", 5),
+        ("wholly outside the image", 6),
+        ("wholly outside the image", 7),
+        ("reaches out of the image", 8),
+        ("no class", 9),
+    ]
+
+
+def test_ordered_map_keeps_order_and_stays_close_to_the_consumer():
+    started = []
+
+    def note(i):
+        started.append(i)
+        return i * i
+
+    results = ordered_map(note, range(1000), threads=2)
+    assert [next(results) for _ in range(5)] == [0, 1, 4, 9, 16]
+    assert len(started) <= 5 + 8 * 2
+    assert list(results) == [i * i for i in range(5, 1000)]
+
+
+def test_the_smallest_split_represents_an_image():
+    identities = [("a", 0), ("b", 1), ("a", 0), ("c", 1), ("b", 1)]
+    distinct = census_module._distinct([9, 9, 2, 2, 5], identities)
+    assert distinct.tolist() == [False, False, True, True, True]
+
+
+def test_size_on_canvas_matches_the_loader():
+    rng = np.random.default_rng(0)
+    sizes = rng.integers(1, 400, (60, 2))
+    found = size_on_canvas(sizes, (120, 200))
+    for size, own in zip(sizes, found, strict=True):
+        assert fit_to_canvas(np.zeros((*size, 3), np.uint8), (120, 200)).shape[:2] == tuple(own)

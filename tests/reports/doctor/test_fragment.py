@@ -1,0 +1,89 @@
+"""The advised anchors as a recipe that train.py takes."""
+
+import types
+
+import pytest
+from absl import flags
+
+from scratchdet_jax import cli
+from scratchdet_jax.config.defaults import get_config
+from scratchdet_jax.config.validation import validate
+from scratchdet_jax.datasets.voc_folder import prepare_voc_folder
+from scratchdet_jax.errors import UserError
+from scratchdet_jax.tools import doctor
+from scratchdet_jax.reports.doctor.fragment import write_recipe
+from scratchdet_jax.reports.doctor.sections.unreached import WhatIf
+from tests.data.voc_layout import Folder, obj
+
+ADVICE = WhatIf((5.0, 10.0), (10.0, 20.5), 0.9, 0.8)
+
+
+@pytest.fixture
+def parse(monkeypatch):
+    """Parses a command line with the flags of a new process."""
+
+    def parse(*arguments):
+        fresh = types.SimpleNamespace(FLAGS=flags.FlagValues(), Error=flags.Error)
+        monkeypatch.setattr(cli, "flags", fresh)
+        return cli.parse_config(["train.py", *arguments])
+
+    return parse
+
+
+@pytest.mark.slow  # trains
+def test_the_doctor_writes_a_recipe_that_trains_with_the_advised_anchors(
+    tmp_path, parse, monkeypatch, capsys
+):
+    folder = Folder(tmp_path / "mine")
+    places = zip(range(2, 50, 7), range(2, 36, 5), strict=True)  # a tenth of each side
+    boxes = [obj(box=(x, y, x + 6, y + 4)) for x, y in places]
+    for name in "abcd":
+        folder.both(name, *boxes)
+    folder.split("train", "a", "c", "d").split("val", "b")
+    prepare_voc_folder(folder.path, tmp_path / "data", "mine")
+    path = tmp_path / "recipes" / "small_boxes.py"
+
+    def examine(recipe):
+        fresh = types.SimpleNamespace(FLAGS=flags.FlagValues(), Error=flags.Error)
+        monkeypatch.setattr(cli, "flags", fresh)
+        overrides = ["--config.image_size=96", "--config.data.canvas=(96,96)"]
+        data = ["voc_folder/mine", f"--data_dir={tmp_path / 'data'}"]
+        doctor.main(["doctor", *data, recipe, *overrides, f"--write_anchors={path}"])
+        return capsys.readouterr().out
+
+    told = examine("--config=configs/shapes.py")
+    assert f"anchors: {path}, for train.py --config={path}" in told
+    config = parse(f"--config={path}", "--config.batch_size=4")
+    validate(config, device_count=1)
+    assert (config.name, config.image_size, config.batch_size) == ("small_boxes", 96, 4)
+    assert config.anchors.min_percent[0] < 14
+    assert f"{config.anchors.min_percent[0]:g}" in told
+    assert config.data.train == "shapes:train"
+    with pytest.raises(UserError, match=r"--write_anchors=.*small_boxes\.py exists"):
+        examine("--config=configs/shapes.py")
+    before = path.read_text()
+    path.unlink()
+    (tmp_path / "again.py").write_text(before)
+    assert f"clearly help: {path} was not written" in examine(f"--config={tmp_path / 'again.py'}")
+    assert not path.exists()
+
+
+def test_a_recipe_from_the_defaults_keeps_overrides_and_hostile_names_are_harmless(tmp_path, parse):
+    config = get_config()
+    config.model.extra_strides = (2, 1)
+    config.optimizer.learning_rate = 0.5
+    path = tmp_path / "plain.py"
+    about = {"dataset": '"""\nraise SystemExit\n\\', "original": get_config(), "config": config}
+    write_recipe(path, ADVICE, recipe="", **about)
+    found = parse(f"--config={path}")
+    assert found.anchors.max_percent == (10.0, 20.5)
+    assert found.model.extra_strides == (2, 1)
+    assert found.optimizer.learning_rate == 0.5
+    assert found.name == "plain"
+    with pytest.raises(UserError, match="cannot be written"):
+        write_recipe(path, ADVICE, recipe="", **about)
+
+
+def test_a_file_that_is_no_recipe_is_refused():
+    with pytest.raises(UserError, match=r"--write_anchors=anchors\.txt is no recipe"):
+        doctor.check_new(doctor.Path("anchors.txt"))
