@@ -87,7 +87,7 @@ def compile_step(config: ml_collections.ConfigDict, devices: int) -> tuple[str, 
 
     from benchmarks import measure
     from scratchdet_jax.parallel.devices import DeviceMapping
-    from scratchdet_jax.training.programs import training_program
+    from scratchdet_jax.forecast.programs import training_program
 
     mapping = DeviceMapping("shard_map", jax.devices()[:devices])
     program = training_program(config, len(measure.CLASSES), mapping)
@@ -114,7 +114,7 @@ def main(argv: Sequence[str]) -> None:
     use_cpu_devices(devices)
     config = cli.parse_config(argv)
     from benchmarks import measure
-    from scratchdet_jax.parallel.compiled import collectives
+    from scratchdet_jax.forecast.compiled import collectives
 
     program, variables = compile_step(config, devices)
     found = collectives(program)

@@ -13,8 +13,8 @@ import optax
 from scratchdet_jax import cli
 from scratchdet_jax.config.validation import validate
 from scratchdet_jax.detector import Detector, build_detector
-from scratchdet_jax.parallel import chips
-from scratchdet_jax.parallel.compiled import cost, device_memory
+from scratchdet_jax.forecast import chips
+from scratchdet_jax.forecast.compiled import cost, device_memory
 from scratchdet_jax.parallel.devices import AXIS, DeviceMapping
 from scratchdet_jax.run.state import TrainState, create_state
 from scratchdet_jax.training.optimizer import make_optimizer

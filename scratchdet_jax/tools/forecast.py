@@ -24,7 +24,7 @@ from absl import flags
 
 from scratchdet_jax import cli
 from scratchdet_jax.errors import UserError, one_line, plural
-from scratchdet_jax.parallel import chips
+from scratchdet_jax.forecast import chips
 
 flags.DEFINE_string("device", None, "What to compile for: v5e:16x16, v5p:2x2x1, h100, h100:8, ….")
 flags.DEFINE_integer("num_classes", 20, "Number of classes, without the background.")
@@ -147,9 +147,9 @@ def forecast(
         UserError: the config cannot run on these devices.
         TooLarge: it needs more memory than they have.
     """
-    from scratchdet_jax.parallel import compiled as hlo
+    from scratchdet_jax.forecast import compiled as hlo
     from scratchdet_jax.parallel.devices import DeviceMapping
-    from scratchdet_jax.training import programs
+    from scratchdet_jax.forecast import programs
 
     def all_programs(mapping: DeviceMapping, layout: str) -> list[programs.Program]:
         chosen = config.copy_and_resolve_references()
@@ -234,7 +234,7 @@ def _counts_and_bytes(found: Iterable[tuple[str, int] | None]) -> dict[str, tupl
 
 def _unestimated(operation: Any) -> tuple[str, int] | None:
     """What an operation without the compiler's estimate is, and its bytes; None if it is free."""
-    from scratchdet_jax.parallel.compiled import KINDS
+    from scratchdet_jax.forecast.compiled import KINDS
 
     size = operation.rounds * operation.bytes
     if operation.cycles is not None or operation.kind.endswith("-start"):

@@ -4,7 +4,7 @@ import pytest
 
 from benchmarks.collectives import compile_step
 from benchmarks.collectives import expected_traffic as expected
-from scratchdet_jax.parallel.compiled import collectives
+from scratchdet_jax.forecast.compiled import collectives
 from tests.tiny import tiny_config
 
 ALL, ALL_BY_MESH = "{{0,1,2,3,4,5,6,7}}", "mesh['batch'=8] {'batch'}"

@@ -6,7 +6,7 @@ import importlib.util
 import pytest
 
 from scratchdet_jax.errors import UserError
-from scratchdet_jax.parallel import chips
+from scratchdet_jax.forecast import chips
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from scratchdet_jax.parallel.compiled import Collective, Loop, Text, array_bytes, collectives
+from scratchdet_jax.forecast.compiled import Collective, Loop, Text, array_bytes, collectives
 
 PROGRAM = """
   %all-reduce.1 = f32[2,64]{1,0} all-reduce(%a), channel_id=1, replica_groups={{0,1},{2,3}}, to_apply=%add

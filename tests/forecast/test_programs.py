@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scratchdet_jax.parallel.compiled import cost
+from scratchdet_jax.forecast.compiled import cost
 from scratchdet_jax.parallel.devices import DeviceMapping
-from scratchdet_jax.training.programs import (
+from scratchdet_jax.forecast.programs import (
     count_flop,
     evaluation_programs,
     place,
