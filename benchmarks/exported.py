@@ -32,7 +32,7 @@ from scratchdet_jax.ops import nms
 from scratchdet_jax.predictor import Detections, Predictor, load
 from scratchdet_jax.run.checkpoints import Checkpoints, RunInfo
 from scratchdet_jax.run.state import create_state
-from scratchdet_jax.tools.export import __main__ as export
+from scratchdet_jax.tools import export as export
 from scratchdet_jax.training.optimizer import make_optimizer
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -25,8 +25,8 @@ from scratchdet_jax.data import coco_classes
 from scratchdet_jax.datasets.official import VOC_CLASSES
 from scratchdet_jax.detector import build_detector
 from scratchdet_jax.errors import UserError, writable_folder
-from scratchdet_jax.models.torch_files import read_arrays
-from scratchdet_jax.models.torch_weights import Imported, check_version, convert, number_of_classes
+from scratchdet_jax.interop.torch_files import read_arrays
+from scratchdet_jax.interop.torch_weights import Imported, check_version, convert, number_of_classes
 from scratchdet_jax.run.checkpoints import IMPORTED, Checkpoints, RunInfo
 from scratchdet_jax.run.state import create_state
 

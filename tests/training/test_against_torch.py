@@ -22,7 +22,7 @@ from flax import traverse_util
 
 from scratchdet_jax import cli
 from scratchdet_jax.detector import build_detector
-from scratchdet_jax.models.torch_weights import convert
+from scratchdet_jax.interop.torch_weights import convert
 from scratchdet_jax.parallel.devices import AXIS, DeviceMapping
 from scratchdet_jax.run.state import create_state
 from scratchdet_jax.training.optimizer import make_optimizer

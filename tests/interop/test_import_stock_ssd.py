@@ -10,8 +10,8 @@ import pytest
 from scratchdet_jax import cli
 from scratchdet_jax.detector import build_detector
 from scratchdet_jax.errors import UserError
-from scratchdet_jax.models.torch_files import read_arrays
-from scratchdet_jax.models.torch_weights import check_version, convert, number_of_classes
+from scratchdet_jax.interop.torch_files import read_arrays
+from scratchdet_jax.interop.torch_weights import check_version, convert, number_of_classes
 from scratchdet_jax.ops import boxes
 from scratchdet_jax.run.open import load_detector, open_run
 

@@ -37,7 +37,7 @@ from scratchdet_jax.run.exported import (
     write_export,
 )
 from scratchdet_jax.run.open import SavedRun, load_detector, open_run
-from scratchdet_jax.tools.export import onnx_file
+from scratchdet_jax.interop import onnx_file
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 

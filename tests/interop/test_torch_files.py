@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scratchdet_jax.errors import UserError
-from scratchdet_jax.models.torch_files import read_arrays, unwrap
+from scratchdet_jax.interop.torch_files import read_arrays, unwrap
 
 ARRAYS = {"backbone.conv1.weight": np.ones((2, 3)), "bbox_head.bias": np.arange(4.0)}
 OTHER = {name: 7 + value for name, value in ARRAYS.items()}  # the wrong ones

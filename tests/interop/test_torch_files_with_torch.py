@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scratchdet_jax.errors import UserError
-from scratchdet_jax.models.torch_files import read_arrays
+from scratchdet_jax.interop.torch_files import read_arrays
 
 torch = pytest.importorskip("torch")
 nn = torch.nn

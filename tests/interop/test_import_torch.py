@@ -12,7 +12,7 @@ from absl import flags
 from scratchdet_jax import cli
 from scratchdet_jax.detector import build_detector
 from scratchdet_jax.errors import UserError
-from scratchdet_jax.models.torch_weights import Imported, convert
+from scratchdet_jax.interop.torch_weights import Imported, convert
 from scratchdet_jax.ops import boxes
 from scratchdet_jax.ops.anchors import AnchorSpecification, sizes_in_pixels
 from scratchdet_jax.run.open import load_detector, open_run

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as array_strategies
 
 from scratchdet_jax.errors import UserError
-from scratchdet_jax.models.torch_files import read_arrays
+from scratchdet_jax.interop.torch_files import read_arrays
 
 safetensors = pytest.importorskip("safetensors.numpy")
 

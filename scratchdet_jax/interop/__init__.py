@@ -1,0 +1,1 @@
+"""Formats of other libraries: PyTorch weights read, ONNX files written."""
