@@ -18,7 +18,7 @@ from scratchdet_jax import cli
 from scratchdet_jax.detector import Detector, build_detector
 from scratchdet_jax.ops.losses import multibox_sums
 from scratchdet_jax.parallel.devices import AXIS, DeviceMapping
-from scratchdet_jax.training.divergence import Replay, load_replay
+from scratchdet_jax.run.replay import Replay, load_replay
 from scratchdet_jax.training.step import example_keys
 
 SHOWN = 12  # most lines of a group
