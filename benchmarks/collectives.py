@@ -86,8 +86,8 @@ def compile_step(config: ml_collections.ConfigDict, devices: int) -> tuple[str, 
     import jax
 
     from benchmarks import measure
-    from scratchdet_jax.parallel.devices import DeviceMapping
     from scratchdet_jax.forecast.programs import training_program
+    from scratchdet_jax.parallel.devices import DeviceMapping
 
     mapping = DeviceMapping("shard_map", jax.devices()[:devices])
     program = training_program(config, len(measure.CLASSES), mapping)

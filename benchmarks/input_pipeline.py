@@ -30,9 +30,9 @@ from absl import flags
 
 from benchmarks import measure, ssd_numpy_augment
 from scratchdet_jax import cli
-from scratchdet_jax.datasets.coco_folder import CocoSplit, prepare_coco_folder
 from scratchdet_jax.data.loading import TrainingOrder, to_device, train_batches
 from scratchdet_jax.data.records import DetectionSource, open_source
+from scratchdet_jax.datasets.coco_folder import CocoSplit, prepare_coco_folder
 
 BATCH = 32
 SEED = 0

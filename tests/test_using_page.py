@@ -14,9 +14,8 @@ from scratchdet_jax.datasets.voc_folder import prepare_voc_folder
 from scratchdet_jax.detector import build_detector
 from scratchdet_jax.run.checkpoints import Checkpoints, RunInfo
 from scratchdet_jax.run.state import create_state
-from scratchdet_jax.tools import export
+from scratchdet_jax.tools import export, report
 from scratchdet_jax.tools.predict import __main__ as predict
-from scratchdet_jax.tools import report
 from scratchdet_jax.training.optimizer import make_optimizer
 from tests.command import exit_status
 from tests.small_voc import write_voc

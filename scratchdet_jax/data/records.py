@@ -11,8 +11,8 @@ from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 
-from scratchdet_jax.datasets.shapes import prepare_shapes
 from scratchdet_jax.data.tfds_dataset import PreparedSplit, open_prepared
+from scratchdet_jax.datasets.shapes import prepare_shapes
 from scratchdet_jax.errors import UserError, plural
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import ml_collections
 
-from scratchdet_jax.datasets.folder_builder import stored_choices
-from scratchdet_jax.datasets.voc_folder import VocFolder, dataset_name, prepare_voc_folder
-from scratchdet_jax.datasets.missing import missing_error
 from scratchdet_jax.data.records import DetectionSource, open_source, parse_spec
 from scratchdet_jax.data.tfds_dataset import NoDataSetError, NoSplitError
+from scratchdet_jax.datasets.folder_builder import stored_choices
+from scratchdet_jax.datasets.missing import missing_error
+from scratchdet_jax.datasets.voc_folder import VocFolder, dataset_name, prepare_voc_folder
 from scratchdet_jax.errors import UserError
 
 NO_EVALUATION = (

@@ -9,8 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self, TextIO
 
-from scratchdet_jax.datasets.defects import Kind
 from scratchdet_jax.data.images import ImageHeader, check_complete, read_header
+from scratchdet_jax.datasets.defects import Kind
 from scratchdet_jax.datasets.untrusted import (
     MAX_IMAGE_BYTES,
     OutsideFolderError,

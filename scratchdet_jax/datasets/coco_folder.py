@@ -9,11 +9,11 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from scratchdet_jax.datasets.choices import NO_CHOICES, Choices, check_names
+from scratchdet_jax.datasets.coco_json import join_categories, read_coco
 from scratchdet_jax.datasets.coco_scan import Listing, fingerprint, list_split, scan
 from scratchdet_jax.datasets.folder_builder import FolderBuilder, check_name, prepare_dataset
 from scratchdet_jax.datasets.inventory import describe_files
 from scratchdet_jax.datasets.report import PrepareReport
-from scratchdet_jax.datasets.coco_json import join_categories, read_coco
 from scratchdet_jax.datasets.untrusted import as_text, as_user_errors
 from scratchdet_jax.errors import UserError
 

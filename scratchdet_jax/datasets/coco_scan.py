@@ -10,6 +10,16 @@ from reprlib import repr as brief
 from typing import Any, NamedTuple
 
 from scratchdet_jax.datasets.checks import Checked, Journal, check_images
+from scratchdet_jax.datasets.coco_json import (
+    CategoryTable,
+    CocoFile,
+    crowd_flag,
+    image_key,
+    integer,
+    join_categories,
+    numbers,
+    stated_area,
+)
 from scratchdet_jax.datasets.defects import Defect, Kind
 from scratchdet_jax.datasets.objects import (
     Box,
@@ -21,16 +31,6 @@ from scratchdet_jax.datasets.objects import (
     fit_box,
     order_box,
     turned,
-)
-from scratchdet_jax.datasets.coco_json import (
-    CategoryTable,
-    CocoFile,
-    crowd_flag,
-    image_key,
-    integer,
-    join_categories,
-    numbers,
-    stated_area,
 )
 from scratchdet_jax.datasets.untrusted import ImageFolder, OutsideFolderError, as_text
 

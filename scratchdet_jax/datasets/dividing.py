@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from scratchdet_jax.datasets.choices import Choices
-from scratchdet_jax.datasets.objects import Contents, UsableImage
 from scratchdet_jax.datasets.duplicates import Signature, near_groups, read_signature
+from scratchdet_jax.datasets.objects import Contents, UsableImage
 from scratchdet_jax.datasets.untrusted import as_text, read_inside
 from scratchdet_jax.errors import UserError, plural
 from scratchdet_jax.progress import track

@@ -17,8 +17,8 @@ from scratchdet_jax.datasets.choices import Choices, choose_classes, note_unused
 from scratchdet_jax.datasets.dividing import divide
 from scratchdet_jax.datasets.objects import Contents, UsableImage
 from scratchdet_jax.datasets.report import PrepareReport, statistics
-from scratchdet_jax.datasets.writing import replace_dataset, restore, write_dataset
 from scratchdet_jax.datasets.untrusted import as_user_errors, printable, read_inside, stamp_inside
+from scratchdet_jax.datasets.writing import replace_dataset, restore, write_dataset
 from scratchdet_jax.errors import UserError, one_line, plural, writable_folder
 from scratchdet_jax.progress import Progress
 

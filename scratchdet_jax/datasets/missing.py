@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import ml_collections
 
-from scratchdet_jax.datasets.official import Official, official, translated
 from scratchdet_jax.data.records import SpecPart, parse_spec
 from scratchdet_jax.data.tfds_dataset import (
     FOR_TFDS,
@@ -16,6 +15,7 @@ from scratchdet_jax.data.tfds_dataset import (
     is_prepared,
     tfds_build,
 )
+from scratchdet_jax.datasets.official import Official, official, translated
 from scratchdet_jax.errors import FieldsError, UserError
 
 

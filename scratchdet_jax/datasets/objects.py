@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from scratchdet_jax.datasets.defects import Defect, Kind
 from scratchdet_jax.data.images import ImageHeader, turn_boxes
+from scratchdet_jax.datasets.defects import Defect, Kind
 from scratchdet_jax.datasets.untrusted import Stamp
 
 Box = tuple[float, float, float, float]

@@ -16,8 +16,8 @@ from scratchdet_jax.datasets.choices import NO_CHOICES, Choices
 from scratchdet_jax.datasets.folder_builder import FolderBuilder, check_name, prepare_dataset
 from scratchdet_jax.datasets.inventory import describe_files
 from scratchdet_jax.datasets.report import PrepareReport
-from scratchdet_jax.datasets.voc_scan import fingerprint, list_folder, scan
 from scratchdet_jax.datasets.untrusted import as_user_errors
+from scratchdet_jax.datasets.voc_scan import fingerprint, list_folder, scan
 from scratchdet_jax.errors import UserError
 
 

@@ -7,14 +7,6 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from scratchdet_jax.datasets.voc_layout import (
-    IMAGE_FOLDERS,
-    Files,
-    Layout,
-    is_hidden,
-    split_folders,
-    subfolder_of_any_case,
-)
 from scratchdet_jax.datasets.untrusted import (
     IMAGE_SUFFIXES,
     MAX_LIST_BYTES,
@@ -23,6 +15,14 @@ from scratchdet_jax.datasets.untrusted import (
     decode_text,
     printable,
     read_inside,
+)
+from scratchdet_jax.datasets.voc_layout import (
+    IMAGE_FOLDERS,
+    Files,
+    Layout,
+    is_hidden,
+    split_folders,
+    subfolder_of_any_case,
 )
 from scratchdet_jax.errors import UserError, plural
 

@@ -20,15 +20,6 @@ from scratchdet_jax.datasets.objects import (
     order_box,
     turned,
 )
-from scratchdet_jax.datasets.voc_layout import (
-    Files,
-    Layout,
-    Part,
-    find_annotations,
-    find_layout,
-    list_files,
-)
-from scratchdet_jax.datasets.voc_lists import Lists, read_splits
 from scratchdet_jax.datasets.official import VOC_CLASSES
 from scratchdet_jax.datasets.untrusted import (
     IMAGE_SUFFIXES,
@@ -38,6 +29,15 @@ from scratchdet_jax.datasets.untrusted import (
     printable,
     read_inside,
 )
+from scratchdet_jax.datasets.voc_layout import (
+    Files,
+    Layout,
+    Part,
+    find_annotations,
+    find_layout,
+    list_files,
+)
+from scratchdet_jax.datasets.voc_lists import Lists, read_splits
 from scratchdet_jax.datasets.voc_xml import VocAnnotation, VocObject, parse_annotation
 from scratchdet_jax.errors import UserError
 

@@ -9,9 +9,9 @@ from scratchdet_jax.datasets.choices import NO_CHOICES, Choices, check_names
 from scratchdet_jax.datasets.folder_builder import FolderBuilder, check_name, prepare_dataset
 from scratchdet_jax.datasets.inventory import describe_files
 from scratchdet_jax.datasets.report import PrepareReport
+from scratchdet_jax.datasets.untrusted import as_user_errors
 from scratchdet_jax.datasets.yolo_data import YoloListing, list_yolo
 from scratchdet_jax.datasets.yolo_scan import fingerprint, scan
-from scratchdet_jax.datasets.untrusted import as_user_errors
 
 
 class YoloFolder(FolderBuilder):

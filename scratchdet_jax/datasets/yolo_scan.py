@@ -10,7 +10,6 @@ from typing import NamedTuple
 from scratchdet_jax.datasets.checks import Checked, Journal, check_images
 from scratchdet_jax.datasets.defects import Defect, Kind
 from scratchdet_jax.datasets.objects import Contents, UsableImage, YoloItem, fit_box
-from scratchdet_jax.datasets.yolo_data import YoloImage, YoloListing, label_path
 from scratchdet_jax.datasets.untrusted import (
     MAX_XML_BYTES,
     OutsideFolderError,
@@ -19,6 +18,7 @@ from scratchdet_jax.datasets.untrusted import (
     printable,
     read_inside,
 )
+from scratchdet_jax.datasets.yolo_data import YoloImage, YoloListing, label_path
 from scratchdet_jax.errors import UserError, plural
 
 # A value beyond this is no share of the image but a pixel; below it a box is only too large.

@@ -14,10 +14,10 @@ from scratchdet_jax.data.records import DetectionSource, parse_spec
 from scratchdet_jax.data.sources import check_slots, chosen_on_test, open_split
 from scratchdet_jax.errors import UserError, writable_folder
 from scratchdet_jax.evaluation import coco, voc
-from scratchdet_jax.reports.baseline import constant_box
 from scratchdet_jax.evaluation.evaluator import Evaluation, Evaluator, summary_line
 from scratchdet_jax.parallel import processes
 from scratchdet_jax.parallel.devices import DeviceMapping
+from scratchdet_jax.reports.baseline import constant_box
 from scratchdet_jax.run.open import SavedRun, load_detector
 
 _RESULTS = "results.json"

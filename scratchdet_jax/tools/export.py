@@ -27,6 +27,7 @@ from scratchdet_jax.config.scales import Scale
 from scratchdet_jax.errors import UserError, plural
 from scratchdet_jax.evaluation.multiscale import make_scale_step
 from scratchdet_jax.files import mark_of
+from scratchdet_jax.interop import onnx_file
 from scratchdet_jax.ops.nms import Detections
 from scratchdet_jax.run.checkpoints import BEST_METRIC, IMPORTED, Checkpoints
 from scratchdet_jax.run.exported import (
@@ -37,7 +38,6 @@ from scratchdet_jax.run.exported import (
     write_export,
 )
 from scratchdet_jax.run.open import SavedRun, load_detector, open_run
-from scratchdet_jax.interop import onnx_file
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 

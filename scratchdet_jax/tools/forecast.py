@@ -148,8 +148,8 @@ def forecast(
         TooLarge: it needs more memory than they have.
     """
     from scratchdet_jax.forecast import compiled as hlo
-    from scratchdet_jax.parallel.devices import DeviceMapping
     from scratchdet_jax.forecast import programs
+    from scratchdet_jax.parallel.devices import DeviceMapping
 
     def all_programs(mapping: DeviceMapping, layout: str) -> list[programs.Program]:
         chosen = config.copy_and_resolve_references()

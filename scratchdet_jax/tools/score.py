@@ -16,8 +16,8 @@ import numpy as np
 from scratchdet_jax import cli
 from scratchdet_jax.datasets.defects import Defect
 from scratchdet_jax.datasets.report import defect_lines
-from scratchdet_jax.datasets.voc_scan import read_ground_truth
 from scratchdet_jax.datasets.untrusted import printable
+from scratchdet_jax.datasets.voc_scan import read_ground_truth
 from scratchdet_jax.datasets.voc_xml import VocObject
 from scratchdet_jax.errors import UserError, plural
 from scratchdet_jax.evaluation import coco, voc

@@ -24,10 +24,10 @@ from scratchdet_jax.parallel.devices import AXIS, DeviceMapping
 from scratchdet_jax.progress import say
 from scratchdet_jax.run.checkpoints import IMPORTED, Checkpoints, RunInfo
 from scratchdet_jax.run.metrics import Diverged, MetricLogger
+from scratchdet_jax.run.replay import save_replay
 from scratchdet_jax.run.state import TrainState, create_state
 from scratchdet_jax.run.watchdog import Watchdog
 from scratchdet_jax.run.workdir import check_resume, locked
-from scratchdet_jax.run.replay import save_replay
 from scratchdet_jax.training.early_stop import Improvement
 from scratchdet_jax.training.init_from import init_from_run
 from scratchdet_jax.training.optimizer import make_optimizer, make_schedule

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from scratchdet_jax.data import loading
-from scratchdet_jax.datasets.coco_folder import CocoSplit, prepare_coco_folder
 from scratchdet_jax.data.loading import eval_batches, to_device, train_batches
 from scratchdet_jax.data.records import open_source
+from scratchdet_jax.datasets.coco_folder import CocoSplit, prepare_coco_folder
 from scratchdet_jax.parallel.devices import DeviceMapping
 
 TRAIN, VALIDATION = 7, 4

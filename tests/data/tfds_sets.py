@@ -10,8 +10,8 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.object_detection import coco as tfds_coco
 from tensorflow_datasets.object_detection import voc as tfds_voc
 
-from scratchdet_jax.datasets.writing import write_dataset
 from scratchdet_jax.data.coco_classes import IDS
+from scratchdet_jax.datasets.writing import write_dataset
 
 PICTURE = b"\xff\xd8 never decoded here \xff\xd9"
 BOX, OTHER = (0.1, 0.2, 0.3, 0.4), (0.0, 0.5, 1.0, 1.0)

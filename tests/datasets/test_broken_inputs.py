@@ -11,8 +11,8 @@ import random
 
 import pytest
 
-from scratchdet_jax.datasets.defects import Kind
 from scratchdet_jax.data.records import open_source
+from scratchdet_jax.datasets.defects import Kind
 from tests.datasets.broken import (
     COCO,
     IDS,

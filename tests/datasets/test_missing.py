@@ -10,11 +10,11 @@ from pathlib import Path
 import ml_collections
 import pytest
 
-from scratchdet_jax.datasets.coco_folder import CocoSplit, prepare_coco_folder
-from scratchdet_jax.datasets.voc_folder import prepare_voc_folder
 from scratchdet_jax.data.coco_classes import IDS, NAMES
-from scratchdet_jax.datasets.official import VOC_CLASSES, official, translated
 from scratchdet_jax.data.sources import open_split
+from scratchdet_jax.datasets.coco_folder import CocoSplit, prepare_coco_folder
+from scratchdet_jax.datasets.official import VOC_CLASSES, official, translated
+from scratchdet_jax.datasets.voc_folder import prepare_voc_folder
 from scratchdet_jax.errors import FieldsError, UserError
 from scratchdet_jax.tools import prepare
 from tests.command import exit_status

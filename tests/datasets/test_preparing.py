@@ -8,9 +8,7 @@ import shutil
 import pytest
 from tensorflow_datasets.core.utils import shard_utils
 
-from scratchdet_jax.datasets import checks
-from scratchdet_jax.datasets import folder_builder
-from scratchdet_jax.datasets import writing
+from scratchdet_jax.datasets import checks, folder_builder, writing
 from scratchdet_jax.datasets.defects import Kind
 from scratchdet_jax.datasets.voc_folder import prepare_voc_folder
 from scratchdet_jax.errors import UserError

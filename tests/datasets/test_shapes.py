@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scratchdet_jax.datasets import shapes
 from scratchdet_jax.data.records import open_source
+from scratchdet_jax.datasets import shapes
 
 
 @pytest.fixture(scope="module")

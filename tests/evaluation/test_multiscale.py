@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from scratchdet_jax.config.scales import Scale, parse_scales
 from scratchdet_jax.config.validation import validate
-from scratchdet_jax.datasets import shapes
 from scratchdet_jax.data.records import open_source
 from scratchdet_jax.data.sources import open_split
+from scratchdet_jax.datasets import shapes
 from scratchdet_jax.detector import build_detector
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.evaluation.evaluator import Evaluator, map_eval_steps

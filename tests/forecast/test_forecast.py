@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from scratchdet_jax.forecast import chips
 from scratchdet_jax.models import BACKBONES, Backbone
 from scratchdet_jax.models.layers import Layers
-from scratchdet_jax.forecast import chips
 from scratchdet_jax.tools import forecast
 from tests.command import exit_status
 from tests.tiny import tiny_config

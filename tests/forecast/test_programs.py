@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from scratchdet_jax.forecast.compiled import cost
-from scratchdet_jax.parallel.devices import DeviceMapping
 from scratchdet_jax.forecast.programs import (
     count_flop,
     evaluation_programs,
     place,
     training_program,
 )
+from scratchdet_jax.parallel.devices import DeviceMapping
 from tests.tiny import random_batch, tiny_config
 
 

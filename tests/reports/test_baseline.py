@@ -6,8 +6,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scratchdet_jax.evaluation import coco, voc
-from scratchdet_jax.reports import baseline
-from scratchdet_jax.reports.baseline import choose_boxes, constant_box
 from scratchdet_jax.evaluation.detections import (
     FlatGroundTruth,
     ImageDetections,
@@ -15,6 +13,8 @@ from scratchdet_jax.evaluation.detections import (
     flatten_ground_truth,
     overlaps,
 )
+from scratchdet_jax.reports import baseline
+from scratchdet_jax.reports.baseline import choose_boxes, constant_box
 from tests.ops.oracles import iou
 
 NAMES = ("cat", "dog", "bird")

@@ -14,12 +14,10 @@ from scratchdet_jax.datasets.voc_folder import prepare_voc_folder
 from scratchdet_jax.detector import Detector
 from scratchdet_jax.evaluation import evaluate
 from scratchdet_jax.ops.nms import Detections
+from scratchdet_jax.reports.report.sections import images, setup, training
 from scratchdet_jax.run.checkpoints import Checkpoints, RunInfo
 from scratchdet_jax.run.open import open_run
 from scratchdet_jax.tools import report
-from scratchdet_jax.reports.report.sections import images
-from scratchdet_jax.reports.report.sections import setup
-from scratchdet_jax.reports.report.sections import training
 from tests import browser
 from tests.command import exit_status
 from tests.small_voc import write_voc

@@ -10,9 +10,9 @@ import cv2
 import numpy as np
 import pytest
 
+from scratchdet_jax.data.records import open_source
 from scratchdet_jax.datasets import checks
 from scratchdet_jax.datasets.writing import restore
-from scratchdet_jax.data.records import open_source
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.tools import prepare
 from tests.command import exit_status

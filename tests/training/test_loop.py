@@ -15,10 +15,10 @@ from scratchdet_jax.errors import UserError
 from scratchdet_jax.evaluation.evaluate import evaluate_run, split_name
 from scratchdet_jax.run.metrics import MEASURED, MetricLogger
 from scratchdet_jax.run.open import open_run
+from scratchdet_jax.run.replay import batch_of_step, load_replay
 from scratchdet_jax.stopping import Stopped
 from scratchdet_jax.tools.predict import __main__ as predict
 from scratchdet_jax.training import loop
-from scratchdet_jax.run.replay import batch_of_step, load_replay
 from tests.tiny import tiny_config
 
 COLORS = {"blue": (255, 60, 60), "green": (60, 255, 60)}  # BGR

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
+from scratchdet_jax.data.records import open_source
 from scratchdet_jax.datasets.report import PrepareReport
 from scratchdet_jax.datasets.voc_folder import prepare_voc_folder
-from scratchdet_jax.data.records import open_source
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.training import loop
 from tests.data.voc_layout import Folder, obj

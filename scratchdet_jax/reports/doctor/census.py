@@ -15,8 +15,8 @@ import cv2
 import numpy as np
 
 from scratchdet_jax.data import images
-from scratchdet_jax.datasets.duplicates import Signature, read_signature
 from scratchdet_jax.data.records import DetectionSource
+from scratchdet_jax.datasets.duplicates import Signature, read_signature
 from scratchdet_jax.progress import track
 from scratchdet_jax.reports.doctor.fit import BoxTable
 

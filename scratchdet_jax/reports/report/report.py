@@ -9,7 +9,6 @@ import numpy as np
 
 from scratchdet_jax.data.records import DetectionSource
 from scratchdet_jax.errors import plural
-from scratchdet_jax.run.versions import versions
 from scratchdet_jax.reports.page.layout import document, facts, html_table, soft, text_table
 from scratchdet_jax.reports.page.pictures import Picture
 from scratchdet_jax.reports.page.wording import number
@@ -22,6 +21,7 @@ from scratchdet_jax.reports.report.sections.setup import Setup
 from scratchdet_jax.reports.report.sections.sizes import Sizes
 from scratchdet_jax.reports.report.sections.training import Training
 from scratchdet_jax.reports.report.study import OpenedRun, Study
+from scratchdet_jax.run.versions import versions
 
 
 class RunReport(NamedTuple):

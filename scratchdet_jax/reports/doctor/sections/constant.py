@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from scratchdet_jax.reports.baseline import ConstantBox, constant_box
 from scratchdet_jax.evaluation.detections import ImageGroundTruth
 from scratchdet_jax.evaluation.evaluator import METRIC_LABELS
+from scratchdet_jax.reports.baseline import ConstantBox, constant_box
 from scratchdet_jax.reports.doctor.census import Census
 from scratchdet_jax.reports.doctor.study import Study
 from scratchdet_jax.reports.page.layout import Bold, Cell, html_table, paragraph, soft, text_table

@@ -12,7 +12,14 @@ from scratchdet_jax.ops import boxes as box_ops
 from scratchdet_jax.progress import track
 from scratchdet_jax.reports.doctor.fit import Levels, box_sides, make_levels, share
 from scratchdet_jax.reports.doctor.study import DRAWS, Study
-from scratchdet_jax.reports.page.layout import Share, Wrapped, html_table, paragraph, soft, text_table
+from scratchdet_jax.reports.page.layout import (
+    Share,
+    Wrapped,
+    html_table,
+    paragraph,
+    soft,
+    text_table,
+)
 from scratchdet_jax.reports.page.pictures import Picture, gallery, photo
 from scratchdet_jax.reports.page.wording import Finding, first_few, percent, plural, verb
 

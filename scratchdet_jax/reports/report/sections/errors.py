@@ -5,10 +5,10 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from scratchdet_jax.reports.tide import BACKGROUND, FOREGROUND, KINDS, summarize
 from scratchdet_jax.reports.page.layout import Cell, Meter, html_table, soft, text_table
 from scratchdet_jax.reports.page.wording import number
 from scratchdet_jax.reports.report.study import Study
+from scratchdet_jax.reports.tide import BACKGROUND, FOREGROUND, KINDS, summarize
 
 _MEANING = {
     "classification": f"IoU from {FOREGROUND} with an object of another class",

@@ -12,10 +12,10 @@ from scratchdet_jax.data.records import DetectionSource
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.evaluation.detections import ImageDetections, ImageGroundTruth
 from scratchdet_jax.evaluation.drawing import draw_detections
-from scratchdet_jax.reports.tide import totals
 from scratchdet_jax.reports.page.layout import soft
 from scratchdet_jax.reports.page.pictures import IGNORED, Picture, chips, to_picture
 from scratchdet_jax.reports.report.study import Study
+from scratchdet_jax.reports.tide import totals
 
 _SIDE = 440  # pixels of the longer side of a picture
 _NAMED = 12  # colours of more classes than this are not listed

@@ -8,7 +8,6 @@ import numpy as np
 
 from scratchdet_jax.evaluation import coco, voc
 from scratchdet_jax.reports.baseline import constant_box
-from scratchdet_jax.reports.tide import CORRECT
 from scratchdet_jax.reports.page.charts import Curve, lines_svg, run_style
 from scratchdet_jax.reports.page.layout import (
     Bold,
@@ -24,6 +23,7 @@ from scratchdet_jax.reports.page.layout import (
 from scratchdet_jax.reports.page.wording import percent
 from scratchdet_jax.reports.report.naming import common_classes, common_note, legend, value
 from scratchdet_jax.reports.report.study import Study
+from scratchdet_jax.reports.tide import CORRECT
 
 _RECALLS = np.arange(101) / 100
 _EACH = 12  # more classes than this are drawn in one chart, and each only on demand

@@ -9,9 +9,9 @@ import ml_collections
 from scratchdet_jax import cli
 from scratchdet_jax.config import defaults
 from scratchdet_jax.config.fields import flatten
-from scratchdet_jax.run.checkpoints import Checkpoints
 from scratchdet_jax.reports.page.layout import Cell, Wrapped, details, html_table, soft, text_table
 from scratchdet_jax.reports.report.study import Study
+from scratchdet_jax.run.checkpoints import Checkpoints
 
 
 class Setup(NamedTuple):

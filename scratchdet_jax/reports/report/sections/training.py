@@ -10,10 +10,10 @@ import numpy as np
 
 from scratchdet_jax.config.fields import number_of_steps
 from scratchdet_jax.errors import UserError
-from scratchdet_jax.reports.reading import fluctuation, read_run, running, series
 from scratchdet_jax.reports.page.charts import Curve, lines_svg, run_style
 from scratchdet_jax.reports.page.layout import figure, html_table, soft, text_table
 from scratchdet_jax.reports.page.wording import percent
+from scratchdet_jax.reports.reading import fluctuation, read_run, running, series
 from scratchdet_jax.reports.report.naming import legend
 from scratchdet_jax.reports.report.study import Study
 
