@@ -5,7 +5,7 @@
 # make test-faults  kill training 50 times at random moments, compare the results
 # make thesis       test the paper's thesis on small detectors: table and figure in runs/thesis
 #                   (about 5 h on one core; QUICK=1: one seed, about 1 h); run again to resume
-# make lint         check style and format
+# make lint         check style, format and types
 # make setup        install the requirements into .venv-VERSION; all targets above do this first
 # make clean        delete the virtual environments and caches
 #
@@ -73,6 +73,7 @@ test-faults: setup
 lint: setup
 	$(BIN)/ruff check --no-cache .
 	$(BIN)/ruff format --no-cache --check .
+	$(BIN)/mypy
 
 clean:
-	rm -rf .venv-* .pytest_cache .ruff_cache
+	rm -rf .venv-* .mypy_cache .pytest_cache .ruff_cache
