@@ -7,9 +7,8 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-from flax import linen as nn
 
-from scratchdet_jax.models import build_model, feature_sizes
+from scratchdet_jax.models import SSD, build_model, feature_sizes
 from scratchdet_jax.models.parts import frozen_names, frozen_norms, stop_frozen
 from scratchdet_jax.ops import boxes as box_ops
 from scratchdet_jax.ops.anchors import AnchorSpecification, anchors_per_cell, make_anchors
@@ -33,7 +32,7 @@ class Detector(NamedTuple):
     """
 
     config: ml_collections.ConfigDict
-    model: nn.Module
+    model: SSD
     anchors: np.ndarray
     class_names: tuple[str, ...]
 
@@ -109,7 +108,7 @@ class Detector(NamedTuple):
             sums = multibox_sums(logits, offsets, targets.labels, targets.offsets, ratio)
         return sums, batch_stats
 
-    def detect(self, variables: dict[str, Any], images: jax.Array) -> Detections:
+    def detect(self, variables: dict[str, Any], images: jax.Array) -> Detections[jax.Array]:
         """Detects objects in a batch of normalised images; `config.eval` holds the thresholds.
 
         Args:
@@ -119,7 +118,8 @@ class Detector(NamedTuple):
         Returns:
             Detections with boxes [B, K, 4], scores [B, K], labels [B, K].
         """
-        class_logits, box_offsets = self.model.apply(variables, images, train=False)
+        outputs: Any = self.model.apply(variables, images, train=False)
+        class_logits, box_offsets = outputs
         with jax.named_scope("detections"):
             probabilities = jax.nn.softmax(class_logits, axis=-1)
             boxes = box_ops.decode(box_offsets, self.anchors)

@@ -6,6 +6,7 @@ overrides of a field, the last one counts.
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 import ml_collections
 
@@ -21,7 +22,7 @@ IMAGENET_STD = (58.395, 57.12, 57.375)
 COCO_EPOCH_IMAGES = 5 * 118_287  # an epoch of the mmdetection release: train2017 five times
 
 
-def anchor_fields(name: str, **changes: tuple | bool) -> dict[str, tuple | bool]:
+def anchor_fields(name: str, **changes: Any) -> dict[str, Any]:
     """The fields of `config.anchors` for one of `anchors.SPECIFICATIONS`, with some replaced."""
     fields = anchors.SPECIFICATIONS[name]._replace(**changes)._asdict()
     fields.pop("image_size")

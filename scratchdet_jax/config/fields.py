@@ -1,6 +1,7 @@
 """The fields of a config by dotted name, and values derived from them."""
 
 import re
+from typing import Any
 
 import ml_collections
 
@@ -70,7 +71,7 @@ def number_of_steps(config: ml_collections.ConfigDict) -> int:
     return run_ends(config)[-1]
 
 
-def get(config: ml_collections.ConfigDict, name: str) -> object:
+def get(config: ml_collections.ConfigDict, name: str) -> Any:
     """The value of a field by dotted name."""
     for part in name.split("."):
         config = config[part]

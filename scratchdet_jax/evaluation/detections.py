@@ -155,11 +155,13 @@ def _check_finite(
         )
 
 
-def to_image_detections(found: Detections, row: int, original_size: np.ndarray) -> ImageDetections:
+def to_image_detections(
+    found: Detections[np.ndarray], row: int, original_size: np.ndarray
+) -> ImageDetections:
     """Returns one image's detections without empty slots, in pixels of the original image.
 
     Args:
-        found: NumPy arrays, boxes [B, K, 4], scores and labels [B, K].
+        found: boxes [B, K, 4], scores and labels [B, K].
         row: the image's position in the batch.
         original_size: the image's height and width in pixels, [2].
     """

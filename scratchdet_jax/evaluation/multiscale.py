@@ -63,7 +63,7 @@ def anchors_at(detector: Detector, height: int, width: int) -> np.ndarray:
 
 def make_scale_step(
     detector: Detector, scale: Scale
-) -> Callable[[Any, dict[str, jax.Array]], Detections]:
+) -> Callable[[Any, dict[str, jax.Array]], Detections[jax.Array]]:
     """Makes the function `(variables, batch) → Detections` [B, K] of one scale.
 
     The batch holds `image` uint8 [B, H, W, 3] and `size` int32 [B, 2]. Boxes refer to the image
@@ -72,7 +72,7 @@ def make_scale_step(
     shape = (scale.height, scale.width)
     detector = detector._replace(anchors=anchors_at(detector, *shape))
 
-    def step(variables: Any, batch: dict[str, jax.Array]) -> Detections:
+    def step(variables: Any, batch: dict[str, jax.Array]) -> Detections[jax.Array]:
         with jax.named_scope("inputs"):
             images = jax.vmap(lambda image, size: resize(image, size, shape))(
                 batch["image"], batch["size"]
@@ -85,7 +85,7 @@ def make_scale_step(
     return step
 
 
-def mirror(found: Detections) -> Detections:
+def mirror(found: Detections[jax.Array]) -> Detections[jax.Array]:
     """Mirrors the boxes of detections left–right; empty slots stay 0."""
     ymin, xmin, ymax, xmax = jnp.moveaxis(found.boxes, -1, 0)
     boxes = jnp.stack([ymin, 1 - xmax, ymax, 1 - xmin], axis=-1)
@@ -93,11 +93,11 @@ def mirror(found: Detections) -> Detections:
 
 
 def merge_scales(
-    found: Sequence[Detections],
+    found: Sequence[Detections[np.ndarray]],
     scales: Sequence[Scale],
     original_sizes: np.ndarray,
     settings: ml_collections.ConfigDict,
-) -> Detections:
+) -> Detections[np.ndarray]:
     """Merges the detections of all scales of a batch, on the host.
 
     Args:
@@ -170,8 +170,8 @@ def _inclusive(boxes: np.ndarray, pixels: np.ndarray) -> np.ndarray:
 
 
 def suppress(
-    found: Detections, origin: np.ndarray, iou_threshold: float, *, max_detections: int
-) -> Detections:
+    found: Detections[np.ndarray], origin: np.ndarray, iou_threshold: float, *, max_detections: int
+) -> Detections[np.ndarray]:
     """Merges the detections of one image by greedy NMS per class; NumPy.
 
     In descending order of score, a detection removes the later ones of its class that overlap it by
@@ -203,13 +203,13 @@ def suppress(
 
 
 def vote(
-    found: Detections,
+    found: Detections[np.ndarray],
     pixels: np.ndarray,
     *,
     iou_threshold: float,
     soft_threshold: float | None,
     max_detections: int,
-) -> Detections:
+) -> Detections[np.ndarray]:
     """Merges the detections of one image by box voting per class, as RefineDet's test; NumPy.
 
     In descending order of score, a detection and the remaining ones of its class that overlap it by
@@ -256,7 +256,7 @@ def vote(
     return _slots(boxes[order], scores[order], labels[order], max_detections)
 
 
-def _by_score(found: Detections) -> tuple[np.ndarray, Detections]:
+def _by_score(found: Detections[np.ndarray]) -> tuple[np.ndarray, Detections[np.ndarray]]:
     """The filled slots in descending order of score, equal scores in their order: indices, values.
 
     Args:
@@ -269,7 +269,7 @@ def _by_score(found: Detections) -> tuple[np.ndarray, Detections]:
 
 def _slots(
     boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, max_detections: int
-) -> Detections:
+) -> Detections[np.ndarray]:
     """The first detections, in as many slots as `max_detections`."""
     spare = max(0, max_detections - len(labels))
     return Detections(

@@ -3,6 +3,7 @@
 from scratchdet_jax.models.backbone import Backbone
 from scratchdet_jax.models.ssd import (
     BACKBONES,
+    SSD,
     backbone_name,
     build_model,
     feature_shapes,
@@ -11,6 +12,7 @@ from scratchdet_jax.models.ssd import (
 
 __all__ = [
     "BACKBONES",
+    "SSD",
     "Backbone",
     "backbone_name",
     "build_model",

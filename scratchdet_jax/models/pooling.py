@@ -36,8 +36,10 @@ def max_pool_2x2(x: Map, ceil: bool = False) -> Map:
 
     XLA's pooling is not used: its gradient is not deterministic on GPUs and rereads the whole map.
     """
-    if isinstance(x, Packed):
-        return Packed(max_pool_2x2(x.array, ceil))
+    return Packed(_max_pool_2x2(x.array, ceil)) if isinstance(x, Packed) else _max_pool_2x2(x, ceil)
+
+
+def _max_pool_2x2(x: jax.Array, ceil: bool) -> jax.Array:
     if ceil:
         edges = ((0, 0), (0, x.shape[1] % 2), (0, x.shape[2] % 2), (0, 0))
         x = jnp.pad(x, edges, constant_values=-jnp.inf)

@@ -8,6 +8,7 @@ import jax
 from scratchdet_jax.models.backbone import Backbone, Check, scale_channels
 from scratchdet_jax.models.extras import plain_extras
 from scratchdet_jax.models.layers import L2Norm, Layers
+from scratchdet_jax.models.packing import Map
 from scratchdet_jax.models.pooling import max_pool_2x2, max_pool_3x3
 
 BLOCKS = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))  # convolutions, channels
@@ -44,13 +45,14 @@ class VGG16(nn.Module):
     layers: Layers
 
     @nn.compact
-    def __call__(self, images: jax.Array, train: bool) -> tuple[jax.Array, ...]:
+    def __call__(self, images: jax.Array, train: bool) -> tuple[Map, ...]:
         """Maps images [B, H, W, 3] to source maps [B, h, w, c] in the compute type, finest first.
 
         Parameters: conv1_1, conv1_1_norm …, pool1_norm …, conv4_3_l2, fc6, fc7 …,
         extra1/conv1, norm1 …
         """
-        x, sources = images.astype(self.layers.dtype), []
+        x: Map = images.astype(self.layers.dtype)
+        sources: list[Map] = []
         for i, ((count, _), channels) in enumerate(
             zip(BLOCKS, self.block_channels, strict=True), 1
         ):
@@ -76,12 +78,12 @@ class VGG16(nn.Module):
         return (*sources, *(source for source, _ in extras))
 
     def _convolve(
-        self, x: jax.Array, features: int, kernel: int, train: bool, name: str, dilation: int = 1
-    ) -> jax.Array:
+        self, x: Map, features: int, kernel: int, train: bool, name: str, dilation: int = 1
+    ) -> Map:
         x = self.layers.convolve(x, features, kernel, dilation=dilation, name=name)
         return self.layers.normalize(x, train, name=f"{name}_norm", relu=True)
 
-    def _first_source(self, x: jax.Array) -> jax.Array:
+    def _first_source(self, x: Map) -> Map:
         if self.layers.norm != "none" or not self.l2_norm:
             return x
         return L2Norm(self.layers.dtype, name="conv4_3_l2")(x)

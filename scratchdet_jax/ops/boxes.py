@@ -6,6 +6,7 @@ ends in `_cyxhw` means (centre y, centre x, height, width) instead.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 VARIANCES = (0.1, 0.1, 0.2, 0.2)
 """SSD's variances: the offsets (cy, cx, h, w) are divided by them."""
@@ -18,7 +19,7 @@ _MAX_LOG_SCALE = 20.0
 """A predicted side is at most e^20 times its anchor's: far beyond any image, but finite."""
 
 
-def to_cyxhw(boxes: jax.Array) -> jax.Array:
+def to_cyxhw(boxes: jax.Array | np.ndarray) -> jax.Array:
     """Converts corners to centre form.
 
     Args:
@@ -102,7 +103,7 @@ def encode(
 
 
 def decode(
-    offsets: jax.Array, anchors: jax.Array, variances: tuple[float, ...] = VARIANCES
+    offsets: jax.Array, anchors: jax.Array | np.ndarray, variances: tuple[float, ...] = VARIANCES
 ) -> jax.Array:
     """Decodes offsets into boxes; the inverse of `encode`.
 

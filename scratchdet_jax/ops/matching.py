@@ -79,7 +79,9 @@ def _bipartite(overlaps: jax.Array) -> jax.Array:
     rows, columns = overlaps.shape
     row_index = jnp.arange(rows, dtype=jnp.int32)
 
-    def pick(state: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, ...]:
+    def pick(
+        state: tuple[jax.Array, jax.Array, jax.Array],
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
         own, taken, _ = state
         best_overlap, best_anchor = _max_and_argmax(overlaps, axis=1, excluded=taken)
         # Only anchors that are some row's best need their best ground truth.

@@ -1,6 +1,6 @@
 """Non-maximum suppression: exact, greedy, per class, in fixed shapes."""
 
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +12,11 @@ _WORD = 32
 """Bits in a word of the packed suppression matrix."""
 
 
-class Detections(NamedTuple):
-    """The detections of one image, best first, in K slots.
+Array = TypeVar("Array", jax.Array, np.ndarray)
+
+
+class Detections(NamedTuple, Generic[Array]):
+    """The detections of one image, best first, in K slots: of JAX, or of NumPy on the host.
 
     Attributes:
         boxes: float32 [K, 4], clipped to the image; 0 in empty slots.
@@ -21,9 +24,9 @@ class Detections(NamedTuple):
         labels: int32 [K], 1..C; 0 marks an empty slot. Empty slots come last.
     """
 
-    boxes: jax.Array
-    scores: jax.Array
-    labels: jax.Array
+    boxes: Array
+    scores: Array
+    labels: Array
 
 
 def select_detections(
@@ -34,7 +37,7 @@ def select_detections(
     iou_threshold: float,
     candidates_per_class: int,
     max_detections: int,
-) -> Detections:
+) -> Detections[jax.Array]:
     """Selects the detections of one image as SSD does; vmap it over a batch.
 
     Boxes are clipped to the image, and boxes without area are dropped. Suppression is then applied
