@@ -6,7 +6,7 @@ import itertools
 import os
 import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -31,10 +31,11 @@ THRESHOLD = 0.5  # lowest score that is returned, unless the call says otherwise
 BATCH_SIZE = 8
 _SHOWN = 1024  # longest side in pixels of the picture in a notebook
 
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 Threshold = float | Mapping[str, float] | Sequence[float]
 # (images uint8 [B, H, W, 3], sizes int32 [B, 2]) → detections [B, K], boxes normalised.
-DetectFunction = Callable[[np.ndarray, np.ndarray], nms.Detections]
+DetectFunction = Callable[[np.ndarray, np.ndarray], nms.Detections[jax.Array]]
 
 
 class EncodedImage(NamedTuple):
@@ -51,7 +52,7 @@ class EncodedImage(NamedTuple):
     orientation: int
 
 
-Image = np.ndarray | str | os.PathLike | EncodedImage
+Image = np.ndarray | str | os.PathLike[str] | EncodedImage
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -193,7 +194,8 @@ class Predictor:
         if batch_size < 1:
             raise UserError(f"batch_size is {batch_size}, but a batch has at least one image")
         self.function, self.batch_size = function, batch_size
-        self.class_names, self.canvas = tuple(class_names), tuple(canvas)
+        self.class_names = tuple(class_names)
+        self.canvas = (canvas[0], canvas[1])
 
     def __call__(
         self,
@@ -223,21 +225,20 @@ class Predictor:
                 or the threshold does not fit.
         """
         lowest = _thresholds(threshold, self.class_names)
-        single = isinstance(images, np.ndarray | str | os.PathLike | EncodedImage)
-        if not single and not isinstance(images, Iterable):
+        if isinstance(images, np.ndarray | str | os.PathLike | EncodedImage):
+            (one,) = self._stream(iter([images]), 1, lowest)
+            return one if return_exceptions else _raised(one)
+        if not isinstance(images, Iterable):
             _check_array(images)
-        found = self._stream(iter([images] if single else images), 1 if single else None, lowest)
+        found = self._stream(iter(images), self.batch_size, lowest)
         if not return_exceptions:
             found = map(_raised, found)
-        if single:
-            return next(found)
         return (one for one in found) if isinstance(images, Iterator) else list(found)
 
     def _stream(
-        self, images: Iterator[Image], batch_size: int | None, lowest: np.ndarray
+        self, images: Iterator[Image], size: int, lowest: np.ndarray
     ) -> Iterator[Detections | UserError]:
         """Yields the result of each image; the next batch runs meanwhile."""
-        size = batch_size or self.batch_size
         loaded = map_ahead(lambda image: _loaded(image, self.canvas), images, ahead=size)
         running = None
         while batch := list(itertools.islice(loaded, size)):
@@ -248,7 +249,7 @@ class Predictor:
         if running:
             yield from self._results(*running, lowest)
 
-    def _start(self, batch: "list[_Loaded | UserError]", size: int) -> nms.Detections:
+    def _start(self, batch: "list[_Loaded | UserError]", size: int) -> nms.Detections[jax.Array]:
         """Starts the detection in a batch, filled up with black images."""
         images = np.zeros((size, *self.canvas, 3), np.uint8)
         sizes = np.ones((size, 2), np.int32)
@@ -259,7 +260,10 @@ class Predictor:
         return self.function(images, sizes)
 
     def _results(
-        self, batch: "list[_Loaded | UserError]", running: nms.Detections, lowest: np.ndarray
+        self,
+        batch: "list[_Loaded | UserError]",
+        running: nms.Detections[jax.Array],
+        lowest: np.ndarray,
     ) -> Iterator[Detections | UserError]:
         found = jax.device_get(running)
         for row, one in enumerate(batch):
@@ -274,7 +278,7 @@ class Predictor:
             )
 
 
-def load(run: str | os.PathLike, *, batch_size: int = BATCH_SIZE) -> Predictor:
+def load(run: str | os.PathLike[str], *, batch_size: int = BATCH_SIZE) -> Predictor:
     """Loads a trained detector.
 
     Args:
@@ -293,13 +297,13 @@ def from_run(run: SavedRun | ExportedRun, batch_size: int = BATCH_SIZE) -> Predi
     """Loads an opened detector, at the scale it was trained with."""
     if isinstance(run, ExportedRun):
         config = run.info.config
-        function = _exported_function(run, config.data.canvas)
-        return Predictor(function, run.info.class_names, config.data.canvas, batch_size)
+        exported = _exported_function(run, config.data.canvas)
+        return Predictor(exported, run.info.class_names, config.data.canvas, batch_size)
     detector, variables = load_detector(run)
     side = detector.config.image_size
     step = jax.jit(make_scale_step(detector, Scale(side, side)))
 
-    def function(images: np.ndarray, sizes: np.ndarray) -> nms.Detections:
+    def function(images: np.ndarray, sizes: np.ndarray) -> nms.Detections[jax.Array]:
         return step(variables, {"image": images, "size": sizes})
 
     return Predictor(function, detector.class_names, detector.config.data.canvas, batch_size)
@@ -330,7 +334,7 @@ def _exported_function(run: ExportedRun, canvas: tuple[int, int]) -> DetectFunct
         )
     call, weights = jax.jit(exported.call), jax.device_put(run.weights)
 
-    def function(images: np.ndarray, sizes: np.ndarray) -> nms.Detections:
+    def function(images: np.ndarray, sizes: np.ndarray) -> nms.Detections[jax.Array]:
         return nms.Detections(**call(weights, images, sizes))
 
     return function
@@ -346,7 +350,8 @@ def map_ahead(function: Callable[[T], R], items: Iterable[T], ahead: int = 0) ->
             thread.
     """
     threads = usable_cores()
-    pool, waiting = ThreadPoolExecutor(threads, "map_ahead"), collections.deque()
+    pool = ThreadPoolExecutor(threads, "map_ahead")
+    waiting: collections.deque[Future[R]] = collections.deque()
     ahead = max(ahead, threads)
     try:
         for item in items:
@@ -360,7 +365,7 @@ def map_ahead(function: Callable[[T], R], items: Iterable[T], ahead: int = 0) ->
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def read_image(path: str | os.PathLike) -> EncodedImage:
+def read_image(path: str | os.PathLike[str]) -> EncodedImage:
     """Reads an image file, to be turned by its EXIF tag.
 
     Raises:
@@ -390,7 +395,7 @@ def _loaded(image: Image, canvas: tuple[int, int]) -> _Loaded | UserError:
     try:
         if isinstance(image, np.ndarray):
             _check_array(image)
-            return _Loaded(fit_to_canvas(image, canvas), image.shape[:2], image)
+            return _Loaded(fit_to_canvas(image, canvas), (image.shape[0], image.shape[1]), image)
         encoded = _encoded(image)
         try:
             reduced, size = decode_to_canvas(encoded.content, canvas, encoded.orientation)

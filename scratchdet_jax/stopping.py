@@ -26,6 +26,8 @@ _POLL = 0.2  # seconds between looks at which signals to receive
 class Stopped(SystemExit):
     """A signal asked the run to stop, and its finished steps are saved; `code` is the status."""
 
+    code: int
+
     def __init__(self, number: int) -> None:
         super().__init__(PREEMPTED if number == signal.SIGTERM else INTERRUPTED)
 
@@ -56,7 +58,7 @@ class Stop:
 
     def error(self) -> Stopped:
         """What to raise once everything is saved."""
-        return Stopped(self._number)
+        return Stopped(self._number or signal.SIGINT)
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
@@ -252,6 +254,8 @@ def _say(sentence: str) -> None:
 
 def _several_processes() -> bool:
     jax = sys.modules.get("jax")
+    if jax is None:
+        return False
     joined = getattr(getattr(jax, "distributed", None), "is_initialized", None)
     # process_count would initialise JAX, which must not happen before the processes are joined;
     # and the import of JAX may be under way.
