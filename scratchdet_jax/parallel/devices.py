@@ -55,7 +55,7 @@ class DeviceMapping:
         """What the devices are: "cpu", "gpu" or "tpu"."""
         return self.mesh.devices.flat[0].platform
 
-    def map_train_step(self, step: Callable) -> Callable:
+    def map_train_step(self, step: Callable[..., Any]) -> Callable[..., Any]:
         """Maps `(state, batch) → (state, metrics)`; the state's buffers are donated."""
         if self.kind == "pmap":
             devices = list(self.mesh.devices)
@@ -75,16 +75,18 @@ class DeviceMapping:
         )
         return jax.jit(mapped, donate_argnums=0)
 
-    def compile(self, mapped: Callable, *arguments: Any) -> Callable:
+    def compile(self, mapped: Callable[..., Any], *arguments: Any) -> Callable[..., Any]:
         """Compiles a mapped training step for its arguments, where JAX can do so in advance."""
-        return mapped if self.kind == "pmap" else mapped.lower(*arguments).compile()
+        if self.kind == "pmap" or not isinstance(mapped, jax.stages.Wrapped):
+            return mapped
+        return mapped.lower(*arguments).compile()
 
     def _joined(self, copies: jax.Array) -> jax.Array:
         """One global array from the copies in this process, which pmap returns."""
         shards = [shard.data for shard in copies.addressable_shards]
         return jax.make_array_from_single_device_arrays(copies.shape, self.replicated, shards)
 
-    def map_eval_step(self, step: Callable) -> Callable:
+    def map_eval_step(self, step: Callable[..., Any]) -> Callable[..., Any]:
         """Maps `(variables, batch) → outputs`; outputs keep the batch's leading axis [B, …].
 
         The step gets the batch without the axis of parts that `put_batch` requires.

@@ -51,7 +51,7 @@ def explicit_settings(
     Raises:
         UserError: some settings are missing or invalid.
     """
-    values = {
+    values: dict[str, Any] = {
         name: given.get(name) if given.get(name) is not None else environment.get(variable)
         for name, variable in VARIABLES.items()
     }
@@ -120,7 +120,7 @@ def start(argv: Sequence[str]) -> None:
     launcher = None if settings else cluster()
     if not settings and not launcher:
         return
-    known = {}
+    known: dict[str, Any] = {}
     if settings:
         _check_port(settings)
         known = {
@@ -196,11 +196,12 @@ def together(make: Callable[[], T], first_alone: bool = False) -> T:
         return make()
     from jax.experimental import multihost_utils  # slow to import
 
-    result, problem = None, None
+    made: list[T] = []
+    problem = None
     for turn in (True, False) if first_alone else (None,):
         if problem is None and turn in (None, is_first()):
             try:
-                result = make()
+                made.append(make())
             except UserError as error:
                 problem = error
         failed = np.flatnonzero(multihost_utils.process_allgather(np.int32(problem is not None)))
@@ -208,7 +209,7 @@ def together(make: Callable[[], T], first_alone: bool = False) -> T:
             raise problem or UserError(
                 f"process {failed[0]} failed (see its own message), so all processes stop"
             )
-    return result
+    return made[0]
 
 
 def check_shared(folder: Path, flag: str) -> None:

@@ -111,7 +111,7 @@ class Checkpoints:
         Raises:
             UserError: all are damaged (then none is moved).
         """
-        damaged = []
+        damaged: list[tuple[int, str]] = []
         for step in reversed(self.steps()):
             flaw = self._flaw(step)
             if flaw is None:

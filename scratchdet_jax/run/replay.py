@@ -86,7 +86,7 @@ def save_replay(
     }
     state = jax.device_get(state)
     state = state.replace(step=np.int32(step - 1))
-    arrays = {f"batch/{key}": value for key, value in batch.items()}
+    arrays: dict[str, Any] = {f"batch/{key}": value for key, value in batch.items()}
     arrays |= {f"state/{name}": np.asarray(value) for name, value in _by_name(state).items()}
     path = workdir / FOLDER / f"step_{step}.npz"
     if is_first():

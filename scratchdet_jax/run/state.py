@@ -2,15 +2,14 @@
 
 from typing import Any
 
-import flax
 import jax
 import jax.numpy as jnp
 import optax
 from flax import linen as nn
+from flax import struct
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(struct.PyTreeNode):
     """The arrays of a checkpoint; one replicated copy without a device axis.
 
     Attributes:
@@ -40,7 +39,6 @@ class TrainState:
         return self.replace(**variables)
 
 
-@flax.struct.dataclass
 class AveragedState(TrainState):
     """The state of a run with `config.ema_decay`; other runs keep the tree of TrainState.
 

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TextIO
 
 STALLED = 69  # exit status: EX_UNAVAILABLE; the same command resumes
 
@@ -71,15 +72,18 @@ class Watchdog:
             "the data source or another process does not respond"
         )
         print(f"error: {sentence}; stacks of all threads:", file=sys.stderr, flush=True)
-        for open_report in (
-            lambda: contextlib.nullcontext(sys.__stderr__),
-            lambda: self._report.open("w", encoding="utf-8"),
-        ):
-            with contextlib.suppress(OSError, ValueError), open_report() as file:
-                print(sentence, file=file, flush=True)
-                faulthandler.dump_traceback(file, all_threads=True)
+        if sys.__stderr__:
+            _write_stacks(sentence, sys.__stderr__)
+        with contextlib.suppress(OSError), self._report.open("w", encoding="utf-8") as file:
+            _write_stacks(sentence, file)
         print(
             f"also written to {self._report}; the same command resumes from the last checkpoint",
             file=sys.stderr,
             flush=True,
         )
+
+
+def _write_stacks(sentence: str, file: TextIO) -> None:
+    with contextlib.suppress(OSError, ValueError):
+        print(sentence, file=file, flush=True)
+        faulthandler.dump_traceback(file, all_threads=True)
