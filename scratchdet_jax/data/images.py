@@ -253,7 +253,7 @@ def _opened(encoded: bytes) -> Image.Image:
     return image
 
 
-def _memory_for(pixels: int) -> contextlib.AbstractContextManager:
+def _memory_for(pixels: int) -> contextlib.AbstractContextManager[object]:
     return _large_images if pixels > _LARGE else contextlib.nullcontext()
 
 

@@ -86,7 +86,7 @@ class DetectionSource:
         self._lock = threading.Lock()
         self._left_out: dict[int, tuple[int, int]] = {}
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[type["DetectionSource"], tuple[str, str]]:
         return DetectionSource, (self.spec, self.data_dir)
 
     def __repr__(self) -> str:

@@ -207,7 +207,7 @@ def _open_builder(directory: epath.Path) -> Any:
         cause: BaseException | None = error  # TFDS wraps the error of the file system
         while cause and not isinstance(cause, PermissionError):
             cause = cause.__cause__ or cause.__context__
-        if cause:
+        if isinstance(cause, PermissionError):
             where = cause.filename or directory
             raise UserError(f"{where} cannot be read: {cause.strerror}") from None
         raise UserError(_damage(directory, error)) from error
@@ -243,7 +243,8 @@ def _check_features(name: str, features: Any) -> frozenset[str]:
     image, objects = known.get("image"), known.get("objects")
     # A tfds.features.Dataset is a Sequence too, but is stored differently.
     nested = isinstance(objects, kinds.Sequence) and not isinstance(objects, kinds.Dataset)
-    fields = objects.feature if nested and isinstance(objects.feature, kinds.FeaturesDict) else {}
+    inner = getattr(objects, "feature", None)
+    fields = inner if nested and isinstance(inner, kinds.FeaturesDict) else {}
     if not isinstance(image, kinds.Image) or not {"bbox", "label"} <= set(fields):
         raise UserError(
             f"{name} is not a detection data set in TFDS's form: it needs the features image and "
