@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, Self, TextIO
+from typing import Any, NamedTuple, Self, TextIO
 
 from scratchdet_jax.data.images import ImageHeader, check_complete, read_header
 from scratchdet_jax.datasets.defects import Kind
@@ -23,13 +23,22 @@ from scratchdet_jax.progress import track
 _VERSION = 2  # increase it when check_images accepts other images than before
 
 
-class Checked(NamedTuple):
-    """The result for one image file: its header if it is intact, else what is wrong with it."""
+class Intact(NamedTuple):
+    """An image file that can be decoded whole."""
+
+    stamp: Stamp
+    header: ImageHeader
+
+
+class Broken(NamedTuple):
+    """An image file that cannot be used, and why; without a stamp, it could not be opened."""
 
     stamp: Stamp | None
-    header: ImageHeader | None
-    kind: Kind | None = None
-    reason: str = ""
+    kind: Kind
+    reason: str
+
+
+Checked = Intact | Broken
 
 
 class Journal:
@@ -71,7 +80,8 @@ class Journal:
         """Records a file, unless it is known already or could not be opened."""
         if checked.stamp is None or (str(path), checked.stamp) in self._entries:
             return
-        fields = {"version": _VERSION, "path": str(path), **checked._asdict()}
+        result = {"header": None, "kind": None, "reason": "", **checked._asdict()}
+        fields = {"version": _VERSION, "path": str(path), **result}
         with contextlib.suppress(OSError):  # a full disk is reported when the data is written
             if self._file is None:
                 self._file = self._path.open("a", encoding="utf-8", buffering=1)
@@ -82,15 +92,17 @@ class Journal:
         """Deletes the file, once the data set is complete."""
         self._path.unlink(missing_ok=True)
 
-    def _load(self, fields: dict) -> None:
+    def _load(self, fields: dict[str, Any]) -> None:
         if fields["version"] != _VERSION:
             return
-        stamp, header = Stamp(*fields["stamp"]), None
+        stamp = Stamp(*fields["stamp"])
+        checked: Checked
         if fields["header"] is not None:
-            name, size, orientation = fields["header"]
-            header = ImageHeader(name, tuple(size), orientation)
-        kind = None if fields["kind"] is None else Kind(fields["kind"])
-        self._entries[fields["path"], stamp] = Checked(stamp, header, kind, fields["reason"])
+            name, (height, width), orientation = fields["header"]
+            checked = Intact(stamp, ImageHeader(name, (height, width), orientation))
+        else:
+            checked = Broken(stamp, Kind(fields["kind"]), fields["reason"])
+        self._entries[fields["path"], stamp] = checked
 
 
 def check_images(paths: Sequence[Path], root: Path, journal: Journal) -> dict[Path, Checked]:
@@ -126,12 +138,12 @@ def _check(path: Path, root: Path, journal: Journal) -> Checked:
             return known
         encoded = read_inside(path, root, MAX_IMAGE_BYTES)
     except OutsideFolderError as error:
-        return Checked(None, None, Kind.OUT_OF_FOLDER, str(error))
+        return Broken(None, Kind.OUT_OF_FOLDER, str(error))
     except ValueError as error:
-        return Checked(None, None, Kind.BROKEN_IMAGE, str(error))
+        return Broken(None, Kind.BROKEN_IMAGE, str(error))
     try:
         header = read_header(encoded)
         check_complete(encoded)
     except ValueError as error:
-        return Checked(stamp, None, Kind.BROKEN_IMAGE, str(error))
-    return Checked(stamp, header)
+        return Broken(stamp, Kind.BROKEN_IMAGE, str(error))
+    return Intact(stamp, header)

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from scratchdet_jax.datasets.objects import Contents
+from scratchdet_jax.datasets.objects import Contents, UsableImage
 from scratchdet_jax.datasets.untrusted import printable
 from scratchdet_jax.errors import UserError, plural
 
@@ -129,7 +129,8 @@ def choose_classes(contents: Contents, choices: Choices, source: str) -> Content
     renamed, kept = dict(choices.rename), set(names)
     left_out: Counter[str] = Counter()
     counted: Counter[str] = Counter()
-    splits, seen = {}, set()
+    splits: dict[str, list[UsableImage]] = {}
+    seen = set()
     for split, images in contents.splits.items():
         splits[split] = []
         for image in images:

@@ -9,7 +9,7 @@ from pathlib import Path
 from reprlib import repr as brief
 from typing import Any, NamedTuple
 
-from scratchdet_jax.datasets.checks import Checked, Journal, check_images
+from scratchdet_jax.datasets.checks import Broken, Intact, Journal, check_images
 from scratchdet_jax.datasets.coco_json import (
     CategoryTable,
     CocoFile,
@@ -72,7 +72,7 @@ class Listing(NamedTuple):
         root: the resolved image folder.
         images: listed images whose file exists, by id.
         ids: ids of all listed images, usable or not.
-        count: number of different listed images.
+        listed: number of different listed images.
         defects: defects found so far.
     """
 
@@ -80,7 +80,7 @@ class Listing(NamedTuple):
     root: Path
     images: dict[int, ListedImage]
     ids: set[int]
-    count: int
+    listed: int
     defects: list[Defect]
 
 
@@ -103,8 +103,9 @@ def list_split(file: CocoFile, folder: Path) -> Listing:
             continue
         if remark:
             defects.append(Defect.of(Kind.RENAMED, name, f"{where}: found as {as_text(remark)}"))
-        stated = integer(entry.get("height")), integer(entry.get("width"))
-        images[image_id] = ListedImage(path, entry["file_name"], None if None in stated else stated)
+        height, width = integer(entry.get("height")), integer(entry.get("width"))
+        stated = None if height is None or width is None else (height, width)
+        images[image_id] = ListedImage(path, entry["file_name"], stated)
     _note_shared(images, name, defects)
     return Listing(file, root, images, ids, count, defects)
 
@@ -139,11 +140,11 @@ def scan(listings: Mapping[str, Listing], table: CategoryTable, journal: Journal
             )
         images, problems = _scan_split(listing, dict(table.categories), journal)
         defects += listing.defects + problems
-        left_out[split] = listing.count - len(images)
+        left_out[split] = listing.listed - len(images)
         if images:
             splits[split] = images
         else:
-            reason = f"none of its images is usable; listed: {listing.count}"
+            reason = f"none of its images is usable; listed: {listing.listed}"
             defects.append(
                 Defect.of(Kind.EMPTY_SPLIT, f"{listing.file.path.name} ({split})", reason)
             )
@@ -263,7 +264,7 @@ def _scan_split(
     images = []
     for image_id, image in listing.images.items():
         found = checked[image.path]
-        if found.header is None:
+        if isinstance(found, Broken):
             reason = f"image {image_id}, {as_text(image.file_name)}: {found.reason}"
             defects.append(Defect.of(found.kind, name, reason))
         else:
@@ -274,7 +275,7 @@ def _scan_split(
 def _usable_image(
     image_id: int,
     image: ListedImage,
-    checked: Checked,
+    checked: Intact,
     entries: Sequence[tuple[int, dict[str, Any]]],
     reader: "_AnnotationReader",
 ) -> UsableImage:
@@ -375,13 +376,13 @@ class _AnnotationReader:
             return None
         category, corners = found
         box, kinds = order_box(corners)
-        height, width = integer(image.get("height")), integer(image.get("width"))
-        known = height is not None and width is not None
-        self._note_box(kinds, corners, where, f" of {width}×{height}" if known else "")
+        full = integer(image.get("width")), integer(image.get("height"))
+        of = "" if None in full else f" of {full[0]}×{full[1]}"
+        self._note_box(kinds, corners, where, of)
         if box is None:
             return None
         # From the numbers as written, because sums of them are rounded.
-        x, y, width, height = numbers(entry["bbox"], 4)
+        x, y, width, height = map(float, entry["bbox"])
         area = self._stated_area(entry, where)
         return category, {
             "bbox": [min(x, x + width), min(y, y + height), abs(width), abs(height)],
@@ -396,7 +397,8 @@ class _AnnotationReader:
             reason = f"{where}: its bbox is {text}, not four finite numbers x, y, w, h"
             self.note(Kind.UNREADABLE_BOX, reason)
             return None
-        category = self._categories.get(integer(entry.get("category_id")))
+        number = integer(entry.get("category_id"))
+        category = None if number is None else self._categories.get(number)
         if category is None:
             self.note(Kind.UNKNOWN_CLASS, f"{where}: category {brief(entry.get('category_id'))}")
             return None

@@ -93,14 +93,14 @@ def _substitute(published: Official, data_dir: str, splits: Sequence[str]) -> _S
     for name in sorted(candidates, key=lambda name: name != usual):
         own = f"{published.kind}/{name}"
         try:
-            classes, known = classes_and_splits(own, data_dir)
+            classes, found = classes_and_splits(own, data_dir)
         except UserError:  # it cannot be used
             continue
-        if _has_all(splits, known) and classes == published.class_names:
-            return _Substitute(published, data_dir, own, known, "")
+        if _has_all(splits, found) and classes == published.class_names:
+            return _Substitute(published, data_dir, own, found, "")
     command = published.command(data_dir, again=usual in names)
-    own, known = f"{published.kind}/{usual}", published.splits.values()
-    return _Substitute(published, data_dir, own, known, command)
+    own = f"{published.kind}/{usual}"
+    return _Substitute(published, data_dir, own, published.splits.values(), command)
 
 
 def _error(substitutes: Sequence[_Substitute], fields: Mapping[str, str]) -> FieldsError:

@@ -139,7 +139,8 @@ def turned(box: Box, orientation: int) -> Box:
     """A normalised box of the stored image, in the displayed image."""
     if orientation == 1:
         return box
-    return tuple(map(float, turn_boxes(np.array([box]), orientation)[0]))
+    ymin, xmin, ymax, xmax = turn_boxes(np.array([box]), orientation)[0].tolist()
+    return ymin, xmin, ymax, xmax
 
 
 def order_box(corners: Box) -> tuple[Box | None, list[Kind]]:

@@ -127,7 +127,7 @@ def translated(split: str, known: Collection[str]) -> str | None:
         split = re.sub(r"\btrain\+validation\b(?!\[)", "trainval", split)
     missing = []
 
-    def rename(match: re.Match) -> str:
+    def rename(match: re.Match[str]) -> str:
         names = _OWN_NAMES.get(match[0], (match[0],))
         found = next((name for name in names if name in known), None)
         missing.extend([] if found else [match[0]])

@@ -75,7 +75,7 @@ class Shapes(tfds.core.GeneratorBasedBuilder):
             ),
         )
 
-    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
+    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
         return {split: self._generate_examples(split) for split in SPLIT_SIZES}
 
     def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -131,7 +131,8 @@ def _place_objects(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Paints up to `count` objects, later ones in front; returns boxes, labels, difficult."""
     owner = np.full((SIZE, SIZE), -1)  # index of the object visible at each pixel
-    boxes, labels = [], []
+    boxes: list[np.ndarray] = []
+    labels: list[int] = []
     areas, visible = np.zeros(0), np.zeros(0)  # pixels and visible pixels of each object
     for _ in range(3 * count):
         if len(boxes) == count:

@@ -128,21 +128,19 @@ def find_layout(folder: Path, images: str | None = None, annotations: str | None
     root = folder.resolve()
     if images is not None or annotations is not None:
         return _named_layout(folder, root, images, annotations)
-    found = [
-        _subfolder(root, IMAGE_FOLDERS, IMAGE_SUFFIXES),
-        _subfolder(root, ANNOTATION_FOLDERS, (".xml",)),
-    ]
-    if None in found:
+    photos = _subfolder(root, IMAGE_FOLDERS, IMAGE_SUFFIXES)
+    xmls = _subfolder(root, ANNOTATION_FOLDERS, (".xml",))
+    if photos is None or xmls is None:
         whole = Part(root, root, "")
         return Layout(root, whole, whole, True)
-    for name, flag in zip(found, ("--images", "--annotations"), strict=True):
+    for name, flag in ((photos, "--images"), (xmls, "--annotations")):
         if not (root / name).resolve().is_relative_to(root):
             raise UserError(
                 f"{folder}/{name} is a link to something outside {folder}: "
                 f"if that may be read, name it with `prepare voc {flag}={name}`"
             )
-    parts = [Part(root / name, root, name) for name in found]
-    return Layout(root, parts[0], _below_xmls(*parts), False)
+    image_part, annotation_part = (Part(root / name, root, name) for name in (photos, xmls))
+    return Layout(root, image_part, _below_xmls(image_part, annotation_part), False)
 
 
 def find_annotations(folder: Path) -> Layout:
@@ -291,7 +289,7 @@ def _below_xmls(images: Part, annotations: Part) -> Part:
 def _named_layout(folder: Path, root: Path, images: str | None, annotations: str | None) -> Layout:
     """The layout with what the user names; the other part is found, or is the same folder."""
     found: list[Part | None] = []
-    kinds = (
+    kinds: tuple[tuple[str | None, str, tuple[str, ...], tuple[str, ...]], ...] = (
         (images, "--images", IMAGE_FOLDERS, IMAGE_SUFFIXES),
         (annotations, "--annotations", ANNOTATION_FOLDERS, (".xml",)),
     )
@@ -301,23 +299,28 @@ def _named_layout(folder: Path, root: Path, images: str | None, annotations: str
         else:
             name = _subfolder(root, names, suffixes)
             found.append(None if name is None else Part(root / name, root, name))
+    parts: list[Part] = []
     for n, (named, flag, _, suffixes) in enumerate(kinds):
-        other = found[1 - n]
-        if found[n] is None and any(
-            name.lower().endswith(tuple(suffixes)) for name in _visible_files(other.path)
-        ):
-            found[n] = other
-        if found[n] is None:
+        part, other = found[n], found[1 - n]
+        if part is None and other is not None and _holds(other, suffixes):
+            part = other
+        if part is None:
             raise UserError(
                 f"{folder}: no folder of {'images' if n == 0 else 'annotations (.xml)'} was found "
                 f"to go with {kinds[1 - n][1]}={kinds[1 - n][0]}: name it with {flag}"
             )
-        if named is None and not found[n].path.resolve().is_relative_to(found[n].root):
+        if named is None and not part.path.resolve().is_relative_to(part.root):
             raise UserError(
-                f"{found[n].path} is a link to something outside {folder}: "
-                f"if that may be read, name it with {flag}={found[n].label}"
+                f"{part.path} is a link to something outside {folder}: "
+                f"if that may be read, name it with {flag}={part.label}"
             )
-    return Layout(root, found[0], found[1], False)
+        parts.append(part)
+    return Layout(root, parts[0], parts[1], False)
+
+
+def _holds(part: Part, suffixes: tuple[str, ...]) -> bool:
+    """Returns whether a folder or one inside it has a file with one of the suffixes."""
+    return any(name.lower().endswith(suffixes) for name in _visible_files(part.path))
 
 
 def _named_part(folder: Path, root: Path, named: str, flag: str) -> Part:
@@ -371,11 +374,10 @@ def _by_id(
     """The files of one kind by id; of several with one id, the earliest in `suffixes` is used."""
     found: list[tuple[str, int, str]] = []
     for name in names:
-        stem, suffix = os.path.splitext(name)
+        path_stem, suffix = os.path.splitext(name)
         if suffix.lower() not in suffixes:
             continue
-        if layout.is_mixed:
-            stem = _without_kind(stem)
+        stem = _without_kind(path_stem) if layout.is_mixed else path_stem
         if stem is not None:
             found.append((as_key(stem), suffixes.index(suffix.lower()), name))
     table: dict[str, Path] = {}

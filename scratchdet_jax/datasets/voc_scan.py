@@ -9,10 +9,10 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PureWindowsPath
 from typing import Any, NamedTuple
 
-from scratchdet_jax.datasets.checks import Checked, Journal, check_images
+from scratchdet_jax.datasets.checks import Broken, Checked, Journal, check_images
 from scratchdet_jax.datasets.defects import Defect, Kind
-from scratchdet_jax.datasets.folder_builder import Contents
 from scratchdet_jax.datasets.objects import (
+    Contents,
     UsableImage,
     VocItem,
     annotated_frame,
@@ -328,7 +328,7 @@ def _usable_image(
 ) -> tuple[UsableImage | None, list[Defect]]:
     """The image with its usable objects (None if the image is unusable), and its defects."""
     layout, path = listing.layout, listing.files.images[image_id]
-    if checked.header is None:
+    if isinstance(checked, Broken):
         return None, [Defect.of(checked.kind, layout.label(path), checked.reason)]
     file = layout.label(listing.files.annotations[image_id])
     frame = annotated_frame(annotation.size, checked.header)

@@ -156,7 +156,8 @@ class _Reader:
         truncated, truncated_problem = self._flag(element, "truncated")
         box = None
         try:
-            box = tuple(self._coordinate(element, key) for key in _CORNERS)
+            ymin, xmin, ymax, xmax = (self._coordinate(element, key) for key in _CORNERS)
+            box = ymin, xmin, ymax, xmax
         except ValueError as error:
             problem = str(error)
         if not name:

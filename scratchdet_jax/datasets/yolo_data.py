@@ -162,9 +162,9 @@ def _class_names(
     names = tuple(_class_name(data, i, value, defects) for i, value in enumerate(stated))
     for name in names:
         if names.count(name) > 1:
-            numbers = " and ".join(str(i) for i, other in enumerate(names) if other == name)
+            same = " and ".join(str(i) for i, other in enumerate(names) if other == name)
             raise UserError(
-                f"{data}: the classes {numbers} have one name, {printable(repr(name))}: give each "
+                f"{data}: the classes {same} have one name, {printable(repr(name))}: give each "
                 "its own (--rename merges classes)"
             )
     return names

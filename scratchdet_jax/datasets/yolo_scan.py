@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from scratchdet_jax.datasets.checks import Checked, Journal, check_images
+from scratchdet_jax.datasets.checks import Broken, Checked, Journal, check_images
 from scratchdet_jax.datasets.defects import Defect, Kind
 from scratchdet_jax.datasets.objects import Contents, UsableImage, YoloItem, fit_box
 from scratchdet_jax.datasets.untrusted import (
@@ -166,7 +166,7 @@ class _LabelReader:
 
     def read(self, image: YoloImage, checked: Checked) -> UsableImage | None:
         """The image with its usable objects; None if it or its label file is unusable."""
-        if checked.header is None:
+        if isinstance(checked, Broken):
             self.defects.append(Defect.of(checked.kind, image.name, checked.reason))
             return None
         text = ""
