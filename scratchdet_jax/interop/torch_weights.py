@@ -219,8 +219,8 @@ def _layer(name: str, after: int) -> str:
     """conv1 → conv1, norm1 → bn1 (numbers raised by `after`), projection → downsample.0."""
     if name.startswith("projection"):
         return f"downsample.{int(name.endswith('_norm'))}"
-    kind, number = re.fullmatch(r"(conv|norm)(\d)", name).groups()
-    return f"{'bn' if kind == 'norm' else 'conv'}{int(number) + after}"
+    kind = "bn" if name.startswith("norm") else "conv"
+    return f"{kind}{int(name.removeprefix('norm').removeprefix('conv')) + after}"
 
 
 def _vgg_name(path: Name, last: str) -> str:
@@ -314,8 +314,9 @@ def _torchvision_ssd_name(path: Name, last: str) -> str:
         return f"backbone.extra.{extra[0] + 1}.{2 * extra[1]}"
     if path[0] in ("fc6", "fc7"):
         return f"backbone.extra.0.7.{1 if path[0] == 'fc6' else 3}"
-    if path[0].startswith("conv5_"):  # after the fourth pooling
-        return f"backbone.extra.0.{_vgg_layer(path[0]) - _vgg_layer('conv5_1') + 1}"
+    number = _vgg_layer(path[0])
+    if number is not None and path[0].startswith("conv5_"):  # after the fourth pooling
+        return f"backbone.extra.0.{number - sum(2 * count + 1 for count, _ in BLOCKS[:4]) + 1}"
     return f"backbone.{_ssd_vgg_name(path)}"
 
 

@@ -109,7 +109,7 @@ def onnx_model(run: SavedRun) -> Any:
     return onnx_file.convert(detect, run.info.config.data.canvas, metadata)
 
 
-def _step(run: SavedRun, **model: Any) -> tuple[Callable[..., Detections], Any]:
+def _step(run: SavedRun, **model: Any) -> tuple[Callable[..., Detections[jax.Array]], Any]:
     """The function (variables, batch) → detections of a run, and its variables.
 
     `model` replaces fields of `config.model`.

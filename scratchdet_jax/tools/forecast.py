@@ -132,7 +132,7 @@ class TooLarge(UserError):
 
 
 def forecast(
-    mode: str, config: ml_collections.ConfigDict, classes: int, chip: chips.Chip, devices: list
+    mode: str, config: ml_collections.ConfigDict, classes: int, chip: chips.Chip, devices: list[Any]
 ) -> tuple[Forecast, str]:
     """Compiles the training step or the evaluation of a config; returns the program's text, too.
 
@@ -250,7 +250,7 @@ def _compile(program: Any, chip: chips.Chip) -> Any:
     """Compiles a program; what the compiler says of memory becomes a TooLarge."""
     import jax
 
-    cached = jax.config.jax_enable_compilation_cache
+    cached = jax.config.values["jax_enable_compilation_cache"]
     # A program for a chip that is not here can be kept there, but not be loaded again.
     jax.config.update("jax_enable_compilation_cache", False)
     try:
@@ -296,7 +296,7 @@ def largest(fits: Callable[[int], bool], start: int) -> int:
 
 
 def largest_forecast(
-    mode: str, config: ml_collections.ConfigDict, classes: int, chip: chips.Chip, devices: list
+    mode: str, config: ml_collections.ConfigDict, classes: int, chip: chips.Chip, devices: list[Any]
 ) -> tuple[Forecast, str]:
     """`forecast` of the largest batch that fits; says on stderr what it tries."""
     parts = config.accumulate_steps if mode == "train" else 1

@@ -116,7 +116,9 @@ def _parser(program: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _add_yolo(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
+def _add_yolo(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
+) -> argparse.ArgumentParser:
     yolo = commands.add_parser(
         "yolo",
         help="a data.yaml with images and text labels, as yolo_folder/NAME",

@@ -57,12 +57,12 @@ def examine(replay: Replay, part: int = 0) -> dict[str, Any]:
         count = batch["labels"].shape[0]
         keys = example_keys(config.seed, state.step, part * count + jnp.arange(count))
         images, targets = detector.inputs(batch, keys)
-        activations, outputs = _forward(detector, state, images, names)
+        activations, (logits, offsets) = _forward(detector, state, images, names)
         by_image = jax.vmap(
             lambda logits, offsets, labels, wanted: multibox_sums(
                 logits[None], offsets[None], labels[None], wanted[None], config.loss.negative_ratio
             )
-        )(*outputs, targets.labels, targets.offsets)
+        )(logits, offsets, targets.labels, targets.offsets)
 
         def loss(params: Any) -> tuple[jax.Array, Any]:
             sums, updated = detector.loss(params, state.batch_stats, images, targets)
@@ -111,7 +111,7 @@ def _forward(
         output = call(*args, **kwargs)
         if context.method_name == "__call__":
             names.append("/".join(context.module.path) or "the detector's output")
-            counts.append(sum(_count(leaf) for leaf in jax.tree.leaves(output)))
+            counts.append(sum(map(_count, jax.tree.leaves(output)), jnp.zeros((), jnp.int32)))
         return output
 
     with nn.intercept_methods(look):

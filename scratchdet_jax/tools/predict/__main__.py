@@ -13,7 +13,8 @@ import collections
 import contextlib
 import itertools
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,7 +26,7 @@ from scratchdet_jax.errors import UserError, plural, writable_folder
 from scratchdet_jax.evaluation.drawing import grid, save_png, saved_by
 from scratchdet_jax.evaluation.evaluate import split_name
 from scratchdet_jax.files import mark_of
-from scratchdet_jax.predictor import BATCH_SIZE, THRESHOLD, Predictor, Threshold, from_run
+from scratchdet_jax.predictor import BATCH_SIZE, THRESHOLD, Image, Predictor, Threshold, from_run
 from scratchdet_jax.progress import Progress
 from scratchdet_jax.run.exported import ExportedRun
 from scratchdet_jax.run.open import SavedRun, open_trained
@@ -80,6 +81,7 @@ def main(argv: Sequence[str]) -> None:
     annotates = options.pictures and not options.frames
     tracked = _tracked(found, work.total)
     for (video, rate), group in itertools.groupby(tracked, lambda d: (d.item.video, d.item.rate)):
+        keeping: AbstractContextManager[Callable[[np.ndarray], None]]
         keeping = contextlib.nullcontext(cells.append)
         if video and annotates:
             keeping = video_writer(output / f"{video}.mp4", rate)
@@ -128,7 +130,7 @@ def _detected(detector: Predictor, items: Iterable[Item], threshold: Threshold) 
     """Each image with what was found in it, or why it could not be used."""
     waiting: collections.deque[Item] = collections.deque()
 
-    def images() -> Iterator:
+    def images() -> Iterator[Image]:
         for item in items:
             waiting.append(item)
             yield item.image

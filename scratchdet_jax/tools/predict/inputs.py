@@ -108,7 +108,9 @@ def unique_stems(names: Sequence[str], taken: Sequence[str]) -> list[str]:
         names: paths, or ids, of which .v2 is no suffix.
         taken: names that are not given.
     """
-    used, last, stems = {name.lower() for name in taken}, {}, []
+    used = {name.lower() for name in taken}
+    last: dict[str, int] = {}
+    stems = []
     for name in names:
         path = Path(name)
         known = path.suffix.lower() in (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)
@@ -179,6 +181,6 @@ def split_items(source: DetectionSource, stems: Sequence[str]) -> Iterator[Item]
         truth = None
         with contextlib.suppress(ValueError):  # the predictor reports an image that is broken
             header = read_header(image.content)._replace(orientation=image.orientation)
-            scale = np.tile(np.float64(header.displayed_size), 2)
+            scale = np.tile(np.asarray(header.displayed_size, np.float64), 2)
             truth = ImageGroundTruth(example["boxes"] * scale, example["labels"], example["ignore"])
         yield Item(name, name, stem, image, truth)

@@ -76,7 +76,7 @@ def video_writer(path: Path, rate: float) -> Iterator[Callable[[np.ndarray], Non
         nonlocal writer
         if writer is None:
             size = (picture.shape[1], picture.shape[0])
-            code = cv2.VideoWriter_fourcc(*"mp4v")
+            code = cv2.VideoWriter.fourcc(*"mp4v")
             writer = cv2.VideoWriter(str(part), cv2.CAP_FFMPEG, code, rate, size)
             if not writer.isOpened():
                 raise UserError(

@@ -55,7 +55,7 @@ def open_results(
     """
     files = result_files(kind, output, class_names, split)
     if kind == "coco":
-        return _Coco(*files, class_names, mark)
+        return _Coco(files[0], files[1], class_names, mark)
     return _Csv(files[0]) if kind == "csv" else _Voc(dict(zip(class_names, files, strict=True)))
 
 
