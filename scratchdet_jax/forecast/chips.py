@@ -10,7 +10,7 @@ import math
 import os
 import re
 import sys
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from scratchdet_jax.errors import UserError, one_line
 
@@ -106,7 +106,7 @@ def chip_of(kind: str) -> Chip | None:
     return next((chip for chip in CHIPS if kind.startswith(chip.kind)), None)
 
 
-def devices(name: str) -> tuple[Chip, list]:
+def devices(name: str) -> tuple[Chip, list[Any]]:
     """JAX devices that programs can be compiled for, but not run on.
 
     Args:
@@ -126,7 +126,7 @@ def devices(name: str) -> tuple[Chip, list]:
     return chip, _tpus(chip, shape) if chip.clock else _gpus(chip, shape)
 
 
-def _tpus(chip: Chip, shape: str) -> list:
+def _tpus(chip: Chip, shape: str) -> list[Any]:
     sides = shape.split("x")
     if not all(side.isdecimal() and int(side) > 0 for side in sides) or len(sides) not in (2, 3):
         raise UserError(
@@ -136,7 +136,7 @@ def _tpus(chip: Chip, shape: str) -> list:
     _check_libtpu()
     from jax.experimental import topologies
 
-    options = {}
+    options: dict[str, Any] = {}
     if math.prod(map(int, sides)) < 4:  # part of a host
         options["chips_per_host_bounds"] = [*map(int, sides), 1][:3]
     if chip.name == "v4":  # both cores of a chip are one device, as on Cloud TPU
@@ -179,7 +179,7 @@ def _check_libtpu() -> None:
         )
 
 
-def _gpus(chip: Chip, shape: str) -> list:
+def _gpus(chip: Chip, shape: str) -> list[Any]:
     if shape and not (shape.isdecimal() and int(shape) > 0):
         raise UserError(
             f"--device={chip.name}:{shape}: use the number of GPUs in the machine, as in "

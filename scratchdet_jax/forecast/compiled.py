@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
@@ -154,7 +154,7 @@ class Text:
             yield operation
             runs = line.runs
             if operation.kind == "conditional":
-                runs = [max(runs, key=self.cycles)]
+                runs = (max(runs, key=self.cycles),)
             for name in runs:
                 yield from self._run(name, rounds * (line.trips or 1), operation.scope)
 
@@ -174,7 +174,7 @@ class Text:
         ]
 
 
-def _line(line: str, found: re.Match, sizes: dict[str, int]) -> _Line:
+def _line(line: str, found: re.Match[str], sizes: dict[str, int]) -> _Line:
     kind, operands = found["kind"], re.findall(r"%([\w.\-]+)", found["operands"])
     cycles, scope, trips = _CYCLES.search(line), _SCOPE.search(line), _TRIPS.search(line)
     runs = _RUNS.findall(line) if kind in ("while", "conditional", "call") else []
@@ -230,7 +230,7 @@ def device_memory(compiled: jax.stages.Compiled) -> dict[str, int]:
 
     Results that reuse the memory of arguments are not counted.
     """
-    plan = compiled.memory_analysis()
+    plan: Any = compiled.memory_analysis()
     parts = {
         "arguments": plan.argument_size_in_bytes,
         "results": plan.output_size_in_bytes - plan.alias_size_in_bytes,

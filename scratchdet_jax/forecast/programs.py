@@ -6,7 +6,6 @@ Nothing is executed, so the devices of the mapping need not exist (parallel/chip
 import math
 import re
 from collections import Counter
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -18,16 +17,17 @@ from scratchdet_jax.config.validation import validate
 from scratchdet_jax.detector import build_detector
 from scratchdet_jax.evaluation.evaluator import map_eval_steps
 from scratchdet_jax.models.layers import packs
+from scratchdet_jax.models.parts import part_of
 from scratchdet_jax.parallel.devices import AXIS, DeviceMapping
 from scratchdet_jax.run.state import create_state
 from scratchdet_jax.training.optimizer import make_optimizer
-from scratchdet_jax.training.step import make_train_step, part_of
+from scratchdet_jax.training.step import make_train_step
 
 
 class Program(NamedTuple):
     """A mapped function and the shapes of its arguments."""
 
-    function: Callable
+    function: Any
     arguments: tuple[Any, Any]
 
     def compile(self, **options: Any) -> jax.stages.Compiled:
@@ -124,8 +124,10 @@ def count_flop(jaxpr: Jaxpr, scope: str = "") -> Counter[str]:
 def _flop(equation: JaxprEqn) -> int:
     if equation.primitive.name not in ("conv_general_dilated", "dot_general"):
         return 0
-    outputs = equation.outvars[0].aval.size
-    left, right = (x.aval.shape for x in equation.invars)
+    result: Any = equation.outvars[0].aval
+    operands: list[Any] = [x.aval for x in equation.invars]
+    outputs = result.size
+    left, right = (x.shape for x in operands)
     if equation.primitive.name == "dot_general":
         (contracted, _), _ = equation.params["dimension_numbers"]
         return 2 * outputs * math.prod(left[i] for i in contracted)
