@@ -76,7 +76,7 @@ def read_config(workdir: str | Path) -> dict[str, object] | None:
         return None
     from scratchdet_jax.run.checkpoints import Checkpoints  # JAX and Orbax: slow
 
-    checkpoints = Checkpoints(workdir, read_only=True)
+    checkpoints = Checkpoints(Path(workdir), read_only=True)
     try:
         step = checkpoints.latest_step
         return None if step is None else flatten(checkpoints.info(step).config)

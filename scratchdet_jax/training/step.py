@@ -21,7 +21,7 @@ from scratchdet_jax.training.optimizer import make_schedule
 Metrics = dict[str, jax.Array]
 
 
-def example_keys(seed: int, step: jax.Array, positions: jax.Array) -> jax.Array:
+def example_keys(seed: int, step: jax.Array | int, positions: jax.Array) -> jax.Array:
     """Derives one key per example from (seed, step, position in the global batch) alone."""
     key = jax.random.fold_in(jax.random.key(seed), step)
     return jax.vmap(lambda position: jax.random.fold_in(key, position))(positions)

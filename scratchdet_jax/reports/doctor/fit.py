@@ -6,7 +6,7 @@ bounds memory and compiles only a few shapes.
 
 import functools
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -96,8 +96,7 @@ class BoxTable(NamedTuple):
     def select(self, index: np.ndarray, counts: np.ndarray, sizes: np.ndarray) -> "BoxTable":
         """The boxes `index` as a table whose images have `counts` boxes and `sizes`."""
         starts = np.concatenate([[0], np.cumsum(counts)])
-        values = (values[index] for values in (self.boxes, self.labels, self.ignore))
-        return BoxTable(*values, starts, sizes)
+        return BoxTable(self.boxes[index], self.labels[index], self.ignore[index], starts, sizes)
 
 
 class Fit(NamedTuple):
@@ -135,7 +134,7 @@ def box_sides(boxes: np.ndarray, image_size: int) -> np.ndarray:
     return (boxes[:, 2:] - boxes[:, :2]) * image_size
 
 
-def make_levels(config: ml_collections.ConfigDict, **changes: tuple) -> Levels:
+def make_levels(config: ml_collections.ConfigDict, **changes: Any) -> Levels:
     """The anchors of `config`; `changes` replace fields of `config.anchors`."""
     specification = AnchorSpecification(
         image_size=config.image_size, **(config.anchors.to_dict() | changes)
@@ -249,7 +248,7 @@ def _fit(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Best IoU per level [B, M, L]; anchors matched, and those that reach the threshold, [B, M]."""
 
-    def one(boxes: jax.Array, labels: jax.Array) -> tuple[jax.Array, ...]:
+    def one(boxes: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         overlaps = box_ops.iou(boxes, anchors)
         starts = (0, *ends[:-1])
         best = [jnp.max(overlaps[:, a:b], axis=1) for a, b in zip(starts, ends, strict=True)]
@@ -282,8 +281,12 @@ def _augment_boxes(
     """
     pixel = jnp.zeros((1, 1, 3), jnp.uint8)
 
-    def one(key: jax.Array, size: jax.Array, *boxes: jax.Array) -> tuple[jax.Array, jax.Array]:
-        _, placed, labels, ignore = augment(key, pixel, size, *boxes, options, image_size)
+    def one(
+        key: jax.Array, size: jax.Array, boxes: jax.Array, labels: jax.Array, ignore: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        _, placed, labels, ignore = augment(
+            key, pixel, size, boxes, labels, ignore, options, image_size
+        )
         return placed, labels if keep_ignored else jnp.where(ignore, 0, labels)
 
     return jax.vmap(one)(keys, sizes, boxes, labels, ignore)
