@@ -170,7 +170,7 @@ def feature_shapes(
         UserError: the image is too small for the network.
     """
     square = isinstance(image_size, int)
-    shape = (image_size, image_size) if square else image_size
+    shape = (image_size, image_size) if isinstance(image_size, int) else image_size
     given = (
         f"config.image_size is {image_size}" if square else f"{shape[0]} x {shape[1]} pixels are"
     )

@@ -55,5 +55,5 @@ def confusion_matrix(
                 matrix[counted[column], guessed[row]] += 1
         np.add.at(matrix, (counted[free_truth], 0), 1)
         on_ignored = overlaps(found.boxes_pixels[shown], boxes[ignore]) >= iou
-        np.add.at(matrix, (0, guessed[free_found & ~on_ignored.any(axis=1)]), 1)
+        np.add.at(matrix[0], guessed[free_found & ~on_ignored.any(axis=1)], 1)
     return matrix

@@ -8,6 +8,7 @@ import difflib
 import importlib
 import importlib.util
 from collections.abc import Sequence
+from importlib.abc import InspectLoader
 from importlib.machinery import ModuleSpec
 
 from scratchdet_jax import cli
@@ -54,15 +55,18 @@ def start() -> None:
 def title(name: str) -> str:
     """The first line of a command's docstring, without importing the command."""
     module = _module(name)
-    source = module.loader.get_source(module.name)
-    return (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
+    loader = module.loader
+    source = loader.get_source(module.name) if isinstance(loader, InspectLoader) else None
+    return (ast.get_docstring(ast.parse(source or "")) or "").partition("\n")[0]
 
 
 def _module(name: str) -> ModuleSpec:
     """The module of a command: NAME, or NAME.__main__ if that is a package."""
     module = importlib.util.find_spec(f"{__package__}.{name}")
-    if module.submodule_search_locations is not None:
+    if module is not None and module.submodule_search_locations is not None:
         module = importlib.util.find_spec(f"{module.name}.__main__")
+    if module is None:
+        raise ModuleNotFoundError(f"{__package__}.{name}")
     return module
 
 
