@@ -11,7 +11,7 @@ import tensorflow_datasets as tfds
 from scratchdet_jax.data.records import DetectionSource, open_source, parse_spec
 from scratchdet_jax.data.tfds_dataset import open_prepared
 from scratchdet_jax.datasets.shapes import prepare_shapes
-from scratchdet_jax.reports.page.layout import Named
+from scratchdet_jax.reports.page.wording import Named
 
 
 class Opened(NamedTuple):

@@ -15,13 +15,13 @@ from scratchdet_jax.reports.doctor.census import (
 )
 from scratchdet_jax.reports.doctor.fit import box_sides, fit_anchors, fit_augmented, make_levels
 from scratchdet_jax.reports.doctor.opening import Opened
-from scratchdet_jax.reports.page.layout import Named
+from scratchdet_jax.reports.page.wording import Named
 
 DRAWS = 4
 """Augmentations of each image."""
 
 
-class Study:
+class DataSetStudy:
     """A data set as a recipe sees it.
 
     An image in several splits counts once: the distinct images and their boxes.
@@ -59,7 +59,7 @@ class Study:
         self.threshold = config.loss.match_iou
         self.levels = make_levels(config)
 
-        self.census = take_census(opened.splits, config.data.threads)
+        self.census = take_census(opened.splits)
         self.class_names = self.census.class_names
         self.images = chosen = self.census.distinct
         self.table, _ = select_images(self.census.table, self.images)
@@ -69,7 +69,7 @@ class Study:
         if len(chosen) > most_images:
             chosen = np.sort(np.random.default_rng(0).choice(chosen, most_images, replace=False))
         self.decoded = chosen
-        self.signatures, broken = decode(self.census, opened.splits, chosen, config.data.threads)
+        self.signatures, broken = decode(self.census, opened.splits, chosen)
         problems = {int(i): self.census.looks[i].problem for i in self.images}
         self.broken = {i: problem for i, problem in problems.items() if problem} | broken
         self._fit()

@@ -275,7 +275,7 @@ class Page(html.parser.HTMLParser):
             self.images.append(attributes["src"])
 
     def handle_startendtag(self, tag, attributes):
-        assert tag in ("line", "rect", "polyline")
+        assert tag in ("path", "rect", "use", "g")
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
