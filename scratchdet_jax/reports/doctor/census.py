@@ -45,7 +45,7 @@ class Look(NamedTuple):
 
     @property
     def place(self) -> str:
-        """SPLIT/FILE."""
+        """Returns SPLIT/FILE."""
         return f"{self.split}/{self.filename}"
 
 
@@ -70,7 +70,7 @@ class Census(NamedTuple):
     table: BoxTable
 
     def contents(self) -> dict[str, set[bytes]]:
-        """The digests of each split's images."""
+        """Returns the digests of each split's images."""
         found: dict[str, set[bytes]] = {name: set() for name in self.split_names}
         for look in self.looks:
             found[look.split].add(look.content)
@@ -117,7 +117,7 @@ def decode(
 
 
 def select_images(table: BoxTable, chosen: np.ndarray) -> tuple[BoxTable, np.ndarray]:
-    """The table of the chosen images, in their order, and its boxes' indices in the full table."""
+    """Returns the table of the chosen images, and its boxes' indices in the full table."""
     counts = table.counts[chosen]
     skipped = table.starts[chosen] - (np.cumsum(counts) - counts)
     index = np.repeat(skipped, counts) + np.arange(counts.sum())
@@ -125,21 +125,21 @@ def select_images(table: BoxTable, chosen: np.ndarray) -> tuple[BoxTable, np.nda
 
 
 def without_ignored(table: BoxTable) -> tuple[BoxTable, np.ndarray]:
-    """The table without ignored boxes, and its boxes' indices in the full table."""
+    """Returns the table without ignored boxes, and its boxes' indices in the full table."""
     index = np.flatnonzero(~table.ignore)
     counts = np.bincount(table.image[index], minlength=len(table.sizes))
     return table.select(index, counts, table.sizes), index
 
 
 def size_on_canvas(sizes: np.ndarray, canvas: tuple[int, int]) -> np.ndarray:
-    """Sizes int [N, 2] after the loader's reduction to the canvas; never enlarged."""
+    """Returns the sizes int [N, 2] after the loader's reduction to the canvas; never enlarged."""
     sizes = np.maximum(sizes, 1)
     scale = np.minimum(1.0, np.min(np.asarray(canvas) / sizes, axis=1, keepdims=True))
     return np.clip(np.round(sizes * scale), 1, canvas).astype(np.int32)
 
 
 def box_defects(boxes: np.ndarray, labels: np.ndarray) -> list[tuple[str, str]]:
-    """Defects of the boxes of one image, as stored: (kind, detail).
+    """Finds defects of the boxes of one image, as stored: (kind, detail).
 
     Args:
         boxes: float [n, 4], (ymin, xmin, ymax, xmax), normalised, unchecked.

@@ -63,12 +63,12 @@ def open_dataset(dataset: str, data_dir: str) -> Opened:
 
 
 def _directory(name: str, data_dir: str) -> Path:
-    """The directory of a data set's files."""
+    """Returns the directory of a data set's files."""
     return Path(open_prepared(name, "all", data_dir).shards[0].filename).parent
 
 
 def _preparation(directory: Path) -> dict[str, Named]:
-    """What was skipped or repaired according to the builder's report.json, by kind."""
+    """Returns what was skipped or repaired according to the builder's report.json, by kind."""
     kinds: dict[str, list[str]] = collections.defaultdict(list)
     try:
         report = json.loads((directory / "report.json").read_text(encoding="utf-8"))

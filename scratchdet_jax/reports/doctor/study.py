@@ -87,22 +87,22 @@ class DataSetStudy:
 
     @property
     def most_boxes(self) -> int:
-        """Boxes of the most crowded record."""
+        """Returns the number of boxes of the most crowded record."""
         return int(self.census.table.counts.max(initial=0))
 
     def class_sizes(self, label: int) -> np.ndarray:
-        """Sizes of a class's distinct boxes."""
+        """Returns the sizes of a class's distinct boxes."""
         return self.sizes[self.table.labels == label]
 
     def place(self, image: int) -> str:
-        """SPLIT/FILE of an image of the census."""
+        """Returns SPLIT/FILE of an image of the census."""
         return self.census.looks[image].place
 
     def named(self, images: Iterable[int]) -> Named:
-        """Images of the census by name."""
+        """Returns the names of images of the census."""
         return Named.first([self.place(i) for i in images])
 
     def example(self, image: int) -> Example:
-        """The record of an image of the census."""
+        """Returns the record of an image of the census."""
         look = self.census.looks[image]
         return self.opened.splits[look.split][look.position]

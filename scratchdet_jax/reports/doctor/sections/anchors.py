@@ -105,7 +105,7 @@ class Anchors(NamedTuple):
         )
 
     def findings(self, study: DataSetStudy) -> Iterator[Finding]:
-        """Boxes that no anchor trains, tiny objects, and what augmentation costs."""
+        """Finds boxes that no anchor trains, tiny objects, and what augmentation costs."""
         untrained = self.before.untrained
         if untrained > 0:
             count = round(untrained * self.before.count)
@@ -187,7 +187,7 @@ class Anchors(NamedTuple):
 
 
 def summarize(fit: Fit, threshold: float, class_count: int) -> FitSummary:
-    """Shares over all boxes, by level and by class."""
+    """Returns shares over all boxes, by level and by class."""
     reached = fit.best >= threshold
     overall = reached.any(axis=1)
     home = np.argmax(fit.best, axis=1)

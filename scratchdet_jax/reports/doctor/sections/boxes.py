@@ -39,7 +39,7 @@ class ClassCounts(NamedTuple):
 
     @property
     def total(self) -> int:
-        """Boxes, ignored ones included."""
+        """Returns the number of boxes, ignored ones included."""
         return self.boxes + self.ignored
 
 
@@ -83,7 +83,7 @@ class Boxes(NamedTuple):
         )
 
     def findings(self, study: DataSetStudy) -> Iterator[Finding]:
-        """Ignored boxes and scarce classes."""
+        """Finds ignored boxes and scarce classes."""
         total = max(len(study.table.labels), 1)
         ignored = sum(c.ignored for c in self.classes)
         if ignored:
@@ -132,25 +132,18 @@ class Boxes(NamedTuple):
                 "These are too few to learn from scratch; expect a low AP.",
             )
 
-    def charts(self, study: DataSetStudy) -> list[tuple[Markup, str]]:
-        """Returns three histograms and their captions."""
-        sizes, aspects, counts = self.size_histogram, self.aspect_histogram, self.count_histogram
-        return [
-            (
-                sizes.chart("box sizes", size_axis(study.levels)),
-                "Size: square root of the area, in pixels of the network input and in percent of "
-                "its side. Dashed: the anchors' sizes.",
-            ),
-            (
-                aspects.chart("aspect ratios", _aspect_axis(study.levels)),
-                "Aspect: width over height in the square network input. Dashed: the anchors' "
-                "ratios.",
-            ),
-            (
-                counts.chart("boxes per image", _count_axis(counts, study.most_boxes)),
-                "Boxes per image.",
-            ),
-        ]
+    def size_chart(self, levels: Levels) -> Markup:
+        """Draws the sizes, with marks at the anchors' sizes."""
+        return self.size_histogram.chart("box sizes", size_axis(levels))
+
+    def aspect_chart(self, levels: Levels) -> Markup:
+        """Draws width over height, with marks at the anchors' ratios."""
+        return self.aspect_histogram.chart("aspect ratios", _aspect_axis(levels))
+
+    def count_chart(self, most: int) -> Markup:
+        """Draws the numbers of boxes per image; `most` is the largest."""
+        histogram = self.count_histogram
+        return histogram.chart("boxes per image", _count_axis(histogram, most))
 
     def rows(self, levels: Levels) -> list[list[Cell]]:
         """Returns counts and sizes by class."""
@@ -171,19 +164,19 @@ class Boxes(NamedTuple):
 
 
 def size_edges(image_size: int) -> np.ndarray:
-    """Bins of sqrt(area) in pixels, four to an octave, from a 64th of the network input's side."""
+    """Returns bins of sqrt(area) in pixels, four to an octave, from a 64th of the input's side."""
     return image_size * 2.0 ** np.arange(-6, 0.01, 0.25)
 
 
 def size_axis(levels: Levels) -> Axis:
-    """Labels at every octave, in pixels and in percent of the side; marks at the anchors' sizes."""
+    """Returns labels at every octave, in pixels and percent, and marks at the anchors' sizes."""
     side = levels.image_size
     ticks = [(side * 2.0**k, f"{side * 2.0**k:.0f}\n{percent(2.0**k)}") for k in range(-6, 1)]
     return Axis(ticks, [(float(low), str(low)) for low, _ in levels.sizes], log=True)
 
 
 def count_histogram(counts: np.ndarray) -> Histogram:
-    """Boxes per image in about 30 bins of integer width; the largest 1 % share the last bin."""
+    """Counts boxes per image in about 30 bins of integer width; the largest 1 % share the last."""
     usual = np.percentile(counts, 99) if len(counts) else 0
     step = max(1, math.ceil((usual + 1) / 30))
     edges = np.arange(0, max(min(counts.max(initial=0), 30 * step), 1) + step + 1, step)
@@ -191,7 +184,7 @@ def count_histogram(counts: np.ndarray) -> Histogram:
 
 
 def count_labels(histogram: Histogram, most: int) -> list[str]:
-    """Names of the bins of boxes per image; the last is open if `most` is beyond it."""
+    """Returns names of the bins of boxes per image; the last is open if `most` is beyond it."""
     starts = [round(edge) for edge in histogram.edges]
     labels = [
         str(low) if high == low + 1 else f"{low}–{high - 1}"
@@ -240,7 +233,7 @@ def _aspect_axis(levels: Levels) -> Axis:
 
 
 def _count_axis(histogram: Histogram, most: int) -> Axis:
-    """Labels in the middle of about five bins, the last among them."""
+    """Returns labels in the middle of about five bins, the last among them."""
     edges, names = histogram.edges, count_labels(histogram, most)
     step = max(1, len(names) // 5)
     bins = range(len(names) - 1, -1, -step)

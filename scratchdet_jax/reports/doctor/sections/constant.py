@@ -23,7 +23,7 @@ class SplitScore(NamedTuple):
     box: ConstantBox
 
     def sentence(self) -> str:
-        """The figure in words."""
+        """Returns the figure in words."""
         return (
             f"One box per class, in the same place on every image of {self.split}, scores "
             f"mAP {number(self.box.mean, 2)} ({self.label})."
@@ -50,7 +50,7 @@ class ConstantScore(NamedTuple):
         return cls(SplitScore(split, METRIC_LABELS[metric], _score(study.census, split, metric)))
 
     def findings(self, study: DataSetStudy) -> Iterator[Finding]:
-        """A constant box that scores well."""
+        """Finds a constant box that scores well."""
         found = self.constant_box
         if found and found.box.mean >= _HIGH:
             yield Finding(

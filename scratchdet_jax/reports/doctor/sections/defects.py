@@ -26,7 +26,7 @@ class Defects(NamedTuple):
         return cls({kind: Named.first(texts) for kind, texts in ranked}, study.opened.prepared)
 
     def findings(self, study: DataSetStudy) -> Iterator[Finding]:
-        """Degenerate boxes, repeated boxes, and what preparing found."""
+        """Finds degenerate boxes, repeated boxes, and what preparing found."""
         total = max(len(study.table.labels), 1)
         repeated = {k: n for k, n in self.defects.items() if k.startswith("the same box")}
         wrong = {k: n for k, n in self.defects.items() if k not in repeated}

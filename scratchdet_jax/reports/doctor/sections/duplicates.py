@@ -104,7 +104,7 @@ def draw_groups(
 
 
 def _groups(census: Census) -> list[Group]:
-    """Images with the same bytes, except where splits contain one another by design.
+    """Finds images with the same bytes, except where splits contain one another by design.
 
     A file that is both in train and in trainval is one image; it is listed when it is there twice
     under two names, twice in one split, or in two splits that merely overlap.
@@ -130,12 +130,12 @@ def _groups(census: Census) -> list[Group]:
 
 
 def _nested(census: Census) -> set[frozenset[str]]:
-    """Pairs of splits of which one contains the other by design."""
+    """Returns pairs of splits of which one contains the other by design."""
     return {frozenset((o.first, o.second)) for o in overlaps(census.contents()) if o.by_design}
 
 
 def _near(study: DataSetStudy) -> list[Pair]:
-    """Pairs of decoded images that look alike but do not have the same bytes.
+    """Finds pairs of decoded images that look alike but do not have the same bytes.
 
     A pair is across splits if its images are in different splits, even if one of the two is in the
     other's split as well; splits that contain one another by design do not count.

@@ -63,7 +63,7 @@ class ImageChecks(NamedTuple):
         )
 
     def findings(self, study: DataSetStudy) -> Iterator[Finding]:
-        """Images that stop training, and images to look at."""
+        """Finds images that stop training, and images to look at."""
         total = len(study.images)
         if broken := self.undecodable.count:
             yield Finding(

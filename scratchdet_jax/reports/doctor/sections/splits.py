@@ -32,7 +32,7 @@ class Overlap(NamedTuple):
     by_design: bool
 
     def sentence(self) -> str:
-        """The overlap in words."""
+        """Returns the overlap in words."""
         shared = plural(self.shared, "image")
         if self.contained == "both":
             return f"{self.first} and {self.second} contain the same {shared}."
@@ -101,7 +101,7 @@ class Splits(NamedTuple):
 
     @property
     def any_ignored(self) -> bool:
-        """Whether a split has difficult or crowd boxes."""
+        """Returns whether a split has difficult or crowd boxes."""
         return any(sum(split.ignored) for split in self.splits)
 
     def rows(self, study: DataSetStudy) -> list[list[Cell]]:
@@ -144,7 +144,7 @@ def overlaps(splits: dict[str, set[Any]]) -> list[Overlap]:
 
 
 def _is_made_of_others(name: str, splits: dict[str, set[Any]]) -> bool:
-    """Whether a split is the union of two or more smaller ones, as trainval is."""
+    """Returns whether a split is the union of two or more smaller ones, as trainval is."""
     union = splits[name]
     parts = [s for other, s in splits.items() if other != name and s < union and s]
     return len(parts) >= 2 and set().union(*parts) == union

@@ -42,7 +42,7 @@ class BoxExample(NamedTuple):
 
     @property
     def aspect(self) -> float:
-        """Width over height."""
+        """Returns width over height."""
         return self.width / max(self.height, 1e-9)
 
 
@@ -92,7 +92,7 @@ class Unreached(NamedTuple):
         )
 
     def findings(self, study: DataSetStudy) -> Iterator[Finding]:
-        """The classes with many such boxes."""
+        """Finds the classes with many such boxes."""
         fit = study.before
         reached = fit.reached(study.threshold)
         classes = range(len(study.class_names))
@@ -117,7 +117,7 @@ class Unreached(NamedTuple):
         )
 
     def _class_missed(self, study: DataSetStudy, missed: float, n: int) -> str:
-        """One class: how many of its boxes reach no anchor, and whether their size explains it."""
+        """Returns how many boxes of a class reach no anchor, and whether their size explains it."""
         sizes, smallest = study.class_sizes(n + 1), study.levels.smallest
         below = share(sizes < smallest)
         text = f"{percent(missed)} of {study.class_names[n]}"
@@ -132,7 +132,7 @@ class Unreached(NamedTuple):
         return text + ")"
 
     def better_sizes(self, study: DataSetStudy) -> WhatIf | None:
-        """Other anchor sizes that would reach clearly more boxes; None if there are none."""
+        """Returns other anchor sizes that would reach clearly more boxes, if there are any."""
         now = sum(_reached(study))
         best = max(self.what_if, key=lambda w: w.reached + w.reached_augmented, default=None)
         if best is None or not best.reached + best.reached_augmented >= now + 2 * _GAIN:
@@ -151,7 +151,7 @@ class Unreached(NamedTuple):
         )
 
     def _other_advice(self) -> str:
-        """Advice where other sizes by SSD's rule would not help clearly."""
+        """Returns advice where other sizes by SSD's rule would not help clearly."""
         if self.unreached_thin > self.unreached_small:
             return "Add larger ratios to config.anchors.aspect_ratios, or accept the loss."
         return (
@@ -184,7 +184,7 @@ class Unreached(NamedTuple):
 
 
 def too_small(boxes: np.ndarray, levels: Levels, threshold: float) -> np.ndarray:
-    """Whether boxes [n, 4] are too small for any anchor at any position: bool [n].
+    """Returns whether boxes [n, 4] are too small for any anchor at any position: bool [n].
 
     IoU is at most the smaller area over the larger.
     """
@@ -193,7 +193,7 @@ def too_small(boxes: np.ndarray, levels: Levels, threshold: float) -> np.ndarray
 
 
 def too_long(boxes: np.ndarray, levels: Levels, threshold: float) -> np.ndarray:
-    """Whether boxes [n, 4] are too elongated for the anchors' ratios: bool [n].
+    """Returns whether boxes [n, 4] are too elongated for the anchors' ratios: bool [n].
 
     A box whose aspect ratio is k times an anchor's has IoU 1 / (2 √k − 1) with it at the best
     size (a side between the box's two) and position. It misses the threshold t if
@@ -211,7 +211,7 @@ def what_if(
     augmented: np.ndarray,
     first_percents: tuple[float, ...],
 ) -> list[WhatIf]:
-    """The share of boxes reached if the anchors started at other sizes, by SSD's rule.
+    """Returns the share of boxes reached if the anchors started at other sizes, by SSD's rule.
 
     SSD's rule: the first level has its own size p; the others rise evenly from 2·p to the last
     level's max size. At p = 10 these are the published sizes for VOC.
@@ -238,7 +238,7 @@ def what_if(
 
 
 def _best_iou(anchors: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """The best IoU of each box with any anchor, [K]."""
+    """Returns the best IoU of each box with any anchor, [K]."""
     best = np.zeros(len(boxes), np.float32)
     for first in range(0, len(boxes), _ROWS):
         some = np.zeros((_ROWS, 4), np.float32)
@@ -254,7 +254,7 @@ def _max_iou(anchors: jax.Array, boxes: jax.Array) -> jax.Array:
 
 
 def _reached(study: DataSetStudy) -> tuple[float, float]:
-    """The share of the boxes that reach an anchor, before and after augmentation."""
+    """Returns the share of the boxes that reach an anchor, before and after augmentation."""
     return tuple(share(fit.reached(study.threshold)) for fit in (study.before, study.after))
 
 

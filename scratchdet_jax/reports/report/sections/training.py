@@ -169,7 +169,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _numbers(records: Sequence[Mapping[str, Any]], field: str) -> Series:
-    """The series of a field, passing over what is no number."""
+    """Returns the series of a field, passing over what is no number."""
     return series([r for r in records if _is_number(r.get(field))], field)
 
 
