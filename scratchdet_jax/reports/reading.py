@@ -71,7 +71,7 @@ def read_run(workdir: str | Path, name: str) -> RunRecords:
 
 
 def read_config(workdir: str | Path) -> dict[str, object] | None:
-    """Reads the config of a run by dotted field name from the newest checkpoint, if there is one."""
+    """Reads the config from a run's newest checkpoint, by dotted field name; None without one."""
     if not (Path(workdir) / "checkpoints").is_dir():
         return None
     from scratchdet_jax.run.checkpoints import Checkpoints  # JAX and Orbax: slow

@@ -8,15 +8,15 @@ from scratchdet_jax.reports.doctor.sections.anchors import Anchors
 from scratchdet_jax.reports.doctor.sections.boxes import Boxes
 from scratchdet_jax.reports.doctor.sections.constant import ConstantScore
 from scratchdet_jax.reports.doctor.sections.defects import Defects
-from scratchdet_jax.reports.doctor.sections.duplicates import Duplicates, draw_groups
+from scratchdet_jax.reports.doctor.sections.duplicates import Duplicates
 from scratchdet_jax.reports.doctor.sections.images import ImageChecks
 from scratchdet_jax.reports.doctor.sections.samples import draw_samples
 from scratchdet_jax.reports.doctor.sections.splits import Splits
 from scratchdet_jax.reports.doctor.sections.unreached import Unreached
 from scratchdet_jax.reports.doctor.study import DRAWS, DataSetStudy
-from scratchdet_jax.reports.page.pictures import IGNORED, class_colors
+from scratchdet_jax.reports.page.pictures import IGNORED, class_colors, photo
 from scratchdet_jax.reports.page.templates import render
-from scratchdet_jax.reports.page.wording import SEVERITIES, Finding, Named, for_json
+from scratchdet_jax.reports.page.wording import SEVERITIES, Finding, for_json
 
 
 class DataSetReport(NamedTuple):
@@ -47,7 +47,7 @@ class DataSetReport(NamedTuple):
 
     def to_text(self, study: DataSetStudy, seconds: float) -> str:
         """Returns the report for the terminal, the findings last."""
-        return render("doctor.txt", **self._values(study), seconds=seconds, first=Named.first)
+        return render("doctor.txt", **self._values(study), seconds=seconds)
 
     def to_html(self, study: DataSetStudy, sample_count: int, seconds: Callable[[], float]) -> str:
         """Returns the report as one self-contained page: inline style, charts and pictures.
@@ -59,7 +59,7 @@ class DataSetReport(NamedTuple):
             **self._values(study),
             seconds=seconds,
             samples=draw_samples(study, sample_count),
-            draw_groups=draw_groups,
+            photo=photo,
             class_colours=class_colors(study.class_names),
             ignored=IGNORED,
         )

@@ -1,7 +1,7 @@
 """Images with the same bytes, and images that look alike."""
 
 import collections
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from scratchdet_jax.datasets.duplicates import near_pairs
@@ -9,10 +9,7 @@ from scratchdet_jax.errors import plural
 from scratchdet_jax.reports.doctor.census import Census, Look
 from scratchdet_jax.reports.doctor.sections.splits import overlaps
 from scratchdet_jax.reports.doctor.study import DataSetStudy
-from scratchdet_jax.reports.page.pictures import Picture, photo
 from scratchdet_jax.reports.page.wording import Finding, verb
-
-_DRAWN = 8
 
 
 class Group(NamedTuple):
@@ -73,34 +70,6 @@ class Duplicates(NamedTuple):
                 f"{plural(near, 'pair')} of images within a split {verb(near, 'looks')} alike "
                 "in a coarse comparison.",
             )
-
-    def group_names(self) -> list[str]:
-        """Returns the groups in words."""
-        return [" = ".join(group.names) for group in self.groups]
-
-    def pair_names(self) -> list[str]:
-        """Returns the pairs that look alike in words."""
-        return [f"{' ~ '.join(pair.names)} ({pair.bits} bits)" for pair in self.near]
-
-    def pairs(self) -> list[Group]:
-        """Returns the pairs that look alike as groups."""
-        return [Group([p.first, p.second], list(p.names), p.across_splits) for p in self.near]
-
-
-def draw_groups(
-    study: DataSetStudy, groups: Sequence[Group]
-) -> list[tuple[Group, list[Picture | None]]]:
-    """Draws the first two images of the first groups."""
-    return [
-        (
-            group,
-            [
-                photo(study.example(i), name, 260)
-                for i, name in zip(group.images[:2], group.names, strict=False)
-            ],
-        )
-        for group in groups[:_DRAWN]
-    ]
 
 
 def _groups(census: Census) -> list[Group]:

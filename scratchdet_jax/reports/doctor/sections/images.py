@@ -8,7 +8,6 @@ import numpy as np
 from scratchdet_jax.errors import plural
 from scratchdet_jax.reports.doctor.census import size_on_canvas
 from scratchdet_jax.reports.doctor.study import DataSetStudy
-from scratchdet_jax.reports.page.pictures import Picture, photo
 from scratchdet_jax.reports.page.tables import Cell, Meter
 from scratchdet_jax.reports.page.wording import Finding, Named, percent, verb
 
@@ -98,10 +97,6 @@ class ImageChecks(NamedTuple):
                 f"{plural(turned, 'image')} {verb(turned, 'is')} rotated or mirrored by the EXIF "
                 "tag; boxes refer to the image as displayed.",
             )
-
-    def crowded_pictures(self, study: DataSetStudy) -> list[Picture | None]:
-        """Draws the most crowded images with their boxes."""
-        return [photo(study.example(i), f"{name}: {n} boxes", 520) for i, name, n in self.crowded]
 
     def size_rows(self) -> list[list[Cell]]:
         """Returns the most common sizes, with a bar each."""

@@ -13,14 +13,12 @@ from scratchdet_jax.ops import boxes as box_ops
 from scratchdet_jax.progress import track
 from scratchdet_jax.reports.doctor.fit import Levels, box_sides, make_levels, share
 from scratchdet_jax.reports.doctor.study import DRAWS, DataSetStudy
-from scratchdet_jax.reports.page.pictures import Picture, photo
 from scratchdet_jax.reports.page.tables import Cell, Share, Wrapped
 from scratchdet_jax.reports.page.wording import Finding, first_few, percent, verb
 
 _FIRST_PERCENTS = (3.0, 4.0, 5.0, 7.0, 10.0, 14.0)  # anchor sizes to try
 _ROWS = 256  # boxes compared at a time
 _LISTED = 12  # boxes in the table
-_PICTURED = 8
 _UNREACHED = 0.10  # share of a class's boxes that is worth a warning
 _GAIN = 0.03  # gain required to recommend other anchors
 
@@ -169,10 +167,6 @@ class Unreached(NamedTuple):
             rows.append([Wrapped(b.file), b.class_name, size, *figures])
         return rows
 
-    def pictures(self, study: DataSetStudy) -> list[Picture | None]:
-        """Draws the worst boxes."""
-        return [_picture(study, b) for b in self.unreached[:_PICTURED]]
-
     def what_if_rows(self) -> list[list[Cell]]:
         """Returns other anchor sizes, and what they would reach."""
         rows: list[list[Cell]] = [["first level at", "min_percent", "reached", "augmented"]]
@@ -278,12 +272,6 @@ def _examples(study: DataSetStudy, unreached: np.ndarray) -> list[BoxExample]:
             )
         )
     return examples
-
-
-def _picture(study: DataSetStudy, b: BoxExample) -> Picture | None:
-    caption = f"{b.file}: {b.class_name} {b.width:.0f}×{b.height:.0f} px, IoU {b.best_iou:.2f}"
-    box = b.box - int(study.census.table.starts[b.image])
-    return photo(study.example(b.image), caption, 300, box)
 
 
 def _typed(values: tuple[float, ...]) -> str:
