@@ -80,7 +80,8 @@ class Setup(NamedTuple):
             [field, Wrapped(_text(there)), Wrapped(_text(here))]
             for field, (there, here) in self.differences.items()
         ]
-        return [["field", self.basis.split()[1].rstrip("s,"), "run"], *rows]
+        recipe = self.basis.split()[1].rstrip("s,")
+        return [["field", Wrapped(recipe), Wrapped("run")], *rows]
 
     def summary(self) -> str:
         """Returns how many fields differ, and from what."""
@@ -110,7 +111,7 @@ def _compared(values: Mapping[str, Mapping[str, Any]], every: bool = False) -> l
     """Returns a row for each key, a column for each run; only keys that differ unless `every`."""
     keys = dict.fromkeys(key for one in values.values() for key in one)
     rows = [[key, *(Wrapped(_text(one.get(key, "–"))) for one in values.values())] for key in keys]
-    return [["", *values], *(row for row in rows if every or len(set(row[1:])) > 1)]
+    return [["", *map(Wrapped, values)], *(row for row in rows if every or len(set(row[1:])) > 1)]
 
 
 def _text(value: Any) -> str:
