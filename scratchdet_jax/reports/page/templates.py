@@ -1,5 +1,6 @@
 """Fills the templates in `reports/templates`: pages (HTML) and reports for the terminal."""
 
+import html
 import re
 from typing import Any
 
@@ -13,7 +14,7 @@ from scratchdet_jax.reports.page.wording import number, percent
 
 def prose(text: str) -> markupsafe.Markup:
     """Returns a text for a page: numbers stay with their units, flags are set as code."""
-    escaped = re.sub(r"(?<=\d) (?=(%|px|×))", "&nbsp;", str(markupsafe.escape(text)))
+    escaped = re.sub(r"(?<=\d) (?=(%|px|×))", "&nbsp;", html.escape(text, quote=False))
     flags = r"--config[\w.]+=\S*?(?=[,;.]?(\s|$))"
     return markupsafe.Markup(re.sub(flags, r"<code>\g<0></code>", escaped))
 

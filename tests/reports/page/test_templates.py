@@ -13,5 +13,5 @@ def test_every_template_compiles(name):
 
 
 def test_prose_escapes_and_marks_flags_and_units():
-    text = templates.prose("a <b> of 4 px: set --config.image_size=3.")
-    assert text == ("a &lt;b&gt; of 4&nbsp;px: set <code>--config.image_size=3</code>.")
+    text = templates.prose("a <b> of 4 px: set --config.a.b='(3,6)'.")
+    assert text == ("a &lt;b&gt; of 4&nbsp;px: set <code>--config.a.b='(3,6)'</code>.")
