@@ -139,22 +139,21 @@ class Training(NamedTuple):
         """Draws the curves of all runs, a chart a field, each with its caption."""
         charts = []
         for field, caption in _CHARTS.items():
-            curves = {name: run.curves[field] for name, run in runs.items() if field in run.curves}
-            if field == "loader_wait" and not any(len(steps) for steps, _ in curves.values()):
-                continue  # an older version wrote the log
             figure, axes = new_chart()
-            for n, (name, curve) in enumerate(curves.items()):
-                draw_curve(axes, *curve, run_colour(n), name, dots=field == "mAP")
+            ends = []
+            for n, (name, run) in enumerate(runs.items()):
+                steps, values = run.curves.get(field, ([], np.zeros(0)))
+                draw_curve(axes, steps, values, run_colour(n), name, dots=field == "mAP")
                 set_tooltip(axes.lines[-1], name)
+                finite = values[np.isfinite(values)]
+                if len(finite):
+                    ends.append(f"{name} from {finite[0]:.3g} to {finite[-1]:.3g}")
+            if field == "loader_wait" and not ends:
+                continue  # an older version wrote the log
             set_scale(axes)
             axes.set_xlim(0, max(1, *(run.step for run in runs.values())))
             if field == "loader_wait":
                 axes.set_ylim(0, 1)
-            ends = [
-                f"{name} from {values[0]:.3g} to {values[-1]:.3g}"
-                for name, (_, values) in curves.items()
-                if len(values)
-            ]
             title = f"{caption.partition(':')[0]}: {'; '.join(ends) or 'no data'}"
             charts.append((to_svg(figure, title), caption))
         return charts
