@@ -51,7 +51,7 @@ def draw_curve(
     values = np.asarray(values, float)
     finite = np.pad(np.isfinite(values), 1)
     marked = finite[1:-1] & (dots | ~(finite[:-2] | finite[2:]))
-    panel.plot(
+    (line,) = panel.plot(
         steps,
         values,
         style,
@@ -63,6 +63,7 @@ def draw_curve(
         markevery=np.flatnonzero(marked).tolist(),
         clip_on=False,
     )
+    line.set_in_layout(False)  # a point outside the axes must not shrink them
 
 
 def set_scale(panel: Axes) -> None:
