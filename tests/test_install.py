@@ -61,8 +61,10 @@ def files(folder, pattern):
 def test_the_wheel_holds_the_package_and_the_recipes_and_nothing_else(wheel):
     names = {n for n in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in n}
     package = {f"scratchdet_jax/{name}" for name in files("scratchdet_jax", "*.py")}
+    templates = {f"scratchdet_jax/{name}" for name in files("scratchdet_jax", "templates/*")}
+    assert len(templates) == 7
     recipes = {name for name in files("configs", "*.py") if Path(name).name != "__init__.py"}
-    assert {n for n in names if DATA not in n} == package
+    assert {n for n in names if DATA not in n} == package | templates
     assert {n.partition(DATA)[2] for n in names if DATA in n} == recipes
 
 

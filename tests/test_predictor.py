@@ -21,6 +21,7 @@ from scratchdet_jax.evaluation.coco import read_results
 from scratchdet_jax.evaluation.detections import to_image_detections
 from scratchdet_jax.evaluation.voc import read_detections
 from scratchdet_jax.ops.resample import resize
+from scratchdet_jax.predictor import map_ahead, usable_cores
 from scratchdet_jax.run.checkpoints import Checkpoints, RunInfo
 from scratchdet_jax.run.state import create_state
 from scratchdet_jax.training.optimizer import make_optimizer
@@ -234,3 +235,17 @@ def test_importing_the_package_imports_neither_jax_nor_numpy():
     seconds, imported = json.loads(result.stdout)
     assert imported == []
     assert seconds < 0.5
+
+
+def test_map_ahead_keeps_order_and_stays_close_to_the_consumer():
+    started = []
+
+    def note(i):
+        started.append(i)
+        return i * i
+
+    ahead = 2 * usable_cores()
+    results = map_ahead(note, range(1000), ahead)
+    assert [next(results) for _ in range(5)] == [0, 1, 4, 9, 16]
+    assert len(started) <= 5 + ahead
+    assert list(results) == [i * i for i in range(5, 1000)]

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from experiments.thesis.plan import NORMS, WALKED, run_folder
 from scratchdet_jax import cli
 from scratchdet_jax.errors import UserError
+from scratchdet_jax.reports.curves import save
 from scratchdet_jax.run.checkpoints import Checkpoints
 from scratchdet_jax.run.open import open_run
-from scratchdet_jax.tools import plot
 from scratchdet_jax.tools.landscape import measure_run, summarize
 
 STEP_SIZES = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05)
@@ -84,7 +85,8 @@ def _largest_change(summary: dict[str, Any]) -> float | None:
 
 def draw(found: dict[str, list[dict[str, Any]]], output: Path) -> None:
     """Draws the loss and the change of the gradient along the gradient, over the training."""
-    figure, panels = plot.plt.subplots(1, 3, figsize=(16, 4.5), layout="constrained")
+    figure = Figure((16, 4.5), layout="constrained")
+    panels = figure.subplots(1, 3)
     for key, summaries in found.items():
         title = NORMS[key][0]
         steps = [summary["step"] for summary in summaries]
@@ -109,7 +111,7 @@ def draw(found: dict[str, list[dict[str, Any]]], output: Path) -> None:
         panel.set_yscale("log")
         panel.grid(alpha=0.3)
         panel.legend(fontsize=8)
-    plot.save(figure, output)
+    save(figure, output)
 
 
 def _along(summary: dict[str, Any], step: dict[str, Any]) -> float:

@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 
 import jax
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from experiments.thesis.plan import Ordering, Row, Study, run_folder
 from scratchdet_jax.errors import UserError
+from scratchdet_jax.reports.curves import draw_paper_panels, finish, save
 from scratchdet_jax.reports.reading import read_run, running, series
-from scratchdet_jax.tools import plot
 
 # 97.5 % quantiles of Student's t by degrees of freedom, from 1.
 _STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23)
@@ -212,19 +213,20 @@ def draw(study: Study, outcomes: Outcomes, output: Path) -> None:
     scores = columns(study, outcomes)
     bars = [(rows, figure) for rows in study.tables.values() for figure in scores]
     wide = max(4, len(bars))
-    figure, panels = plot.plt.subplots(2, wide, figsize=(5 * wide, 9), layout="constrained")
+    picture = Figure((5 * wide, 9), layout="constrained")
+    panels = picture.subplots(2, wide)
     if runs:
-        plot.draw_paper_panels(panels[0, :3], runs)
+        draw_paper_panels(panels[0, :3], runs)
         panels[0, 0].legend(fontsize=8)
         field, title = next(iter(study.figures.items()))
         for run in runs:
             panels[0, 3].plot(*series(run.eval, field), "o-", markersize=3)
-        plot.finish(panels[0, 3], title)
+        finish(panels[0, 3], title)
     for panel, (rows, name) in zip(panels[1], bars, strict=False):
         _bars(panel, rows, outcomes, name, scores[name])
     for panel in (*panels[0, 4:], *panels[1, len(bars) :]):
         panel.axis("off")
-    plot.save(figure, output / "figure.png")
+    save(picture, output / "figure.png")
 
 
 def _bars(panel: Axes, rows: Sequence[Row], outcomes: Outcomes, figure: str, title: str) -> None:

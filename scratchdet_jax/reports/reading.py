@@ -71,7 +71,7 @@ def read_run(workdir: str | Path, name: str) -> RunRecords:
 
 
 def read_config(workdir: str | Path) -> dict[str, object] | None:
-    """The config of a run by dotted field name, from the newest checkpoint; None without one."""
+    """Reads the config from a run's newest checkpoint, by dotted field name; None without one."""
     if not (Path(workdir) / "checkpoints").is_dir():
         return None
     from scratchdet_jax.run.checkpoints import Checkpoints  # JAX and Orbax: slow
@@ -167,7 +167,7 @@ def fluctuation(records: Sequence[dict[str, Any]]) -> tuple[np.ndarray, np.ndarr
 
 
 def running(values: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean, minimum and maximum [n − window + 1] of each window, without the NaN in it.
+    """Returns the mean, minimum and maximum [n − window + 1] of each window, without the NaN in it.
 
     A window of NaN alone gives NaN.
     """

@@ -20,11 +20,11 @@ from scratchdet_jax import cli
 from scratchdet_jax.config import defaults
 from scratchdet_jax.config.validation import validate
 from scratchdet_jax.errors import UserError
-from scratchdet_jax.reports.doctor.fragment import check_new, write_recipe
 from scratchdet_jax.reports.doctor.opening import open_dataset
-from scratchdet_jax.reports.doctor.report import Report
+from scratchdet_jax.reports.doctor.recipe_file import check_new, write_recipe
+from scratchdet_jax.reports.doctor.report import DataSetReport
 from scratchdet_jax.reports.doctor.sections.unreached import WhatIf
-from scratchdet_jax.reports.doctor.study import Study
+from scratchdet_jax.reports.doctor.study import DataSetStudy
 
 
 def main(argv: Sequence[str]) -> None:
@@ -41,8 +41,8 @@ def main(argv: Sequence[str]) -> None:
     page = None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about skipped boxes, which the report lists
-        study = Study(options.dataset, opened, config, options.images)
-        report = Report.measure(study)
+        study = DataSetStudy(options.dataset, opened, config, options.images)
+        report = DataSetReport.measure(study)
         if options.html:
             page = report.to_html(study, options.samples, lambda: time.perf_counter() - started)
     seconds = time.perf_counter() - started

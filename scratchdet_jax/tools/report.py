@@ -31,11 +31,11 @@ def main(argv: Sequence[str]) -> None:
             check_output(path, MARK, f"--{flag}")
     if options.json and options.json.resolve() == options.output.resolve():
         raise UserError("--json and --output name the same file: choose two")
-    from scratchdet_jax.reports.report.report import Report  # JAX: slow
+    from scratchdet_jax.reports.report.report import RunsReport  # JAX: slow
     from scratchdet_jax.reports.report.study import open_runs
 
     runs = open_runs(options.runs, options.split, options.data_dir)
-    report = Report.measure(runs, options.threshold, options.images)
+    report = RunsReport.measure(runs, options.threshold, options.images)
     print(report.to_text(), flush=True)
     if options.json:
         figures = {"generator": MARK, **report.to_dict()}

@@ -121,7 +121,7 @@ class Checker(html.parser.HTMLParser):
 
     def __init__(self):
         super().__init__()
-        self.open, self.ids, self.links = [], set(), set()
+        self.open, self.ids, self.links, self.sections = [], set(), set(), []
 
     def handle_starttag(self, tag, attributes):
         attributes = dict(attributes)
@@ -130,7 +130,9 @@ class Checker(html.parser.HTMLParser):
         if tag == "a":
             self.links.add(attributes["href"].removeprefix("#"))
         if "id" in attributes:
+            assert attributes["id"] not in self.ids
             self.ids.add(attributes["id"])
+            self.sections += [attributes["id"]] if tag == "section" else []
         if tag == "svg":
             assert attributes["role"] == "img" and attributes["aria-label"]
         if tag == "img":
@@ -151,7 +153,7 @@ def checked(path):
     checker = Checker()
     checker.feed(page)
     assert not checker.open
-    assert checker.links == checker.ids
+    assert checker.links == set(checker.sections)
     assert "nan" not in re.sub(r"data:[^\"]*", "", page)
     assert "http" not in re.sub(r"data:[^\"]*", "", page)
     return page
@@ -376,16 +378,21 @@ def test_the_threshold_and_the_number_of_images(workdir, tmp_path, monkeypatch, 
 
 
 def test_the_recipe_is_found_by_name():
-    assert setup._recipe("shapes")[1] == "the recipe shapes"
-    assert setup._recipe("mmdet_release_ssd300")[1] == "the recipe mmdet_release/ssd300"
+    assert setup.find_recipe("shapes")[1] == "the recipe shapes"
+    assert setup.find_recipe("mmdet_release_ssd300")[1] == "the recipe mmdet_release/ssd300"
     row = next(iter(first_layers.PUBLISHED))
-    assert setup._recipe(f"first_layers_{row}")[1] == f"the recipe first_layers:{row}"
-    assert setup._recipe("unheard_of")[1].startswith("the defaults, as no recipe unheard_of")
+    assert setup.find_recipe(f"first_layers_{row}")[1] == f"the recipe first_layers:{row}"
+    assert setup.find_recipe("unheard_of")[1].startswith("the defaults, as no recipe unheard_of")
 
 
 @pytest.mark.parametrize(
     ("wait", "start"),
-    [(0.9, "the loader"), (0.02, "the step"), (0.3, "now the loader"), (None, "the log does not")],
+    [
+        (0.9, "the loader"),
+        (0.02, "the step"),
+        (0.3, "either the loader"),
+        (None, "the log does not"),
+    ],
 )
 def test_what_bounds_the_throughput(wait, start):
     assert training._bound(wait).startswith(start)

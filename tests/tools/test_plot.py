@@ -1,6 +1,7 @@
 import cv2
 import numpy as np
 
+from scratchdet_jax.reports.curves import draw_runs, relative_deviation
 from scratchdet_jax.reports.reading import RunRecords
 from scratchdet_jax.tools import plot
 from tests.command import exit_status
@@ -10,13 +11,13 @@ from tests.run_records import evaluation, train, write
 def test_relative_deviation_agrees_with_the_loop():
     values = np.random.default_rng(1).uniform(1, 3, 30)
     values[7] = np.nan
-    measured = plot.relative_deviation(values, 5)
+    measured = relative_deviation(values, 5)
     for i in range(26):
         np.testing.assert_allclose(
             measured[i], np.std(values[i : i + 5]) / np.mean(values[i : i + 5])
         )
-    assert len(plot.relative_deviation(values[:4], 5)) == 0
-    assert np.isnan(plot.relative_deviation(np.zeros(5), 5)).all()
+    assert len(relative_deviation(values[:4], 5)) == 0
+    assert np.isnan(relative_deviation(np.zeros(5), 5)).all()
 
 
 def test_picture_of_runs_with_different_lengths_records_and_ends(tmp_path, capsys):
@@ -39,14 +40,11 @@ def test_picture_of_runs_with_different_lengths_records_and_ends(tmp_path, capsy
     assert str(output) in capsys.readouterr().out
 
 
-def test_what_is_drawn(tmp_path, monkeypatch):
-    drawn = []
-    monkeypatch.setattr(plot.plt, "close", drawn.append)
+def test_what_is_drawn():
     norms = ((1, 3.0), (2, 5.0), (3, 1))
     first = RunRecords("a", [train(s, gradient_norm=n) for s, n in norms], [], diverged_at=4)
     second = RunRecords("b", [train(9, images_per_second=7.0)], [evaluation(5, 0.25)])
-    plot.draw([first, second], tmp_path / "a.png")
-    panels = drawn[0].axes
+    panels = draw_runs([first, second]).axes
     titles = [panel.get_title() for panel in panels]
     assert titles[:3] == [
         "loss",

@@ -6,10 +6,7 @@ No image is decoded in it and none is kept; a second pass (`decode`) decodes som
 import collections
 import hashlib
 import itertools
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -17,11 +14,11 @@ import numpy as np
 from scratchdet_jax.data import images
 from scratchdet_jax.data.records import DetectionSource
 from scratchdet_jax.datasets.duplicates import Signature, read_signature
+from scratchdet_jax.predictor import map_ahead
 from scratchdet_jax.progress import track
 from scratchdet_jax.reports.doctor.fit import BoxTable
 
-T, R = TypeVar("T"), TypeVar("R")
-
+_AHEAD = 64  # records read ahead of their use
 _BEYOND = 1e-4
 """Tolerance outside the image, relative to its side: 0.05 pixel of 500."""
 
@@ -48,7 +45,7 @@ class Look(NamedTuple):
 
     @property
     def place(self) -> str:
-        """SPLIT/FILE."""
+        """Returns SPLIT/FILE."""
         return f"{self.split}/{self.filename}"
 
 
@@ -73,17 +70,17 @@ class Census(NamedTuple):
     table: BoxTable
 
     def contents(self) -> dict[str, set[bytes]]:
-        """The digests of each split's images."""
+        """Returns the digests of each split's images."""
         found: dict[str, set[bytes]] = {name: set() for name in self.split_names}
         for look in self.looks:
             found[look.split].add(look.content)
         return found
 
 
-def take_census(splits: dict[str, DetectionSource], threads: int = 0) -> Census:
+def take_census(splits: dict[str, DetectionSource]) -> Census:
     """Reads every record of every split once."""
     where = [(name, i) for name, source in splits.items() for i in range(len(source))]
-    found = ordered_map(lambda at: _look(splits[at[0]], *at), where, threads)
+    found = map_ahead(lambda at: _look(splits[at[0]], *at), where, _AHEAD)
     looks = list(track(found, len(where), "reading", "image"))
     distinct = _distinct(
         [len(splits[look.split]) for look in looks],
@@ -96,7 +93,7 @@ def take_census(splits: dict[str, DetectionSource], threads: int = 0) -> Census:
 
 
 def decode(
-    census: Census, splits: dict[str, DetectionSource], chosen: np.ndarray, threads: int = 0
+    census: Census, splits: dict[str, DetectionSource], chosen: np.ndarray
 ) -> tuple[dict[int, Signature], dict[int, str]]:
     """Decodes the chosen images (indices in the census) completely.
 
@@ -113,15 +110,14 @@ def decode(
         except ValueError as error:
             return i, str(error)
 
-    found = dict(
-        track(ordered_map(one, chosen.tolist(), threads), len(chosen), "decoding", "image")
-    )
+    results = map_ahead(one, chosen.tolist(), _AHEAD)
+    found = dict(track(results, len(chosen), "decoding", "image"))
     broken = {i: reason for i, reason in found.items() if isinstance(reason, str)}
     return {i: s for i, s in found.items() if i not in broken}, broken
 
 
 def select_images(table: BoxTable, chosen: np.ndarray) -> tuple[BoxTable, np.ndarray]:
-    """The table of the chosen images, in their order, and its boxes' indices in the full table."""
+    """Returns the table of the chosen images, and its boxes' indices in the full table."""
     counts = table.counts[chosen]
     skipped = table.starts[chosen] - (np.cumsum(counts) - counts)
     index = np.repeat(skipped, counts) + np.arange(counts.sum())
@@ -129,21 +125,21 @@ def select_images(table: BoxTable, chosen: np.ndarray) -> tuple[BoxTable, np.nda
 
 
 def without_ignored(table: BoxTable) -> tuple[BoxTable, np.ndarray]:
-    """The table without ignored boxes, and its boxes' indices in the full table."""
+    """Returns the table without ignored boxes, and its boxes' indices in the full table."""
     index = np.flatnonzero(~table.ignore)
     counts = np.bincount(table.image[index], minlength=len(table.sizes))
     return table.select(index, counts, table.sizes), index
 
 
 def size_on_canvas(sizes: np.ndarray, canvas: tuple[int, int]) -> np.ndarray:
-    """Sizes int [N, 2] after the loader's reduction to the canvas; never enlarged."""
+    """Returns the sizes int [N, 2] after the loader's reduction to the canvas; never enlarged."""
     sizes = np.maximum(sizes, 1)
     scale = np.minimum(1.0, np.min(np.asarray(canvas) / sizes, axis=1, keepdims=True))
     return np.clip(np.round(sizes * scale), 1, canvas).astype(np.int32)
 
 
 def box_defects(boxes: np.ndarray, labels: np.ndarray) -> list[tuple[str, str]]:
-    """Defects of the boxes of one image, as stored: (kind, detail).
+    """Finds defects of the boxes of one image, as stored: (kind, detail).
 
     Args:
         boxes: float [n, 4], (ymin, xmin, ymax, xmax), normalised, unchecked.
@@ -173,25 +169,6 @@ def box_defects(boxes: np.ndarray, labels: np.ndarray) -> list[tuple[str, str]]:
             kind = "the same box twice" + ("" if labels[a] == labels[b] else ", of two classes")
             found.append((kind, f"boxes {a + 1} and {b + 1}"))
     return found
-
-
-def ordered_map(function: Callable[[T], R], items: Sequence[T], threads: int = 0) -> Iterator[R]:
-    """`map` on threads, in order, a few items ahead of the consumer; 0 threads: one per core."""
-    if hasattr(os, "sched_getaffinity"):  # not on macOS
-        threads = threads or len(os.sched_getaffinity(0))
-    threads = threads or os.cpu_count() or 1
-    rest: Iterable[T] = iter(items)
-    with ThreadPoolExecutor(threads) as pool:
-        ahead = collections.deque(
-            pool.submit(function, item) for item in itertools.islice(rest, 8 * threads)
-        )
-        try:
-            while ahead:
-                result = ahead.popleft().result()
-                ahead.extend(pool.submit(function, item) for item in itertools.islice(rest, 1))
-                yield result
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _look(source: DetectionSource, split: str, index: int) -> Look:

@@ -51,12 +51,12 @@ class Levels(NamedTuple):
 
     @property
     def smallest(self) -> int:
-        """Side of the smallest square anchor in pixels."""
+        """Returns the side of the smallest square anchor in pixels."""
         return self.sizes[0][0]
 
     @property
     def cell(self) -> float:
-        """Side of a cell of the finest feature map in pixels of the network input."""
+        """Returns the side of a cell of the finest feature map in pixels of the network input."""
         return self.image_size / max(self.maps[0])
 
 
@@ -79,22 +79,22 @@ class BoxTable(NamedTuple):
 
     @property
     def counts(self) -> np.ndarray:
-        """Boxes of each image, int64 [N]."""
+        """Returns the number of boxes of each image, int64 [N]."""
         return np.diff(self.starts)
 
     @property
     def image(self) -> np.ndarray:
-        """The image of each box, int64 [K]."""
+        """Returns the image of each box, int64 [K]."""
         return np.repeat(np.arange(len(self.sizes)), self.counts)
 
     @property
     def only_ignored(self) -> np.ndarray:
-        """Whether an image has boxes and all are ignored, bool [N]."""
+        """Returns whether an image has boxes and all are ignored, bool [N]."""
         ignored = np.bincount(self.image[self.ignore], minlength=len(self.sizes))
         return (ignored == self.counts) & (ignored > 0)
 
     def select(self, index: np.ndarray, counts: np.ndarray, sizes: np.ndarray) -> "BoxTable":
-        """The boxes `index` as a table whose images have `counts` boxes and `sizes`."""
+        """Returns the boxes `index` as a table whose images have `counts` boxes and `sizes`."""
         starts = np.concatenate([[0], np.cumsum(counts)])
         return BoxTable(self.boxes[index], self.labels[index], self.ignore[index], starts, sizes)
 
@@ -120,22 +120,22 @@ class Fit(NamedTuple):
     reaching: np.ndarray
 
     def reached(self, threshold: float) -> np.ndarray:
-        """Whether each box reaches an anchor of any level, bool [K]."""
+        """Returns whether each box reaches an anchor of any level, bool [K]."""
         return self.best.max(axis=1) >= threshold
 
 
 def share(values: np.ndarray) -> float:
-    """The mean, NaN of no values."""
+    """Returns the mean, or NaN without values."""
     return float(np.mean(values)) if len(values) else float("nan")
 
 
 def box_sides(boxes: np.ndarray, image_size: int) -> np.ndarray:
-    """Height and width [n, 2] in pixels of the network input."""
+    """Returns the height and width [n, 2] in pixels of the network input."""
     return (boxes[:, 2:] - boxes[:, :2]) * image_size
 
 
 def make_levels(config: ml_collections.ConfigDict, **changes: Any) -> Levels:
-    """The anchors of `config`; `changes` replace fields of `config.anchors`."""
+    """Returns the anchors of `config`; `changes` replace fields of `config.anchors`."""
     specification = AnchorSpecification(
         image_size=config.image_size, **(config.anchors.to_dict() | changes)
     )
@@ -194,7 +194,7 @@ def fit_augmented(
 def _fit_chunk(
     levels: Levels, threshold: float, slots: np.ndarray, boxes: jax.Array, labels: jax.Array
 ) -> Fit:
-    """The fit of the boxes of a chunk that have a label."""
+    """Returns the fit of the boxes of a chunk that have a label."""
     found = _fit(jnp.asarray(levels.anchors), levels.ends, boxes, labels, threshold)
     kept = np.asarray(labels) > 0
     return Fit(*(np.asarray(values)[kept] for values in (boxes, labels, slots, *found)))
@@ -210,7 +210,7 @@ def _join(levels: Levels, parts: list[Fit]) -> Fit:
 def _chunks(
     table: BoxTable, anchor_count: int, title: str
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Images [B] and their boxes' indices [B, M], −1 where padded.
+    """Returns images [B] and their boxes' indices [B, M], −1 where padded.
 
     M is a power of two, at least 4, and B depends on M alone, so few shapes occur.
     """
@@ -233,7 +233,7 @@ def _chunks(
 
 
 def _padded(table: BoxTable, slots: np.ndarray) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Boxes [B, M, 4], labels and ignore [B, M] of a chunk; zeros where padded."""
+    """Returns boxes [B, M, 4], labels and ignore [B, M] of a chunk; zeros where padded."""
     real, index = slots >= 0, np.maximum(slots, 0)
     return (
         jnp.asarray(np.where(real[..., None], table.boxes[index], 0)),
@@ -246,7 +246,7 @@ def _padded(table: BoxTable, slots: np.ndarray) -> tuple[jax.Array, jax.Array, j
 def _fit(
     anchors: jax.Array, ends: tuple[int, ...], boxes: jax.Array, labels: jax.Array, threshold: float
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Best IoU per level [B, M, L]; anchors matched, and those that reach the threshold, [B, M]."""
+    """Returns the best IoU per level [B, M, L], and anchors matched and reaching the threshold."""
 
     def one(boxes: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         overlaps = box_ops.iou(boxes, anchors)
@@ -275,7 +275,7 @@ def _augment_boxes(
     image_size: int,
     keep_ignored: bool,
 ) -> tuple[jax.Array, jax.Array]:
-    """Boxes and labels after training's augmentation.
+    """Returns boxes and labels after training's augmentation.
 
     Box positions do not depend on pixels, so a dummy image is used; XLA removes its resampling.
     """

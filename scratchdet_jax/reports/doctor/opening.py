@@ -15,7 +15,7 @@ from scratchdet_jax.data.records import (
     open_source,
     parse_spec,
 )
-from scratchdet_jax.reports.page.layout import Named
+from scratchdet_jax.reports.page.wording import Named
 
 
 class Opened(NamedTuple):
@@ -70,7 +70,7 @@ def _directory(name: str, data_dir: str) -> Path:
 
 
 def _preparation(directory: Path) -> dict[str, Named]:
-    """What was skipped or repaired according to the builder's report.json, by kind."""
+    """Returns what was skipped or repaired according to the builder's report.json, by kind."""
     kinds: dict[str, list[str]] = collections.defaultdict(list)
     try:
         report = json.loads((directory / "report.json").read_text(encoding="utf-8"))

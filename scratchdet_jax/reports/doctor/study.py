@@ -15,13 +15,13 @@ from scratchdet_jax.reports.doctor.census import (
 )
 from scratchdet_jax.reports.doctor.fit import box_sides, fit_anchors, fit_augmented, make_levels
 from scratchdet_jax.reports.doctor.opening import Opened
-from scratchdet_jax.reports.page.layout import Named
+from scratchdet_jax.reports.page.wording import Named
 
 DRAWS = 4
 """Augmentations of each image."""
 
 
-class Study:
+class DataSetStudy:
     """A data set as a recipe sees it.
 
     An image in several splits counts once: the distinct images and their boxes.
@@ -59,7 +59,7 @@ class Study:
         self.threshold = config.loss.match_iou
         self.levels = make_levels(config)
 
-        self.census = take_census(opened.splits, config.data.threads)
+        self.census = take_census(opened.splits)
         self.class_names = self.census.class_names
         self.images = chosen = self.census.distinct
         self.table, _ = select_images(self.census.table, self.images)
@@ -69,7 +69,7 @@ class Study:
         if len(chosen) > most_images:
             chosen = np.sort(np.random.default_rng(0).choice(chosen, most_images, replace=False))
         self.decoded = chosen
-        self.signatures, broken = decode(self.census, opened.splits, chosen, config.data.threads)
+        self.signatures, broken = decode(self.census, opened.splits, chosen)
         problems = {int(i): self.census.looks[i].problem for i in self.images}
         self.broken = {i: problem for i, problem in problems.items() if problem} | broken
         self._fit()
@@ -87,22 +87,22 @@ class Study:
 
     @property
     def most_boxes(self) -> int:
-        """Boxes of the most crowded record."""
+        """Returns the number of boxes of the most crowded record."""
         return int(self.census.table.counts.max(initial=0))
 
     def class_sizes(self, label: int) -> np.ndarray:
-        """Sizes of a class's distinct boxes."""
+        """Returns the sizes of a class's distinct boxes."""
         return self.sizes[self.table.labels == label]
 
     def place(self, image: int) -> str:
-        """SPLIT/FILE of an image of the census."""
+        """Returns SPLIT/FILE of an image of the census."""
         return self.census.looks[image].place
 
     def named(self, images: Iterable[int]) -> Named:
-        """Images of the census by name."""
+        """Returns the names of images of the census."""
         return Named.first([self.place(i) for i in images])
 
     def example(self, image: int) -> Example:
-        """The record of an image of the census."""
+        """Returns the record of an image of the census."""
         look = self.census.looks[image]
         return self.opened.splits[look.split][look.position]

@@ -1,16 +1,29 @@
-"""Bar and line charts as inline SVG; they scale with the page and use its colours."""
+"""Charts as inline SVG: drawn by matplotlib, in the colours and the font of the page."""
 
-import html
-import math
-from collections.abc import Callable, Sequence
+import io
+import itertools
+import re
+from collections.abc import Sequence
 from typing import NamedTuple
+from xml.etree import ElementTree
 
-_WIDTH, _HEIGHT = 440, 250
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 10, 34, 40
+import matplotlib as mpl
+import numpy as np
+from markupsafe import Markup
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+SIZE = (440, 250)
+_FONT_SIZE = 13
+_VARIABLES = ("soft", "line", "card", "bar", "after", "mark", *(f"s{n}" for n in range(8)))
+_RUN_COLOURS = 8
+_TOOLTIP = "tooltip: "
+_NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 
 
 class Axis(NamedTuple):
-    """The horizontal axis of a chart.
+    """The horizontal axis of a bar chart.
 
     Attributes:
         ticks: value and text of the labels under the axis; a text may have several lines.
@@ -23,14 +36,68 @@ class Axis(NamedTuple):
     log: bool = False
 
 
-def bars_svg(
+def colour(variable: str) -> str:
+    """Returns the colour that `to_svg` replaces by the CSS variable of that name."""
+    return f"#fe{_VARIABLES.index(variable):02x}dc"
+
+
+def run_colour(number: int) -> str:
+    """Returns the colour of a run by its number from 0; the ninth looks like the first."""
+    return colour(f"s{number % _RUN_COLOURS}")
+
+
+def new_chart(size: tuple[int, int] = SIZE) -> tuple[Figure, Axes]:
+    """Returns an empty chart of that width and height; the text has one size in all charts."""
+    figure = Figure((size[0] / 72, size[1] / 72), layout="constrained")  # 72 points an inch
+    axes = figure.subplots()
+    for patch in (figure.patch, axes.patch, *axes.spines.values()):
+        patch.set_visible(False)
+    axes.grid(axis="y", color=colour("line"))
+    axes.set_axisbelow(True)
+    axes.margins(0)
+    axes.tick_params(which="both", length=0, pad=6, labelcolor=colour("soft"), labelsize=_FONT_SIZE)
+    axes.locator_params(nbins=5)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter("{x:,g}")
+    return figure, axes
+
+
+def set_tooltip(artist: Artist, text: str) -> None:
+    """Makes the page show a text when the pointer rests on a part of a chart."""
+    artist.set_gid(_TOOLTIP + text)
+
+
+def to_svg(figure: Figure, title: str) -> Markup:
+    """Returns a chart as an <svg> element; `title` is the text alternative of the picture."""
+    written = io.StringIO()
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": title}):
+        figure.savefig(written, format="svg", metadata=_NO_METADATA)
+    root = ElementTree.fromstring(written.getvalue())
+    for element in root.iter():
+        element.tag = element.tag.rpartition("}")[2]  # without the namespace
+        attributes = {key.rpartition("}")[2]: value for key, value in element.attrib.items()}
+        if element.tag == "g":
+            name = attributes.pop("id", "")
+            if name.startswith(_TOOLTIP):
+                tooltip = ElementTree.Element("title")
+                tooltip.text = name.removeprefix(_TOOLTIP)
+                element.insert(0, tooltip)
+        element.attrib = attributes
+    root.attrib = {"viewBox": root.attrib["viewBox"], "role": "img", "aria-label": title}
+    root.remove(root.find("defs"))  # matplotlib's style sheet, which would style the whole page
+    svg = ElementTree.tostring(root, encoding="unicode")
+    svg = re.sub(" font-family: [^;]*;", "", svg)  # the page has one
+    return Markup(re.sub("#fe(..)dc", lambda m: f"var(--{_VARIABLES[int(m[1], 16)]})", svg))
+
+
+def bar_chart(
     edges: Sequence[float],
     bars: Sequence[float],
     line: Sequence[float] | None,
     title: str,
     axis: Axis,
-) -> str:
-    """Bars, and a stepped line over them.
+) -> Markup:
+    """Draws bars, and a stepped line over them.
 
     Args:
         edges: [n + 1], rising.
@@ -42,216 +109,39 @@ def bars_svg(
     Returns:
         An <svg> element.
     """
-    bars = [0.0 if math.isnan(share) else share for share in bars]
-    line = [0.0 if math.isnan(share) else share for share in line or ()]
-    top = _ceiling(max([*bars, *line, 0.0]))
-    across = _scale(edges[0], edges[-1], axis.log)
-    bottom = _HEIGHT - _BOTTOM
-
-    def up(share: float) -> float:
-        return bottom - share / top * (bottom - _TOP)
-
-    parts = [f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{html.escape(title)}">']
-    for share in (0.0, top / 2, top):
-        y = up(share)
-        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" {_ys(y, y)}/>')
-        parts.append(_text(_LEFT - 6, y + 4, f"{100 * share:g} %", "end"))
-    for low, high, share in zip(edges, edges[1:], bars, strict=False):
-        x, width = across(low), max(across(high) - across(low) - 1, 1)
-        height = bottom - up(share)
-        if share:
-            parts.append(
-                f'<rect class="bar" x="{x:.1f}" y="{up(share):.1f}" width="{width:.1f}" '
-                f'height="{height:.1f}"><title>{low:.3g}–{high:.3g}: {100 * share:.1f} %</title>'
-                "</rect>"
-            )
-    if line:
-        points = []
-        for low, high, share in zip(edges, edges[1:], line, strict=False):
-            points += [f"{across(low):.1f},{up(share):.1f}", f"{across(high):.1f},{up(share):.1f}"]
-        parts.append(f'<polyline class="after" points="{" ".join(points)}"/>')
+    figure, axes = new_chart()
+    if axis.log:
+        axes.set_xscale("log")
+    heights = np.nan_to_num(bars)
+    drawn = axes.bar(
+        edges[:-1],
+        heights,
+        np.diff(edges),
+        align="edge",
+        color=colour("bar"),
+        edgecolor=colour("card"),
+    )
+    for bar, (low, high), height in zip(drawn, itertools.pairwise(edges), heights, strict=True):
+        set_tooltip(bar, f"{low:.3g}–{high:.3g}: {100 * height:.1f} %")
+    if line is not None:
+        axes.stairs(np.nan_to_num(line), edges, color=colour("after"), linewidth=2, baseline=None)
     for n, (value, text) in enumerate(axis.marks):
         if edges[0] <= value <= edges[-1]:
-            x, y = across(value), 12 + 14 * (n % 2)
-            parts.append(f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" {_ys(y + 3, bottom)}/>')
-            parts.append(_text(x, y, text, "middle", "marked"))
-    for value, text in axis.ticks:
-        x = across(value)
-        anchor = "end" if x > _WIDTH - 30 else "middle"  # the last label would be cut off
-        x = min(x, _WIDTH - 2)
-        parts += [
-            _text(x, bottom + 16 + 14 * row, piece, anchor)
-            for row, piece in enumerate(text.split("\n"))
-        ]
-    return "".join([*parts, "</svg>"])
-
-
-class Curve(NamedTuple):
-    """A line of a chart.
-
-    Attributes:
-        x: [n].
-        y: [n]; NaN is a gap.
-        style: CSS classes of the line; `run_style` gives that of a run.
-        name: shown when the pointer rests on the line.
-        low: [n], the lower edge of a band around the line, with `high` the upper one; or None.
-        high: see `low`.
-        dots: mark the points, of which there are few.
-    """
-
-    x: Sequence[float]
-    y: Sequence[float]
-    style: str
-    name: str = ""
-    low: Sequence[float] | None = None
-    high: Sequence[float] | None = None
-    dots: bool = False
-
-
-RUN_STYLES = 8
-
-
-def run_style(number: int) -> str:
-    """The CSS class of a run by its number from 0; the ninth looks like the first."""
-    return f"s{number % RUN_STYLES}"
-
-
-def lines_svg(
-    curves: Sequence[Curve],
-    title: str,
-    *,
-    across: tuple[float, float] | None = None,
-    top: float | None = None,
-    log: bool = False,
-    size: tuple[int, int] = (_WIDTH, _HEIGHT),
-) -> str:
-    """Curves over common axes; the vertical one begins at 0 unless it is logarithmic.
-
-    Args:
-        curves: drawn in order, the last on top.
-        title: the text alternative of the picture.
-        across: ends of the horizontal axis; by default those of the curves.
-        top: upper end of the vertical axis; by default a round number above the curves.
-        log: the vertical axis is logarithmic; values that are not positive are gaps.
-        size: width and height; the text has the same size in all charts.
-
-    Returns:
-        An <svg> element; it says "no data" if there is nothing to draw.
-    """
-    width, height = size
-    left, right, bottom, above = 50, width - 12, height - 26, 12
-    lowest = 0.0 if not log else 5e-324
-    shown = [v for c in curves for v in (*c.y, *(c.high or ())) if math.isfinite(v) and v >= lowest]
-    head = f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{html.escape(title)}">'
-    if not shown:
-        return f"{head}{_text(width / 2, height / 2, 'no data', 'middle')}</svg>"
-    xs = [value for curve in curves for value in curve.x]
-    start, end = across or (min(xs), max(xs))
-    if log:
-        low, high = math.floor(math.log10(min(shown))), math.ceil(math.log10(max(shown)))
-        high = max(high, low + 1)
-        step = -(-(high - low) // 5)
-        ticks = [10.0**power for power in range(low, high + 1, step)]
-    else:
-        ticks = _ticks(0.0, top or max(shown) or 1.0)
-        if top is None:
-            top = ticks[-1]
-
-    def place(x: float) -> float:
-        return left + (x - start) / ((end - start) or 1.0) * (right - left)
-
-    def up(y: float) -> float:
-        share = (math.log10(y) - low) / (high - low) if log else y / top
-        return bottom - min(max(share, 0.0), 1.0) * (bottom - above)
-
-    parts = [head]
-    for value in ticks:
-        if log or value <= top * 1.001:
-            y = up(value)
-            parts.append(f'<line class="grid" x1="{left}" x2="{right}" {_ys(y, y)}/>')
-            parts.append(_text(left - 6, y + 4, f"{value:.6g}", "end"))
-    for value in _ticks(start, end, 4):
-        if start <= value <= end * 1.001:
-            x = place(value)
-            anchor = "end" if x > width - 24 else "middle"
-            parts.append(_text(min(x, width - 1), bottom + 17, f"{value:,.6g}", anchor))
-    for curve in curves:
-        parts.append(f'<g class="{curve.style}">')
-        if curve.name:
-            parts.append(f"<title>{html.escape(curve.name)}</title>")
-        if curve.low is not None and curve.high is not None:
-            band = zip(curve.x, curve.low, curve.high, strict=True)
-            edges = [(x, a, b) for x, a, b in band if min(a, b) >= lowest and math.isfinite(a + b)]
-            outline = [(x, b) for x, _, b in edges] + [(x, a) for x, a, _ in reversed(edges)]
-            parts.append(f'<polygon points="{_points(outline, place, up)}"/>')
-        for piece in _pieces(curve, lowest):
-            parts.append(f'<polyline points="{_points(piece, place, up)}"/>')
-            if curve.dots or len(piece) == 1:
-                parts += [f'<circle cx="{place(x):.1f}" cy="{up(y):.1f}" r="3"/>' for x, y in piece]
-        parts.append("</g>")
-    return "".join([*parts, "</svg>"])
-
-
-def _pieces(curve: Curve, lowest: float) -> list[list[tuple[float, float]]]:
-    """The points of a curve between its gaps."""
-    pieces: list[list[tuple[float, float]]] = [[]]
-    for x, y in zip(curve.x, curve.y, strict=True):
-        if math.isfinite(y) and y >= lowest:
-            pieces[-1].append((x, y))
-        elif pieces[-1]:
-            pieces.append([])
-    return [piece for piece in pieces if piece]
-
-
-def _points(
-    points: Sequence[tuple[float, float]],
-    place: Callable[[float], float],
-    up: Callable[[float], float],
-) -> str:
-    return " ".join(f"{place(x):.1f},{up(y):.1f}" for x, y in points)
-
-
-def _ticks(low: float, high: float, count: int = 4) -> list[float]:
-    """Round numbers from below `low` to above `high`, about `count` steps of 1, 2 or 5 · 10^k."""
-    span = (high - low) or abs(high) or 1.0
-    power = 10.0 ** math.floor(math.log10(span / count))
-    step = next(power * f for f in (1, 2, 5, 10) if power * f * count >= span * 0.999)
-    first = math.floor(low / step + 1e-9)
-    last = max(math.ceil(high / step - 1e-9), first + 1)
-    return [round(step * i, 12) for i in range(first, last + 1)]
-
-
-def shares(counts: Sequence[int]) -> list[float]:
-    """Counts divided by their sum; zeros if the sum is 0."""
-    total = sum(counts)
-    return [count / total if total else 0.0 for count in counts]
-
-
-def _ceiling(share: float) -> float:
-    """The next round share above: 1, 2, 4, 5 or 10 times a power of ten."""
-    if share <= 0:
-        return 1.0
-    power = 10.0 ** math.floor(math.log10(share))
-    return min(next(power * f for f in (1, 2, 4, 5, 10) if power * f >= share - 1e-12), 1.0)
-
-
-def _scale(low: float, high: float, log: bool) -> Callable[[float], float]:
-    transform = math.log if log else float
-    start, end = transform(low), transform(high)
-    span = (end - start) or 1.0
-
-    def across(value: float) -> float:
-        return _LEFT + (transform(value) - start) / span * (_WIDTH - _LEFT - _RIGHT)
-
-    return across
-
-
-def _ys(first: float, second: float) -> str:
-    return f'y1="{first:.1f}" y2="{second:.1f}"'
-
-
-def _text(x: float, y: float, text: str, anchor: str, style: str = "tick") -> str:
-    return (
-        f'<text class="{style}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">'
-        f"{html.escape(text)}</text>"
-    )
+            axes.axvline(value, color=colour("mark"), linestyle="--", linewidth=1)
+            axes.annotate(
+                text,
+                (value, 1),
+                (0, 2 + 14 * (n % 2)),
+                xycoords=("data", "axes fraction"),
+                textcoords="offset points",
+                ha="center",
+                color=colour("mark"),
+                fontsize=_FONT_SIZE,
+            )
+    axes.set_xlim(edges[0], edges[-1])
+    axes.set_xticks(*zip(*axis.ticks, strict=True))
+    axes.minorticks_off()
+    axes.set_ylim(0, 1.04 * axes.dataLim.ymax or 1)
+    axes.locator_params(axis="y", nbins=4)
+    axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:g} %")
+    return to_svg(figure, title)

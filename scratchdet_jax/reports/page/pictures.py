@@ -1,7 +1,6 @@
-"""Photos with boxes as data URIs, and their places on the page."""
+"""Photos with boxes as data URIs."""
 
 import base64
-import html
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -11,7 +10,6 @@ import numpy as np
 from scratchdet_jax.data import images
 from scratchdet_jax.data.records import Example
 from scratchdet_jax.evaluation.drawing import class_color
-from scratchdet_jax.reports.page.layout import figure
 
 _QUALITY = 82  # of JPEG
 IGNORED = (150, 150, 150)
@@ -68,7 +66,7 @@ def photo(example: Example, caption: str, side: int, box: int | None = None) -> 
 
 
 def _around(image: np.ndarray, corners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The part of an image around a box, and its upper left corner (y, x)."""
+    """Returns the part of an image around a box, and its upper left corner (y, x)."""
     sides = np.array(image.shape[:2])
     extent = max(5 * (corners[2:] - corners[:2]).max(), 0.2 * sides.min(), 16)
     extent = np.minimum(sides, round(extent))
@@ -77,28 +75,6 @@ def _around(image: np.ndarray, corners: np.ndarray) -> tuple[np.ndarray, np.ndar
     return np.ascontiguousarray(image[start[0] : end[0], start[1] : end[1]]), start
 
 
-def picture_figure(picture: Picture | None) -> str:
-    """A picture as an HTML figure; nothing for an image that could not be decoded."""
-    if picture is None:
-        return ""
-    height, width = picture.size
-    image = (
-        f'<img src="{picture.uri}" width="{width}" height="{height}" '
-        f'alt="{html.escape(picture.caption)}">'
-    )
-    return figure(image, picture.caption)
-
-
-def gallery(pictures: Sequence[Picture | None], style: str = "") -> str:
-    """Pictures in a grid."""
-    return f'<div class="gallery {style}">{"".join(map(picture_figure, pictures))}</div>'
-
-
-def chips(class_names: Sequence[str], others: dict[str, tuple[int, int, int]] | None = None) -> str:
-    """The colours of the classes, and of what else is drawn."""
-    colours = {name: class_color(n) for n, name in enumerate(class_names, start=1)}
-    spans = "".join(
-        f'<span><i style="background:rgb{colour}"></i>{html.escape(name)}</span>'
-        for name, colour in (colours | (others or {})).items()
-    )
-    return f'<div class="chips">{spans}</div>'
+def class_colors(class_names: Sequence[str]) -> dict[str, tuple[int, int, int]]:
+    """Returns the colours in which the classes' boxes are drawn, by name."""
+    return {name: class_color(n) for n, name in enumerate(class_names, start=1)}

@@ -1,10 +1,15 @@
-"""Numbers and counts in words, and the findings."""
+"""Numbers and counts in words, lists of names, and the findings."""
 
 import math
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
 
 SEVERITIES = ("problem", "warning", "note")
 """Training fails or its results are wrong; results are worse than possible; good to know."""
+
+_KEPT = 10  # names of a kind
 
 
 class Finding(NamedTuple):
@@ -23,9 +28,21 @@ class Finding(NamedTuple):
     advice: str = ""
 
 
-def percent(share: float) -> str:
-    """A share as text: "31 %", "0.4 %", ">99.9 %", "–" for NaN."""
-    if math.isnan(share):
+class Named(NamedTuple):
+    """How many there are, and the first few by name."""
+
+    count: int
+    examples: list[str]
+
+    @classmethod
+    def first(cls, names: Sequence[str]) -> "Named":
+        """Counts all names and keeps the first."""
+        return cls(len(names), list(names[:_KEPT]))
+
+
+def percent(share: float | None) -> str:
+    """Returns a share as text: "31 %", "0.4 %", ">99.9 %", "–" for NaN and None."""
+    if share is None or math.isnan(share):
         return "–"
     value = 100 * share
     if 0 < value < 0.1:
@@ -35,23 +52,32 @@ def percent(share: float) -> str:
     return f"{value:.1f} %" if 0 < value < 9.95 or 99 < value < 100 else f"{value:.0f} %"
 
 
-def number(value: float, decimals: int = 0) -> str:
-    """A number with fixed decimals, "–" for NaN."""
-    return "–" if math.isnan(value) else f"{value:.{decimals}f}"
-
-
-def plural(count: int, noun: str) -> str:
-    """A count and its noun: "1 image", "2 images", "3 boxes", "2 classes"."""
-    many = noun + ("es" if noun.endswith(("s", "x")) else "s")
-    return f"{count:,} {noun if count == 1 else many}"
+def number(value: float | None, decimals: int = 0) -> str:
+    """Returns a number with fixed decimals, "–" for NaN and None."""
+    return "–" if value is None or math.isnan(value) else f"{value:.{decimals}f}"
 
 
 def verb(count: int, singular: str) -> str:
-    """The form of "is", "has", "looks" or "reaches" that goes with a count."""
+    """Returns the form of "is", "has", "looks" or "reaches" that goes with a count."""
     many = {"is": "are", "has": "have", "looks": "look", "reaches": "reach"}
     return singular if count == 1 else many[singular]
 
 
 def first_few(names: list[str], most: int) -> str:
-    """Names joined by commas, cut with an ellipsis."""
+    """Returns names joined by commas, cut with an ellipsis."""
     return ", ".join(names[:most]) + (", …" if len(names) > most else "")
+
+
+def for_json(value: Any) -> Any:
+    """Returns a figure of any depth as JSON has it: NamedTuples as objects, NaN as null."""
+    if hasattr(value, "_asdict"):
+        value = value._asdict()
+    if isinstance(value, dict):
+        return {str(key): for_json(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    if isinstance(value, list | tuple):
+        return [for_json(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

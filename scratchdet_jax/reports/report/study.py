@@ -65,7 +65,7 @@ def _config(
     return config
 
 
-class Study:
+class RunStudy:
     """A run on a split; the input of every section.
 
     Attributes:

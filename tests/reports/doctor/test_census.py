@@ -1,7 +1,7 @@
 import numpy as np
 
 from scratchdet_jax.data.images import fit_to_canvas
-from scratchdet_jax.reports.doctor.census import box_defects, ordered_map, size_on_canvas
+from scratchdet_jax.reports.doctor.census import box_defects, size_on_canvas
 from scratchdet_jax.tools.doctor import census as census_module
 
 
@@ -34,19 +34,6 @@ def test_kinds_of_box_defects():
         ("reaches out of the image", 8),
         ("no class", 9),
     ]
-
-
-def test_ordered_map_keeps_order_and_stays_close_to_the_consumer():
-    started = []
-
-    def note(i):
-        started.append(i)
-        return i * i
-
-    results = ordered_map(note, range(1000), threads=2)
-    assert [next(results) for _ in range(5)] == [0, 1, 4, 9, 16]
-    assert len(started) <= 5 + 8 * 2
-    assert list(results) == [i * i for i in range(5, 1000)]
 
 
 def test_the_smallest_split_represents_an_image():

@@ -5,21 +5,15 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
+from markupsafe import Markup
 
+from scratchdet_jax.errors import plural
 from scratchdet_jax.reports.doctor.fit import Fit, box_sides, share
 from scratchdet_jax.reports.doctor.sections.boxes import size_axis, size_edges
-from scratchdet_jax.reports.doctor.study import DRAWS, Study
-from scratchdet_jax.reports.page.charts import bars_svg
-from scratchdet_jax.reports.page.layout import (
-    Bold,
-    Cell,
-    Share,
-    figure,
-    html_table,
-    paragraph,
-    text_table,
-)
-from scratchdet_jax.reports.page.wording import Finding, number, percent, plural, verb
+from scratchdet_jax.reports.doctor.study import DRAWS, DataSetStudy
+from scratchdet_jax.reports.page.charts import bar_chart
+from scratchdet_jax.reports.page.tables import Bold, Cell, Share
+from scratchdet_jax.reports.page.wording import Finding, number, percent, verb
 
 _LOSS = 0.10  # share of the boxes that augmentation may cost
 
@@ -89,7 +83,7 @@ class Anchors(NamedTuple):
     emptied: float
 
     @classmethod
-    def measure(cls, study: Study) -> "Anchors":
+    def measure(cls, study: DataSetStudy) -> "Anchors":
         """Summarises the study's two fits."""
         levels, classes = study.levels, len(study.class_names)
         counts = np.diff((0, *levels.ends)).tolist()
@@ -110,8 +104,8 @@ class Anchors(NamedTuple):
             share((study.boxes_left == 0).ravel()),
         )
 
-    def findings(self, study: Study) -> Iterator[Finding]:
-        """Boxes that no anchor trains, tiny objects, and what augmentation costs."""
+    def findings(self, study: DataSetStudy) -> Iterator[Finding]:
+        """Finds boxes that no anchor trains, tiny objects, and what augmentation costs."""
         untrained = self.before.untrained
         if untrained > 0:
             count = round(untrained * self.before.count)
@@ -149,36 +143,13 @@ class Anchors(NamedTuple):
                 "an image contributes nothing to the loss of that step.",
             )
 
-    def to_text(self, study: Study) -> Iterator[str]:
-        """Tables by level and by class."""
-        yield f"\nANCHORS: share of boxes whose best IoU reaches {study.threshold:g}"
-        yield from text_table([row[:3] + row[4:] for row in self._level_rows()])
-        boxes, draws = plural(self.before.count, "box"), plural(DRAWS, "draw")
-        yield f"  (augmented: {boxes}, {draws} of each image)"
-        yield from text_table(self._class_rows(study))
+    def chart(self, study: DataSetStudy) -> Markup:
+        """Draws the share of the boxes of each size that reach an anchor."""
+        title = "share of boxes that reach an anchor, by size"
+        return bar_chart(*self.reached_by_size, title, size_axis(study.levels))
 
-    def to_html(self, study: Study) -> Iterator[str]:
-        """Tables by level and by class, and a chart by size."""
-        yield paragraph(
-            f"Share of the boxes whose best IoU with an anchor reaches {study.threshold:g}, for "
-            "each level alone and over all levels. “Best there” is the share whose best anchor is "
-            f"on that level. After augmentation: {plural(DRAWS, 'draw')} of each image."
-        )
-        yield html_table(self._level_rows())
-        chart = bars_svg(
-            *self.reached_by_size,
-            "share of boxes that reach an anchor, by size",
-            size_axis(study.levels),
-        )
-        yield "<h3>By size</h3>" + figure(
-            chart,
-            "Of the boxes of each size, the share that reaches an anchor: bars as annotated, line "
-            "after augmentation. Dashed: the anchors’ sizes.",
-            "chart",
-        )
-        yield "<h3>By class</h3>" + html_table(self._class_rows(study))
-
-    def _level_rows(self) -> list[list[Cell]]:
+    def level_rows(self) -> list[list[Cell]]:
+        """Returns the shares by level, and over all levels."""
         before, after = self.before, self.after
         reached = ["reached", "best there", "augmented", "best there"]
         rows: list[list[Cell]] = [["level", "map", "sizes, px", "anchors", *reached]]
@@ -200,7 +171,8 @@ class Anchors(NamedTuple):
             rows.append([title, "", "", "", cells[0], "", cells[1], ""])
         return rows
 
-    def _class_rows(self, study: Study) -> list[list[Cell]]:
+    def class_rows(self, study: DataSetStudy) -> list[list[Cell]]:
+        """Returns the shares by class and level."""
         levels = [f"level {n + 1}" for n in range(len(self.levels))]
         rows: list[list[Cell]] = [["class", "all levels", *levels, "augmented"]]
         for name, *shares in zip(
@@ -215,7 +187,7 @@ class Anchors(NamedTuple):
 
 
 def summarize(fit: Fit, threshold: float, class_count: int) -> FitSummary:
-    """Shares over all boxes, by level and by class."""
+    """Returns shares over all boxes, by level and by class."""
     reached = fit.best >= threshold
     overall = reached.any(axis=1)
     home = np.argmax(fit.best, axis=1)
@@ -234,7 +206,7 @@ def summarize(fit: Fit, threshold: float, class_count: int) -> FitSummary:
     )
 
 
-def _reach_by_size(fit: Fit, study: Study, edges: np.ndarray) -> list[float]:
+def _reach_by_size(fit: Fit, study: DataSetStudy, edges: np.ndarray) -> list[float]:
     size = np.sqrt(box_sides(fit.boxes, study.image_size).prod(axis=1)).clip(edges[0], edges[-1])
     counts = np.histogram(size, edges)[0]
     hits = np.histogram(size[fit.reached(study.threshold)], edges)[0]

@@ -6,12 +6,14 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
+from markupsafe import Markup
 
+from scratchdet_jax.errors import plural
 from scratchdet_jax.reports.doctor.fit import Levels, box_sides, share
-from scratchdet_jax.reports.doctor.study import DRAWS, Study
-from scratchdet_jax.reports.page.charts import Axis, bars_svg, shares
-from scratchdet_jax.reports.page.layout import Cell, figure, html_table, soft, text_table
-from scratchdet_jax.reports.page.wording import Finding, first_few, number, percent, plural, verb
+from scratchdet_jax.reports.doctor.study import DataSetStudy
+from scratchdet_jax.reports.page.charts import Axis, bar_chart
+from scratchdet_jax.reports.page.tables import Cell
+from scratchdet_jax.reports.page.wording import Finding, first_few, number, percent, verb
 
 _IMBALANCE = 10.0  # boxes of the commonest class to those of the rarest
 _FEW_BOXES = 50  # of a class
@@ -37,7 +39,7 @@ class ClassCounts(NamedTuple):
 
     @property
     def total(self) -> int:
-        """Boxes, ignored ones included."""
+        """Returns the number of boxes, ignored ones included."""
         return self.boxes + self.ignored
 
 
@@ -54,6 +56,11 @@ class Histogram(NamedTuple):
     counts: list[int]
     after: list[int] | None
 
+    def chart(self, title: str, axis: Axis) -> Markup:
+        """Draws the shares: bars as annotated, and a line after augmentation."""
+        after = None if self.after is None else _shares(self.after)
+        return bar_chart(self.edges, _shares(self.counts), after, title, axis)
+
 
 class Boxes(NamedTuple):
     """What the boxes are like."""
@@ -64,7 +71,7 @@ class Boxes(NamedTuple):
     count_histogram: Histogram
 
     @classmethod
-    def measure(cls, study: Study) -> "Boxes":
+    def measure(cls, study: DataSetStudy) -> "Boxes":
         """Measures the boxes of all distinct images, and those that augmentation leaves."""
         after = box_sides(study.after.boxes, study.image_size)
         labels = range(1, len(study.class_names) + 1)
@@ -75,8 +82,8 @@ class Boxes(NamedTuple):
             count_histogram(study.table.counts),
         )
 
-    def findings(self, study: Study) -> Iterator[Finding]:
-        """Ignored boxes and scarce classes."""
+    def findings(self, study: DataSetStudy) -> Iterator[Finding]:
+        """Finds ignored boxes and scarce classes."""
         total = max(len(study.table.labels), 1)
         ignored = sum(c.ignored for c in self.classes)
         if ignored:
@@ -125,50 +132,21 @@ class Boxes(NamedTuple):
                 "These are too few to learn from scratch; expect a low AP.",
             )
 
-    def to_text(self, study: Study) -> Iterator[str]:
-        """Sizes by class, and three histograms."""
-        yield f"\nBOX SIZES (sqrt of area, pixels of the {study.image_size} px network input)"
-        yield from text_table(self._class_rows(study.levels))
-        yield f"  ({_bounds(study.levels)})"
-        yield from _text_bars("size, px", *_by_twos(self.size_histogram, "{:.0f}"))
-        yield from _text_bars("width / height", *_by_twos(self.aspect_histogram, "{:.2f}"))
-        labels = count_labels(self.count_histogram, study.most_boxes)
-        yield from _text_bars("boxes per image", labels, self.count_histogram.counts)
+    def size_chart(self, levels: Levels) -> Markup:
+        """Draws the sizes, with marks at the anchors' sizes."""
+        return self.size_histogram.chart("box sizes", size_axis(levels))
 
-    def to_html(self, study: Study) -> Iterator[str]:
-        """Three histograms, and sizes by class."""
-        charts = (
-            _chart(
-                self.size_histogram,
-                "box sizes",
-                size_axis(study.levels),
-                "Size: square root of the area, in pixels of the network input and in percent of "
-                "its side. Dashed: the anchors' sizes.",
-            ),
-            _chart(
-                self.aspect_histogram,
-                "aspect ratios",
-                _aspect_axis(study.levels),
-                "Aspect: width over height in the square network input. Dashed: the anchors' "
-                "ratios.",
-            ),
-            _chart(
-                self.count_histogram,
-                "boxes per image",
-                _count_axis(self.count_histogram, study.most_boxes),
-                "Boxes per image.",
-            ),
-        )
-        yield f'<div class="charts">{"".join(charts)}</div>'
-        yield soft(
-            '<span class="key" style="background:var(--bar)"></span> as annotated &nbsp; '
-            '<span class="key" style="background:var(--after)"></span> after augmentation '
-            f"({plural(DRAWS, 'draw')} of each image); shares of all boxes."
-        )
-        yield "<h3>Sizes by class, px</h3>" + html_table(self._class_rows(study.levels))
-        yield soft(f"{_bounds(study.levels)}.")
+    def aspect_chart(self, levels: Levels) -> Markup:
+        """Draws width over height, with marks at the anchors' ratios."""
+        return self.aspect_histogram.chart("aspect ratios", _aspect_axis(levels))
 
-    def _class_rows(self, levels: Levels) -> list[list[Cell]]:
+    def count_chart(self, most: int) -> Markup:
+        """Draws the numbers of boxes per image; `most` is the largest."""
+        histogram = self.count_histogram
+        return histogram.chart("boxes per image", _count_axis(histogram, most))
+
+    def rows(self, levels: Levels) -> list[list[Cell]]:
+        """Returns counts and sizes by class."""
         bounds = (f"<{levels.smallest} px", f"<{levels.cell:.0f} px")
         rows = [["class", "images", "boxes", "5 %", "median", "95 %", *bounds]]
         rows += [
@@ -186,19 +164,19 @@ class Boxes(NamedTuple):
 
 
 def size_edges(image_size: int) -> np.ndarray:
-    """Bins of sqrt(area) in pixels, four to an octave, from a 64th of the network input's side."""
+    """Returns bins of sqrt(area) in pixels, four to an octave, from a 64th of the input's side."""
     return image_size * 2.0 ** np.arange(-6, 0.01, 0.25)
 
 
 def size_axis(levels: Levels) -> Axis:
-    """Labels at every octave, in pixels and in percent of the side; marks at the anchors' sizes."""
+    """Returns labels at every octave, in pixels and percent, and marks at the anchors' sizes."""
     side = levels.image_size
     ticks = [(side * 2.0**k, f"{side * 2.0**k:.0f}\n{percent(2.0**k)}") for k in range(-6, 1)]
     return Axis(ticks, [(float(low), str(low)) for low, _ in levels.sizes], log=True)
 
 
 def count_histogram(counts: np.ndarray) -> Histogram:
-    """Boxes per image in about 30 bins of integer width; the largest 1 % share the last bin."""
+    """Counts boxes per image in about 30 bins of integer width; the largest 1 % share the last."""
     usual = np.percentile(counts, 99) if len(counts) else 0
     step = max(1, math.ceil((usual + 1) / 30))
     edges = np.arange(0, max(min(counts.max(initial=0), 30 * step), 1) + step + 1, step)
@@ -206,7 +184,7 @@ def count_histogram(counts: np.ndarray) -> Histogram:
 
 
 def count_labels(histogram: Histogram, most: int) -> list[str]:
-    """Names of the bins of boxes per image; the last is open if `most` is beyond it."""
+    """Returns names of the bins of boxes per image; the last is open if `most` is beyond it."""
     starts = [round(edge) for edge in histogram.edges]
     labels = [
         str(low) if high == low + 1 else f"{low}–{high - 1}"
@@ -215,7 +193,7 @@ def count_labels(histogram: Histogram, most: int) -> list[str]:
     return labels if most < starts[-1] else [*labels[:-1], f"{starts[-2]}+"]
 
 
-def _class_counts(study: Study, label: int) -> ClassCounts:
+def _class_counts(study: DataSetStudy, label: int) -> ClassCounts:
     own, sizes = study.table.labels == label, study.class_sizes(label)
     low, median, high = np.percentile(sizes, (5, 50, 95)) if len(sizes) else [math.nan] * 3
     return ClassCounts(
@@ -235,40 +213,14 @@ def _aspects(sides: np.ndarray) -> np.ndarray:
     return sides[:, 1] / np.maximum(sides[:, 0], 1e-9)
 
 
+def _shares(counts: list[int]) -> np.ndarray:
+    return np.array(counts) / max(sum(counts), 1)
+
+
 def _histogram(edges: np.ndarray, *values: np.ndarray) -> Histogram:
     """Counts values as annotated, and after augmentation if they are given."""
     counts = [np.histogram(np.clip(v, edges[0], edges[-1]), edges)[0].tolist() for v in values]
     return Histogram(np.asarray(edges, float).tolist(), *counts, *[None] * (2 - len(values)))
-
-
-def _bounds(levels: Levels) -> str:
-    return (
-        f"{levels.smallest} px is the smallest anchor, {levels.cell:.0f} px one cell of the finest "
-        "feature map"
-    )
-
-
-def _by_twos(histogram: Histogram, style: str) -> tuple[list[str], list[int]]:
-    """Labels and counts with every two bins joined."""
-    counts = [sum(histogram.counts[i : i + 2]) for i in range(0, len(histogram.counts), 2)]
-    edges = [*histogram.edges[:-1:2], histogram.edges[-1]]
-    labels = [f"{style.format(a)}–{style.format(b)}" for a, b in itertools.pairwise(edges)]
-    return labels, counts
-
-
-def _text_bars(title: str, labels: list[str], counts: list[int]) -> Iterator[str]:
-    """A histogram as lines of bars, from the first to the last bin that is not empty."""
-    yield f"  {title}"
-    total, most = sum(counts) or 1, max(counts, default=0) or 1
-    filled = [i for i, count in enumerate(counts) if count]
-    for i in range(filled[0], filled[-1] + 1) if filled else ():
-        bar = "█" * round(40 * counts[i] / most) or ("▏" if counts[i] else "")
-        yield f"  {labels[i]:>12}  {percent(counts[i] / total):>6}  {bar}".rstrip()
-
-
-def _chart(histogram: Histogram, title: str, axis: Axis, caption: str) -> str:
-    after = None if histogram.after is None else shares(histogram.after)
-    return figure(bars_svg(histogram.edges, shares(histogram.counts), after, title, axis), caption)
 
 
 def _aspect_axis(levels: Levels) -> Axis:
@@ -281,7 +233,7 @@ def _aspect_axis(levels: Levels) -> Axis:
 
 
 def _count_axis(histogram: Histogram, most: int) -> Axis:
-    """Labels in the middle of about five bins, the last among them."""
+    """Returns labels in the middle of about five bins, the last among them."""
     edges, names = histogram.edges, count_labels(histogram, most)
     step = max(1, len(names) // 5)
     bins = range(len(names) - 1, -1, -step)

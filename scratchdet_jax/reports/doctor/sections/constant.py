@@ -7,9 +7,9 @@ from scratchdet_jax.evaluation.detections import ImageGroundTruth
 from scratchdet_jax.evaluation.evaluator import METRIC_LABELS
 from scratchdet_jax.reports.baseline import ConstantBox, constant_box
 from scratchdet_jax.reports.doctor.census import Census
-from scratchdet_jax.reports.doctor.study import Study
-from scratchdet_jax.reports.page.layout import Bold, Cell, html_table, paragraph, soft, text_table
-from scratchdet_jax.reports.page.wording import Finding, number, percent, plural
+from scratchdet_jax.reports.doctor.study import DataSetStudy
+from scratchdet_jax.reports.page.tables import Bold, Cell
+from scratchdet_jax.reports.page.wording import Finding, number, percent
 
 _HIGH = 0.2  # mAP
 _USUAL = ("val", "validation", "valid", "test")
@@ -23,20 +23,20 @@ class SplitScore(NamedTuple):
     box: ConstantBox
 
     def sentence(self) -> str:
-        """The figure in words."""
+        """Returns the figure in words."""
         return (
             f"One box per class, in the same place on every image of {self.split}, scores "
             f"mAP {number(self.box.mean, 2)} ({self.label})."
         )
 
 
-class Constant(NamedTuple):
+class ConstantScore(NamedTuple):
     """The constant box; None without a split that has boxes to score."""
 
     constant_box: SplitScore | None
 
     @classmethod
-    def measure(cls, study: Study) -> "Constant":
+    def measure(cls, study: DataSetStudy) -> "ConstantScore":
         """Scores the split of `config.data.eval`, or the one most likely meant for evaluation."""
         scored = {
             look.split for look in study.census.looks if min(look.size) and not look.ignore.all()
@@ -49,8 +49,8 @@ class Constant(NamedTuple):
             return cls(None)
         return cls(SplitScore(split, METRIC_LABELS[metric], _score(study.census, split, metric)))
 
-    def findings(self, study: Study) -> Iterator[Finding]:
-        """A constant box that scores well."""
+    def findings(self, study: DataSetStudy) -> Iterator[Finding]:
+        """Finds a constant box that scores well."""
         found = self.constant_box
         if found and found.box.mean >= _HIGH:
             yield Finding(
@@ -62,25 +62,8 @@ class Constant(NamedTuple):
                 "smaller or in more places.",
             )
 
-    def to_text(self, study: Study) -> Iterator[str]:
-        """The AP and the box of each class."""
-        if self.constant_box is None:
-            return
-        split = self.constant_box.split
-        yield f"\nTHE SAME BOX ON EVERY IMAGE of {split} (one per class, chosen for this split)"
-        yield from text_table(self._rows())
-        yield f"  {self._note()}"
-
-    def to_html(self, study: Study) -> Iterator[str]:
-        """The figure in words, then the AP and the box of each class."""
-        if self.constant_box is None:
-            yield soft("Not scored: no split has boxes that count, or nothing is scored.")
-            return
-        yield paragraph(self.constant_box.sentence())
-        yield html_table(self._rows())
-        yield soft(f"{self._note()}.")
-
-    def _rows(self) -> list[list[Cell]]:
+    def rows(self) -> list[list[Cell]]:
+        """Returns the AP and the box of each class."""
         box = self.constant_box.box
         rows = [["class", "AP", "top", "left", "bottom", "right"]]
         for name, place in box.boxes.items():
@@ -89,10 +72,6 @@ class Constant(NamedTuple):
             rows.append([name, "–" if ap is None else f"{ap:.3f}", *sides])
         rows.append([Bold("mean"), number(box.mean, 3), *[""] * 4])
         return rows
-
-    def _note(self) -> str:
-        found = self.constant_box
-        return f"{found.label}, {plural(found.box.images, 'image')}; sides in percent of the image"
 
 
 def eval_split(dataset: str, spec: str, names: list[str]) -> str | None:

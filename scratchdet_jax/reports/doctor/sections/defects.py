@@ -4,9 +4,9 @@ import collections
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from scratchdet_jax.reports.doctor.study import Study
-from scratchdet_jax.reports.page.layout import Named, paragraph
-from scratchdet_jax.reports.page.wording import Finding, plural, verb
+from scratchdet_jax.errors import plural
+from scratchdet_jax.reports.doctor.study import DataSetStudy
+from scratchdet_jax.reports.page.wording import Finding, Named, verb
 
 
 class Defects(NamedTuple):
@@ -16,7 +16,7 @@ class Defects(NamedTuple):
     prepared: dict[str, Named]
 
     @classmethod
-    def measure(cls, study: Study) -> "Defects":
+    def measure(cls, study: DataSetStudy) -> "Defects":
         """Sorts the defects by kind, the most common first."""
         found: dict[str, list[str]] = collections.defaultdict(list)
         for look in (study.census.looks[i] for i in study.images):
@@ -25,8 +25,8 @@ class Defects(NamedTuple):
         ranked = sorted(found.items(), key=lambda item: -len(item[1]))
         return cls({kind: Named.first(texts) for kind, texts in ranked}, study.opened.prepared)
 
-    def findings(self, study: Study) -> Iterator[Finding]:
-        """Degenerate boxes, repeated boxes, and what preparing found."""
+    def findings(self, study: DataSetStudy) -> Iterator[Finding]:
+        """Finds degenerate boxes, repeated boxes, and what preparing found."""
         total = max(len(study.table.labels), 1)
         repeated = {k: n for k, n in self.defects.items() if k.startswith("the same box")}
         wrong = {k: n for k, n in self.defects.items() if k not in repeated}
@@ -57,26 +57,3 @@ class Defects(NamedTuple):
                 f"Preparing the data set found {plural(count, 'defect')}: {kinds}.",
                 "The details are in report.json beside the prepared data.",
             )
-
-    def to_text(self, study: Study) -> Iterator[str]:
-        """Defects by kind, with examples."""
-        yield "\nBOXES AS STORED"
-        if not self.defects:
-            yield "  no degenerate, out-of-range or repeated box"
-        for kind, named in self.defects.items():
-            yield from named.to_text(kind)
-        if self.prepared:
-            yield "  found when the data set was prepared:"
-        for kind, named in self.prepared.items():
-            yield from named.to_text(f"  {kind}")
-
-    def to_html(self, study: Study) -> Iterator[str]:
-        """Defects by kind, with examples."""
-        if not self.defects:
-            yield paragraph("The stored boxes contain no degenerate, out-of-range or repeated box.")
-        for kind, named in self.defects.items():
-            yield named.to_html(f"Box: {kind}")
-        if self.prepared:
-            yield "<h3>Found when the data set was prepared</h3>"
-        for kind, named in self.prepared.items():
-            yield named.to_html(kind)

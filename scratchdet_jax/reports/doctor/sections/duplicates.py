@@ -1,18 +1,15 @@
 """Images with the same bytes, and images that look alike."""
 
 import collections
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import NamedTuple
 
-from scratchdet_jax.datasets.duplicates import COLOUR_LEVELS, HASH_BITS, near_pairs
+from scratchdet_jax.datasets.duplicates import near_pairs
+from scratchdet_jax.errors import plural
 from scratchdet_jax.reports.doctor.census import Census, Look
 from scratchdet_jax.reports.doctor.sections.splits import overlaps
-from scratchdet_jax.reports.doctor.study import Study
-from scratchdet_jax.reports.page.layout import Named, soft
-from scratchdet_jax.reports.page.pictures import photo, picture_figure
-from scratchdet_jax.reports.page.wording import Finding, plural, verb
-
-_PAIRS_SHOWN = 8
+from scratchdet_jax.reports.doctor.study import DataSetStudy
+from scratchdet_jax.reports.page.wording import Finding, verb
 
 
 class Group(NamedTuple):
@@ -40,11 +37,11 @@ class Duplicates(NamedTuple):
     near: list[Pair]
 
     @classmethod
-    def measure(cls, study: Study) -> "Duplicates":
+    def measure(cls, study: DataSetStudy) -> "Duplicates":
         """Compares all images by their bytes, and the decoded ones by their signatures."""
         return cls(_groups(study.census), _near(study))
 
-    def findings(self, study: Study) -> Iterator[Finding]:
+    def findings(self, study: DataSetStudy) -> Iterator[Finding]:
         """Copies within splits, and similar images; copies across splits are overlaps."""
         total = len(study.images)
         across = sum(pair.across_splits for pair in self.near)
@@ -74,50 +71,9 @@ class Duplicates(NamedTuple):
                 "in a coarse comparison.",
             )
 
-    def to_text(self, study: Study) -> Iterator[str]:
-        """Names of the groups and pairs."""
-        yield "\nDUPLICATES"
-        groups = Named.first([" = ".join(group.names) for group in self.groups])
-        yield from groups.to_text("of the same bytes")
-        pairs = Named.first([f"{' ~ '.join(p.names)} ({p.bits} bits)" for p in self.near])
-        yield from pairs.to_text(
-            f"nearly the same (dHash within {HASH_BITS} of 64 bits, thumbnails within "
-            f"{COLOUR_LEVELS:g} levels of 255)"
-        )
-
-    def to_html(self, study: Study) -> Iterator[str]:
-        """Pictures of the groups and pairs, side by side."""
-        yield f"<h3>The same bytes: {len(self.groups):,}</h3>"
-        yield _pictures(study, self.groups)
-        yield f"<h3>Nearly the same: {plural(len(self.near), 'pair')}</h3>"
-        yield soft(
-            f"64-bit difference hashes that differ in at most {HASH_BITS} bits, and 16×16 "
-            f"thumbnails in at most {COLOUR_LEVELS:g} levels of 255 on average. This finds "
-            "images that were re-encoded, resized or taken a moment later, but not rotated, "
-            "mirrored or cropped ones."
-        )
-        yield _pictures(
-            study, [Group([p.first, p.second], list(p.names), p.across_splits) for p in self.near]
-        )
-
-
-def _pictures(study: Study, groups: Sequence[Group]) -> str:
-    """The first two pictures of the first groups."""
-    if not groups:
-        return ""
-    parts = []
-    for group in groups[:_PAIRS_SHOWN]:
-        shown = zip(group.images[:2], group.names, strict=False)
-        pictures = "".join(picture_figure(photo(study.example(i), name, 260)) for i, name in shown)
-        label = "<b>across splits</b>" if group.across_splits else "within a split"
-        parts.append(f'<div>{soft(label)}<div class="pair">{pictures}</div></div>')
-    more = len(groups) - len(parts)
-    rest = soft(f"… and {more:,} more") if more else ""
-    return f'<div class="pairs">{"".join(parts)}</div>{rest}'
-
 
 def _groups(census: Census) -> list[Group]:
-    """Images with the same bytes, except where splits contain one another by design.
+    """Finds images with the same bytes, except where splits contain one another by design.
 
     A file that is both in train and in trainval is one image; it is listed when it is there twice
     under two names, twice in one split, or in two splits that merely overlap.
@@ -143,12 +99,12 @@ def _groups(census: Census) -> list[Group]:
 
 
 def _nested(census: Census) -> set[frozenset[str]]:
-    """Pairs of splits of which one contains the other by design."""
+    """Returns pairs of splits of which one contains the other by design."""
     return {frozenset((o.first, o.second)) for o in overlaps(census.contents()) if o.by_design}
 
 
-def _near(study: Study) -> list[Pair]:
-    """Pairs of decoded images that look alike but do not have the same bytes.
+def _near(study: DataSetStudy) -> list[Pair]:
+    """Finds pairs of decoded images that look alike but do not have the same bytes.
 
     A pair is across splits if its images are in different splits, even if one of the two is in the
     other's split as well; splits that contain one another by design do not count.

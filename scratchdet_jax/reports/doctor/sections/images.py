@@ -5,11 +5,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from scratchdet_jax.errors import plural
 from scratchdet_jax.reports.doctor.census import size_on_canvas
-from scratchdet_jax.reports.doctor.study import Study
-from scratchdet_jax.reports.page.layout import Meter, Named, html_table, paragraph, soft
-from scratchdet_jax.reports.page.pictures import IGNORED, chips, gallery, photo
-from scratchdet_jax.reports.page.wording import Finding, percent, plural, verb
+from scratchdet_jax.reports.doctor.study import DataSetStudy
+from scratchdet_jax.reports.page.tables import Cell, Meter
+from scratchdet_jax.reports.page.wording import Finding, Named, percent, verb
 
 _CROWDED = 6
 _LISTED = 12  # image sizes
@@ -35,7 +35,7 @@ class ImageSizes(NamedTuple):
     turned: int
 
 
-class Images(NamedTuple):
+class ImageChecks(NamedTuple):
     """What the images are like; `crowded` holds (census index, name, boxes)."""
 
     sizes: ImageSizes
@@ -47,7 +47,7 @@ class Images(NamedTuple):
     crowded: list[tuple[int, str, int]]
 
     @classmethod
-    def measure(cls, study: Study) -> "Images":
+    def measure(cls, study: DataSetStudy) -> "ImageChecks":
         """Measures all distinct images."""
         images, counts = study.images, study.table.counts
         order = np.argsort(-counts, kind="stable")[:_CROWDED]
@@ -61,8 +61,8 @@ class Images(NamedTuple):
             [(int(images[i]), study.place(images[i]), int(counts[i])) for i in order if counts[i]],
         )
 
-    def findings(self, study: Study) -> Iterator[Finding]:
-        """Images that stop training, and images to look at."""
+    def findings(self, study: DataSetStudy) -> Iterator[Finding]:
+        """Finds images that stop training, and images to look at."""
         total = len(study.images)
         if broken := self.undecodable.count:
             yield Finding(
@@ -98,65 +98,14 @@ class Images(NamedTuple):
                 "tag; boxes refer to the image as displayed.",
             )
 
-    def to_text(self, study: Study) -> Iterator[str]:
-        """Sizes, and the images by name."""
-        yield "\nIMAGES"
-        sizes = self.sizes
-        if sizes.kinds:
-            common = ", ".join(f"{w}×{h} ({n:,})" for h, w, n in sizes.common[:6])
-            yield f"  {plural(sizes.kinds, 'size')}; most common (width×height): {common}"
-            yield (
-                f"  smallest {sizes.smallest[1]}×{sizes.smallest[0]}, largest "
-                f"{sizes.largest[1]}×{sizes.largest[0]}; {percent(sizes.reduced)} are reduced to "
-                f"the canvas; {sizes.turned} rotated or mirrored by EXIF"
-            )
-        for title, named in self._lists(study):
-            yield from named.to_text(title)
-        if self.crowded:
-            yield f"  most crowded: {', '.join(f'{name} ({n})' for _, name, n in self.crowded[:3])}"
-        decoded = len(study.decoded)
-        if decoded < len(study.images):
-            yield (
-                f"  (decoded, compared and fitted: {plural(decoded, 'image')}, drawn at random; "
-                "--images=N for more)"
-            )
+    def size_rows(self) -> list[list[Cell]]:
+        """Returns the most common sizes, with a bar each."""
+        most = self.sizes.common[0][2]
+        sizes = [[f"{w}×{h}", f"{n:,}", Meter(n / most)] for h, w, n in self.sizes.common]
+        return [["width × height", "images", ""], *sizes]
 
-    def to_html(self, study: Study) -> Iterator[str]:
-        """Sizes with bars, and the images by name."""
-        sizes = self.sizes
-        if sizes.kinds:
-            extent = f"{sizes.smallest[1]}×{sizes.smallest[0]}"
-            if sizes.kinds > 1:
-                extent += f" to {sizes.largest[1]}×{sizes.largest[0]}, {sizes.kinds:,} sizes"
-            yield paragraph(
-                f"{extent} (width × height). {percent(sizes.reduced)} of the images are larger "
-                f"than the canvas and are reduced to it; rotated or mirrored by EXIF: "
-                f"{sizes.turned}."
-            )
-            most = sizes.common[0][2]
-            rows = [["width × height", "images", ""]]
-            rows += [[f"{w}×{h}", f"{n:,}", Meter(n / most)] for h, w, n in sizes.common]
-            yield html_table(rows)
-        *first, broken, many = self._lists(study)
-        for title, named in (*first, many, broken):
-            yield named.to_html(f"Images {title}")
-        decoded = len(study.decoded)
-        if decoded < len(study.images):
-            yield soft(
-                f"Decoded, compared and fitted to the anchors: {plural(decoded, 'image')}, drawn "
-                "at random; --images=N decodes more."
-            )
-
-    def crowded_to_html(self, study: Study) -> Iterator[str]:
-        """Pictures of the most crowded images."""
-        names = study.class_names
-        yield chips(names, {"difficult or crowd": IGNORED} if study.table.ignore.any() else {})
-        yield gallery(
-            [photo(study.example(i), f"{name}: {n} boxes", 520) for i, name, n in self.crowded],
-            "large",
-        )
-
-    def _lists(self, study: Study) -> list[tuple[str, Named]]:
+    def lists(self, study: DataSetStudy) -> list[tuple[str, Named]]:
+        """Returns the images that need attention, with a title."""
         most = study.config.data.max_boxes
         return [
             ("without boxes", self.without_boxes),
@@ -166,7 +115,7 @@ class Images(NamedTuple):
         ]
 
 
-def _image_sizes(study: Study) -> ImageSizes:
+def _image_sizes(study: DataSetStudy) -> ImageSizes:
     sizes = study.table.sizes[study.table.sizes.min(axis=1) > 0]
     if not len(sizes):
         return ImageSizes([], 0, (0, 0), (0, 0), float("nan"), 0)

@@ -1,6 +1,4 @@
-"""Training samples as the network sees them; for the page only."""
-
-from collections.abc import Iterator
+"""Training samples as the network sees them, for the page."""
 
 import jax
 import jax.numpy as jnp
@@ -13,25 +11,13 @@ from scratchdet_jax.data.records import Example
 from scratchdet_jax.detector import augment_options
 from scratchdet_jax.evaluation.drawing import draw_detections
 from scratchdet_jax.ops.augment import augment
-from scratchdet_jax.reports.doctor.study import Study
-from scratchdet_jax.reports.page.layout import paragraph
-from scratchdet_jax.reports.page.pictures import Picture, chips, gallery, to_picture
+from scratchdet_jax.reports.doctor.study import DataSetStudy
+from scratchdet_jax.reports.page.pictures import Picture, to_picture
 from scratchdet_jax.training.step import example_keys
 
 
-def to_html(study: Study, count: int) -> Iterator[str]:
-    """Pictures of the first samples of training."""
-    size = study.image_size
-    yield paragraph(
-        "The first training images for this recipe, seed and data, augmented, at "
-        f"{size}×{size} px, before the mean is subtracted."
-    )
-    yield chips(study.class_names)
-    yield gallery(_samples(study, count))
-
-
-def _samples(study: Study, count: int) -> list[Picture]:
-    """The first images of training with this recipe, seed and data, augmented.
+def draw_samples(study: DataSetStudy, count: int) -> list[Picture]:
+    """Draws the first images of training with this recipe, seed and data, augmented.
 
     Image i is row i % batch_size of step i // batch_size, in training's order, and its random
     draws are those of that step. Images that cannot be decoded are skipped.
@@ -64,7 +50,7 @@ def _samples(study: Study, count: int) -> list[Picture]:
 
 
 def _on_canvas(example: Example, config: ml_collections.ConfigDict) -> tuple[np.ndarray, ...]:
-    """Image, size, boxes, labels and ignore, padded as the loader pads them."""
+    """Returns image, size, boxes, labels and ignore, padded as the loader pads them."""
     slots = max(config.data.max_boxes, len(example["labels"]))
     image, _ = images.decode_to_canvas(
         example["image"], tuple(config.data.canvas), example["orientation"]

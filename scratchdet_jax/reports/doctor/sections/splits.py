@@ -1,14 +1,15 @@
 """Images and boxes by split, and what splits share."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from scratchdet_jax.errors import plural
 from scratchdet_jax.reports.doctor.census import Census, select_images
-from scratchdet_jax.reports.doctor.study import Study
-from scratchdet_jax.reports.page.layout import Bold, Meter, html_table, paragraph, soft, text_table
-from scratchdet_jax.reports.page.wording import Finding, percent, plural
+from scratchdet_jax.reports.doctor.study import DataSetStudy
+from scratchdet_jax.reports.page.tables import Bold, Cell, Meter
+from scratchdet_jax.reports.page.wording import Finding, percent
 
 _FEW_IMAGES = 1000
 
@@ -31,7 +32,7 @@ class Overlap(NamedTuple):
     by_design: bool
 
     def sentence(self) -> str:
-        """The overlap in words."""
+        """Returns the overlap in words."""
         shared = plural(self.shared, "image")
         if self.contained == "both":
             return f"{self.first} and {self.second} contain the same {shared}."
@@ -64,7 +65,7 @@ class Splits(NamedTuple):
     decoded: int
 
     @classmethod
-    def measure(cls, study: Study) -> "Splits":
+    def measure(cls, study: DataSetStudy) -> "Splits":
         """Counts every split, and compares splits by their images' bytes."""
         return cls(
             [_count(study.census, name) for name in study.census.split_names],
@@ -73,7 +74,7 @@ class Splits(NamedTuple):
             len(study.decoded),
         )
 
-    def findings(self, study: Study) -> Iterator[Finding]:
+    def findings(self, study: DataSetStudy) -> Iterator[Finding]:
         """Leaks between splits, and a small training split."""
         sizes = {split.name: split.images for split in self.splits}
         for o in self.overlaps:
@@ -98,57 +99,35 @@ class Splits(NamedTuple):
                 "Start with a narrow model and mild cropping, as configs/voc_folder.py does.",
             )
 
-    def to_text(self, study: Study) -> Iterator[str]:
-        """A table, and the overlaps."""
-        yield "\nIMAGES AND BOXES BY SPLIT (in brackets: additional difficult or crowd boxes)"
-        rows = [["", *(split.name for split in self.splits)]]
-        for title, *parts in (self._image_rows(), self._box_rows(study)):
-            rows += [title, *([f"  {name}", *cells] for name, *cells in parts)]
-        yield from text_table(rows)
-        for overlap in self.overlaps:
-            yield f"  {overlap.sentence()}"
-
-    def to_html(self, study: Study) -> Iterator[str]:
-        """A table with a bar for each class, and the overlaps."""
-        rows = [["", *(split.name for split in self.splits), "share of boxes"]]
-        rows += [[*row, ""] for row in self._image_rows()]
-        (title, *total), *classes = self._box_rows(study)
-        rows.append([Bold(title), *total, ""])
-        counts = np.bincount(study.table.labels, minlength=len(classes) + 1)[1:]
-        most = max(counts.max(initial=0), 1)
-        rows += [[*row, Meter(n / most)] for row, n in zip(classes, counts, strict=True)]
-        yield html_table(rows)
-        if self._any_ignored():
-            yield soft("In brackets: additional difficult or crowd boxes.")
-        for overlap in self.overlaps:
-            yield paragraph(overlap.sentence())
-
-    def _any_ignored(self) -> bool:
+    @property
+    def any_ignored(self) -> bool:
+        """Returns whether a split has difficult or crowd boxes."""
         return any(sum(split.ignored) for split in self.splits)
 
-    def _image_rows(self) -> Iterator[list[str]]:
-        yield ["images", *(f"{split.images:,}" for split in self.splits)]
-        yield ["without boxes", *(f"{split.without_boxes:,}" for split in self.splits)]
-        if self._any_ignored():
-            yield ["only ignored", *(f"{split.ignored_only:,}" for split in self.splits)]
+    def rows(self, study: DataSetStudy) -> list[list[Cell]]:
+        """Returns images and boxes by split, ignored boxes in brackets; with a bar per class."""
+        splits = self.splits
+        rows: list[list[Cell]] = [
+            ["", *(split.name for split in splits), "share of boxes"],
+            ["images", *(f"{split.images:,}" for split in splits), ""],
+            ["without boxes", *(f"{split.without_boxes:,}" for split in splits), ""],
+        ]
+        if self.any_ignored:
+            rows.append(["only ignored", *(f"{split.ignored_only:,}" for split in splits), ""])
+        total = [self._count(sum(s.boxes), sum(s.ignored)) for s in splits]
+        rows.append([Bold("boxes"), *total, ""])
+        counts = np.bincount(study.table.labels, minlength=len(study.class_names) + 1)[1:]
+        for n, name in enumerate(study.class_names):
+            cells = [self._count(split.boxes[n], split.ignored[n]) for split in splits]
+            rows.append([name, *cells, Meter(counts[n] / max(counts.max(), 1))])
+        return rows
 
-    def _box_rows(self, study: Study) -> Iterator[list[str]]:
-        """All boxes, then those of each class; ignored ones in brackets."""
-        boxes = np.array([split.boxes for split in self.splits])
-        ignored = np.array([split.ignored for split in self.splits])
-
-        def row(name: str, counts: Sequence[int], others: Sequence[int]) -> list[str]:
-            pairs = zip(counts, others, strict=True)
-            brackets = self._any_ignored()
-            return [name, *(f"{a:,} ({b:,})" if brackets else f"{a:,}" for a, b in pairs)]
-
-        yield row("boxes", boxes.sum(axis=1), ignored.sum(axis=1))
-        for name, counts, others in zip(study.class_names, boxes.T, ignored.T, strict=True):
-            yield row(name, counts, others)
+    def _count(self, boxes: int, ignored: int) -> str:
+        return f"{boxes:,} ({ignored:,})" if self.any_ignored else f"{boxes:,}"
 
 
 def overlaps(splits: dict[str, set[Any]]) -> list[Overlap]:
-    """The overlaps of splits, given as sets of their images' digests."""
+    """Returns the overlaps of splits, given as sets of their images' digests."""
     found = []
     names = list(splits)
     for n, first in enumerate(names):
@@ -165,7 +144,7 @@ def overlaps(splits: dict[str, set[Any]]) -> list[Overlap]:
 
 
 def _is_made_of_others(name: str, splits: dict[str, set[Any]]) -> bool:
-    """Whether a split is the union of two or more smaller ones, as trainval is."""
+    """Returns whether a split is the union of two or more smaller ones, as trainval is."""
     union = splits[name]
     parts = [s for other, s in splits.items() if other != name and s < union and s]
     return len(parts) >= 2 and set().union(*parts) == union

@@ -8,26 +8,17 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
+from scratchdet_jax.errors import plural
 from scratchdet_jax.ops import boxes as box_ops
 from scratchdet_jax.progress import track
 from scratchdet_jax.reports.doctor.fit import Levels, box_sides, make_levels, share
-from scratchdet_jax.reports.doctor.study import DRAWS, Study
-from scratchdet_jax.reports.page.layout import (
-    Share,
-    Wrapped,
-    html_table,
-    paragraph,
-    soft,
-    text_table,
-)
-from scratchdet_jax.reports.page.pictures import Picture, gallery, photo
-from scratchdet_jax.reports.page.wording import Finding, first_few, percent, plural, verb
+from scratchdet_jax.reports.doctor.study import DRAWS, DataSetStudy
+from scratchdet_jax.reports.page.tables import Cell, Share, Wrapped
+from scratchdet_jax.reports.page.wording import Finding, first_few, percent, verb
 
 _FIRST_PERCENTS = (3.0, 4.0, 5.0, 7.0, 10.0, 14.0)  # anchor sizes to try
 _ROWS = 256  # boxes compared at a time
 _LISTED = 12  # boxes in the table
-_PICTURED = 8
-_IN_TEXT = 5
 _UNREACHED = 0.10  # share of a class's boxes that is worth a warning
 _GAIN = 0.03  # gain required to recommend other anchors
 
@@ -49,7 +40,7 @@ class BoxExample(NamedTuple):
 
     @property
     def aspect(self) -> float:
-        """Width over height."""
+        """Returns width over height."""
         return self.width / max(self.height, 1e-9)
 
 
@@ -82,7 +73,7 @@ class Unreached(NamedTuple):
     what_if: list[WhatIf]
 
     @classmethod
-    def measure(cls, study: Study) -> "Unreached":
+    def measure(cls, study: DataSetStudy) -> "Unreached":
         """Finds the reasons, and tries other anchor sizes."""
         fit, levels, threshold = study.before, study.levels, study.threshold
         unreached = np.flatnonzero(~fit.reached(threshold))
@@ -98,8 +89,8 @@ class Unreached(NamedTuple):
             what_if(study.config, fit.boxes, study.after.boxes[::DRAWS], _FIRST_PERCENTS),
         )
 
-    def findings(self, study: Study) -> Iterator[Finding]:
-        """The classes with many such boxes."""
+    def findings(self, study: DataSetStudy) -> Iterator[Finding]:
+        """Finds the classes with many such boxes."""
         fit = study.before
         reached = fit.reached(study.threshold)
         classes = range(len(study.class_names))
@@ -123,8 +114,8 @@ class Unreached(NamedTuple):
             self._sizes_advice(study) or self._other_advice(),
         )
 
-    def _class_missed(self, study: Study, missed: float, n: int) -> str:
-        """One class: how many of its boxes reach no anchor, and whether their size explains it."""
+    def _class_missed(self, study: DataSetStudy, missed: float, n: int) -> str:
+        """Returns how many boxes of a class reach no anchor, and whether their size explains it."""
         sizes, smallest = study.class_sizes(n + 1), study.levels.smallest
         below = share(sizes < smallest)
         text = f"{percent(missed)} of {study.class_names[n]}"
@@ -138,15 +129,15 @@ class Unreached(NamedTuple):
             text += f"; {percent(self.hopeless[n])} are too small to reach it at any position"
         return text + ")"
 
-    def better_sizes(self, study: Study) -> WhatIf | None:
-        """Other anchor sizes that would reach clearly more boxes; None if there are none."""
+    def better_sizes(self, study: DataSetStudy) -> WhatIf | None:
+        """Returns other anchor sizes that would reach clearly more boxes, if there are any."""
         now = sum(_reached(study))
         best = max(self.what_if, key=lambda w: w.reached + w.reached_augmented, default=None)
         if best is None or not best.reached + best.reached_augmented >= now + 2 * _GAIN:
             return None
         return best
 
-    def _sizes_advice(self, study: Study) -> str:
+    def _sizes_advice(self, study: DataSetStudy) -> str:
         best, now = self.better_sizes(study), _reached(study)
         if best is None:
             return ""
@@ -158,7 +149,7 @@ class Unreached(NamedTuple):
         )
 
     def _other_advice(self) -> str:
-        """Advice where other sizes by SSD's rule would not help clearly."""
+        """Returns advice where other sizes by SSD's rule would not help clearly."""
         if self.unreached_thin > self.unreached_small:
             return "Add larger ratios to config.anchors.aspect_ratios, or accept the loss."
         return (
@@ -166,54 +157,19 @@ class Unreached(NamedTuple):
             "config.image_size would."
         )
 
-    def to_text(self, study: Study) -> Iterator[str]:
-        """The worst boxes, and other anchor sizes; continues the anchors."""
-        if self.unreached:
-            yield f"  reached by no anchor: {plural(self.unreached_count, 'box')}; the worst:"
-        for b in self.unreached[:_IN_TEXT]:
-            yield (
-                f"    {b.file}: {b.class_name} {b.width:.0f}×{b.height:.0f} px, width/height "
-                f"{b.aspect:.2f}, best IoU {b.best_iou:.2f}"
-            )
-        if self.what_if:
-            yield "  if the anchors started at another size (SSD's rule), they would reach:"
-            first, _, *shares = zip(*self._what_if_rows(), strict=True)
-            yield from text_table([first, *shares])
-
-    def to_html(self, study: Study) -> Iterator[str]:
-        """The worst boxes, with pictures."""
-        if not self.unreached:
-            yield paragraph(f"Every box reaches IoU {study.threshold:g} with some anchor.")
-            return
-        yield paragraph(f"{plural(self.unreached_count, 'box')}, before augmentation; the worst:")
+    def rows(self) -> list[list[Cell]]:
+        """Returns the worst boxes."""
         shape = ("width × height, px", "width / height")
-        rows = [["image", "class", *shape, "best IoU", "anchors trained"]]
-        rows += [
-            [
-                Wrapped(b.file),
-                b.class_name,
-                f"{b.width:.1f}×{b.height:.1f}",
-                f"{b.aspect:.2f}",
-                f"{b.best_iou:.2f}",
-                str(b.anchors),
-            ]
-            for b in self.unreached
-        ]
-        yield html_table(rows)
-        yield gallery([_picture(study, b) for b in self.unreached[:_PICTURED]])
+        rows: list[list[Cell]] = [["image", "class", *shape, "best IoU", "anchors trained"]]
+        for b in self.unreached:
+            size = f"{b.width:.1f}×{b.height:.1f}"
+            figures = (f"{b.aspect:.2f}", f"{b.best_iou:.2f}", str(b.anchors))
+            rows.append([Wrapped(b.file), b.class_name, size, *figures])
+        return rows
 
-    def what_if_to_html(self) -> Iterator[str]:
-        """Other anchor sizes."""
-        if not self.what_if:
-            return
-        yield "<h3>If the anchors started at another size</h3>" + html_table(self._what_if_rows())
-        yield soft(
-            "By SSD’s rule, the other levels rise evenly from twice the first size to the recipe’s "
-            "largest."
-        )
-
-    def _what_if_rows(self) -> list[list[str | Share]]:
-        rows: list[list[str | Share]] = [["first level at", "min_percent", "reached", "augmented"]]
+    def what_if_rows(self) -> list[list[Cell]]:
+        """Returns other anchor sizes, and what they would reach."""
+        rows: list[list[Cell]] = [["first level at", "min_percent", "reached", "augmented"]]
         for w in self.what_if:
             sizes = [f"{p:g}" for p in w.min_percent]
             shares = (Share(w.reached), Share(w.reached_augmented))
@@ -222,7 +178,7 @@ class Unreached(NamedTuple):
 
 
 def too_small(boxes: np.ndarray, levels: Levels, threshold: float) -> np.ndarray:
-    """Whether boxes [n, 4] are too small for any anchor at any position: bool [n].
+    """Returns whether boxes [n, 4] are too small for any anchor at any position: bool [n].
 
     IoU is at most the smaller area over the larger.
     """
@@ -231,7 +187,7 @@ def too_small(boxes: np.ndarray, levels: Levels, threshold: float) -> np.ndarray
 
 
 def too_long(boxes: np.ndarray, levels: Levels, threshold: float) -> np.ndarray:
-    """Whether boxes [n, 4] are too elongated for the anchors' ratios: bool [n].
+    """Returns whether boxes [n, 4] are too elongated for the anchors' ratios: bool [n].
 
     A box whose aspect ratio is k times an anchor's has IoU 1 / (2 √k − 1) with it at the best
     size (a side between the box's two) and position. It misses the threshold t if
@@ -249,7 +205,7 @@ def what_if(
     augmented: np.ndarray,
     first_percents: tuple[float, ...],
 ) -> list[WhatIf]:
-    """The share of boxes reached if the anchors started at other sizes, by SSD's rule.
+    """Returns the share of boxes reached if the anchors started at other sizes, by SSD's rule.
 
     SSD's rule: the first level has its own size p; the others rise evenly from 2·p to the last
     level's max size. At p = 10 these are the published sizes for VOC.
@@ -276,7 +232,7 @@ def what_if(
 
 
 def _best_iou(anchors: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """The best IoU of each box with any anchor, [K]."""
+    """Returns the best IoU of each box with any anchor, [K]."""
     best = np.zeros(len(boxes), np.float32)
     for first in range(0, len(boxes), _ROWS):
         some = np.zeros((_ROWS, 4), np.float32)
@@ -291,12 +247,12 @@ def _max_iou(anchors: jax.Array, boxes: jax.Array) -> jax.Array:
     return jnp.max(box_ops.iou(boxes, anchors), axis=1)
 
 
-def _reached(study: Study) -> tuple[float, float]:
-    """The share of the boxes that reach an anchor, before and after augmentation."""
+def _reached(study: DataSetStudy) -> tuple[float, float]:
+    """Returns the share of the boxes that reach an anchor, before and after augmentation."""
     return tuple(share(fit.reached(study.threshold)) for fit in (study.before, study.after))
 
 
-def _examples(study: Study, unreached: np.ndarray) -> list[BoxExample]:
+def _examples(study: DataSetStudy, unreached: np.ndarray) -> list[BoxExample]:
     fit, census = study.before, study.census
     image, best = census.table.image, fit.best.max(axis=1)
     examples = []
@@ -316,12 +272,6 @@ def _examples(study: Study, unreached: np.ndarray) -> list[BoxExample]:
             )
         )
     return examples
-
-
-def _picture(study: Study, b: BoxExample) -> Picture | None:
-    caption = f"{b.file}: {b.class_name} {b.width:.0f}×{b.height:.0f} px, IoU {b.best_iou:.2f}"
-    box = b.box - int(study.census.table.starts[b.image])
-    return photo(study.example(b.image), caption, 300, box)
 
 
 def _typed(values: tuple[float, ...]) -> str:

@@ -1,7 +1,5 @@
 """The images on which a run does worst and best, with ground truth side by side."""
 
-import html
-from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import cv2
@@ -12,13 +10,11 @@ from scratchdet_jax.data.records import DetectionSource
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.evaluation.detections import ImageDetections, ImageGroundTruth
 from scratchdet_jax.evaluation.drawing import draw_detections
-from scratchdet_jax.reports.page.layout import soft
-from scratchdet_jax.reports.page.pictures import IGNORED, Picture, chips, to_picture
-from scratchdet_jax.reports.report.study import Study
+from scratchdet_jax.reports.page.pictures import Picture, to_picture
+from scratchdet_jax.reports.report.study import RunStudy
 from scratchdet_jax.reports.tide import totals
 
 _SIDE = 440  # pixels of the longer side of a picture
-_NAMED = 12  # colours of more classes than this are not listed
 
 
 class Chosen(NamedTuple):
@@ -48,14 +44,14 @@ class Chosen(NamedTuple):
 
     @property
     def caption(self) -> str:
-        """Name and counts."""
+        """Returns name and counts."""
         return (
             f"{self.image_id}: F1 {self.f1:.2f}; {self.correct} correct, {self.false} false, "
             f"{self.missed} missed"
         )
 
 
-class Images(NamedTuple):
+class RankedImages(NamedTuple):
     """The images of a run with the lowest and the highest F1.
 
     Attributes:
@@ -78,7 +74,7 @@ class Images(NamedTuple):
     NOT_IN_JSON = ("worst", "best", "class_names")
 
     @classmethod
-    def measure(cls, study: Study) -> "Images":
+    def measure(cls, study: RunStudy) -> "RankedImages":
         """Ranks the images of the split."""
         evaluation, names = study.evaluation, list(study.evaluation.ground_truth)
         true, false, missed = totals(study.analysis, study.threshold, len(names))
@@ -113,7 +109,10 @@ class Images(NamedTuple):
         )
 
     def pictures(self, source: DetectionSource) -> dict[str, tuple[Picture, Picture] | None]:
-        """Ground truth and detections of the chosen images, by id; None if one cannot be read."""
+        """Draws ground truth and detections of the chosen images, by id.
+
+        None stands for an image that cannot be read.
+        """
         return {one.image_id: self._pair(one, source) for one in (*self.worst, *self.best)}
 
     def _pair(self, one: Chosen, source: DetectionSource) -> tuple[Picture, Picture] | None:
@@ -141,64 +140,3 @@ class Images(NamedTuple):
             to_picture(left, f"{one.image_id}: ground truth"),
             to_picture(right, f"{one.image_id}: detections"),
         )
-
-    @staticmethod
-    def to_text(runs: Mapping[str, "Images"]) -> Iterator[str]:
-        """Counts, and the worst images by name."""
-        first = next(iter(runs.values()))
-        yield f"\nIMAGES (score from {first.threshold:g}, IoU from 0.5)"
-        for name, run in runs.items():
-            where = f"{name}: " if len(runs) > 1 else ""
-            yield f"  {where}{run.without_error:,} of {run.judged:,} images have no error"
-            yield from (f"    worst: {one.caption}" for one in run.worst[:3])
-
-    @staticmethod
-    def to_html(
-        runs: Mapping[str, "Images"],
-        pictures: Mapping[str, Mapping[str, tuple[Picture, Picture] | None]],
-    ) -> Iterator[str]:
-        """Pairs of pictures."""
-        first = next(iter(runs.values()))
-        same = all(run.class_names == first.class_names for run in runs.values())
-        yield soft(
-            "Left the ground truth (dashed: ignored), right the detections with a score from "
-            f"{first.threshold:g}. Images are ranked by F1 = 2·correct / (2·correct + false + "
-            "missed), the right class and IoU 0.5; of equals, more errors are worse and more "
-            "correct detections are better. Images without objects and detections are left out."
-        )
-        if same and len(first.class_names) <= _NAMED:
-            yield chips(first.class_names, {"ignored": IGNORED})
-        for name, run in runs.items():
-            if len(runs) > 1:
-                yield f"<h3>{html.escape(name)}</h3>"
-            yield soft(f"{run.without_error:,} of {run.judged:,} images have no error.")
-            yield from run._group("Worst", run.worst, "No image has an error.", pictures.get(name))
-            yield from run._group(
-                "Best", run.best, "No image has a correct detection.", pictures.get(name)
-            )
-
-    def _group(
-        self,
-        title: str,
-        group: list[Chosen],
-        none: str,
-        pictures: Mapping[str, tuple[Picture, Picture] | None] | None,
-    ) -> Iterator[str]:
-        yield f"<h3>{title}</h3>"
-        if not group:
-            yield soft(none)
-            return
-        figures = [_figure(one, (pictures or {}).get(one.image_id)) for one in group]
-        yield f'<div class="pairs large">{"".join(figures)}</div>'
-
-
-def _figure(one: Chosen, pair: tuple[Picture, Picture] | None) -> str:
-    caption = f"<figcaption>{html.escape(one.caption)}</figcaption>"
-    if pair is None:
-        return f"<figure>{soft('The image could not be drawn.')}{caption}</figure>"
-    pictures = "".join(
-        f'<img src="{picture.uri}" width="{picture.size[1]}" height="{picture.size[0]}" '
-        f'alt="{html.escape(picture.caption)}">'
-        for picture in pair
-    )
-    return f'<figure><div class="pair">{pictures}</div>{caption}</figure>'

@@ -1,32 +1,29 @@
 """Average precision per class, beside that of a constant box, and precision–recall curves."""
 
-import html
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from scratchdet_jax.evaluation import coco, voc
 from scratchdet_jax.reports.baseline import constant_box
-from scratchdet_jax.reports.page.charts import Curve, lines_svg, run_style
-from scratchdet_jax.reports.page.layout import (
-    Bold,
-    Cell,
-    Meter,
-    Score,
-    details,
-    figure,
-    html_table,
-    soft,
-    text_table,
+from scratchdet_jax.reports.page.charts import (
+    SIZE,
+    colour,
+    new_chart,
+    run_colour,
+    set_tooltip,
+    to_svg,
 )
+from scratchdet_jax.reports.page.tables import Bold, Cell, Meter, Score
 from scratchdet_jax.reports.page.wording import percent
-from scratchdet_jax.reports.report.naming import common_classes, common_note, legend, value
-from scratchdet_jax.reports.report.study import Study
+from scratchdet_jax.reports.report.study import RunStudy
 from scratchdet_jax.reports.tide import CORRECT
 
 _RECALLS = np.arange(101) / 100
-_EACH = 12  # more classes than this are drawn in one chart, and each only on demand
 _SMALL = (260, 180)
 
 
@@ -62,7 +59,7 @@ class Precision(NamedTuple):
     curves: dict[str, list[float] | None]
 
     @classmethod
-    def measure(cls, study: Study) -> "Precision":
+    def measure(cls, study: RunStudy) -> "Precision":
         """Scores the detections."""
         evaluation, names = study.evaluation, study.class_names
         results, truth = evaluation.results, evaluation.ground_truth
@@ -101,135 +98,91 @@ class Precision(NamedTuple):
         )
 
     @staticmethod
-    def to_text(runs: Mapping[str, "Precision"]) -> Iterator[str]:
-        """AP by class."""
-        yield "\nAVERAGE PRECISION"
-        if common_classes(_class_names(runs)):
-            yield from text_table(_table(runs, meters=False))
+    def rows(runs: Mapping[str, "Precision"]) -> list[list[Cell]]:
+        """Returns AP by class, for the classes that all runs have, and the mean."""
+        names = common_classes(runs)
+        first = next(iter(runs.values()))
+        objects = [f"{first.objects[name]:,}" for name in names]
+        columns: list[list[Cell]] = [
+            ["class", *names, Bold("mean" if len(runs) == 1 else "mean of these classes")],
+            ["objects", *objects, f"{sum(first.objects[name] for name in names):,}"],
+        ]
+        if len(runs) > 1:
+            columns += [_scores(name, run.per_class, names) for name, run in runs.items()]
+            columns.append(_scores("constant box", first.constant, names))
         else:
-            yield "  the runs have no class in common"
+            scores = _scores("AP", first.per_class, names, first.mean)
+            columns += [
+                scores,
+                ["", *(Meter(0.0 if score != score else score) for score in scores[1:])],
+                _scores("AP@.5:.95", first.strict, names, first.strict_mean),
+                _scores("constant box", first.constant, names, first.constant_mean),
+                ["precision", *map(percent, _with_mean(first.precision, names))],
+                ["recall", *map(percent, _with_mean(first.recall, names))],
+            ]
+        return [list(row) for row in zip(*columns, strict=True)]
 
     @staticmethod
-    def to_html(runs: Mapping[str, "Precision"]) -> Iterator[str]:
-        """The table and the curves."""
-        first = next(iter(runs.values()))
-        yield common_note(_class_names(runs))
-        if not common_classes(_class_names(runs)):
-            return
-        yield soft(html.escape(_rules(runs)))
-        yield html_table(_table(runs))
-        empty = [name for name in common_classes(_class_names(runs)) if not first.objects[name]]
-        if empty:
-            yield soft(html.escape(f"No ground truth of {', '.join(empty)}: no AP."))
-        yield "<h3>Precision and recall</h3>"
-        yield soft(
-            "IoU 0.5. Horizontal: recall; vertical: the best precision at this or a higher recall."
-        )
-        yield from _charts(runs)
+    def class_charts(runs: Mapping[str, "Precision"]) -> list[tuple[Markup, str]]:
+        """Draws a chart of precision by recall for each class, with its name."""
+        charts = []
+        for name in _known(runs):
+            figure, axes = _new_chart(_SMALL)
+            for n, (run_name, run) in enumerate(runs.items()):
+                if run.curves[name]:
+                    (line,) = axes.plot(_RECALLS, run.curves[name], color=run_colour(n))
+                    set_tooltip(line, run_name)
+            charts.append((to_svg(figure, f"Precision by recall of {name}"), name))
+        return charts
+
+    @staticmethod
+    def mean_chart(runs: Mapping[str, "Precision"]) -> Markup:
+        """Draws the mean of the classes' curves; of a single run, each class too, in grey."""
+        figure, axes = _new_chart()
+        for n, (run_name, run) in enumerate(runs.items()):
+            curves = {name: run.curves[name] for name in _known(runs) if run.curves[name]}
+            for name, curve in curves.items() if len(runs) == 1 else ():
+                (line,) = axes.plot(
+                    _RECALLS, curve, color=colour("soft"), linewidth=0.8, alpha=0.45
+                )
+                set_tooltip(line, name)
+            if curves:
+                mean = np.mean(list(curves.values()), axis=0)
+                (line,) = axes.plot(_RECALLS, mean, color=run_colour(n), linewidth=1.8)
+                set_tooltip(line, f"{run_name}: mean")
+        return to_svg(figure, "Precision by recall: mean of the classes")
 
 
-def _class_names(runs: Mapping[str, Precision]) -> dict[str, list[str]]:
-    return {name: list(run.objects) for name, run in runs.items()}
+def common_classes(runs: Mapping[str, Precision]) -> list[str]:
+    """Returns the classes that all runs have, in the order of the first run."""
+    first, *others = (run.objects for run in runs.values())
+    return [name for name in first if all(name in objects for objects in others)]
 
 
-def _rules(runs: Mapping[str, Precision]) -> str:
-    labels = dict.fromkeys(run.label for run in runs.values())
-    threshold = next(iter(runs.values())).threshold
-    text = f"AP: {' or '.join(labels)}. A constant box is the same box per class on every image. "
-    if len(runs) == 1:
-        text += f"Precision and recall are those of the detections with a score from {threshold:g}."
-    return text
+def _known(runs: Mapping[str, Precision]) -> list[str]:
+    """Returns the common classes that have a curve in some run."""
+    names = common_classes(runs)
+    return [name for name in names if any(run.curves[name] for run in runs.values())]
 
 
-def _table(runs: Mapping[str, Precision], meters: bool = True) -> list[list[Cell]]:
-    """A row per class that all runs have, then the mean."""
-    names = common_classes(_class_names(runs))
-    first = next(iter(runs.values()))
-    if len(runs) > 1:
-        head = ["class", "objects", *runs, "constant box"]
-        means = [_mean(run.per_class, names) for run in runs.values()]
-        rows = [
-            [
-                name,
-                f"{first.objects[name]:,}",
-                *(Score(value(run.per_class[name])) for run in runs.values()),
-                Score(value(first.constant[name])),
-            ]
-            for name in names
-        ]
-        last = [
-            Bold("mean of these classes"),
-            f"{sum(first.objects[name] for name in names):,}",
-            *map(Score, means),
-            Score(_mean(first.constant, names)),
-        ]
-        return [head, *rows, last]
-    head = ["class", "objects", "AP", *([""] if meters else []), "AP@.5:.95", "constant box"]
-    rows = [
-        [
-            name,
-            f"{first.objects[name]:,}",
-            Score(value(first.per_class[name])),
-            *([Meter(first.per_class[name] or 0.0)] if meters else []),
-            Score(value(first.strict[name])),
-            Score(value(first.constant[name])),
-            percent(value(first.precision[name])),
-            percent(value(first.recall[name])),
-        ]
-        for name in names
-    ]
-    last = [
-        Bold("mean"),
-        f"{sum(first.objects.values()):,}",
-        Score(value(first.mean)),
-        *([Meter(first.mean or 0.0)] if meters else []),
-        Score(value(first.strict_mean)),
-        Score(value(first.constant_mean)),
-        percent(_mean(first.precision, names)),
-        percent(_mean(first.recall, names)),
-    ]
-    return [[*head, "precision", "recall"], *rows, last]
+def _with_mean(
+    figures: Mapping[str, float | None], names: Sequence[str], mean: float | None = None
+) -> list[float | None]:
+    """Returns the figures of the classes, then their mean, unless it is given."""
+    chosen = [figures[name] for name in names]
+    defined = [figure for figure in chosen if figure is not None]
+    if mean is None and defined:
+        mean = float(np.mean(defined))
+    return [*chosen, mean]
 
 
-def _mean(figures: Mapping[str, float | None], names: Sequence[str]) -> float:
-    defined = [figures[name] for name in names if figures[name] is not None]
-    return float(np.mean(defined)) if defined else float("nan")
+def _scores(
+    head: str, figures: Mapping[str, float | None], names: Sequence[str], mean: float | None = None
+) -> list[Cell]:
+    return [head, *map(Score, _with_mean(figures, names, mean))]
 
 
-def _charts(runs: Mapping[str, Precision]) -> Iterator[str]:
-    names = common_classes(_class_names(runs))
-    known = [name for name in names if any(run.curves[name] for run in runs.values())]
-    if not known:
-        yield soft("No curves: no class has ground truth.")
-        return
-    yield legend(runs)
-    each = "".join(_class_chart(name, runs) for name in known)
-    small = f'<div class="charts small">{each}</div>'
-    if len(known) <= _EACH:
-        yield small
-        return
-    curves = []
-    if len(runs) == 1:
-        run = next(iter(runs.values()))
-        curves += [_curve(run.curves[name], "faint", name) for name in known if run.curves[name]]
-    for n, (name, run) in enumerate(runs.items()):
-        own = [run.curves[c] for c in known if run.curves[c]]
-        curves.append(_curve(np.mean(own, axis=0).tolist(), run_style(n), f"{name}: mean"))
-    chart = lines_svg(curves, "Precision by recall: mean of the classes", across=(0, 1), top=1.0)
-    caption = "The mean of the classes" + (", and each class in grey." if len(runs) == 1 else ".")
-    yield figure(chart, caption, "chart")
-    yield details(f"each of {len(known)} classes", small)
-
-
-def _class_chart(name: str, runs: Mapping[str, Precision]) -> str:
-    curves = [
-        _curve(run.curves[name], run_style(n), run_name)
-        for n, (run_name, run) in enumerate(runs.items())
-        if run.curves[name]
-    ]
-    title = f"Precision by recall of {name}"
-    return figure(lines_svg(curves, title, across=(0, 1), top=1.0, size=_SMALL), name)
-
-
-def _curve(precision: Sequence[float], style: str, name: str) -> Curve:
-    return Curve(_RECALLS.tolist(), precision, style, name)
+def _new_chart(size: tuple[int, int] = SIZE) -> tuple[Figure, Axes]:
+    figure, axes = new_chart(size)
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+    return figure, axes

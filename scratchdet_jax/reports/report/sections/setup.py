@@ -1,7 +1,6 @@
 """The config, as far as it differs from its recipe, and the versions."""
 
-import html
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import ml_collections
@@ -9,8 +8,8 @@ import ml_collections
 from scratchdet_jax import cli
 from scratchdet_jax.config import defaults
 from scratchdet_jax.config.fields import flatten
-from scratchdet_jax.reports.page.layout import Cell, Wrapped, details, html_table, soft, text_table
-from scratchdet_jax.reports.report.study import Study
+from scratchdet_jax.reports.page.tables import Cell, Wrapped
+from scratchdet_jax.reports.report.study import RunStudy
 from scratchdet_jax.run.checkpoints import Checkpoints
 
 
@@ -40,11 +39,11 @@ class Setup(NamedTuple):
     versions: dict[str, str]
 
     @classmethod
-    def measure(cls, study: Study) -> "Setup":
+    def measure(cls, study: RunStudy) -> "Setup":
         """Reads config and versions of the checkpoint."""
         run = study.run
         config = flatten(run.info.config)
-        recipe, basis = _recipe(run.info.config.name)
+        recipe, basis = find_recipe(run.info.config.name)
         before = flatten(recipe)
         checkpoints = Checkpoints(run.workdir, read_only=True)
         made_with = checkpoints.versions(run.step)
@@ -66,62 +65,34 @@ class Setup(NamedTuple):
         )
 
     @staticmethod
-    def to_text(runs: Mapping[str, "Setup"]) -> Iterator[str]:
-        """The fields that differ."""
-        yield "\nCONFIG"
-        for name, setup in runs.items():
-            where = f"{name}: " if len(runs) > 1 else ""
-            yield f"  {where}{setup._counted()}"
-            if len(runs) == 1:
-                yield from (f"    {f}: {_text(a)} -> {_text(b)}" for f, (a, b) in _rows(setup))
-        if len(runs) > 1:
-            rows = _compared({name: setup.config for name, setup in runs.items()})
-            same = len(rows) == 1
-            yield f"  {'the runs have the same config' if same else 'the runs differ in'}"
-            yield from [] if same else text_table(rows)
+    def rows(runs: Mapping[str, "Setup"]) -> list[list[Cell]]:
+        """Returns the fields in which the runs differ."""
+        return _compared({name: setup.config for name, setup in runs.items()})
 
     @staticmethod
-    def to_html(runs: Mapping[str, "Setup"]) -> Iterator[str]:
-        """Differences between the runs, of each run from its recipe, and versions."""
-        if len(runs) > 1:
-            rows = _compared({name: setup.config for name, setup in runs.items()})
-            if len(rows) > 1:
-                yield "<h3>Fields in which the runs differ</h3>"
-                yield html_table(_wrapped(rows))
-            else:
-                yield soft("The runs have the same config.")
-        for name, setup in runs.items():
-            table = ""
-            if setup.differences:
-                head = ["field", setup.basis.split()[1].rstrip("s,"), "run"]
-                rows = [[f, _text(a), _text(b)] for f, (a, b) in _rows(setup)]
-                table = html_table(_wrapped([head, *rows]))
-            if len(runs) == 1:
-                yield f"<p>{html.escape(setup._counted().capitalize())}.</p>{table}"
-            else:
-                yield details(f"{name}: {setup._counted()}", table)
-        yield "<h3>Versions</h3>"
-        silent = [name for name, setup in runs.items() if not setup.versions]
-        if len(silent) < len(runs):
-            yield html_table(_compared({n: s.versions for n, s in runs.items()}, every=True))
-        if silent:
-            which = f" of {' and '.join(silent)}" if len(runs) > 1 else ""
-            text = f"The checkpoint{which} does not say its versions: an older version wrote it."
-            yield soft(html.escape(text))
+    def version_rows(runs: Mapping[str, "Setup"]) -> list[list[Cell]]:
+        """Returns the versions that wrote the checkpoints."""
+        return _compared({name: setup.versions for name, setup in runs.items()}, every=True)
 
-    def _counted(self) -> str:
+    def difference_rows(self) -> list[list[Cell]]:
+        """Returns the fields in which the run differs from its recipe."""
+        rows = [
+            [field, Wrapped(_text(there)), Wrapped(_text(here))]
+            for field, (there, here) in self.differences.items()
+        ]
+        recipe = self.basis.split()[1].rstrip("s,")
+        return [["field", Wrapped(recipe), Wrapped("run")], *rows]
+
+    def summary(self) -> str:
+        """Returns how many fields differ, and from what."""
         count = len(self.differences)
         if not count:
             return f"no field differs from {self.basis}"
         return f"{count} {'field differs' if count == 1 else 'fields differ'} from {self.basis}"
 
 
-def _rows(setup: Setup) -> list[tuple[str, tuple[Any, Any]]]:
-    return list(setup.differences.items())
-
-
-def _recipe(name: str) -> tuple[ml_collections.ConfigDict, str]:
-    """The recipe of that name, or the defaults, and what it is in words."""
+def find_recipe(name: str) -> tuple[ml_collections.ConfigDict, str]:
+    """Returns the recipe of that name, or the defaults, and what it is in words."""
     places = [i for i, letter in enumerate(name) if letter == "_"]
     tries = [name]
     for mark in (":", "/"):  # a row of a table, a folder
@@ -137,14 +108,10 @@ def _recipe(name: str) -> tuple[ml_collections.ConfigDict, str]:
 
 
 def _compared(values: Mapping[str, Mapping[str, Any]], every: bool = False) -> list[list[Cell]]:
-    """A row for each key, a column for each run; without `every` only the keys that differ."""
+    """Returns a row for each key, a column for each run; only keys that differ unless `every`."""
     keys = dict.fromkeys(key for one in values.values() for key in one)
-    rows = [[key, *(_text(one.get(key, "–")) for one in values.values())] for key in keys]
-    return [["", *values], *(row for row in rows if every or len(set(row[1:])) > 1)]
-
-
-def _wrapped(rows: list[list[str]]) -> list[list[Cell]]:
-    return [[row[0], *map(Wrapped, row[1:])] for row in rows]
+    rows = [[key, *(Wrapped(_text(one.get(key, "–"))) for one in values.values())] for key in keys]
+    return [["", *map(Wrapped, values)], *(row for row in rows if every or len(set(row[1:])) > 1)]
 
 
 def _text(value: Any) -> str:

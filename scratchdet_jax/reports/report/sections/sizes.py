@@ -1,13 +1,12 @@
 """AP and recall by the size of the objects."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 
-from scratchdet_jax.reports.page.layout import Cell, Score, html_table, soft, text_table
-from scratchdet_jax.reports.report.naming import value
-from scratchdet_jax.reports.report.study import Study
+from scratchdet_jax.reports.page.tables import Cell, Score
+from scratchdet_jax.reports.report.study import RunStudy
 
 SIZES = {"small": ("s", 0, 32**2), "medium": ("m", 32**2, 96**2), "large": ("l", 96**2, np.inf)}
 """COCO's: the ending of the metric's name, and the area in pixels of the image."""
@@ -27,7 +26,7 @@ class Sizes(NamedTuple):
     recall: dict[str, float | None]
 
     @classmethod
-    def measure(cls, study: Study) -> "Sizes":
+    def measure(cls, study: RunStudy) -> "Sizes":
         """Takes the metrics and counts the objects."""
         truth = study.analysis.truth
         boxes = truth.boxes_pixels[~truth.ignore]
@@ -41,31 +40,12 @@ class Sizes(NamedTuple):
         return cls(counts, ap, recall)
 
     @staticmethod
-    def to_text(runs: Mapping[str, "Sizes"]) -> Iterator[str]:
-        """The table."""
-        yield "\nBY OBJECT SIZE"
-        yield from text_table(_table(runs))
-
-    @staticmethod
-    def to_html(runs: Mapping[str, "Sizes"]) -> Iterator[str]:
-        """The table and its definition."""
-        yield soft(
-            "COCO's sizes: small is below 32² pixels of the image, medium below 96², large above. "
-            "AP and recall are means over IoU 0.5:0.95; recall is that of 100 detections an image."
-        )
-        yield html_table(_table(runs))
-
-
-def _table(runs: Mapping[str, Sizes]) -> list[list[Cell]]:
-    head: list[Cell] = ["size"]
-    for name in runs:
-        before = f"{name}: " if len(runs) > 1 else ""
-        head += [f"{before}objects", "AP@.5:.95", "recall"]
-    rows = [head]
-    for size in SIZES:
-        row: list[Cell] = [size]
-        for run in runs.values():
-            figures = (Score(value(run.ap[size])), Score(value(run.recall[size])))
-            row += [f"{run.objects[size]:,}", *figures]
-        rows.append(row)
-    return rows
+    def rows(runs: Mapping[str, "Sizes"]) -> list[list[Cell]]:
+        """Returns the metrics by size, for each run."""
+        columns: list[list[Cell]] = [["size", *SIZES]]
+        for name, run in runs.items():
+            head = f"{name}: objects" if len(runs) > 1 else "objects"
+            columns.append([head, *(f"{run.objects[size]:,}" for size in SIZES)])
+            columns.append(["AP@.5:.95", *(Score(run.ap[size]) for size in SIZES)])
+            columns.append(["recall", *(Score(run.recall[size]) for size in SIZES)])
+        return [list(row) for row in zip(*columns, strict=True)]

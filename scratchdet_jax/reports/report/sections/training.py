@@ -1,24 +1,21 @@
 """The curves of the log, throughput and memory."""
 
-import html
-import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from markupsafe import Markup
 
 from scratchdet_jax.config.fields import number_of_steps
 from scratchdet_jax.errors import UserError
-from scratchdet_jax.reports.page.charts import Curve, lines_svg, run_style
-from scratchdet_jax.reports.page.layout import figure, html_table, soft, text_table
-from scratchdet_jax.reports.page.wording import percent
-from scratchdet_jax.reports.reading import fluctuation, read_run, running, series
-from scratchdet_jax.reports.report.naming import legend
-from scratchdet_jax.reports.report.study import Study
+from scratchdet_jax.reports.curves import draw_curve, set_scale
+from scratchdet_jax.reports.page.charts import new_chart, run_colour, set_tooltip, to_svg
+from scratchdet_jax.reports.page.tables import Cell
+from scratchdet_jax.reports.page.wording import number, percent
+from scratchdet_jax.reports.reading import fluctuation, read_run, series
+from scratchdet_jax.reports.report.study import RunStudy
 
-_POINTS = 80  # a longer curve is drawn as a running mean with a band
-_LOGARITHMIC_FROM = 100  # times the median, as in tools.plot
 _LOADER, _STEP = 0.5, 0.1  # shares of the time
 _CHARTS = {
     "loss": "Loss",
@@ -68,7 +65,7 @@ class Training(NamedTuple):
     NOT_IN_JSON = ("curves",)
 
     @classmethod
-    def measure(cls, study: Study) -> "Training":
+    def measure(cls, study: RunStudy) -> "Training":
         """Reads metrics.jsonl; a log that is missing or garbled is a sentence in the report."""
         steps = number_of_steps(study.run.info.config)
         try:
@@ -100,36 +97,70 @@ class Training(NamedTuple):
         )
 
     @staticmethod
-    def to_text(runs: Mapping[str, "Training"]) -> Iterator[str]:
-        """Throughput, memory and what bounds them."""
-        yield "\nTRAINING"
-        yield from text_table(_table(runs))
-        yield from (f"  {line}" for line in _sentences(runs))
+    def rows(runs: Mapping[str, "Training"]) -> list[list[Cell]]:
+        """Returns throughput, memory and what bounds them."""
+        columns = [
+            [
+                "",
+                "steps logged",
+                "last loss",
+                "images/s",
+                "waiting for the loader",
+                "largest memory of the process",
+                "largest memory of a device",
+            ]
+        ]
+        for name, t in runs.items():
+            columns.append(
+                [
+                    name,
+                    f"{t.step:,} of {t.steps:,}",
+                    "–" if t.loss is None else f"{t.loss:.4g}",
+                    number(t.images_per_second, 1),
+                    percent(t.loader_wait),
+                    _gibibytes(t.host_memory),
+                    _gibibytes(t.device_memory),
+                ]
+            )
+        return [list(row) for row in zip(*columns, strict=True)]
+
+    def sentences(self) -> Iterator[str]:
+        """Returns what the log says, in words."""
+        if self.problem:
+            yield f"no curves: {self.problem}."
+            return
+        if self.images_per_second is not None:
+            yield f"{self.images_per_second:.1f} images/s (median of the log); {self.bound}."
+        if self.diverged_at is not None:
+            yield f"the run diverged at step {self.diverged_at}."
 
     @staticmethod
-    def to_html(runs: Mapping[str, "Training"]) -> Iterator[str]:
-        """Curves, sentences and figures."""
-        for line in _sentences(runs):
-            yield f"<p>{html.escape(line)}</p>"
-        yield html_table(_table(runs))
-        if all(training.problem for training in runs.values()):
-            return
-        yield legend(runs)
+    def charts(runs: Mapping[str, "Training"]) -> list[tuple[Markup, str]]:
+        """Draws the curves of all runs, a chart a field, each with its caption."""
         charts = []
         for field, caption in _CHARTS.items():
-            curves = [
-                _curve(training.curves[field], run_style(n), name, dots=field == "mAP")
-                for n, (name, training) in enumerate(runs.items())
-                if field in training.curves
-            ]
-            if field == "loader_wait" and not any(len(curve.x) for curve in curves):
-                continue
-            charts.append(figure(_chart(field, curves, runs), caption, "chart"))
-        yield f'<div class="charts spaced">{"".join(charts)}</div>'
-        yield soft(
-            "Horizontal: the step. Long curves are running means, with a band from the smallest to "
-            "the largest value."
-        )
+            figure, axes = new_chart()
+            ends = []
+            for n, (name, run) in enumerate(runs.items()):
+                steps, values = run.curves.get(field, ([], np.zeros(0)))
+                draw_curve(axes, steps, values, run_colour(n), name, dots=field == "mAP")
+                set_tooltip(axes.lines[-1], name)
+                finite = values[np.isfinite(values)]
+                if len(finite):
+                    ends.append(f"{name} from {finite[0]:.3g} to {finite[-1]:.3g}")
+            if field == "loader_wait" and not ends:
+                continue  # an older version wrote the log
+            set_scale(axes)
+            axes.set_xlim(0, max(1, *(run.step for run in runs.values())))
+            if field == "loader_wait":
+                axes.set_ylim(0, 1)
+            title = f"{caption.partition(':')[0]}: {'; '.join(ends) or 'no data'}"
+            charts.append((to_svg(figure, title), caption))
+        return charts
+
+
+def _gibibytes(count: float | None) -> str:
+    return "–" if count is None else f"{count / 2**30:.2f} GiB"
 
 
 def _is_number(value: Any) -> bool:
@@ -137,7 +168,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _numbers(records: Sequence[Mapping[str, Any]], field: str) -> Series:
-    """The series of a field, passing over what is no number."""
+    """Returns the series of a field, passing over what is no number."""
     return series([r for r in records if _is_number(r.get(field))], field)
 
 
@@ -154,63 +185,4 @@ def _bound(wait: float | None) -> str:
         return f"the loader bounds it: {share}"
     if wait <= _STEP:
         return f"the step bounds it: {share}"
-    return f"now the loader, now the step bounds it: {share}"
-
-
-def _sentences(runs: Mapping[str, Training]) -> Iterator[str]:
-    for name, training in runs.items():
-        start = f"{name}: " if len(runs) > 1 else ""
-        if training.problem:
-            yield f"{start}no curves: {training.problem}."
-            continue
-        if training.images_per_second is not None:
-            rate = f"{training.images_per_second:.1f} images/s (median of the log)"
-            yield f"{start}{rate}; {training.bound}."
-        if training.diverged_at is not None:
-            yield f"{start}the run diverged at step {training.diverged_at}."
-
-
-def _table(runs: Mapping[str, Training]) -> list[list[str]]:
-    def of(value: float | None, text: str) -> str:
-        return "–" if value is None else text.format(value)
-
-    def gib(value: float | None) -> str:
-        return "–" if value is None else f"{value / 2**30:.2f} GiB"
-
-    rows = {
-        "steps logged": lambda t: f"{t.step:,} of {t.steps:,}",
-        "last loss": lambda t: of(t.loss, "{:.4g}"),
-        "images/s": lambda t: of(t.images_per_second, "{:.1f}"),
-        "waiting for the loader": lambda t: percent(
-            math.nan if t.loader_wait is None else t.loader_wait
-        ),
-        "largest memory of the process": lambda t: gib(t.host_memory),
-        "largest memory of a device": lambda t: gib(t.device_memory),
-    }
-    return [["", *runs], *([title, *map(read, runs.values())] for title, read in rows.items())]
-
-
-def _curve(values: Series, style: str, name: str, dots: bool) -> Curve:
-    """A curve of at most about twice _POINTS points; a longer one as a running mean."""
-    steps, numbers = values
-    window = len(numbers) // _POINTS
-    if window < 2:
-        return Curve(steps.tolist(), numbers.tolist(), style, name, dots=dots)
-    mean, low, high = running(numbers, window)
-    steps = steps[window // 2 :][: len(mean)]
-    every = slice(None, None, max(1, window // 2))
-    parts = (part[every].tolist() for part in (steps, mean, low, high))
-    x, y, low, high = parts
-    return Curve(x, y, style, name, low, high)
-
-
-def _chart(field: str, curves: Sequence[Curve], runs: Mapping[str, Training]) -> str:
-    values = np.array([v for curve in curves for v in curve.y if math.isfinite(v)])
-    log = bool(len(values)) and values.max() > _LOGARITHMIC_FROM * np.median(values) > 0
-    ends = [
-        f"{curve.name} from {curve.y[0]:.3g} to {curve.y[-1]:.3g}" for curve in curves if curve.y
-    ]
-    title = f"{_CHARTS[field].partition(':')[0]}: {'; '.join(ends) or 'no data'}"
-    across = (0.0, float(max(max(t.step for t in runs.values()), 1)))
-    top = 1.0 if field == "loader_wait" else None
-    return lines_svg(curves, title, across=across, log=log, top=top)
+    return f"either the loader or the step bounds it: {share}"

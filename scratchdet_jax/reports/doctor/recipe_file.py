@@ -71,5 +71,5 @@ def write_recipe(
 
 
 def _plain(text: str) -> str:
-    """A text that cannot end the docstring that it is in."""
+    """Returns a text that cannot end the docstring that it is in."""
     return text.replace("\\", "/").replace('"', "'")

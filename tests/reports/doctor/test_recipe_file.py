@@ -10,7 +10,7 @@ from scratchdet_jax.config.defaults import get_config
 from scratchdet_jax.config.validation import validate
 from scratchdet_jax.datasets.voc_folder import prepare_voc_folder
 from scratchdet_jax.errors import UserError
-from scratchdet_jax.reports.doctor.fragment import write_recipe
+from scratchdet_jax.reports.doctor.recipe_file import write_recipe
 from scratchdet_jax.reports.doctor.sections.unreached import WhatIf
 from scratchdet_jax.tools import doctor
 from tests.data.voc_layout import Folder, obj
