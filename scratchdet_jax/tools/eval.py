@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> None:
     from scratchdet_jax.parallel import processes
 
     processes.start(argv)
-    from scratchdet_jax.evaluation.evaluate import evaluate_run
+    from scratchdet_jax.reports.results import evaluate_run
     from scratchdet_jax.run.open import open_run
 
     run = open_run(Path(workdir), cli.flag_value(argv, "checkpoint") or "best")
