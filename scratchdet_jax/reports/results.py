@@ -1,6 +1,5 @@
 """Writes and prints the results of an evaluation (the command `eval`)."""
 
-import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -24,7 +23,10 @@ _RESULTS = "results.json"
 
 
 def evaluate_run(
-    run: SavedRun, config: ml_collections.ConfigDict, output: Path | None = None
+    run: SavedRun,
+    config: ml_collections.ConfigDict,
+    output: Path | None = None,
+    overwrite: bool = False,
 ) -> Evaluation:
     """Scores a run on `config.data.eval` and writes results and detections to a folder.
 
@@ -34,24 +36,20 @@ def evaluate_run(
     Args:
         run: the checkpoint.
         config: the config of the run, possibly with overrides.
-        output: the folder. None: the one of `default_folder`; results of another step in it are
-            first set aside, in a folder named after that step.
+        output: the folder. None: the one of `default_folder`, which belongs to the run: its results
+            are replaced.
+        overwrite: replace other results in `output`.
 
     Raises:
-        UserError: `output` holds other results, or an error of `open_eval_split`.
+        UserError: `output` holds the results of another step, split or metric, or an error of
+            `open_eval_split`.
     """
     mapping, source = open_eval_split(run, config)
     record = {"step": run.step, "data": source.spec, "metric": config.eval.metric}
-    aside = None
     if output is None:
         output = default_folder(run, config, source.spec)
-        aside = _free_name(output, record)
-    elif _holds_others(output, record):
-        other = _read_record(output)
-        raise UserError(
-            f"--output {output} holds the results of step {other['step']} on {other['data']} "
-            f"({other['metric']}): name another folder or remove these results"
-        )
+    elif not overwrite:
+        _check_results(output, record)
     writable_folder(output, "--output")
     evaluation = evaluate_on(run, config, mapping, source)
     if not processes.is_first():
@@ -61,16 +59,12 @@ def evaluate_run(
         constant = constant_box(
             evaluation.ground_truth, evaluation.sizes, source.class_names, config.eval.metric
         )
-    if aside:
-        output.rename(aside)
-        output.mkdir()
     figures = {**record, **evaluation.results}
     if constant:
         figures["constant_box"] = constant.record()
     _write_files(figures, output, source, evaluation)
     _print_results(run, config, source, evaluation.results, constant)
-    moved = f"; the earlier results of another step are in {aside}" if aside else ""
-    print(f"detections and results.json in {output}{moved}")
+    print(f"detections and results.json in {output}")
     return evaluation
 
 
@@ -92,26 +86,18 @@ def default_folder(run: SavedRun, config: ml_collections.ConfigDict, spec: str) 
     return run.workdir / "-".join(parts)
 
 
-def _read_record(folder: Path) -> dict[str, Any] | None:
-    """The step, data and metric of the results in a folder; None without readable results."""
+def _check_results(output: Path, record: Mapping[str, Any]) -> None:
+    """Refuses a folder with the results of another evaluation than `record`."""
     try:
-        content = json.loads((folder / _RESULTS).read_text(encoding="utf-8"))
-        return {key: content[key] for key in ("step", "data", "metric")}
+        content = json.loads((output / _RESULTS).read_text(encoding="utf-8"))
+        other = {key: content[key] for key in record}
     except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _holds_others(folder: Path, record: Mapping[str, Any]) -> bool:
-    return _read_record(folder) not in (None, record)
-
-
-def _free_name(folder: Path, record: Mapping[str, Any]) -> Path | None:
-    """The folder for what `folder` holds of another evaluation; None if there is nothing."""
-    if not _holds_others(folder, record):
-        return None
-    base = f"{folder.name}-step_{_read_record(folder)['step']}"
-    names = itertools.chain([base], (f"{base}-{number}" for number in itertools.count(2)))
-    return next(path for path in map(folder.with_name, names) if not path.exists())
+        return  # no readable results
+    if other != record:
+        raise UserError(
+            f"--output {output} holds the results of step {other['step']} on {other['data']} "
+            f"({other['metric']}): name another folder, remove these results, or add --overwrite"
+        )
 
 
 def _write_files(

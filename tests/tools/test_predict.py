@@ -190,11 +190,15 @@ def test_the_formats_hold_what_the_python_interface_finds(workdir, photos, tmp_p
 
 
 @pytest.mark.parametrize("kind", ["csv", "voc"])
-def test_files_that_cannot_be_marked_are_never_replaced(workdir, photos, tmp_path, kind, capsys):
+def test_files_that_cannot_be_marked_are_replaced_only_if_asked(
+    workdir, photos, tmp_path, kind, capsys
+):
     assert run(workdir, tmp_path / "out", photos, f"--format={kind}") == 0
     before = content(tmp_path / "out")
     assert run(workdir, tmp_path / "out", photos, f"--format={kind}") == 1
-    assert "files are never replaced: choose another folder" in capsys.readouterr().err
+    assert " exists: choose another place, remove it, or add --overwrite" in capsys.readouterr().err
+    assert content(tmp_path / "out") == before
+    assert run(workdir, tmp_path / "out", photos, f"--format={kind}", "--overwrite") == 0
     assert content(tmp_path / "out") == before
 
 

@@ -48,25 +48,12 @@ def open_results(
         output: an existing folder.
         class_names: [C]; label i is class_names[i − 1].
         split: part of the names of VOC's files.
-        mark: kept in COCO's files, for `marked`.
-
-    Raises:
-        UserError: a CSV or VOC file exists; none is ever replaced.
+        mark: begins COCO's files.
     """
     files = result_files(kind, output, class_names, split)
     if kind == "coco":
         return _Coco(*files, class_names, mark)
     return _Csv(files[0]) if kind == "csv" else _Voc(dict(zip(class_names, files, strict=True)))
-
-
-def marked(path: Path, mark: str) -> bool:
-    """Whether a file is one of COCO's files of `open_results` with the same mark."""
-    begin = _head(mark).encode()
-    try:
-        with path.open("rb") as file:
-            return file.read(len(begin)) == begin
-    except OSError:
-        return False
 
 
 def _head(mark: str) -> str:
@@ -181,7 +168,7 @@ class _Voc:
 
 def _new_file(path: Path) -> Any:
     with _writing(path):
-        return _open(path, "x")
+        return _open(path, "w")
 
 
 def _open(path: Path, mode: str) -> Any:
