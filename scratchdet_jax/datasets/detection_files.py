@@ -11,7 +11,7 @@ import numpy as np
 from scratchdet_jax.datasets.coco_json import image_key, integer, numbers
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.evaluation.detections import ImageDetections
-from scratchdet_jax.evaluation.voc import detections_file, unescaped
+from scratchdet_jax.evaluation.formats import unescaped, voc_file
 
 
 def classes_of_files(
@@ -34,7 +34,7 @@ def classes_of_files(
         for path in sorted(directory.glob("*.txt"))
         if path.name.startswith(prefix)
     }
-    of_known = {detections_file(directory, split, name).name: name for name in known}
+    of_known = {voc_file(directory, split, name).name: name for name in known}
     unknown = {file: name for file, name in files.items() if file not in of_known}
     others = tuple(
         {
@@ -56,7 +56,7 @@ def classes_of_files(
 def read_voc_files(
     directory: Path, split: str, class_names: Sequence[str]
 ) -> dict[str, ImageDetections]:
-    """Reads the files of `voc.write_detections`; a class whose file is missing has no detections.
+    """Reads the files of `formats.write_voc`; a class whose file is missing has no detections.
 
     Raises:
         UserError: the directory or all of the files are missing, or a line is malformed.
@@ -66,7 +66,7 @@ def read_voc_files(
     rows: dict[str, list[tuple[float, ...]]] = {}
     present = 0
     for label, name in enumerate(class_names, start=1):
-        path = detections_file(directory, split, name)
+        path = voc_file(directory, split, name)
         if not path.is_file():
             continue
         present += 1

@@ -1,22 +1,14 @@
-"""COCO average precision by pycocotools, and COCO's results file.
-
-Labels are contiguous, 1…C; COCO's category ids are not (80 classes use ids up to 90). Only the
-category table converts between them: label i ↔ class name i ↔ the category of that name.
-"""
+"""COCO average precision by pycocotools."""
 
 import contextlib
 import io
-import json
-import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from scratchdet_jax.data import coco_classes
 from scratchdet_jax.evaluation.detections import (
     ImageDetections,
     ImageGroundTruth,
@@ -151,60 +143,6 @@ def mean_average_precision(
     return MeanAP(float(np.mean(defined)) if defined else float("nan"), per_class)
 
 
-def submission_category_ids(class_names: Sequence[str]) -> tuple[int, ...]:
-    """Returns the category id of each label when there is no annotation file.
-
-    COCO's own ids if the classes are COCO's 80 (its evaluation server accepts no others), else 1…C.
-    """
-    if set(class_names) == set(coco_classes.IDS):
-        return tuple(coco_classes.IDS[name] for name in class_names)
-    return tuple(range(1, len(class_names) + 1))
-
-
-def write_results(
-    path: str | Path, detections: Mapping[str, ImageDetections], category_ids: Sequence[int]
-) -> None:
-    """Writes COCO's results file: a list of {image_id, category_id, bbox (x, y, w, h), score}.
-
-    `result` says how values are rounded. An image id that is a decimal number is written as a
-    number, unless two ids are the same number (such as 1 and 01): then all ids are written as text.
-
-    Args:
-        path: the JSON file; its folder is created if missing.
-        detections: by image id.
-        category_ids: [C]; label i is category_ids[i − 1].
-
-    Raises:
-        UserError: a label is out of range or a value is not finite.
-    """
-    rows = _result_rows(detections, dict.fromkeys(detections), category_ids)
-    ids = [as_number(str(name)) for name in detections]
-    if len(set(ids)) < len(ids):
-        ids = [str(name) for name in detections]
-    results = [
-        result(ids[row["image_id"]], row["category_id"], row["bbox"], row["score"]) for row in rows
-    ]
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(results), encoding="utf-8")
-
-
-def result(
-    image_id: int | str, category_id: int, bbox: Sequence[float], score: float
-) -> dict[str, Any]:
-    """One entry of a results file; `bbox` is (x, y, width, height) in pixels.
-
-    Coordinates are rounded to a thousandth of a pixel; scores keep nine digits, enough to restore a
-    float32 exactly.
-    """
-    return {
-        "image_id": image_id,
-        "category_id": int(category_id),
-        "bbox": [round(float(value), 3) for value in bbox],
-        "score": float(f"{score:.9g}"),
-    }
-
-
 def _rows(
     detections: Mapping[str, ImageDetections],
     ground_truth: Mapping[str, ImageGroundTruth],
@@ -218,7 +156,7 @@ def _rows(
         for image, label, box, ignore in zip(*(c.tolist() for c in columns), strict=True)
     ]
     labels = range(1, len(class_names) + 1)
-    found = _result_rows(detections, dict.fromkeys(ground_truth), labels)
+    found = result_rows(detections, dict.fromkeys(ground_truth), labels)
     return Rows(len(ground_truth), annotations, found, list(zip(labels, class_names, strict=True)))
 
 
@@ -260,7 +198,7 @@ def _index(rows: Rows, entries: list[dict[str, Any]]) -> COCO:
     return coco
 
 
-def _result_rows(
+def result_rows(
     detections: Mapping[str, ImageDetections],
     images: Mapping[str, None],
     category_ids: Sequence[int],
@@ -281,8 +219,3 @@ def _to_xywh(boxes: np.ndarray) -> np.ndarray:
     """Converts (ymin, xmin, ymax, xmax) [n, 4] to (xmin, ymin, width, height)."""
     ymin, xmin, ymax, xmax = np.moveaxis(boxes, -1, 0)
     return np.stack([xmin, ymin, xmax - xmin, ymax - ymin], axis=-1)
-
-
-def as_number(image_id: str) -> int | str:
-    """An image id as a number if it is a decimal number, as COCO's are."""
-    return int(image_id) if re.fullmatch("-?[0-9]+", image_id) else image_id

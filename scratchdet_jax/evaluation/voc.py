@@ -1,18 +1,14 @@
-"""PASCAL VOC average precision, and the devkit's detection files.
+"""PASCAL VOC average precision.
 
 The algorithm is that of the VOCdevkit's `VOCevaldet`: boxes are in pixels with inclusive ends, so a
 width is xmax − xmin + 1; IoU ≥ 0.5 is a match; a difficult object is neither a hit nor a miss.
 """
 
-import hashlib
-import re
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from scratchdet_jax.data.records import parse_spec
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.evaluation.detections import (
     FlatDetections,
@@ -24,14 +20,6 @@ from scratchdet_jax.evaluation.detections import (
 )
 
 Metric = Literal["11point", "area"]
-
-# Splits whose name in detection files is not that of the data set.
-DEVKIT_SPLITS = {"validation": "val", "train+validation": "trainval"}
-
-_MAX_FILE_NAME = 255  # bytes, on all common file systems
-# What `escaped` encodes. Lone surrogates cannot be written in a file name.
-_UNSAFE = re.compile(r"[/\\\x00-\x1f\x7f\ud800-\udfff]|%(?=[0-9A-F]{2})")
-_CODES = re.compile(r"(?:%[0-9A-F]{2})+")
 
 
 class VocResult(NamedTuple):
@@ -231,89 +219,3 @@ def _pairwise_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     area_b = np.prod(b[:, 2:] - b[:, :2] + 1, axis=1)
     union = area_a + area_b - intersection
     return np.where(intersection > 0, intersection / np.where(intersection > 0, union, 1), 0.0)
-
-
-def split_name(spec: str) -> str:
-    """Returns the devkit's name of a split for detection files: val, test, trainval."""
-    splits = dict.fromkeys(part.split for part in parse_spec(spec))
-    name = re.sub(r"[^\w+.-]+", "_", "+".join(splits)).strip("_")
-    return DEVKIT_SPLITS.get(name, name)
-
-
-def escaped(class_name: str) -> str:
-    """A class name as part of a file name; most names are unchanged, and no two become the same.
-
-    Slashes, backslashes and control characters are percent-encoded, and so is a percent sign that
-    would be read as the start of a code: "car/truck" becomes "car%2Ftruck".
-    """
-
-    def encoded(match: re.Match[str]) -> str:
-        return "".join(f"%{byte:02X}" for byte in match[0].encode("utf-8", "surrogatepass"))
-
-    return _UNSAFE.sub(encoded, class_name)
-
-
-def unescaped(text: str) -> str:
-    """The class name of which `escaped` made the text."""
-
-    def decoded(match: re.Match[str]) -> str:
-        return bytes.fromhex(match[0].replace("%", "")).decode("utf-8", "surrogatepass")
-
-    try:
-        return _CODES.sub(decoded, text)
-    except UnicodeDecodeError:  # not made by `escaped`
-        return text
-
-
-def detections_file(directory: str | Path, split: str, class_name: str) -> Path:
-    """Returns the devkit's file of one class's detections: comp4_det_SPLIT_CLASS.txt.
-
-    The class name is `escaped`. One that is too long for a file name is cut, and "%" and a hash of
-    the name follow.
-    """
-    prefix, name = f"comp4_det_{split}_", escaped(class_name)
-    room = _MAX_FILE_NAME - len(f"{prefix}.txt".encode("utf-8", "surrogateescape"))
-    if len(name.encode()) > room:
-        digest = hashlib.sha256(class_name.encode("utf-8", "surrogatepass")).hexdigest()[:24]
-        name = name.encode()[: max(room - 25, 0)].decode(errors="ignore") + f"%{digest}"
-    return Path(directory) / f"{prefix}{name}.txt"
-
-
-def write_detections(
-    directory: str | Path,
-    detections: Mapping[str, ImageDetections],
-    class_names: Sequence[str],
-    split: str,
-) -> None:
-    """Writes the devkit's files: one per class, with lines "image_id score xmin ymin xmax ymax".
-
-    The devkit counts pixels from 1. So do our pixel boxes: annotations are divided by the image
-    size without subtracting 1, and multiplied back. Coordinates have three decimals, scores nine
-    digits, enough to restore a float32 exactly.
-
-    Args:
-        directory: created if missing.
-        detections: by image id.
-        class_names: [C]; label i is class_names[i − 1]. A class without detections gets an empty
-            file, because the evaluation server requires one per class. See `detections_file` for
-            names that cannot be file names.
-        split: the split's name, e.g. "test".
-
-    Raises:
-        UserError: a label is out of range, or a value is not finite.
-    """
-    directory = Path(directory)
-    ids = list(detections)
-    table = flatten_detections(detections, dict.fromkeys(ids), len(class_names))
-    directory.mkdir(parents=True, exist_ok=True)
-    for label, name in enumerate(class_names, start=1):
-        with detections_file(directory, split, name).open("w", encoding="utf-8") as file:
-            for i in np.flatnonzero(table.labels == label):
-                ymin, xmin, ymax, xmax = table.boxes_pixels[i]
-                corners = (xmin, ymin, xmax, ymax)
-                file.write(detection_line(ids[table.image[i]], table.scores[i], corners) + "\n")
-
-
-def detection_line(image_id: str, score: float, box_xyxy: Sequence[float]) -> str:
-    """A line of the devkit's files: "image_id score xmin ymin xmax ymax", in pixels."""
-    return " ".join([image_id, f"{score:.9g}", *(f"{value:.3f}" for value in box_xyxy)])

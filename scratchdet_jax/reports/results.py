@@ -12,7 +12,7 @@ from scratchdet_jax.data.records import DetectionSource
 from scratchdet_jax.data.sources import chosen_on_test
 from scratchdet_jax.datasets.untrusted import printable
 from scratchdet_jax.errors import UserError, writable_folder
-from scratchdet_jax.evaluation import coco, voc
+from scratchdet_jax.evaluation import formats
 from scratchdet_jax.evaluation.evaluator import Evaluation, summary_line
 from scratchdet_jax.evaluation.saved_run import evaluate_on, open_eval_split
 from scratchdet_jax.parallel import processes
@@ -105,10 +105,10 @@ def _write_files(
 ) -> None:
     """Writes the figures first, the VOC files, whose names depend on the classes, last."""
     (output / _RESULTS).write_text(json.dumps(figures, indent=2) + "\n")
-    categories = source.category_ids or coco.submission_category_ids(source.class_names)
-    coco.write_results(output / "coco_results.json", evaluation.detections, categories)
-    split = voc.split_name(source.spec)
-    voc.write_detections(output, evaluation.detections, source.class_names, split)
+    categories = source.category_ids or formats.category_ids(source.class_names)
+    formats.write_coco(output / "coco_results.json", evaluation.detections, categories)
+    split = formats.split_name(source.spec)
+    formats.write_voc(output, evaluation.detections, source.class_names, split)
     if line := escaped_line(split, source.class_names):
         print(line)
 
@@ -118,7 +118,7 @@ def escaped_line(split: str, class_names: Sequence[str]) -> str | None:
     names = [
         f"{printable(repr(name))}: {printable(file)}"
         for name in class_names
-        if (file := voc.detections_file(".", split, name).name) != f"comp4_det_{split}_{name}.txt"
+        if (file := formats.voc_file(".", split, name).name) != f"comp4_det_{split}_{name}.txt"
     ]
     if not names:
         return None

@@ -20,7 +20,7 @@ from scratchdet_jax.datasets.report import defect_lines
 from scratchdet_jax.datasets.untrusted import printable
 from scratchdet_jax.datasets.voc_xml import VocObject
 from scratchdet_jax.errors import UserError, plural
-from scratchdet_jax.evaluation import coco, voc
+from scratchdet_jax.evaluation import coco, formats, voc
 from scratchdet_jax.evaluation.detections import ImageGroundTruth, check_images
 
 T = TypeVar("T")
@@ -61,7 +61,7 @@ def score_voc(
     ground_truth = {i: _ground_truth(items, names) for i, items in truth.objects.items()}
     found = detection_files.read_voc_files(detections, file_split, names)
     for name in names:
-        path = voc.detections_file(detections, file_split, name)
+        path = formats.voc_file(detections, file_split, name)
         if not path.is_file():
             _note(f"{path} is missing: no detections of {printable(name)}")
     found = _without_left_out(found, frozenset(truth.left_out))
@@ -73,7 +73,10 @@ def score_voc(
 
 def _split_of_files(detections: Path, *names: str) -> str:
     """The name of the split in the files: the given name, or one that eval uses instead."""
-    candidates = [*names, *(voc.DEVKIT_SPLITS[name] for name in names if name in voc.DEVKIT_SPLITS)]
+    candidates = [
+        *names,
+        *(formats.DEVKIT_SPLITS[name] for name in names if name in formats.DEVKIT_SPLITS),
+    ]
     for name in candidates:
         if any(path.name.startswith(f"comp4_det_{name}_") for path in detections.glob("*.txt")):
             return name

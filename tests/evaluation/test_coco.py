@@ -22,7 +22,7 @@ from scratchdet_jax.datasets.defects import Kind
 from scratchdet_jax.datasets.detection_files import read_coco_results
 from scratchdet_jax.detector import Detector
 from scratchdet_jax.errors import UserError
-from scratchdet_jax.evaluation import coco, saved_run
+from scratchdet_jax.evaluation import coco, formats, saved_run
 from scratchdet_jax.evaluation.detections import ImageDetections, ImageGroundTruth
 from scratchdet_jax.ops.nms import Detections
 from scratchdet_jax.reports.results import evaluate_run
@@ -146,7 +146,7 @@ def test_scores_in_memory_equal_those_of_a_file_without_areas(tmp_path):
     assert 0.05 < in_memory.metrics["AP"] < 0.95
 
     # The AP alone, against pycocotools on the same files.
-    coco.write_results(tmp_path / "r.json", detections, ids)
+    formats.write_coco(tmp_path / "r.json", detections, ids)
     expected = official(tmp_path / "a.json", json.loads((tmp_path / "r.json").read_text()))
     alone = coco.mean_average_precision(detections, ground_truth, names)
     assert alone.mean == pytest.approx(expected.stats[0], abs=1e-3)  # rounded coordinates
@@ -222,7 +222,7 @@ def test_an_annotation_with_id_zero_can_be_matched(tmp_path):
         "annotations": [{"id": 0, "image_id": 7, "category_id": 13, "bbox": [10, 10, 50, 50]}],
     }
     (tmp_path / "a.json").write_text(json.dumps(content))
-    coco.write_results(tmp_path / "r.json", perfect(label=1), (13,))
+    formats.write_coco(tmp_path / "r.json", perfect(label=1), (13,))
     assert score_coco(tmp_path / "a.json", tmp_path / "r.json")["mAP"] == pytest.approx(1.0)
 
 
@@ -235,12 +235,12 @@ def test_bad_detections_are_named():
 
 def test_category_ids_of_a_submission():
     names = coco_classes.NAMES
-    ids = coco.submission_category_ids(names)
+    ids = formats.category_ids(names)
     assert len(ids) == 80 and ids == tuple(sorted(ids)) and (ids[0], ids[-1]) == (1, 90)
     known = {"person": 1, "stop sign": 13, "backpack": 27, "tv": 72, "dining table": 67}
     assert {name: ids[names.index(name)] for name in known} == known
-    assert coco.submission_category_ids(names[::-1]) == ids[::-1]
-    assert coco.submission_category_ids(names[:3]) == (1, 2, 3)
+    assert formats.category_ids(names[::-1]) == ids[::-1]
+    assert formats.category_ids(names[:3]) == (1, 2, 3)
 
 
 def test_results_round_trip(tmp_path):
@@ -253,7 +253,7 @@ def test_results_round_trip(tmp_path):
         )
         for name in ("139", "street 7")
     }
-    coco.write_results(tmp_path / "new" / "r.json", detections, IDS)
+    formats.write_coco(tmp_path / "new" / "r.json", detections, IDS)
     rows = json.loads((tmp_path / "new" / "r.json").read_text())
     assert {row["image_id"] for row in rows} == {139, "street 7"}
     assert [row["category_id"] for row in rows[:5]] == [
@@ -268,7 +268,7 @@ def test_results_round_trip(tmp_path):
             np.float32([row["score"] for row in again[name]]), found.scores
         )
         assert [row["category_id"] for row in again[name]] == [IDS[i - 1] for i in found.labels]
-    coco.write_results(tmp_path / "empty.json", {}, IDS)
+    formats.write_coco(tmp_path / "empty.json", {}, IDS)
     assert read_coco_results(tmp_path / "empty.json", IDS) == {}
 
 
@@ -325,7 +325,7 @@ def test_missing_file(tmp_path):
 def test_ids_that_are_the_same_number_stay_distinct(tmp_path):
     path = tmp_path / "r.json"
     for names, expected in ((("-3", "7"), {-3, 7}), (("7", "07"), {"7", "07"})):
-        coco.write_results(path, perfect(name=names[0]) | perfect(name=names[1]), IDS)
+        formats.write_coco(path, perfect(name=names[0]) | perfect(name=names[1]), IDS)
         assert {row["image_id"] for row in json.loads(path.read_text())} == expected
 
 

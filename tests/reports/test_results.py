@@ -11,7 +11,7 @@ from scratchdet_jax.datasets.detection_files import read_voc_files
 from scratchdet_jax.datasets.voc_folder import prepare_voc_folder
 from scratchdet_jax.detector import Detector
 from scratchdet_jax.errors import UserError
-from scratchdet_jax.evaluation import saved_run, voc
+from scratchdet_jax.evaluation import formats, saved_run
 from scratchdet_jax.ops.nms import Detections
 from scratchdet_jax.reports import results
 from scratchdet_jax.reports.results import evaluate_run
@@ -123,7 +123,7 @@ def test_the_figures_are_written_before_the_voc_files(run, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(voc, "write_detections", full)
+    monkeypatch.setattr(formats, "write_voc", full)
     with pytest.raises(OSError, match="No space"):
         evaluate_run(run, run.info.config)
     assert results_of(run.workdir / "eval")["mAP"] == 1.0

@@ -23,7 +23,7 @@ from scratchdet_jax import cli
 from scratchdet_jax.data.sources import open_split
 from scratchdet_jax.errors import UserError, plural, writable_folder
 from scratchdet_jax.evaluation.drawing import grid, save_png
-from scratchdet_jax.evaluation.voc import split_name
+from scratchdet_jax.evaluation.formats import split_name
 from scratchdet_jax.files import check_replaceable, mark_of
 from scratchdet_jax.predictor import BATCH_SIZE, THRESHOLD, Predictor, Threshold, from_run
 from scratchdet_jax.progress import Progress

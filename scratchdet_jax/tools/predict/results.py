@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from scratchdet_jax.errors import UserError
-from scratchdet_jax.evaluation import coco, voc
+from scratchdet_jax.evaluation import formats
 from scratchdet_jax.files import write_atomically
 from scratchdet_jax.predictor import Detections
 from scratchdet_jax.tools.predict.inputs import Item
@@ -35,7 +35,7 @@ def result_files(kind: str, output: Path, class_names: Sequence[str], split: str
         return [output / _JSON, output / _LINES]
     if kind == "csv":
         return [output / _CSV]
-    return [voc.detections_file(output, split, name) for name in class_names]
+    return [formats.voc_file(output, split, name) for name in class_names]
 
 
 def open_results(
@@ -70,7 +70,7 @@ class _Coco:
 
     def __init__(self, path: Path, lines: Path, class_names: Sequence[str], mark: str) -> None:
         self._path, self._lines_path, self._mark = path, lines, mark
-        ids = coco.submission_category_ids(class_names)
+        ids = formats.category_ids(class_names)
         self._categories = [
             {"id": number, "name": name} for number, name in zip(ids, class_names, strict=True)
         ]
