@@ -1,10 +1,14 @@
-"""Writing a file so that it is there completely or not at all, and marks of what we wrote."""
+"""Writes files completely or not at all, and decides which ones may be replaced."""
 
 import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
+
+from scratchdet_jax.errors import UserError
+
+_HEAD = 400  # bytes in which a mark must be
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -32,8 +36,36 @@ def write_text_atomically(path: Path, text: str) -> None:
 
 
 def mark_of(path: Path) -> str:
-    """16 hexadecimal digits that stand for a path: files made from a run bear them.
-
-    A file is replaced only by a command for the run that it was made from.
-    """
+    """Returns 16 hexadecimal digits that stand for a path: the mark of files made from a run."""
     return hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
+
+
+def is_marked(path: Path, mark: str) -> bool:
+    """Returns whether a file has a mark near its beginning; later on, anybody may quote it."""
+    try:
+        with path.open("rb") as file:
+            return mark.encode() in file.read(_HEAD)
+    except OSError:
+        return False
+
+
+def check_replaceable(named: str, path: Path, mark: str, overwrite: bool) -> None:
+    """Checks that a file may be written: it is new, has our own mark, or is to be overwritten.
+
+    A link is never our own.
+
+    Args:
+        named: the file in the message, such as "--output FILE".
+        path: the file.
+        mark: the mark that the new file gets near its beginning; "" if it cannot have one.
+        overwrite: replace any file, as --overwrite asks.
+
+    Raises:
+        UserError: another file is there.
+    """
+    if overwrite or not os.path.lexists(path):
+        return
+    if mark and not path.is_symlink() and is_marked(path, mark):
+        return
+    reason = " and was not written by this command" if mark else ""
+    raise UserError(f"{named} exists{reason}: choose another place, remove it, or add --overwrite")

@@ -19,7 +19,7 @@ from scratchdet_jax.config.scales import Scale
 from scratchdet_jax.data.images import decode_image, decode_to_canvas, fit_to_canvas, read_header
 from scratchdet_jax.data.loading import usable_cores
 from scratchdet_jax.errors import UserError, one_line
-from scratchdet_jax.evaluation import coco, voc
+from scratchdet_jax.evaluation import formats
 from scratchdet_jax.evaluation.detections import ImageGroundTruth, to_image_detections
 from scratchdet_jax.evaluation.drawing import draw_detections
 from scratchdet_jax.evaluation.multiscale import make_scale_step
@@ -116,10 +116,12 @@ class Detections:
             The category of a label is the label itself, or COCO's own id if the classes are COCO's.
         """
         if image_id is None:
-            image_id = coco.as_number(self._stem())
-        categories = coco.submission_category_ids(self.class_names)
+            image_id = formats.as_number(self._stem())
+        categories = formats.category_ids(self.class_names)
         return [
-            coco.result(image_id, categories[label - 1], (x, y, right - x, bottom - y), score)
+            formats.coco_entry(
+                image_id, categories[label - 1], (x, y, right - x, bottom - y), score
+            )
             for (x, y, right, bottom), label, score in self._rows()
         ]
 
@@ -136,7 +138,7 @@ class Detections:
         lines: dict[str, list[str]] = {}
         for box, label, score in self._rows():
             name = self.class_names[label - 1]
-            lines.setdefault(name, []).append(voc.detection_line(image_id, score, box))
+            lines.setdefault(name, []).append(formats.voc_line(image_id, score, box))
         return lines
 
     def __len__(self) -> int:

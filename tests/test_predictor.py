@@ -15,11 +15,10 @@ import pytest
 
 import scratchdet_jax
 from scratchdet_jax.data.images import fit_to_canvas
+from scratchdet_jax.datasets.detection_files import read_coco_results, read_voc_files
 from scratchdet_jax.detector import build_detector
 from scratchdet_jax.errors import UserError
-from scratchdet_jax.evaluation.coco import read_results
 from scratchdet_jax.evaluation.detections import to_image_detections
-from scratchdet_jax.evaluation.voc import read_detections
 from scratchdet_jax.ops.resample import resize
 from scratchdet_jax.predictor import map_ahead, usable_cores
 from scratchdet_jax.run.checkpoints import Checkpoints, RunInfo
@@ -180,16 +179,18 @@ def test_detections_become_coco_and_voc_results(predictor, tmp_path):
     entries = found.to_coco()
     assert {entry["image_id"] for entry in entries} == {139}
     (tmp_path / "results.json").write_text(json.dumps(entries))
-    again = read_results(tmp_path / "results.json", (1, 2, 3))["139"]
-    np.testing.assert_allclose(again.boxes_pixels[:, [1, 0, 3, 2]], found.boxes, atol=0.002)
-    np.testing.assert_array_equal(again.scores.astype(np.float32), found.scores)
-    np.testing.assert_array_equal(again.labels, found.labels)
+    again = read_coco_results(tmp_path / "results.json", (1, 2, 3))["139"]
+    x, y, width, height = np.transpose([row["bbox"] for row in again])
+    boxes = np.stack([x, y, x + width, y + height], axis=1)
+    np.testing.assert_allclose(boxes, found.boxes, atol=0.002)
+    np.testing.assert_array_equal(np.float32([row["score"] for row in again]), found.scores)
+    np.testing.assert_array_equal([row["category_id"] for row in again], found.labels)
 
     lines = found.to_voc()
     assert set(lines) == set(found.names)
     for name in lines:
         (tmp_path / f"comp4_det_test_{name}.txt").write_text("\n".join(lines[name]))
-    again = read_detections(tmp_path, "test", NAMES)["000000000139"]
+    again = read_voc_files(tmp_path, "test", NAMES)["000000000139"]
     order = np.argsort(-again.scores, kind="stable")
     np.testing.assert_allclose(again.boxes_pixels[order][:, [1, 0, 3, 2]], found.boxes, atol=0.002)
     unnamed = predictor(picture(4), 0)

@@ -88,7 +88,7 @@ class PreparedSplit(NamedTuple):
     def most_boxes(self) -> int | None:
         """No image has more boxes than this, says report.json of own sets; None: unknown.
 
-        Sets prepared by TFDS have no report, and older reports lack the number.
+        Sets prepared by TFDS have no report.
         """
         report = epath.Path(self.shards[0].filename).parent / "report.json"
         try:

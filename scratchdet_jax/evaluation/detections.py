@@ -1,6 +1,6 @@
 """Ground truth and detections of an image, as they are scored: in pixels, on the host."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -98,14 +98,8 @@ def flatten_detections(
         UserError: an image is not in the ground truth, a label is outside 0…C, or a box or a score
             is not finite.
     """
+    check_images(detections, ground_truth)
     number = {image_id: i for i, image_id in enumerate(ground_truth)}
-    unknown = [image_id for image_id in detections if image_id not in number]
-    if unknown:
-        raise UserError(
-            f"image {unknown[0]!r} has detections but is not in the ground truth (images not in "
-            f"it: {len(unknown)} of {len(detections)}): score detections against the split they "
-            "come from"
-        )
     ids = sorted(detections, key=number.__getitem__)
     images = [detections[image_id] for image_id in ids]
     local = _positions([len(image.labels) for image in images], np.arange(len(images)))
@@ -118,6 +112,21 @@ def flatten_detections(
     _check_finite(scores, kept, local, ids, "detection score")
     numbers = np.array([number[image_id] for image_id in ids], np.int64)
     return FlatDetections(numbers[local][kept], boxes[kept], scores[kept], labels[kept])
+
+
+def check_images(detections: Collection[str], ground_truth: Collection[str]) -> None:
+    """Checks that images with detections are in the ground truth; both are image ids.
+
+    Raises:
+        UserError: an image is not in the ground truth.
+    """
+    unknown = [image_id for image_id in detections if image_id not in ground_truth]
+    if unknown:
+        raise UserError(
+            f"image {unknown[0]!r} has detections but is not in the ground truth (images not in "
+            f"it: {len(unknown)} of {len(detections)}): score detections against the split they "
+            "come from"
+        )
 
 
 def _positions(counts: list[int], numbers: np.ndarray) -> np.ndarray:

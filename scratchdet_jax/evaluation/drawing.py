@@ -117,7 +117,7 @@ def save_png(path: str | Path, image: np.ndarray, software: str = "") -> None:
     Args:
         path: the file; it is replaced in one step.
         image: the pixels.
-        software: what drew it, kept in the file's Software text for `saved_by`.
+        software: what drew it, kept in the file's Software text near its beginning.
 
     Raises:
         UserError: the file cannot be written.
@@ -134,20 +134,6 @@ def save_png(path: str | Path, image: np.ndarray, software: str = "") -> None:
         raise UserError(
             f"picture {str(path)!r} cannot be written ({error.strerror}): choose another path"
         ) from error
-
-
-def saved_by(path: Path) -> str:
-    """The `software` for which `save_png` wrote a file; "" if it is not such a picture."""
-    try:
-        with path.open("rb") as file:
-            head = file.read(_PNG_HEADER + 300)[_PNG_HEADER:]
-    except OSError:
-        return ""
-    name = b"tEXtSoftware\0"
-    if head[4:].startswith(name):
-        (length,) = struct.unpack(">I", head[:4])
-        return head[4 + len(name) : 8 + length].decode("latin-1")
-    return ""
 
 
 def _software_chunk(software: str) -> bytes:

@@ -1,18 +1,14 @@
-"""PASCAL VOC average precision, and the devkit's detection files.
+"""PASCAL VOC average precision.
 
 The algorithm is that of the VOCdevkit's `VOCevaldet`: boxes are in pixels with inclusive ends, so a
 width is xmax − xmin + 1; IoU ≥ 0.5 is a match; a difficult object is neither a hit nor a miss.
 """
 
-import hashlib
-import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from scratchdet_jax.datasets.untrusted import printable
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.evaluation.detections import (
     FlatDetections,
@@ -24,14 +20,6 @@ from scratchdet_jax.evaluation.detections import (
 )
 
 Metric = Literal["11point", "area"]
-
-# Splits whose name in detection files is not that of the data set.
-DEVKIT_SPLITS = {"validation": "val", "train+validation": "trainval"}
-
-_MAX_FILE_NAME = 255  # bytes, on all common file systems
-# What `escaped` encodes. Lone surrogates cannot be written in a file name.
-_UNSAFE = re.compile(r"[/\\\x00-\x1f\x7f\ud800-\udfff]|%(?=[0-9A-F]{2})")
-_CODES = re.compile(r"(?:%[0-9A-F]{2})+")
 
 
 class VocResult(NamedTuple):
@@ -231,195 +219,3 @@ def _pairwise_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     area_b = np.prod(b[:, 2:] - b[:, :2] + 1, axis=1)
     union = area_a + area_b - intersection
     return np.where(intersection > 0, intersection / np.where(intersection > 0, union, 1), 0.0)
-
-
-def escaped(class_name: str) -> str:
-    """A class name as part of a file name; most names are unchanged, and no two become the same.
-
-    Slashes, backslashes and control characters are percent-encoded, and so is a percent sign that
-    would be read as the start of a code: "car/truck" becomes "car%2Ftruck".
-    """
-
-    def encoded(match: re.Match[str]) -> str:
-        return "".join(f"%{byte:02X}" for byte in match[0].encode("utf-8", "surrogatepass"))
-
-    return _UNSAFE.sub(encoded, class_name)
-
-
-def unescaped(text: str) -> str:
-    """The class name of which `escaped` made the text."""
-
-    def decoded(match: re.Match[str]) -> str:
-        return bytes.fromhex(match[0].replace("%", "")).decode("utf-8", "surrogatepass")
-
-    try:
-        return _CODES.sub(decoded, text)
-    except UnicodeDecodeError:  # not made by `escaped`
-        return text
-
-
-def detections_file(directory: str | Path, split: str, class_name: str) -> Path:
-    """Returns the devkit's file of one class's detections: comp4_det_SPLIT_CLASS.txt.
-
-    The class name is `escaped`. One that is too long for a file name is cut, and "%" and a hash of
-    the name follow.
-    """
-    prefix, name = f"comp4_det_{split}_", escaped(class_name)
-    room = _MAX_FILE_NAME - len(f"{prefix}.txt".encode("utf-8", "surrogateescape"))
-    if len(name.encode()) > room:
-        digest = hashlib.sha256(class_name.encode("utf-8", "surrogatepass")).hexdigest()[:24]
-        name = name.encode()[: max(room - 25, 0)].decode(errors="ignore") + f"%{digest}"
-    return Path(directory) / f"{prefix}{name}.txt"
-
-
-def escaped_line(split: str, class_names: Sequence[str]) -> str | None:
-    """One line on the files that are not named after their class as it is; None without any."""
-    names = [
-        f"{printable(repr(name))}: {printable(file)}"
-        for name in class_names
-        if (file := detections_file(".", split, name).name) != f"comp4_det_{split}_{name}.txt"
-    ]
-    if not names:
-        return None
-    more = f" and {len(names) - 3} more" * (len(names) > 3)
-    return f"class names that cannot be file names are escaped: {', '.join(names[:3])}{more}"
-
-
-def classes_of_files(
-    directory: str | Path, split: str, known: Collection[str]
-) -> tuple[list[str], list[str]]:
-    """The classes that have a file comp4_det_SPLIT_CLASS.txt, and files of other splits.
-
-    comp4_det_val_hard_x.txt is of class "hard_x" of val or of class "x" of val_hard. It is the
-    former if the class is known; the latter if class "x" is known, and then so are all files that
-    begin with comp4_det_val_hard_ and are of no known class.
-
-    Args:
-        directory: the folder.
-        split: the split.
-        known: the classes that the ground truth has.
-    """
-    prefix = f"comp4_det_{split}_"
-    files = {
-        path.name: unescaped(path.name.removeprefix(prefix).removesuffix(".txt"))
-        for path in sorted(Path(directory).glob("*.txt"))
-        if path.name.startswith(prefix)
-    }
-    of_known = {detections_file(directory, split, name).name: name for name in known}
-    unknown = {file: name for file, name in files.items() if file not in of_known}
-    others = tuple(
-        {
-            name.removesuffix(end)
-            for name in unknown.values()
-            for end in (f"_{class_name}" for class_name in known)
-            if name.endswith(end) and name != end
-        }
-    )
-    foreign = [
-        file
-        for file, name in unknown.items()
-        if any(name.startswith(f"{other}_") for other in others)
-    ]
-    classes = [of_known.get(file, name) for file, name in files.items() if file not in foreign]
-    return classes, foreign
-
-
-def write_detections(
-    directory: str | Path,
-    detections: Mapping[str, ImageDetections],
-    class_names: Sequence[str],
-    split: str,
-) -> None:
-    """Writes the devkit's files: one per class, with lines "image_id score xmin ymin xmax ymax".
-
-    The devkit counts pixels from 1. So do our pixel boxes: annotations are divided by the image
-    size without subtracting 1, and multiplied back. Coordinates have three decimals, scores nine
-    digits, enough to restore a float32 exactly.
-
-    Args:
-        directory: created if missing.
-        detections: by image id.
-        class_names: [C]; label i is class_names[i − 1]. A class without detections gets an empty
-            file, because the evaluation server requires one per class. See `detections_file` for
-            names that cannot be file names.
-        split: the split's name, e.g. "test".
-
-    Raises:
-        UserError: a label is out of range, or a value is not finite.
-    """
-    directory = Path(directory)
-    ids = list(detections)
-    table = flatten_detections(detections, dict.fromkeys(ids), len(class_names))
-    directory.mkdir(parents=True, exist_ok=True)
-    for label, name in enumerate(class_names, start=1):
-        with detections_file(directory, split, name).open("w", encoding="utf-8") as file:
-            for i in np.flatnonzero(table.labels == label):
-                ymin, xmin, ymax, xmax = table.boxes_pixels[i]
-                corners = (xmin, ymin, xmax, ymax)
-                file.write(detection_line(ids[table.image[i]], table.scores[i], corners) + "\n")
-
-
-def detection_line(image_id: str, score: float, box_xyxy: Sequence[float]) -> str:
-    """A line of the devkit's files: "image_id score xmin ymin xmax ymax", in pixels."""
-    return " ".join([image_id, f"{score:.9g}", *(f"{value:.3f}" for value in box_xyxy)])
-
-
-def read_detections(
-    directory: str | Path, split: str, class_names: Sequence[str]
-) -> dict[str, ImageDetections]:
-    """Reads the files of `write_detections`; a class whose file is missing has no detections.
-
-    Raises:
-        UserError: the directory or all of the files are missing, or a line is malformed.
-    """
-    directory = Path(directory)
-    if not directory.is_dir():
-        raise UserError(f"detections folder {str(directory)!r} does not exist")
-    rows: dict[str, list[tuple[float, ...]]] = {}
-    present = 0
-    for label, name in enumerate(class_names, start=1):
-        path = detections_file(directory, split, name)
-        if not path.is_file():
-            continue
-        present += 1
-        for image_id, values in _read_class(path):
-            rows.setdefault(image_id, []).append((*values, label))
-    if not present:
-        raise UserError(
-            f"folder {str(directory)!r} has no file comp4_det_{split}_CLASS.txt for any class: "
-            "check the folder and the split"
-        )
-    detections = {}
-    for image_id, values in rows.items():
-        table = np.array(values, np.float64)
-        detections[image_id] = ImageDetections(
-            table[:, [2, 1, 4, 3]], table[:, 0], table[:, 5].astype(np.int64)
-        )
-    return detections
-
-
-def _read_class(path: Path) -> list[tuple[str, tuple[float, ...]]]:
-    """Reads one file; each line becomes (image id, (score, xmin, ymin, xmax, ymax))."""
-    rows = []
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"detections file {str(path)!r} cannot be read: {error}") from error
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        # From the right, because an image id may contain spaces.
-        fields = line.strip().rsplit(maxsplit=5)
-        try:
-            image_id, values = fields[0], tuple(map(float, fields[1:]))
-        except ValueError:
-            values = ()
-        if len(values) != 5:
-            raise UserError(
-                f"{path}, line {number}: {line.strip()[:80]!r} is not "
-                "'image_id score xmin ymin xmax ymax'"
-            )
-        if not np.isfinite(values).all():
-            raise UserError(f"{path}, line {number}: the score or the box is not finite")
-        rows.append((image_id, values))
-    return rows

@@ -68,6 +68,7 @@ def convert(function: Any, canvas: tuple[int, int], metadata: Mapping[str, Any])
     _drop_unused(list(_graphs(model.graph)))
     texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in metadata.items()}
     onnx.helper.set_model_props(model, texts)
+    model.doc_string = metadata["generator"]  # near the beginning, for `files.is_marked`
     onnx.checker.check_model(model)
     return model
 
@@ -75,16 +76,6 @@ def convert(function: Any, canvas: tuple[int, int], metadata: Mapping[str, Any])
 def write(path: Path, model: Any) -> None:
     """Writes a model of `convert`."""
     write_atomically(path, lambda file: file.write(model.SerializeToString()))
-
-
-def read_metadata(path: Path) -> dict[str, str]:
-    """The metadata of an ONNX file; empty if it is none."""
-    import onnx
-
-    try:
-        return {prop.key: prop.value for prop in onnx.load(path).metadata_props}
-    except Exception:  # whatever protobuf raises for another file
-        return {}
 
 
 def _graphs(graph: Any) -> Iterator[Any]:

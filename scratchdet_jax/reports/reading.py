@@ -156,14 +156,8 @@ def series(records: Sequence[dict[str, Any]], field: str) -> tuple[np.ndarray, n
 
 
 def fluctuation(records: Sequence[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
-    """(steps, mean |‖g_t‖₂ − ‖g_{t−1}‖₂|) as logged.
-
-    Old logs lack this figure; there it is the change between successive records.
-    """
-    if any("gradient_fluctuation" in record for record in records):
-        return series(records, "gradient_fluctuation")
-    steps, norms = series(records, "gradient_norm")
-    return steps[1:], np.abs(np.diff(norms))
+    """Returns the steps and the mean |‖g_t‖₂ − ‖g_{t−1}‖₂| as logged."""
+    return series(records, "gradient_fluctuation")
 
 
 def running(values: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -21,7 +21,7 @@ from scratchdet_jax.config import defaults
 from scratchdet_jax.config.validation import validate
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.reports.doctor.opening import open_dataset
-from scratchdet_jax.reports.doctor.recipe_file import check_new, write_recipe
+from scratchdet_jax.reports.doctor.recipe_file import check_recipe, write_recipe
 from scratchdet_jax.reports.doctor.report import DataSetReport
 from scratchdet_jax.reports.doctor.sections.unreached import WhatIf
 from scratchdet_jax.reports.doctor.study import DataSetStudy
@@ -36,7 +36,7 @@ def main(argv: Sequence[str]) -> None:
         if path := getattr(options, flag):
             _write(Path(path), "", flag)  # fail now rather than after minutes
     if options.write_anchors:
-        check_new(options.write_anchors)
+        check_recipe(options.write_anchors, options.overwrite)
     opened = open_dataset(options.dataset, options.data_dir or config.data.dir)
     page = None
     with warnings.catch_warnings():
@@ -108,6 +108,9 @@ def _parse(
     parser.add_argument("--config", metavar="FILE", help="recipe (default: configs/voc300.py)")
     parser.add_argument("--html", metavar="FILE", help="write the report as a page with pictures")
     parser.add_argument("--json", metavar="FILE", help="write the numbers as JSON")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace the file of --write_anchors"
+    )
     parser.add_argument(
         "--write_anchors",
         type=Path,

@@ -8,8 +8,8 @@ The config of the run is used. Any field can be overridden, such as
 The results of the best checkpoint on the run's own eval split are in WORKDIR/eval. Those of another
 split, metric or checkpoint are in a folder of their own, which is named after it
 (WORKDIR/eval-voc_2007_test, eval-voc_area, eval-step_50). If the best checkpoint has changed since,
-its earlier results are moved to WORKDIR/eval-step_STEP. A folder named with --output that holds
-other results is refused. The last line says where the results are.
+its results replace the earlier ones. A folder named with --output that holds other results is
+refused, unless --overwrite is given. The last line says where the results are.
 """
 
 from collections.abc import Sequence
@@ -23,6 +23,7 @@ from scratchdet_jax.errors import UserError
 flags.DEFINE_string("workdir", None, "The run: the --workdir of its training.")
 flags.DEFINE_string("checkpoint", "best", "best, latest or a step.")
 flags.DEFINE_string("output", None, "Folder for the results; default: WORKDIR/eval or eval-….")
+flags.DEFINE_bool("overwrite", False, "Replace other results in the folder of --output.")
 cli.define_process_flags()
 
 
@@ -34,12 +35,13 @@ def main(argv: Sequence[str]) -> None:
     from scratchdet_jax.parallel import processes
 
     processes.start(argv)
-    from scratchdet_jax.evaluation.evaluate import evaluate_run
+    from scratchdet_jax.reports.results import evaluate_run
     from scratchdet_jax.run.open import open_run
 
     run = open_run(Path(workdir), cli.flag_value(argv, "checkpoint") or "best")
     config = cli.parse_config(argv, run.info.config)
-    evaluate_run(run, config, Path(flags.FLAGS.output) if flags.FLAGS.output else None)
+    output = Path(flags.FLAGS.output) if flags.FLAGS.output else None
+    evaluate_run(run, config, output, flags.FLAGS.overwrite)
 
 
 if __name__ == "__main__":

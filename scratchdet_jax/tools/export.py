@@ -12,7 +12,6 @@ import argparse
 import contextlib
 import datetime
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,17 +25,11 @@ from scratchdet_jax import cli
 from scratchdet_jax.config.scales import Scale
 from scratchdet_jax.errors import UserError, plural
 from scratchdet_jax.evaluation.multiscale import make_scale_step
-from scratchdet_jax.files import mark_of
+from scratchdet_jax.files import check_replaceable, mark_of
 from scratchdet_jax.interop import onnx_file
 from scratchdet_jax.ops.nms import Detections
 from scratchdet_jax.run.checkpoints import BEST_METRIC, IMPORTED, Checkpoints
-from scratchdet_jax.run.exported import (
-    ExportedRun,
-    flat_weights,
-    nested_weights,
-    read_export,
-    write_export,
-)
+from scratchdet_jax.run.exported import ExportedRun, flat_weights, nested_weights, write_export
 from scratchdet_jax.run.open import SavedRun, load_detector, open_run
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -48,7 +41,7 @@ def main(argv: Sequence[str]) -> None:
     run, output = open_run(Path(options.workdir), options.checkpoint), Path(options.output)
     if options.format == "onnx":
         onnx_file.check_installed()
-    _check_output(output, run.workdir, options.format)
+    check_replaceable(f"--output {output}", output, _mark(run), options.overwrite)
     try:
         if options.format == "onnx":
             onnx_file.write(output, onnx_model(run))
@@ -147,6 +140,7 @@ def describe(run: SavedRun) -> dict[str, Any]:
     score = checkpoints.score(run.step)
     checkpoints.close()
     return {
+        "generator": _mark(run),
         "class_names": list(classes),
         "image_size": config.image_size,
         "canvas": [height, width],
@@ -179,6 +173,11 @@ def describe(run: SavedRun) -> dict[str, Any]:
     }
 
 
+def _mark(run: SavedRun) -> str:
+    """Returns the mark of an exported file: only the same run replaces it."""
+    return f"scratchdet export {mark_of(run.workdir)}"
+
+
 def _imported(workdir: Path) -> dict[str, Any]:
     """What `import_torch` recorded of a run; empty if it was trained."""
     record = workdir / IMPORTED
@@ -193,30 +192,12 @@ def _imported(workdir: Path) -> dict[str, Any]:
     return imported
 
 
-def _check_output(output: Path, workdir: Path, kind: str) -> None:
-    """Makes sure that nothing but an earlier export of the same run would be replaced."""
-    if not os.path.lexists(output):
-        return
-    try:
-        if kind == "onnx":
-            origin = json.loads(onnx_file.read_metadata(output)["origin"])
-        else:
-            origin = read_export(output).metadata["origin"]
-        is_ours = origin["run"] == mark_of(workdir)
-    except (UserError, ValueError, KeyError, TypeError):
-        is_ours = False
-    if not is_ours or output.is_symlink():
-        raise UserError(
-            f"{output} exists and is not an export of {workdir}: choose another file with "
-            "--output, or remove it"
-        )
-
-
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog=argv[0], description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--workdir", required=True, help="folder of the run, as for train.py")
     add("--output", required=True, help="the file to write, such as model.jaxexport")
+    add("--overwrite", action="store_true", help="replace the file, whoever wrote it")
     add("--checkpoint", default="best", help="best, latest or a step")
     add(
         "--format",

@@ -171,6 +171,7 @@ def _add_choices(command: argparse.ArgumentParser) -> None:
     division.add_argument("--seed", type=int, default=0, help="of the division (default: 0)")
     command.add_argument(
         "--force",
+        "--overwrite",
         action="store_true",
         help="prepare again what exists; the old data set is kept until the new one is complete",
     )

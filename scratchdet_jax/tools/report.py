@@ -28,7 +28,7 @@ def main(argv: Sequence[str]) -> None:
     options = _parse(argv)
     for flag in ("output", "json"):
         if path := getattr(options, flag):
-            check_output(path, MARK, f"--{flag}")
+            check_output(path, MARK, f"--{flag}", options.overwrite)
     if options.json and options.json.resolve() == options.output.resolve():
         raise UserError("--json and --output name the same file: choose two")
     from scratchdet_jax.reports.report.report import RunsReport  # JAX: slow
@@ -39,14 +39,15 @@ def main(argv: Sequence[str]) -> None:
     print(report.to_text(), flush=True)
     if options.json:
         figures = {"generator": MARK, **report.to_dict()}
-        write_output(options.json, json.dumps(figures, indent=1) + "\n", MARK, "--json")
+        text = json.dumps(figures, indent=1) + "\n"
+        write_output(options.json, text, MARK, "--json", options.overwrite)
     try:
         pictures = report.pictures()
     except Exception as error:  # the page is worth more than its pictures
         print(f"warning: the page has no pictures ({one_line(error)})", file=sys.stderr)
         pictures = {}
     page = report.to_html(pictures, time.perf_counter() - started, MARK)
-    write_output(options.output, page, MARK, "--output")
+    write_output(options.output, page, MARK, "--output", options.overwrite)
     print(f"page: {options.output}")
 
 
@@ -61,6 +62,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add("runs", nargs="+", metavar="RUN", help="WORKDIR or WORKDIR@CHECKPOINT")
     add("--output", required=True, type=Path, metavar="FILE.html", help="the page to write")
     add("--json", type=Path, metavar="FILE", help="write the figures as JSON")
+    add("--overwrite", action="store_true", help="replace files of other commands")
     add("--split", help="NAME:SPLIT, or a split of the run's folder (default: its eval split)")
     add("--data_dir", help="directory of the prepared data sets (default: the run's)")
     add(

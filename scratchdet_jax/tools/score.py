@@ -9,19 +9,21 @@ import math
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from scratchdet_jax import cli
+from scratchdet_jax.datasets import coco_json, coco_scan, detection_files, voc_scan
 from scratchdet_jax.datasets.defects import Defect
 from scratchdet_jax.datasets.report import defect_lines
 from scratchdet_jax.datasets.untrusted import printable
-from scratchdet_jax.datasets.voc_scan import read_ground_truth
 from scratchdet_jax.datasets.voc_xml import VocObject
 from scratchdet_jax.errors import UserError, plural
-from scratchdet_jax.evaluation import coco, voc
-from scratchdet_jax.evaluation.detections import ImageDetections, ImageGroundTruth
+from scratchdet_jax.evaluation import coco, formats, voc
+from scratchdet_jax.evaluation.detections import ImageGroundTruth, check_images
+
+T = TypeVar("T")
 
 
 def score_voc(
@@ -48,18 +50,18 @@ def score_voc(
     Raises:
         UserError: a file is missing or malformed, or they do not belong together.
     """
-    truth = read_ground_truth(devkit, split)
+    truth = voc_scan.read_ground_truth(devkit, split)
     _report(str(devkit), truth.defects, truth.notes, strict)
     of_truth = {item.name for items in truth.objects.values() for item in items}
     file_split = _split_of_files(detections, split, truth.split)
-    of_files, foreign = voc.classes_of_files(detections, file_split, of_truth)
+    of_files, foreign = detection_files.classes_of_files(detections, file_split, of_truth)
     if foreign:
         _note(f"files of another split are passed over: {len(foreign)}, such as {foreign[0]}")
     names = sorted(of_truth | set(of_files))
     ground_truth = {i: _ground_truth(items, names) for i, items in truth.objects.items()}
-    found = voc.read_detections(detections, file_split, names)
+    found = detection_files.read_voc_files(detections, file_split, names)
     for name in names:
-        path = voc.detections_file(detections, file_split, name)
+        path = formats.voc_file(detections, file_split, name)
         if not path.is_file():
             _note(f"{path} is missing: no detections of {printable(name)}")
     found = _without_left_out(found, frozenset(truth.left_out))
@@ -71,7 +73,10 @@ def score_voc(
 
 def _split_of_files(detections: Path, *names: str) -> str:
     """The name of the split in the files: the given name, or one that eval uses instead."""
-    candidates = [*names, *(voc.DEVKIT_SPLITS[name] for name in names if name in voc.DEVKIT_SPLITS)]
+    candidates = [
+        *names,
+        *(formats.DEVKIT_SPLITS[name] for name in names if name in formats.DEVKIT_SPLITS),
+    ]
     for name in candidates:
         if any(path.name.startswith(f"comp4_det_{name}_") for path in detections.glob("*.txt")):
             return name
@@ -101,13 +106,22 @@ def score_coco(annotations: Path, detections: Path, strict: bool = False) -> dic
         UserError: a file is missing or malformed, they do not belong together, or `strict` is set
             and the annotations have defects.
     """
-    truth = coco.read_annotations(annotations)
+    truth = coco_scan.read_ground_truth(coco_json.read_coco(annotations))
     _report(str(annotations), truth.defects, truth.notes, strict)
-    names = [category["name"] for category in truth.content["categories"]]
-    found = coco.read_results(detections, coco.category_ids(truth.content, names))
-    found = _without_left_out(found, truth.left_out)
-    result = coco.evaluate_annotations(found, truth.content, names)
-    return {"metric": "coco", **result.record()}
+    categories = dict(truth.categories)
+    found = detection_files.read_coco_results(detections, categories)
+    found = _without_left_out(found, {str(image_id) for image_id in truth.left_out})
+    # In the order of the ids, in which pycocotools takes images of equal scores.
+    ids = sorted(truth.images, key=lambda i: (isinstance(i, str), i))
+    number = {str(image_id): i for i, image_id in enumerate(ids)}
+    check_images(found, number)
+    rows = coco.Rows(
+        len(ids),
+        [{**row, "image_id": number[str(row["image_id"])]} for row in truth.annotations],
+        [{**row, "image_id": number[image_id]} for image_id in found for row in found[image_id]],
+        truth.categories,
+    )
+    return {"metric": "coco", **coco.evaluate_rows(rows).record()}
 
 
 def _report(source: str, defects: Sequence[Defect], notes: Sequence[str], strict: bool) -> None:
@@ -125,10 +139,8 @@ def _report(source: str, defects: Sequence[Defect], notes: Sequence[str], strict
         )
 
 
-def _without_left_out(
-    found: Mapping[str, ImageDetections], left_out: Collection[str]
-) -> dict[str, ImageDetections]:
-    """The detections without those in images whose ground truth cannot be used."""
+def _without_left_out(found: Mapping[str, T], left_out: Collection[str]) -> dict[str, T]:
+    """Drops the detections in images whose ground truth cannot be used."""
     kept = {image_id: item for image_id, item in found.items() if image_id not in left_out}
     if len(kept) < len(found):
         _note(f"detections in images left out are not scored: {len(found) - len(kept)} images")

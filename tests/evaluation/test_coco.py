@@ -16,12 +16,18 @@ from pycocotools.cocoeval import COCOeval
 
 from scratchdet_jax.data import coco_classes
 from scratchdet_jax.datasets.coco_folder import CocoSplit, prepare_coco_folder
+from scratchdet_jax.datasets.coco_json import read_coco
+from scratchdet_jax.datasets.coco_scan import read_ground_truth
 from scratchdet_jax.datasets.defects import Kind
+from scratchdet_jax.datasets.detection_files import read_coco_results
 from scratchdet_jax.detector import Detector
 from scratchdet_jax.errors import UserError
-from scratchdet_jax.evaluation import coco, evaluate
+from scratchdet_jax.evaluation import coco, formats, saved_run
 from scratchdet_jax.evaluation.detections import ImageDetections, ImageGroundTruth
 from scratchdet_jax.ops.nms import Detections
+from scratchdet_jax.reports.results import evaluate_run
+from scratchdet_jax.run.open import SavedRun
+from scratchdet_jax.tools.score import score_coco
 from tests.data.tfds_sets import make, plain_features
 from tests.tiny import tiny_config
 
@@ -84,21 +90,17 @@ def test_scores_of_files_equal_those_of_pycocotools(tmp_path, capsys, seed):
     (tmp_path / "r.json").write_text(json.dumps(results))
     expected = official(tmp_path / "a.json", results)
 
-    annotations = coco.read_annotations(tmp_path / "a.json").content
-    assert coco.category_ids(annotations, NAMES) == IDS
-    found = coco.read_results(tmp_path / "r.json", IDS)
-    result = coco.evaluate_annotations(found, annotations, NAMES)
-
+    record = score_coco(tmp_path / "a.json", tmp_path / "r.json")
     assert capsys.readouterr().out == ""
-    assert "Average Precision" in result.log
-    stats = np.where(expected.stats < 0, np.nan, expected.stats)
-    np.testing.assert_allclose(list(result.metrics.values()), stats, atol=1e-9)
+    ours = [record["mAP" if name == "AP" else name] for name in coco.METRICS]
+    stats = [None if value < 0 else pytest.approx(value, abs=1e-9) for value in expected.stats]
+    assert ours == stats
     precision = expected.eval["precision"][:, :, :, 0, -1]  # classes in order of id
     np.testing.assert_allclose(
-        [result.per_class[name] for name in NAMES[:3]], precision.mean(axis=(0, 1))[:3], atol=1e-9
+        [record["AP"][name] for name in NAMES[:3]], precision.mean(axis=(0, 1))[:3], atol=1e-9
     )
-    assert result.per_class[NAMES[3]] is None
-    assert 0.05 < result.metrics["AP"] < 0.95
+    assert list(record["AP"]) == list(NAMES) and record["AP"][NAMES[3]] is None
+    assert 0.05 < record["mAP"] < 0.95
 
 
 def test_scores_in_memory_equal_those_of_a_file_without_areas(tmp_path):
@@ -107,24 +109,35 @@ def test_scores_in_memory_equal_those_of_a_file_without_areas(tmp_path):
     for annotation in content["annotations"]:
         del annotation["area"]
     (tmp_path / "b.json").write_text(json.dumps(content))
-    annotations = coco.read_annotations(tmp_path / "b.json").content
+    truth = read_ground_truth(read_coco(tmp_path / "b.json"))
     # The labels are not in the order of the ids: classes must be matched by name.
     names = (NAMES[2], NAMES[0], NAMES[3], NAMES[1])
-    label = {category: i for i, category in enumerate(coco.category_ids(annotations, names), 1)}
+    ids = (IDS[2], IDS[0], IDS[3], IDS[1])
+    label = {category: i for i, category in enumerate(ids, 1)}
     ground_truth, detections = {}, {}
     rng = np.random.default_rng(6)
-    for image in annotations["images"]:
-        rows = [a for a in annotations["annotations"] if a["image_id"] == image["id"]]
+    for image in truth.images:
+        rows = [a for a in truth.annotations if a["image_id"] == image]
         xywh = np.array([a["bbox"] for a in rows]).reshape(-1, 4)
         boxes = np.concatenate([xywh[:, 1::-1], xywh[:, 1::-1] + xywh[:, :1:-1]], axis=1)
         labels = np.array([label[a["category_id"]] for a in rows], int)
         ignore = np.array([a["iscrowd"] for a in rows], bool)
-        ground_truth[str(image["id"])] = ImageGroundTruth(boxes, labels, ignore)
+        ground_truth[str(image)] = ImageGroundTruth(boxes, labels, ignore)
         near = np.repeat(boxes, 2, axis=0) + rng.normal(0, 6, (2 * len(rows), 4))
-        detections[str(image["id"])] = ImageDetections(
+        detections[str(image)] = ImageDetections(
             near, rng.random(2 * len(rows)), np.repeat(labels, 2)
         )
-    by_file = coco.evaluate_annotations(detections, annotations, names)
+    number = {image: i for i, image in enumerate(truth.images)}
+    found = [
+        {"image_id": number[image], "category_id": ids[label - 1], "score": score}
+        | {"bbox": [box[1], box[0], box[3] - box[1], box[2] - box[0]]}
+        for image in truth.images
+        for box, score, label in zip(*map(np.ndarray.tolist, detections[str(image)]), strict=True)
+    ]
+    annotations = [{**a, "image_id": number[a["image_id"]]} for a in truth.annotations]
+    by_file = coco.evaluate_rows(
+        coco.Rows(len(number), annotations, found, list(zip(ids, names, strict=True)))
+    )
     in_memory = coco.evaluate(detections, ground_truth, names)
     np.testing.assert_allclose(
         list(in_memory.metrics.values()), list(by_file.metrics.values()), atol=1e-9
@@ -133,7 +146,7 @@ def test_scores_in_memory_equal_those_of_a_file_without_areas(tmp_path):
     assert 0.05 < in_memory.metrics["AP"] < 0.95
 
     # The AP alone, against pycocotools on the same files.
-    coco.write_results(tmp_path / "r.json", detections, coco.category_ids(annotations, names))
+    formats.write_coco(tmp_path / "r.json", detections, ids)
     expected = official(tmp_path / "a.json", json.loads((tmp_path / "r.json").read_text()))
     alone = coco.mean_average_precision(detections, ground_truth, names)
     assert alone.mean == pytest.approx(expected.stats[0], abs=1e-3)  # rounded coordinates
@@ -172,7 +185,7 @@ def test_perfect_detections():
     result = coco.evaluate(perfect(), TRUTH, NAMES)
     assert result.metrics["AP"] == pytest.approx(1.0)
     assert result.metrics["APm"] == pytest.approx(1.0)
-    assert np.isnan(result.metrics["APs"])
+    assert np.isnan(result.metrics["APs"]) and "Average Precision" in result.log
     assert result.per_class["stop sign"] == pytest.approx(1.0)
     assert coco.evaluate(perfect(label=3), TRUTH, NAMES).metrics["AP"] == 0.0
 
@@ -209,9 +222,8 @@ def test_an_annotation_with_id_zero_can_be_matched(tmp_path):
         "annotations": [{"id": 0, "image_id": 7, "category_id": 13, "bbox": [10, 10, 50, 50]}],
     }
     (tmp_path / "a.json").write_text(json.dumps(content))
-    annotations = coco.read_annotations(tmp_path / "a.json").content
-    result = coco.evaluate_annotations(perfect(label=1), annotations, ["stop sign"])
-    assert result.metrics["AP"] == pytest.approx(1.0)
+    formats.write_coco(tmp_path / "r.json", perfect(label=1), (13,))
+    assert score_coco(tmp_path / "a.json", tmp_path / "r.json")["mAP"] == pytest.approx(1.0)
 
 
 def test_bad_detections_are_named():
@@ -221,21 +233,14 @@ def test_bad_detections_are_named():
         coco.evaluate(perfect(label=5), TRUTH, NAMES)
 
 
-def test_a_class_without_a_category_is_named(tmp_path):
-    random_file(tmp_path / "a.json", np.random.default_rng(0))
-    annotations = coco.read_annotations(tmp_path / "a.json").content
-    with pytest.raises(UserError, match="'zebra'"):
-        coco.category_ids(annotations, ("stop sign", "zebra"))
-
-
 def test_category_ids_of_a_submission():
     names = coco_classes.NAMES
-    ids = coco.submission_category_ids(names)
+    ids = formats.category_ids(names)
     assert len(ids) == 80 and ids == tuple(sorted(ids)) and (ids[0], ids[-1]) == (1, 90)
     known = {"person": 1, "stop sign": 13, "backpack": 27, "tv": 72, "dining table": 67}
     assert {name: ids[names.index(name)] for name in known} == known
-    assert coco.submission_category_ids(names[::-1]) == ids[::-1]
-    assert coco.submission_category_ids(names[:3]) == (1, 2, 3)
+    assert formats.category_ids(names[::-1]) == ids[::-1]
+    assert formats.category_ids(names[:3]) == (1, 2, 3)
 
 
 def test_results_round_trip(tmp_path):
@@ -248,19 +253,23 @@ def test_results_round_trip(tmp_path):
         )
         for name in ("139", "street 7")
     }
-    coco.write_results(tmp_path / "new" / "r.json", detections, IDS)
+    formats.write_coco(tmp_path / "new" / "r.json", detections, IDS)
     rows = json.loads((tmp_path / "new" / "r.json").read_text())
     assert {row["image_id"] for row in rows} == {139, "street 7"}
     assert [row["category_id"] for row in rows[:5]] == [
         IDS[i - 1] for i in detections["139"].labels
     ]
-    again = coco.read_results(tmp_path / "new" / "r.json", IDS)
+    again = read_coco_results(tmp_path / "new" / "r.json", IDS)
     for name, found in detections.items():
-        np.testing.assert_allclose(again[name].boxes_pixels, found.boxes_pixels, atol=1.1e-3)
-        np.testing.assert_array_equal(again[name].scores.astype(np.float32), found.scores)
-        np.testing.assert_array_equal(again[name].labels, found.labels)
-    coco.write_results(tmp_path / "empty.json", {}, IDS)
-    assert coco.read_results(tmp_path / "empty.json", IDS) == {}
+        x, y, width, height = np.transpose([row["bbox"] for row in again[name]])
+        boxes = np.stack([y, x, y + height, x + width], axis=1)
+        np.testing.assert_allclose(boxes, found.boxes_pixels, atol=1.1e-3)
+        np.testing.assert_array_equal(
+            np.float32([row["score"] for row in again[name]]), found.scores
+        )
+        assert [row["category_id"] for row in again[name]] == [IDS[i - 1] for i in found.labels]
+    formats.write_coco(tmp_path / "empty.json", {}, IDS)
+    assert read_coco_results(tmp_path / "empty.json", IDS) == {}
 
 
 @pytest.mark.parametrize(
@@ -268,20 +277,26 @@ def test_results_round_trip(tmp_path):
     [
         ("{", "not JSON"),
         ("{}", "must be a list"),
-        ('[{"image_id": 1, "category_id": 11, "score": 1}]', r"detections\[0\].*'bbox'"),
+        ('[{"image_id": 1, "category_id": 11, "score": 1}]', r"detections\[0\]: its bbox is None"),
         (
             '[{"image_id": 1, "category_id": 12, "bbox": [1, 2, 3, 4], "score": 1}]',
             "category id 12",
         ),
-        ('[{"image_id": 1, "category_id": 11, "bbox": [1, 2, 3], "score": 1}]', "malformed"),
-        ('[{"image_id": 1, "category_id": 11, "bbox": [1, 2, 3, 4], "score": NaN}]', "not finite"),
+        (
+            '[{"image_id": 1, "category_id": 11, "bbox": [1, 2, 3], "score": 1}]',
+            r"bbox is \[1, 2, 3\]",
+        ),
+        (
+            '[{"image_id": 1, "category_id": 11, "bbox": [1, 2, 3, 4], "score": NaN}]',
+            "score is nan, not a finite",
+        ),
         ('[{"image_id": 1.5, "category_id": 11, "bbox": [1, 2, 3, 4], "score": 1}]', "1.5"),
     ],
 )
 def test_bad_results_files(tmp_path, content, message):
     (tmp_path / "r.json").write_text(content)
     with pytest.raises(UserError, match=message):
-        coco.read_results(tmp_path / "r.json", IDS)
+        read_coco_results(tmp_path / "r.json", IDS)
 
 
 @pytest.mark.parametrize(
@@ -299,18 +314,18 @@ def test_bad_annotation_files(tmp_path, change, message):
     }
     (tmp_path / "a.json").write_text(json.dumps({**content, **change}))
     with pytest.raises(UserError, match=message):
-        coco.read_annotations(tmp_path / "a.json")
+        read_coco(tmp_path / "a.json")
 
 
 def test_missing_file(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
-        coco.read_annotations(tmp_path / "none.json")
+        read_coco(tmp_path / "none.json")
 
 
 def test_ids_that_are_the_same_number_stay_distinct(tmp_path):
     path = tmp_path / "r.json"
     for names, expected in ((("-3", "7"), {-3, 7}), (("7", "07"), {"7", "07"})):
-        coco.write_results(path, perfect(name=names[0]) | perfect(name=names[1]), IDS)
+        formats.write_coco(path, perfect(name=names[0]) | perfect(name=names[1]), IDS)
         assert {row["image_id"] for row in json.loads(path.read_text())} == expected
 
 
@@ -373,16 +388,14 @@ def test_evaluation_reports_the_boxes_left_out_of_a_foreign_data_set(tmp_path, m
     label = tfds.features.ClassLabel(names=NAMES)
     make(tmp_path, "odd", plain_features(box=box, label=label), {"test": rows})
     config = tiny_config(**{"data.dir": str(tmp_path), "data.eval": "handmade/odd:test"})
-    trained = evaluate.SavedRun(
-        tmp_path, 7, types.SimpleNamespace(config=config, class_names=NAMES)
-    )
+    trained = SavedRun(tmp_path, 7, types.SimpleNamespace(config=config, class_names=NAMES))
     detector = Detector(config, None, np.zeros((0, 4), np.float32), NAMES)
     monkeypatch.setattr(Detector, "detect", candidates)
     monkeypatch.setattr(
-        evaluate, "load_detector", lambda run, config: (detector._replace(config=config), {})
+        saved_run, "load_detector", lambda run, config: (detector._replace(config=config), {})
     )
     with pytest.warns(UserWarning, match="of its boxes left out"):
-        evaluate.evaluate_run(trained, config, tmp_path / "out")
+        evaluate_run(trained, config, tmp_path / "out")
     words = "left out 3 boxes of 2 images of handmade/odd:test: 3 without area inside the image"
     assert capsys.readouterr().out.count(words) == 1
 
@@ -394,18 +407,18 @@ def test_images_without_boxes_get_detections_but_no_score(tmp_path, monkeypatch,
     rows = [{"image": picture, "objects": []} for _ in range(3)]
     make(tmp_path, "bare", plain_features(box=box, label=label), {"test": rows})
     fields = {"data.dir": str(tmp_path), "data.eval": "handmade/bare:test"}
-    trained = evaluate.SavedRun(
+    trained = SavedRun(
         tmp_path, 7, types.SimpleNamespace(config=tiny_config(**fields), class_names=NAMES)
     )
     detector = Detector(trained.info.config, None, np.zeros((0, 4), np.float32), NAMES)
     monkeypatch.setattr(Detector, "detect", candidates)
     monkeypatch.setattr(
-        evaluate, "load_detector", lambda run, config: (detector._replace(config=config), {})
+        saved_run, "load_detector", lambda run, config: (detector._replace(config=config), {})
     )
     with pytest.raises(UserError, match=r"has a box; .*eval\.metric=none"):
-        evaluate.evaluate_run(trained, tiny_config(**fields), tmp_path / "out")
+        evaluate_run(trained, tiny_config(**fields), tmp_path / "out")
     config = tiny_config(**fields, **{"eval.metric": "none"})
-    evaluation = evaluate.evaluate_run(trained, config, tmp_path / "out")
+    evaluation = evaluate_run(trained, config, tmp_path / "out")
     assert "(3 images): not scored" in capsys.readouterr().out
     lines = (tmp_path / f"out/comp4_det_test_{NAMES[0]}.txt").read_text().splitlines()
     kept = sum((found.labels == 1).sum() for found in evaluation.detections.values())
@@ -429,12 +442,10 @@ def test_the_results_file_has_the_original_ids_and_gives_the_same_scores(tmp_pat
     detector = Detector(config, None, np.zeros((0, 4), np.float32), names)
     monkeypatch.setattr(Detector, "detect", candidates)
     monkeypatch.setattr(
-        evaluate, "load_detector", lambda run, config: (detector._replace(config=config), {})
+        saved_run, "load_detector", lambda run, config: (detector._replace(config=config), {})
     )
-    trained = evaluate.SavedRun(
-        tmp_path, 7, types.SimpleNamespace(config=config, class_names=names)
-    )
-    results = evaluate.evaluate_run(trained, config, tmp_path / "out").results
+    trained = SavedRun(tmp_path, 7, types.SimpleNamespace(config=config, class_names=names))
+    results = evaluate_run(trained, config, tmp_path / "out").results
 
     rows = json.loads((tmp_path / "out/coco_results.json").read_text())
     assert {row["image_id"] for row in rows} == {4, 17, 581929, 70000000001, 33}
@@ -456,9 +467,9 @@ def test_annotation_files_are_repaired_as_by_prepare(tmp_path, capsys, encoding)
         "annotations": [{**box, "area": "big"}, {**box, "iscrowd": [1]}, box],
     }
     (tmp_path / "a.json").write_text(json.dumps(content), encoding)
-    found = coco.read_annotations(tmp_path / "a.json")
-    rows = found.content["annotations"]
+    found = read_ground_truth(read_coco(tmp_path / "a.json"))
+    rows = found.annotations
     assert [(row["area"], row["iscrowd"]) for row in rows] == [(2000.0, 0)] * 3
-    assert found.content["categories"] == [{"id": 13, "name": "stop sign"}]
+    assert found.categories == ((13, "stop sign"),)
     kinds = [defect.kind for defect in found.defects]
     assert kinds.count(Kind.AREA) == kinds.count(Kind.FLAG) == 1

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from scratchdet_jax.datasets.detection_files import read_voc_files
 from scratchdet_jax.errors import UserError
-from scratchdet_jax.evaluation import voc
+from scratchdet_jax.evaluation import formats, voc
 from scratchdet_jax.evaluation.detections import ImageDetections, ImageGroundTruth
 
 CLASSES = ("cat", "dog", "bird")
@@ -268,8 +269,8 @@ def test_files_round_trip(tmp_path):
         )
         for name in ("000001", "my photo 7")
     }
-    voc.write_detections(tmp_path / "new" / "results", detections, CLASSES, "test")
-    again = voc.read_detections(tmp_path / "new" / "results", "test", CLASSES)
+    formats.write_voc(tmp_path / "new" / "results", detections, CLASSES, "test")
+    again = read_voc_files(tmp_path / "new" / "results", "test", CLASSES)
     assert sorted(again) == sorted(detections)
     for name, found in detections.items():
         np.testing.assert_allclose(again[name].boxes_pixels, found.boxes_pixels, atol=5.1e-4)
@@ -279,7 +280,7 @@ def test_files_round_trip(tmp_path):
 
 
 def test_a_line_has_the_devkits_format(tmp_path):
-    voc.write_detections(tmp_path, {"000004": found_of(((2, 1, 4, 3), 0.5, 2))}, CLASSES, "val")
+    formats.write_voc(tmp_path, {"000004": found_of(((2, 1, 4, 3), 0.5, 2))}, CLASSES, "val")
     line = (tmp_path / "comp4_det_val_dog.txt").read_text()
     assert line == "000004 0.5 1.000 2.000 3.000 4.000\n"
 
@@ -295,14 +296,14 @@ def test_a_line_has_the_devkits_format(tmp_path):
 def test_malformed_lines_are_named(tmp_path, text, message):
     (tmp_path / "comp4_det_val_cat.txt").write_text(text)
     with pytest.raises(UserError, match=message):
-        voc.read_detections(tmp_path, "val", CLASSES)
+        read_voc_files(tmp_path, "val", CLASSES)
 
 
 def test_missing_folder_and_missing_files(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
-        voc.read_detections(tmp_path / "none", "val", CLASSES)
+        read_voc_files(tmp_path / "none", "val", CLASSES)
     with pytest.raises(UserError, match="comp4_det_val_CLASS"):
-        voc.read_detections(tmp_path, "val", CLASSES)
+        read_voc_files(tmp_path, "val", CLASSES)
 
 
 ODD_NAMES = (
@@ -340,35 +341,25 @@ def test_any_class_name_gets_a_file_of_its_own_that_is_read_back(tmp_path):
         f"image {label}": found_of(((label, 1, 100, 200), 0.5, label))
         for label in range(1, len(ODD_NAMES) + 1)
     }
-    voc.write_detections(folder, found, ODD_NAMES, "val")
+    formats.write_voc(folder, found, ODD_NAMES, "val")
     assert len(list(folder.iterdir())) == len(ODD_NAMES) and list(tmp_path.iterdir()) == [folder]
-    again = voc.read_detections(folder, "val", ODD_NAMES)
+    again = read_voc_files(folder, "val", ODD_NAMES)
     assert {name: item.labels.tolist() for name, item in again.items()} == {
         name: item.labels.tolist() for name, item in found.items()
     }
 
 
 def test_escaped_names():
-    assert voc.escaped("car/truck") == "car%2Ftruck" and voc.escaped("a\\b\0") == "a%5Cb%00"
-    assert voc.escaped("%2F") == "%252F"
+    assert formats.escaped("car/truck") == "car%2Ftruck" and formats.escaped("a\\b\0") == "a%5Cb%00"
+    assert formats.escaped("%2F") == "%252F"
     for plain in ("car", "two words", "100%", "%", "..", "é", "a%2f"):
-        assert voc.escaped(plain) == plain
+        assert formats.escaped(plain) == plain
 
 
 @given(st.text(st.sampled_from("%25F/\\A\0\ud800é"), max_size=12))
 def test_escaping_can_be_undone(name):
-    assert voc.unescaped(voc.escaped(name)) == name
-    assert not set(voc.escaped(name)) & set("/\\\0")
-
-
-def test_escaped_names_are_reported_in_one_line():
-    line = voc.escaped_line("val", ("dog", "car/truck", "a\nb"))
-    assert line == (
-        "class names that cannot be file names are escaped: 'car/truck': "
-        "comp4_det_val_car%2Ftruck.txt, 'a\\nb': comp4_det_val_a%0Ab.txt"
-    )
-    assert voc.escaped_line("val", ("dog", "..", "Dog")) is None
-    assert voc.escaped_line("val", [f"{i}/" for i in range(9)]).endswith(" and 6 more")
+    assert formats.unescaped(formats.escaped(name)) == name
+    assert not set(formats.escaped(name)) & set("/\\\0")
 
 
 def test_a_split_as_large_as_voc07_test_takes_seconds():

@@ -12,9 +12,10 @@ import pytest
 from configs import first_layers
 from scratchdet_jax.datasets.voc_folder import prepare_voc_folder
 from scratchdet_jax.detector import Detector
-from scratchdet_jax.evaluation import evaluate
+from scratchdet_jax.evaluation import saved_run
 from scratchdet_jax.ops.nms import Detections
 from scratchdet_jax.reports.report.sections import images, setup, training
+from scratchdet_jax.reports.results import evaluate_run
 from scratchdet_jax.run.checkpoints import Checkpoints, RunInfo
 from scratchdet_jax.run.open import open_run
 from scratchdet_jax.tools import report
@@ -100,7 +101,7 @@ def detected(monkeypatch, *rows):
     monkeypatch.setattr(Detector, "detect", detect)
     anchors = np.zeros((0, 4), np.float32)
     monkeypatch.setattr(
-        evaluate,
+        saved_run,
         "load_detector",
         lambda run, config: (Detector(config, None, anchors, run.info.class_names), {}),
     )
@@ -201,7 +202,7 @@ def test_the_map_is_that_of_eval(workdir, tmp_path, monkeypatch):
     figures = tmp_path / "r.json"
     assert run(workdir, f"--output={tmp_path / 'r.html'}", f"--json={figures}") == 0
     opened = open_run(workdir)
-    evaluation = evaluate.evaluate_run(opened, opened.info.config, tmp_path / "eval")
+    evaluation = evaluate_run(opened, opened.info.config, tmp_path / "eval")
     found = json.loads(figures.read_text())["runs"]["first"]["precision"]
     assert 0 < found["mean"] == evaluation.results["mAP"] < 1
     assert found["strict_mean"] == evaluation.results["mAP@.5:.95"]

@@ -202,7 +202,7 @@ def test_only_an_export_of_the_same_run_is_replaced(workdir, file, tmp_path, cap
     other = save_run(tmp_path / "other", seed=1)
     before = file.read_bytes()
     assert run(other, file) == 1
-    assert "exists and is not an export of" in capsys.readouterr().err
+    assert "exists and was not written by this command" in capsys.readouterr().err
     assert file.read_bytes() == before
     (tmp_path / "photo.png").write_bytes(b"a photo")
     assert run(workdir, tmp_path / "photo.png") == 1

@@ -11,8 +11,8 @@ import pytest
 from pycocotools.coco import COCO
 
 import scratchdet_jax
+from scratchdet_jax.datasets.detection_files import read_voc_files
 from scratchdet_jax.detector import build_detector
-from scratchdet_jax.evaluation.voc import read_detections
 from scratchdet_jax.run.checkpoints import Checkpoints, RunInfo
 from scratchdet_jax.run.state import create_state
 from scratchdet_jax.tools.predict import __main__ as predict
@@ -184,17 +184,21 @@ def test_the_formats_hold_what_the_python_interface_finds(workdir, photos, tmp_p
     assert sorted(content(tmp_path / "voc")) == [
         "comp4_det_images_cat.txt", "comp4_det_images_dog.txt"
     ]  # fmt: skip
-    found = read_detections(tmp_path / "voc", "images", ("cat", "dog"))
+    found = read_voc_files(tmp_path / "voc", "images", ("cat", "dog"))
     assert set(found) == {"holiday", "other"}
     assert sum(len(one.scores) for one in found.values()) == len(wanted)
 
 
 @pytest.mark.parametrize("kind", ["csv", "voc"])
-def test_files_that_cannot_be_marked_are_never_replaced(workdir, photos, tmp_path, kind, capsys):
+def test_files_that_cannot_be_marked_are_replaced_only_if_asked(
+    workdir, photos, tmp_path, kind, capsys
+):
     assert run(workdir, tmp_path / "out", photos, f"--format={kind}") == 0
     before = content(tmp_path / "out")
     assert run(workdir, tmp_path / "out", photos, f"--format={kind}") == 1
-    assert "files are never replaced: choose another folder" in capsys.readouterr().err
+    assert " exists: choose another place, remove it, or add --overwrite" in capsys.readouterr().err
+    assert content(tmp_path / "out") == before
+    assert run(workdir, tmp_path / "out", photos, f"--format={kind}", "--overwrite") == 0
     assert content(tmp_path / "out") == before
 
 

@@ -8,7 +8,7 @@ import pytest
 from scratchdet_jax.datasets.coco_folder import CocoSplit, prepare_coco_folder
 from scratchdet_jax.datasets.defects import Kind
 from scratchdet_jax.datasets.report import defect_lines
-from scratchdet_jax.evaluation import coco, voc
+from scratchdet_jax.evaluation import formats
 from scratchdet_jax.evaluation.detections import ImageDetections
 from scratchdet_jax.tools import score
 from tests.command import exit_status
@@ -135,7 +135,7 @@ def test_voc_class_without_ground_truth_is_left_out(tmp_path, devkit, capsys):
 def test_voc_of_our_own_files(tmp_path, devkit, capsys):
     box = np.array([[20.0, 10.0, 90.0, 60.0]])
     found = {"000001": ImageDetections(box, np.array([0.5]), np.array([1]))}
-    voc.write_detections(tmp_path / "found", found, ("cat", "dog"), "val")
+    formats.write_voc(tmp_path / "found", found, ("cat", "dog"), "val")
     assert run_voc(devkit, tmp_path / "found", "--metric=area") == 0
     assert ["cat", "0.5000", "2", "1"] in [
         line.split() for line in capsys.readouterr().out.splitlines()
@@ -290,7 +290,7 @@ def test_voc_escaped_class_names_are_read_back(tmp_path, capsys):
     devkit = write_devkit(tmp_path / "VOC2007", objects)
     box = np.array([[20.0, 10.0, 90.0, 60.0]] * 4)
     found = {"000001": ImageDetections(box, np.ones(4) / 2, np.array([1, 2, 3, 4]))}
-    voc.write_detections(tmp_path / "found", found, (*names, "no/truth"), "val")
+    formats.write_voc(tmp_path / "found", found, (*names, "no/truth"), "val")
     assert run_voc(devkit, tmp_path / "found", f"--json={tmp_path / 's.json'}") == 0
     scores = json.loads((tmp_path / "s.json").read_text())["AP"]
     assert scores == {**dict.fromkeys(names, 1.0), "no/truth": None}
@@ -355,7 +355,7 @@ def test_coco_without_detections(tmp_path, capsys):
 
 def test_coco_of_our_own_file(tmp_path, capsys):
     found = {"7": ImageDetections(np.array([[10.0, 10, 60, 60]]), np.ones(1), np.array([2]))}
-    coco.write_results(tmp_path / "own.json", found, (11, 13))
+    formats.write_coco(tmp_path / "own.json", found, (11, 13))
     assert run_coco(tmp_path, json.loads((tmp_path / "own.json").read_text())) == 0
     assert ["mean", "1.0000"] in [line.split() for line in capsys.readouterr().out.splitlines()]
 

@@ -12,7 +12,8 @@ import pytest
 
 from scratchdet_jax.data.sources import open_split
 from scratchdet_jax.errors import UserError
-from scratchdet_jax.evaluation.evaluate import evaluate_run, split_name
+from scratchdet_jax.evaluation.formats import split_name
+from scratchdet_jax.reports.results import evaluate_run
 from scratchdet_jax.run.metrics import MEASURED, MetricLogger
 from scratchdet_jax.run.open import open_run
 from scratchdet_jax.run.replay import batch_of_step, load_replay

@@ -6,16 +6,19 @@ import ml_collections
 
 from scratchdet_jax.config.fields import flatten
 from scratchdet_jax.errors import UserError
+from scratchdet_jax.files import check_replaceable, write_text_atomically
 from scratchdet_jax.reports.doctor.sections.unreached import WhatIf
 from scratchdet_jax.reports.page.wording import percent
 
 
-def check_new(path: Path) -> None:
-    """Refuses a file that is no recipe or that exists."""
+def check_recipe(path: Path, overwrite: bool) -> None:
+    """Refuses a file that is no recipe or that may not be replaced.
+
+    Recipes have no mark, because they are meant to be edited.
+    """
     if path.suffix != ".py":
         raise UserError(f"--write_anchors={path} is no recipe: give a file FILE.py")
-    if path.exists():
-        raise UserError(f"--write_anchors={path} exists: choose another file, or remove it")
+    check_replaceable(f"--write_anchors={path}", path, "", overwrite)
 
 
 def write_recipe(
@@ -30,7 +33,7 @@ def write_recipe(
     """Writes a recipe that starts from another one and sets its anchors.
 
     Args:
-        path: a new file; its name becomes the name of the recipe.
+        path: the file; its name becomes the name of the recipe.
         advice: the anchor sizes.
         dataset: the data set that they fit.
         recipe: the recipe that was examined; "" for the defaults.
@@ -38,7 +41,7 @@ def write_recipe(
         config: the same with the overrides of the command line, which the new recipe keeps.
 
     Raises:
-        UserError: the file exists or cannot be written.
+        UserError: the file cannot be written.
     """
     fields = {"name": path.stem}
     before = flatten(original)
@@ -62,8 +65,7 @@ def write_recipe(
     )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("x", encoding="utf-8") as file:
-            file.write(text)
+        write_text_atomically(path, text)
     except OSError as error:
         raise UserError(
             f"--write_anchors={path} cannot be written ({error.strerror}): choose another path"

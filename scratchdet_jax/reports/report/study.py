@@ -9,7 +9,7 @@ import ml_collections
 from scratchdet_jax.config.defaults import with_defaults
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.evaluation import coco
-from scratchdet_jax.evaluation.evaluate import score_run
+from scratchdet_jax.evaluation.saved_run import score_run
 from scratchdet_jax.reports.reading import run_names
 from scratchdet_jax.reports.tide import analyse
 from scratchdet_jax.run.open import SavedRun, open_run, split_run
@@ -86,7 +86,7 @@ class RunStudy:
         """Evaluates the run.
 
         Raises:
-            UserError: see `evaluate_run`.
+            UserError: see `score_run`.
         """
         self.name, self.run, self.config = opened
         self.threshold, self.chosen = threshold, chosen

@@ -23,9 +23,9 @@ import numpy as np
 from scratchdet_jax import cli
 from scratchdet_jax.data.sources import open_split
 from scratchdet_jax.errors import UserError, plural, writable_folder
-from scratchdet_jax.evaluation.drawing import grid, save_png, saved_by
-from scratchdet_jax.evaluation.evaluate import split_name
-from scratchdet_jax.files import mark_of
+from scratchdet_jax.evaluation.drawing import grid, save_png
+from scratchdet_jax.evaluation.formats import split_name
+from scratchdet_jax.files import check_replaceable, mark_of
 from scratchdet_jax.predictor import BATCH_SIZE, THRESHOLD, Image, Predictor, Threshold, from_run
 from scratchdet_jax.progress import Progress
 from scratchdet_jax.run.exported import ExportedRun
@@ -33,7 +33,7 @@ from scratchdet_jax.run.open import SavedRun, open_trained
 from scratchdet_jax.tools.predict import inputs
 from scratchdet_jax.tools.predict.inputs import Item
 from scratchdet_jax.tools.predict.pictures import GRID_LIMIT, Drawn, drawn, video_writer
-from scratchdet_jax.tools.predict.results import FORMATS, marked, open_results, result_files
+from scratchdet_jax.tools.predict.results import FORMATS, open_results, result_files
 
 _GRID = "grid"
 
@@ -152,11 +152,11 @@ def _tracked(found: Iterator[Drawn], total: int) -> Iterator[Drawn]:
 def _check_output(
     options: argparse.Namespace, work: _Work, results: Sequence[Path], software: str
 ) -> None:
-    """Makes sure that no input and no file of anybody else would be replaced.
+    """Checks that neither an input nor a file of another command or run would be replaced.
 
     Raises:
-        UserError: a file that would be written is an image to detect on, or it exists and was not
-            written by this command with the same workdir, or could not be recognised as such.
+        UserError: a file that would be written is an image to detect on, or an error of
+            `check_replaceable`.
     """
     output = Path(options.output)
     images = {_identity(Path(name)) for name in work.files if os.path.exists(name)}
@@ -169,22 +169,13 @@ def _check_output(
         else:
             annotated += [output / f"{stem}.mp4" for stem in work.videos]
     for file in (*pictures, *annotated, *results):
-        if not os.path.lexists(file):
-            continue
         if file.exists() and _identity(file) in images:
             raise UserError(
                 f"{file} is one of the images and would be replaced: choose another folder with "
                 "--output"
             )
-        if file.suffix not in (".png", ".json", ".jsonl"):
-            problem = f"exists, and {file.suffix or 'such'} files are never replaced"
-        elif file.is_symlink() or not (saved_by(file) == software or marked(file, software)):
-            problem = f"exists and was not written by this command for {options.workdir}"
-        else:
-            continue
-        raise UserError(
-            f"{file} {problem}: choose another folder with --output, or remove the file"
-        )
+        mark = software if file.suffix in (".png", ".json", ".jsonl") else ""
+        check_replaceable(str(file), file, mark, options.overwrite)
 
 
 def _identity(file: Path) -> tuple[int, int]:
@@ -228,6 +219,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     add("--workdir", required=True, help="folder of the run, as for train.py, or an exported file")
     add("--output", required=True, help="folder for the results and pictures")
+    add("--overwrite", action="store_true", help="replace any file in the folder")
     add("--checkpoint", default="best", help="best, latest or a step")
     add(
         "--threshold",

@@ -16,7 +16,7 @@ from scratchdet_jax.data.records import DetectionSource
 from scratchdet_jax.datasets.untrusted import IMAGE_SUFFIXES
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.evaluation.detections import ImageGroundTruth
-from scratchdet_jax.evaluation.drawing import saved_by
+from scratchdet_jax.files import is_marked
 from scratchdet_jax.predictor import EncodedImage, Image
 
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # what cannot be read is reported by us
@@ -90,7 +90,7 @@ def _in_folder(folder: str, output: Path) -> Iterator[str]:
             suffix = os.path.splitext(name)[1].lower()
             if name[0] == "." or suffix not in (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES):
                 continue
-            if suffix != ".png" or not saved_by(Path(path)).startswith(MARK):
+            if suffix != ".png" or not is_marked(Path(path), MARK):
                 yield path
 
 

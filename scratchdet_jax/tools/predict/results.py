@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from scratchdet_jax.errors import UserError
-from scratchdet_jax.evaluation import coco, voc
+from scratchdet_jax.evaluation import formats
 from scratchdet_jax.files import write_atomically
 from scratchdet_jax.predictor import Detections
 from scratchdet_jax.tools.predict.inputs import Item
@@ -35,7 +35,7 @@ def result_files(kind: str, output: Path, class_names: Sequence[str], split: str
         return [output / _JSON, output / _LINES]
     if kind == "csv":
         return [output / _CSV]
-    return [voc.detections_file(output, split, name) for name in class_names]
+    return [formats.voc_file(output, split, name) for name in class_names]
 
 
 def open_results(
@@ -48,25 +48,12 @@ def open_results(
         output: an existing folder.
         class_names: [C]; label i is class_names[i − 1].
         split: part of the names of VOC's files.
-        mark: kept in COCO's files, for `marked`.
-
-    Raises:
-        UserError: a CSV or VOC file exists; none is ever replaced.
+        mark: begins COCO's files.
     """
     files = result_files(kind, output, class_names, split)
     if kind == "coco":
         return _Coco(files[0], files[1], class_names, mark)
     return _Csv(files[0]) if kind == "csv" else _Voc(dict(zip(class_names, files, strict=True)))
-
-
-def marked(path: Path, mark: str) -> bool:
-    """Whether a file is one of COCO's files of `open_results` with the same mark."""
-    begin = _head(mark).encode()
-    try:
-        with path.open("rb") as file:
-            return file.read(len(begin)) == begin
-    except OSError:
-        return False
 
 
 def _head(mark: str) -> str:
@@ -83,7 +70,7 @@ class _Coco:
 
     def __init__(self, path: Path, lines: Path, class_names: Sequence[str], mark: str) -> None:
         self._path, self._lines_path, self._mark = path, lines, mark
-        ids = coco.submission_category_ids(class_names)
+        ids = formats.category_ids(class_names)
         self._categories = [
             {"id": number, "name": name} for number, name in zip(ids, class_names, strict=True)
         ]
@@ -181,7 +168,7 @@ class _Voc:
 
 def _new_file(path: Path) -> Any:
     with _writing(path):
-        return _open(path, "x")
+        return _open(path, "w")
 
 
 def _open(path: Path, mode: str) -> Any:

@@ -81,9 +81,9 @@ def test_a_recipe_from_the_defaults_keeps_overrides_and_hostile_names_are_harmle
     assert found.optimizer.learning_rate == 0.5
     assert found.name == "plain"
     with pytest.raises(UserError, match="cannot be written"):
-        write_recipe(path, ADVICE, recipe="", **about)
+        write_recipe(path / "below.py", ADVICE, recipe="", **about)
 
 
 def test_a_file_that_is_no_recipe_is_refused():
     with pytest.raises(UserError, match=r"--write_anchors=anchors\.txt is no recipe"):
-        doctor.check_new(doctor.Path("anchors.txt"))
+        doctor.check_recipe(doctor.Path("anchors.txt"), False)

@@ -7,11 +7,15 @@ import cv2
 import numpy as np
 import pytest
 
+from scratchdet_jax.datasets.detection_files import read_voc_files
 from scratchdet_jax.datasets.voc_folder import prepare_voc_folder
 from scratchdet_jax.detector import Detector
 from scratchdet_jax.errors import UserError
-from scratchdet_jax.evaluation import evaluate, voc
+from scratchdet_jax.evaluation import formats, saved_run
 from scratchdet_jax.ops.nms import Detections
+from scratchdet_jax.reports import results
+from scratchdet_jax.reports.results import evaluate_run
+from scratchdet_jax.run.open import SavedRun
 from tests.tiny import tiny_config
 
 CLASSES = ("a\\b", "car/truck", "dog")
@@ -62,11 +66,11 @@ def run(tmp_path, monkeypatch):
     detector = Detector(config, None, np.zeros((0, 4), np.float32), CLASSES)
     monkeypatch.setattr(Detector, "detect", perfect)
     monkeypatch.setattr(
-        evaluate, "load_detector", lambda run, config: (detector._replace(config=config), {})
+        saved_run, "load_detector", lambda run, config: (detector._replace(config=config), {})
     )
     info = types.SimpleNamespace(config=config, class_names=CLASSES)
     (tmp_path / "run").mkdir()
-    return evaluate.SavedRun(tmp_path / "run", 7, info)
+    return SavedRun(tmp_path / "run", 7, info)
 
 
 def overridden(run, **fields):
@@ -81,7 +85,7 @@ def results_of(folder):
 
 
 def test_all_files_are_written_whatever_the_class_names(run, capsys):
-    evaluation = evaluate.evaluate_run(run, run.info.config)
+    evaluation = evaluate_run(run, run.info.config)
     folder = run.workdir / "eval"
     assert sorted(path.name for path in folder.iterdir()) == [
         "coco_results.json",
@@ -92,7 +96,7 @@ def test_all_files_are_written_whatever_the_class_names(run, capsys):
     ]
     assert results_of(folder)["AP"] == dict.fromkeys(CLASSES, 1.0)
     assert len(json.loads((folder / "coco_results.json").read_text())) == 6
-    again = voc.read_detections(folder, "val", CLASSES)
+    again = read_voc_files(folder, "val", CLASSES)
     assert {name: found.labels.tolist() for name, found in again.items()} == {
         name: found.labels.tolist() for name, found in evaluation.detections.items()
     }
@@ -104,10 +108,10 @@ def test_all_files_are_written_whatever_the_class_names(run, capsys):
 
 
 def test_a_crowded_image_is_reported_before_anything_is_loaded_or_written(run, monkeypatch):
-    monkeypatch.setattr(evaluate, "load_detector", None)
+    monkeypatch.setattr(saved_run, "load_detector", None)
     fields = {"data.eval": "voc_folder/mine:test", "data.max_boxes": 2}
     with pytest.raises(UserError) as error:
-        evaluate.evaluate_run(run, overridden(run, **fields))
+        evaluate_run(run, overridden(run, **fields))
     assert str(error.value) == (
         "e1.jpg of config.data.eval voc_folder/mine:test has 3 boxes, more than "
         "config.data.max_boxes = 2: set it to 3 or more"
@@ -119,15 +123,15 @@ def test_the_figures_are_written_before_the_voc_files(run, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(voc, "write_detections", full)
+    monkeypatch.setattr(formats, "write_voc", full)
     with pytest.raises(OSError, match="No space"):
-        evaluate.evaluate_run(run, run.info.config)
+        evaluate_run(run, run.info.config)
     assert results_of(run.workdir / "eval")["mAP"] == 1.0
     assert (run.workdir / "eval/coco_results.json").is_file()
 
 
 def test_other_evaluations_have_folders_of_their_own(run, capsys):
-    evaluate.evaluate_run(run, run.info.config)
+    evaluate_run(run, run.info.config)
     first = {p.name: p.read_bytes() for p in (run.workdir / "eval").iterdir()}
     test = overridden(run, **{"data.eval": "voc_folder/mine:test"})
     area = overridden(run, **{"eval.metric": "voc_area"})
@@ -136,7 +140,7 @@ def test_other_evaluations_have_folders_of_their_own(run, capsys):
         (run, area, "eval-voc_area"),
         (run._replace(step=5, is_best=False), run.info.config, "eval-step_5"),
     ):
-        evaluate.evaluate_run(other, config)
+        evaluate_run(other, config)
         last = capsys.readouterr().out.splitlines()[-1]
         assert last == f"detections and results.json in {run.workdir / name}"
         record = results_of(run.workdir / name)
@@ -151,32 +155,26 @@ def test_other_evaluations_have_folders_of_their_own(run, capsys):
 
 def test_the_same_evaluation_again_takes_the_same_folder(run):
     for _ in range(2):
-        evaluate.evaluate_run(run, run.info.config)
-        evaluate.evaluate_run(run, run.info.config, run.workdir / "out")
+        evaluate_run(run, run.info.config)
+        evaluate_run(run, run.info.config, run.workdir / "out")
     assert sorted(path.name for path in run.workdir.iterdir()) == ["eval", "out"]
 
 
-def test_results_of_an_earlier_best_checkpoint_are_set_aside(run, capsys):
-    for step in (7, 9, 7, 9):
-        evaluate.evaluate_run(run._replace(step=step), run.info.config)
-    assert (
-        capsys.readouterr()
-        .out.splitlines()[-1]
-        .endswith(
-            f"/eval; the earlier results of another step are in {run.workdir / 'eval-step_7-2'}"
-        )
-    )
-    steps = {path.name: results_of(path)["step"] for path in run.workdir.iterdir()}
-    assert steps == {"eval": 9, "eval-step_7": 7, "eval-step_9": 9, "eval-step_7-2": 7}
+def test_results_of_an_earlier_best_checkpoint_are_replaced(run):
+    for step in (7, 9):
+        evaluate_run(run._replace(step=step), run.info.config)
+    assert {path.name: results_of(path)["step"] for path in run.workdir.iterdir()} == {"eval": 9}
 
 
 def test_a_named_folder_with_other_results_is_refused(run):
-    evaluate.evaluate_run(run, run.info.config, run.workdir / "out")
+    evaluate_run(run, run.info.config, run.workdir / "out")
     before = (run.workdir / "out/results.json").read_bytes()
     test = overridden(run, **{"data.eval": "voc_folder/mine:test"})
     with pytest.raises(UserError, match=r"holds the results of step 7 on voc_folder/mine:val "):
-        evaluate.evaluate_run(run, test, run.workdir / "out")
+        evaluate_run(run, test, run.workdir / "out")
     assert (run.workdir / "out/results.json").read_bytes() == before
+    evaluate_run(run, test, run.workdir / "out", overwrite=True)
+    assert results_of(run.workdir / "out")["data"] == "voc_folder/mine:test"
 
 
 @pytest.mark.parametrize(
@@ -188,7 +186,7 @@ def test_a_named_folder_with_other_results_is_refused(run):
     ],
 )
 def test_the_map_names_its_metric(run, capsys, metric, label):
-    evaluate.evaluate_run(run, overridden(run, **{"eval.metric": metric}), run.workdir / "out")
+    evaluate_run(run, overridden(run, **{"eval.metric": metric}), run.workdir / "out")
     results = results_of(run.workdir / "out")
     assert results["metric"] == metric and results["label"] == label
     assert results["mAP"] == pytest.approx(1.0)
@@ -218,7 +216,7 @@ def test_the_map_of_voc_stands_beside_that_of_coco(run, capsys, monkeypatch, met
         )
 
     monkeypatch.setattr(Detector, "detect", loose)
-    evaluate.evaluate_run(run, overridden(run, **{"eval.metric": metric}), run.workdir / "out")
+    evaluate_run(run, overridden(run, **{"eval.metric": metric}), run.workdir / "out")
     results = results_of(run.workdir / "out")
     assert results["mAP"] == 1.0
     assert results["mAP@.5:.95"] == pytest.approx(0.3)
@@ -227,7 +225,7 @@ def test_the_map_of_voc_stands_beside_that_of_coco(run, capsys, monkeypatch, met
 
 
 def test_an_evaluation_that_is_not_scored_has_no_constant_box(run, capsys):
-    evaluate.evaluate_run(run, overridden(run, **{"eval.metric": "none"}), run.workdir / "out")
+    evaluate_run(run, overridden(run, **{"eval.metric": "none"}), run.workdir / "out")
     assert "constant" not in capsys.readouterr().out
     assert "constant_box" not in results_of(run.workdir / "out")
 
@@ -236,16 +234,17 @@ def test_other_processes_than_the_first_do_not_score_a_constant_box(run, capsys,
     def refuse(*_):
         raise AssertionError("scored in another process")
 
-    monkeypatch.setattr(evaluate.processes, "is_first", lambda: False)
-    monkeypatch.setattr(evaluate, "constant_box", refuse)
-    evaluate.evaluate_run(run, run.info.config)
+    monkeypatch.setattr(results.processes, "is_first", lambda: False)
+    monkeypatch.setattr(results, "constant_box", refuse)
+    evaluate_run(run, run.info.config)
     assert capsys.readouterr().out == ""
 
 
-def test_results_of_older_versions_are_recognised(run):
-    evaluate.evaluate_run(run, run.info.config, run.workdir / "out")
-    path = run.workdir / "out/results.json"
-    new = json.loads(path.read_text())
-    path.write_text(json.dumps({k: new[k] for k in ("step", "data", "metric", "mAP", "AP")}))
-    evaluate.evaluate_run(run, run.info.config, run.workdir / "out")
-    assert results_of(run.workdir / "out") == new
+def test_escaped_names_are_reported_in_one_line():
+    line = results.escaped_line("val", ("dog", "car/truck", "a\nb"))
+    assert line == (
+        "class names that cannot be file names are escaped: 'car/truck': "
+        "comp4_det_val_car%2Ftruck.txt, 'a\\nb': comp4_det_val_a%0Ab.txt"
+    )
+    assert results.escaped_line("val", ("dog", "..", "Dog")) is None
+    assert results.escaped_line("val", [f"{i}/" for i in range(9)]).endswith(" and 6 more")

@@ -1,0 +1,165 @@
+"""Reads files of detections for scoring: the VOC devkit's, and COCO's results files."""
+
+import json
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from reprlib import repr as brief
+from typing import Any
+
+import numpy as np
+
+from scratchdet_jax.datasets.coco_json import image_key, integer, numbers
+from scratchdet_jax.errors import UserError
+from scratchdet_jax.evaluation.detections import ImageDetections
+from scratchdet_jax.evaluation.formats import unescaped, voc_file
+
+
+def classes_of_files(
+    directory: Path, split: str, known: Collection[str]
+) -> tuple[list[str], list[str]]:
+    """The classes that have a file comp4_det_SPLIT_CLASS.txt, and files of other splits.
+
+    comp4_det_val_hard_x.txt is of class "hard_x" of val or of class "x" of val_hard. It is the
+    former if the class is known; the latter if class "x" is known, and then so are all files that
+    begin with comp4_det_val_hard_ and are of no known class.
+
+    Args:
+        directory: the folder.
+        split: the split.
+        known: the classes that the ground truth has.
+    """
+    prefix = f"comp4_det_{split}_"
+    files = {
+        path.name: unescaped(path.name.removeprefix(prefix).removesuffix(".txt"))
+        for path in sorted(directory.glob("*.txt"))
+        if path.name.startswith(prefix)
+    }
+    of_known = {voc_file(directory, split, name).name: name for name in known}
+    unknown = {file: name for file, name in files.items() if file not in of_known}
+    others = tuple(
+        {
+            name.removesuffix(end)
+            for name in unknown.values()
+            for end in (f"_{class_name}" for class_name in known)
+            if name.endswith(end) and name != end
+        }
+    )
+    foreign = [
+        file
+        for file, name in unknown.items()
+        if any(name.startswith(f"{other}_") for other in others)
+    ]
+    classes = [of_known.get(file, name) for file, name in files.items() if file not in foreign]
+    return classes, foreign
+
+
+def read_voc_files(
+    directory: Path, split: str, class_names: Sequence[str]
+) -> dict[str, ImageDetections]:
+    """Reads the files of `formats.write_voc`; a class whose file is missing has no detections.
+
+    Raises:
+        UserError: the directory or all of the files are missing, or a line is malformed.
+    """
+    if not directory.is_dir():
+        raise UserError(f"detections folder {str(directory)!r} does not exist")
+    rows: dict[str, list[tuple[float, ...]]] = {}
+    present = 0
+    for label, name in enumerate(class_names, start=1):
+        path = voc_file(directory, split, name)
+        if not path.is_file():
+            continue
+        present += 1
+        for image_id, values in _read_class(path):
+            rows.setdefault(image_id, []).append((*values, label))
+    if not present:
+        raise UserError(
+            f"folder {str(directory)!r} has no file comp4_det_{split}_CLASS.txt for any class: "
+            "check the folder and the split"
+        )
+    detections = {}
+    for image_id, values in rows.items():
+        table = np.array(values, np.float64)
+        detections[image_id] = ImageDetections(
+            table[:, [2, 1, 4, 3]], table[:, 0], table[:, 5].astype(np.int64)
+        )
+    return detections
+
+
+def _read_class(path: Path) -> list[tuple[str, tuple[float, ...]]]:
+    """Reads one file; each line becomes (image id, (score, xmin, ymin, xmax, ymax))."""
+    rows = []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"detections file {str(path)!r} cannot be read: {error}") from error
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        # From the right, because an image id may contain spaces.
+        fields = line.strip().rsplit(maxsplit=5)
+        try:
+            image_id, values = fields[0], tuple(map(float, fields[1:]))
+        except ValueError:
+            values = ()
+        if len(values) != 5:
+            raise UserError(
+                f"{path}, line {number}: {line.strip()[:80]!r} is not "
+                "'image_id score xmin ymin xmax ymax'"
+            )
+        if not np.isfinite(values).all():
+            raise UserError(f"{path}, line {number}: the score or the box is not finite")
+        rows.append((image_id, values))
+    return rows
+
+
+def read_coco_results(path: Path, categories: Collection[int]) -> dict[str, list[dict[str, Any]]]:
+    """Reads a COCO results file.
+
+    Args:
+        path: the file.
+        categories: the category ids of the annotation file.
+
+    Returns:
+        By image id, as text: {"category_id", "bbox": [x, y, width, height] in pixels, "score"}.
+
+    Raises:
+        UserError: the file is missing or malformed, or has a category id that is not listed.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    except RecursionError:
+        raise UserError(f"{path} cannot be read: its JSON is nested too deeply") from None
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON: {error}") from None
+    if not isinstance(content, list):
+        raise UserError(f"{path} is not a COCO results file: it must be a list of detections")
+    found: dict[str, list[dict[str, Any]]] = {}
+    for position, entry in enumerate(content):
+        try:
+            image_id, row = _read_entry(entry, categories)
+        except ValueError as error:
+            raise UserError(f"{path}: detections[{position}]: {error}") from None
+        found.setdefault(image_id, []).append(row)
+    return found
+
+
+def _read_entry(entry: Any, categories: Collection[int]) -> tuple[str, dict[str, Any]]:
+    """Returns the image id of an entry, and its other fields; a ValueError says what is wrong."""
+    if not isinstance(entry, dict):
+        raise ValueError("it is not an object")
+    image_id, category = image_key(entry.get("image_id")), integer(entry.get("category_id"))
+    box, score = numbers(entry.get("bbox"), 4), numbers([entry.get("score")], 1)
+    for key, value, kind in (
+        ("image_id", image_id, "a whole number or a text"),
+        ("category_id", category, "a whole number"),
+        ("bbox", box, "four finite numbers x, y, width, height"),
+        ("score", score, "a finite number"),
+    ):
+        if value is None:
+            raise ValueError(f"its {key} is {brief(entry.get(key))}, not {kind}")
+    if category not in categories:
+        raise ValueError(f"category id {category} is not in the category table")
+    return str(image_id), {"category_id": category, "bbox": list(box), "score": score[0]}

@@ -1,0 +1,172 @@
+"""The formats of detections: the VOC devkit's files and COCO's results file.
+
+Labels are contiguous, 1…C; COCO's category ids are not (80 classes use ids up to 90).
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scratchdet_jax.data import coco_classes
+from scratchdet_jax.data.records import parse_spec
+from scratchdet_jax.evaluation.coco import result_rows
+from scratchdet_jax.evaluation.detections import ImageDetections, flatten_detections
+
+# Splits whose name in detection files is not that of the data set.
+DEVKIT_SPLITS = {"validation": "val", "train+validation": "trainval"}
+
+_MAX_FILE_NAME = 255  # bytes, on all common file systems
+# What `escaped` encodes. Lone surrogates cannot be written in a file name.
+_UNSAFE = re.compile(r"[/\\\x00-\x1f\x7f\ud800-\udfff]|%(?=[0-9A-F]{2})")
+_CODES = re.compile(r"(?:%[0-9A-F]{2})+")
+
+
+def split_name(spec: str) -> str:
+    """Returns the devkit's name of a split for detection files: val, test, trainval."""
+    splits = dict.fromkeys(part.split for part in parse_spec(spec))
+    name = re.sub(r"[^\w+.-]+", "_", "+".join(splits)).strip("_")
+    return DEVKIT_SPLITS.get(name, name)
+
+
+def escaped(class_name: str) -> str:
+    """A class name as part of a file name; most names are unchanged, and no two become the same.
+
+    Slashes, backslashes and control characters are percent-encoded, and so is a percent sign that
+    would be read as the start of a code: "car/truck" becomes "car%2Ftruck".
+    """
+
+    def encoded(match: re.Match[str]) -> str:
+        return "".join(f"%{byte:02X}" for byte in match[0].encode("utf-8", "surrogatepass"))
+
+    return _UNSAFE.sub(encoded, class_name)
+
+
+def unescaped(text: str) -> str:
+    """The class name of which `escaped` made the text."""
+
+    def decoded(match: re.Match[str]) -> str:
+        return bytes.fromhex(match[0].replace("%", "")).decode("utf-8", "surrogatepass")
+
+    try:
+        return _CODES.sub(decoded, text)
+    except UnicodeDecodeError:  # not made by `escaped`
+        return text
+
+
+def voc_file(directory: str | Path, split: str, class_name: str) -> Path:
+    """Returns the devkit's file of one class's detections: comp4_det_SPLIT_CLASS.txt.
+
+    The class name is `escaped`. One that is too long for a file name is cut, and "%" and a hash of
+    the name follow.
+    """
+    prefix, name = f"comp4_det_{split}_", escaped(class_name)
+    room = _MAX_FILE_NAME - len(f"{prefix}.txt".encode("utf-8", "surrogateescape"))
+    if len(name.encode()) > room:
+        digest = hashlib.sha256(class_name.encode("utf-8", "surrogatepass")).hexdigest()[:24]
+        name = name.encode()[: max(room - 25, 0)].decode(errors="ignore") + f"%{digest}"
+    return Path(directory) / f"{prefix}{name}.txt"
+
+
+def write_voc(
+    directory: str | Path,
+    detections: Mapping[str, ImageDetections],
+    class_names: Sequence[str],
+    split: str,
+) -> None:
+    """Writes the devkit's files: one per class, with lines "image_id score xmin ymin xmax ymax".
+
+    The devkit counts pixels from 1. So do our pixel boxes: annotations are divided by the image
+    size without subtracting 1, and multiplied back. Coordinates have three decimals, scores nine
+    digits, enough to restore a float32 exactly.
+
+    Args:
+        directory: created if missing.
+        detections: by image id.
+        class_names: [C]; label i is class_names[i − 1]. A class without detections gets an empty
+            file, because the evaluation server requires one per class. See `voc_file` for
+            names that cannot be file names.
+        split: the split's name, e.g. "test".
+
+    Raises:
+        UserError: a label is out of range, or a value is not finite.
+    """
+    directory = Path(directory)
+    ids = list(detections)
+    table = flatten_detections(detections, dict.fromkeys(ids), len(class_names))
+    directory.mkdir(parents=True, exist_ok=True)
+    for label, name in enumerate(class_names, start=1):
+        with voc_file(directory, split, name).open("w", encoding="utf-8") as file:
+            for i in np.flatnonzero(table.labels == label):
+                ymin, xmin, ymax, xmax = table.boxes_pixels[i]
+                corners = (xmin, ymin, xmax, ymax)
+                file.write(voc_line(ids[table.image[i]], table.scores[i], corners) + "\n")
+
+
+def voc_line(image_id: str, score: float, box_xyxy: Sequence[float]) -> str:
+    """A line of the devkit's files: "image_id score xmin ymin xmax ymax", in pixels."""
+    return " ".join([image_id, f"{score:.9g}", *(f"{value:.3f}" for value in box_xyxy)])
+
+
+def category_ids(class_names: Sequence[str]) -> tuple[int, ...]:
+    """Returns the category id of each label when there is no annotation file.
+
+    COCO's own ids if the classes are COCO's 80 (its evaluation server accepts no others), else 1…C.
+    """
+    if set(class_names) == set(coco_classes.IDS):
+        return tuple(coco_classes.IDS[name] for name in class_names)
+    return tuple(range(1, len(class_names) + 1))
+
+
+def write_coco(
+    path: str | Path, detections: Mapping[str, ImageDetections], category_ids: Sequence[int]
+) -> None:
+    """Writes COCO's results file: a list of {image_id, category_id, bbox (x, y, w, h), score}.
+
+    `coco_entry` says how values are rounded. An image id that is a decimal number is written as a
+    number, unless two ids are the same number (such as 1 and 01): then all ids are written as text.
+
+    Args:
+        path: the JSON file; its folder is created if missing.
+        detections: by image id.
+        category_ids: [C]; label i is category_ids[i − 1].
+
+    Raises:
+        UserError: a label is out of range or a value is not finite.
+    """
+    rows = result_rows(detections, dict.fromkeys(detections), category_ids)
+    ids = [as_number(str(name)) for name in detections]
+    if len(set(ids)) < len(ids):
+        ids = [str(name) for name in detections]
+    results = [
+        coco_entry(ids[row["image_id"]], row["category_id"], row["bbox"], row["score"])
+        for row in rows
+    ]
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(results), encoding="utf-8")
+
+
+def coco_entry(
+    image_id: int | str, category_id: int, bbox: Sequence[float], score: float
+) -> dict[str, Any]:
+    """One entry of a results file; `bbox` is (x, y, width, height) in pixels.
+
+    Coordinates are rounded to a thousandth of a pixel; scores keep nine digits, enough to restore a
+    float32 exactly.
+    """
+    return {
+        "image_id": image_id,
+        "category_id": int(category_id),
+        "bbox": [round(float(value), 3) for value in bbox],
+        "score": float(f"{score:.9g}"),
+    }
+
+
+def as_number(image_id: str) -> int | str:
+    """An image id as a number if it is a decimal number, as COCO's are."""
+    return int(image_id) if re.fullmatch("-?[0-9]+", image_id) else image_id
