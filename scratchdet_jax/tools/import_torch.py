@@ -103,8 +103,6 @@ def main(argv: Sequence[str]) -> None:
     check_version(read.arrays, read.mmdetection)
     imported = import_run(read.arrays, config, Path(workdir))
     print(to_text(imported))
-    if read.found:
-        print(f"{checkpoint}: {read.found}")
     if imported.initial:
         print(f"start a run from it: python train.py --config=… --config.init_from={workdir}")
     else:
