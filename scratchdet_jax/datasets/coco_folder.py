@@ -14,6 +14,7 @@ from scratchdet_jax.datasets.coco_scan import Listing, fingerprint, list_split, 
 from scratchdet_jax.datasets.folder_builder import FolderBuilder, check_name, prepare_dataset
 from scratchdet_jax.datasets.inventory import describe_files
 from scratchdet_jax.datasets.report import PrepareReport
+from scratchdet_jax.datasets.stored import FolderInput
 from scratchdet_jax.datasets.untrusted import as_text, as_user_errors
 from scratchdet_jax.errors import UserError
 
@@ -83,18 +84,13 @@ def prepare_coco_folder(
         table = join_categories([listing.file for listing in listings.values()])
         check_names(choices, [name for _, name in table.categories], source)
         identity = fingerprint(listings)
-    return prepare_dataset(
-        CocoFolder,
-        name,
-        data_dir,
+    given = FolderInput(
         source,
         identity,
         lambda journal: scan(listings, table, journal),
-        strict,
         inventory=lambda: _inventory(listings),
-        choices=choices,
-        force=force,
     )
+    return prepare_dataset(given, CocoFolder, name, data_dir, choices, strict, force)
 
 
 def _inventory(listings: Mapping[str, Listing]) -> dict[str, str]:

@@ -4,7 +4,7 @@ import collections
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from reprlib import repr as brief
 from typing import Any, NamedTuple
@@ -92,19 +92,7 @@ def read_coco(path: Path, test_set: bool = False) -> CocoFile:
         UserError: the file is missing, larger than `untrusted.MAX_JSON_BYTES`, not JSON, too deeply
             nested or not a COCO annotation file, or its categories are unusable.
     """
-    try:
-        # A link is followed, because the user named this very file.
-        file = path.resolve(strict=True)
-        data = read_inside(file, file.parent, MAX_JSON_BYTES)
-        text = data.decode(json.detect_encoding(data), "surrogateescape").removeprefix("\ufeff")
-        content = json.loads(text, object_pairs_hook=_slim)
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist") from None
-    except RecursionError:
-        raise UserError(f"{path} cannot be read: its JSON is nested too deeply") from None
-    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a link to itself
-        reason = printable(getattr(error, "strerror", None) or str(error))
-        raise UserError(f"{path} cannot be read as COCO annotations: {reason}") from None
+    content, digest = _parse(path)
     labelled = not isinstance(content, dict) or "annotations" in content
     if isinstance(content, dict) and test_set:
         content.setdefault("annotations", [])
@@ -114,10 +102,10 @@ def read_coco(path: Path, test_set: bool = False) -> CocoFile:
             "'annotations' and 'categories'"
         )
     used = [e.get("category_id") for e in content["annotations"] if isinstance(e, dict)]
-    listed = tuple(_listed(path, i, c, used) for i, c in enumerate(content["categories"]))
+    listed = (_listed(path, i, c, used) for i, c in enumerate(content["categories"]))
     file = CocoFile(
         path,
-        hashlib.sha256(data).hexdigest(),
+        digest,
         content["images"],
         content["annotations"],
         (),
@@ -126,6 +114,23 @@ def read_coco(path: Path, test_set: bool = False) -> CocoFile:
         labelled,
     )
     return file._replace(categories=join_categories([file]).categories)
+
+
+def _parse(path: Path) -> tuple[Any, str]:
+    """Returns the content of a JSON file with `_FIELDS` only, and the SHA-256 of its bytes."""
+    try:
+        # A link is followed, because the user named this very file.
+        file = path.resolve(strict=True)
+        data = read_inside(file, file.parent, MAX_JSON_BYTES)
+        text = data.decode(json.detect_encoding(data), "surrogateescape").removeprefix("\ufeff")
+        return json.loads(text, object_pairs_hook=_slim), hashlib.sha256(data).hexdigest()
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist") from None
+    except RecursionError:
+        raise UserError(f"{path} cannot be read: its JSON is nested too deeply") from None
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a link to itself
+        reason = printable(getattr(error, "strerror", None) or str(error))
+        raise UserError(f"{path} cannot be read as COCO annotations: {reason}") from None
 
 
 def join_categories(files: Sequence[CocoFile]) -> CategoryTable:
@@ -138,46 +143,73 @@ def join_categories(files: Sequence[CocoFile]) -> CategoryTable:
         UserError: categories with annotations contradict each other, or none is left.
     """
     used = frozenset().union(*(file.used for file in files))
-    left_out, repaired = [], []
+    by_id, unnamed = _names_by_id(files, used)
+    by_name, ambiguous = _ids_by_name(by_id, used)
+    categories, repeated = [], []
+    for name, ids in by_name.items():
+        chosen = _one_id(name, ids, used, files)
+        repeated += [f"id {n}, named {name!r} like id {chosen}" for n in ids if n != chosen]
+        categories.append((chosen, name))
+    left_out = (*unnamed, *ambiguous, *repeated)
+    if not categories:
+        reason = f" ({left_out[0]})" if left_out else ""
+        raise UserError(f"{files[0].path} has no categories{reason}: there is nothing to detect")
+    repaired = tuple(
+        (file.path, f"{entry.where}: its name is {entry.stated}, read as {entry.name!r}")
+        for file in files
+        for entry in file.listed
+        if entry.stated
+    )
+    return CategoryTable(tuple(sorted(categories)), left_out, repaired)
+
+
+def _names_by_id(
+    files: Sequence[CocoFile], used: Collection[int]
+) -> tuple[dict[int, dict[str, CocoFile]], list[str]]:
+    """Returns the names of each id, with the first file that has it; and the unnamed entries."""
     by_id: dict[int, dict[str, CocoFile]] = {}
+    unnamed = []
     for file in files:
         for entry in file.listed:
-            if not entry.name and entry.id in used:
-                raise UserError(
-                    f"{file.path}: {entry.where} must have a 'name', because annotations use it"
-                )
             names = by_id.setdefault(entry.id, {})
             if entry.name:
                 names.setdefault(entry.name, file)
+            elif entry.id in used:
+                raise UserError(
+                    f"{file.path}: {entry.where} must have a 'name', because annotations use it"
+                )
             else:
-                left_out.append(f"{printable(file.path.name)}: {entry.where}, without a name")
-            if entry.stated:
-                reason = f"{entry.where}: its name is {entry.stated}, read as {entry.name!r}"
-                repaired.append((file.path, reason))
+                unnamed.append(f"{printable(file.path.name)}: {entry.where}, without a name")
+    return by_id, unnamed
+
+
+def _ids_by_name(
+    by_id: Mapping[int, Mapping[str, CocoFile]], used: Collection[int]
+) -> tuple[dict[str, list[int]], list[str]]:
+    """Returns the sorted ids of each name; and the unused ids that have several names."""
+    ambiguous = []
     for number, names in by_id.items():
         if len(names) > 1:
             if number in used:
                 raise _two_names(number, names)
-            left_out.append(f"id {number}, named {' and '.join(map(repr, names))}")
+            ambiguous.append(f"id {number}, named {' and '.join(map(repr, names))}")
     by_name: dict[str, list[int]] = collections.defaultdict(list)
     for number, names in sorted(by_id.items()):
         if len(names) == 1:
             by_name[next(iter(names))].append(number)
-    categories = []
-    for name, ids in by_name.items():
-        chosen = [number for number in ids if number in used] or ids[:1]
-        if len(chosen) > 1:
-            raise UserError(
-                f"{' and '.join(str(f.path) for f in files)}: the category names must be unique, "
-                f"but {printable(brief(name))} is there twice, with the ids "
-                f"{' and '.join(map(str, chosen))}"
-            )
-        left_out += [f"id {n}, named {name!r} like id {chosen[0]}" for n in ids if n != chosen[0]]
-        categories.append((chosen[0], name))
-    if not categories:
-        reason = f" ({left_out[0]})" if left_out else ""
-        raise UserError(f"{files[0].path} has no categories{reason}: there is nothing to detect")
-    return CategoryTable(tuple(sorted(categories)), tuple(left_out), tuple(repaired))
+    return by_name, ambiguous
+
+
+def _one_id(name: str, ids: Sequence[int], used: Collection[int], files: Sequence[CocoFile]) -> int:
+    """Returns the id of a name: the one that annotations use, else the smallest."""
+    chosen = [number for number in ids if number in used] or ids[:1]
+    if len(chosen) > 1:
+        raise UserError(
+            f"{' and '.join(str(f.path) for f in files)}: the category names must be unique, "
+            f"but {printable(brief(name))} is there twice, with the ids "
+            f"{' and '.join(map(str, chosen))}"
+        )
+    return chosen[0]
 
 
 def _two_names(number: int, names: Mapping[str, CocoFile]) -> UserError:

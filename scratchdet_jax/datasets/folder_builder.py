@@ -15,15 +15,13 @@ from tensorflow_datasets.core.utils import shard_utils
 from scratchdet_jax.datasets.checks import Journal
 from scratchdet_jax.datasets.choices import Choices, choose_classes, note_unused_classes
 from scratchdet_jax.datasets.dividing import divide
-from scratchdet_jax.datasets.objects import Contents, UsableImage
+from scratchdet_jax.datasets.objects import CocoItem, Contents, UsableImage, VocItem, YoloItem
 from scratchdet_jax.datasets.report import PrepareReport, statistics
+from scratchdet_jax.datasets.stored import INVENTORY, FolderInput, stored_report
 from scratchdet_jax.datasets.untrusted import as_user_errors, printable, read_inside, stamp_inside
 from scratchdet_jax.datasets.writing import replace_dataset, restore, write_dataset
-from scratchdet_jax.errors import UserError, one_line, plural, writable_folder
+from scratchdet_jax.errors import UserError, plural, writable_folder
 from scratchdet_jax.progress import Progress
-
-_INVENTORY = "files.json"  # beside report.json, the version of each input file
-_FILES_NAMED = 3  # of those added, removed and changed, each
 
 
 class FolderBuilder(tfds.core.ShardBasedBuilder):
@@ -81,7 +79,7 @@ class FolderBuilder(tfds.core.ShardBasedBuilder):
     def _shard_iterators_per_split(self, dl_manager: Any) -> dict[str, list[Callable]]:
         # TFDS renames the directory into place at the end: data and report appear together.
         (self.data_path / "report.json").write_text(self._report.to_json(), encoding="utf-8")
-        (self.data_path / _INVENTORY).write_text(json.dumps(self._inventory), encoding="utf-8")
+        (self.data_path / INVENTORY).write_text(json.dumps(self._inventory), encoding="utf-8")
         return {split: self._shards(split) for split in self._contents.splits}
 
     def _shards(self, split: str) -> list[Callable[[], Iterator]]:
@@ -98,58 +96,48 @@ class FolderBuilder(tfds.core.ShardBasedBuilder):
     def _generate(
         self, split: str, images: Sequence[UsableImage], progress: Progress
     ) -> Iterator[tuple[str | int, dict[str, Any]]]:
-        labels = {name: i for i, name in enumerate(self._report.class_names)}
+        root = self._contents.roots[split]
         for image in images:
-            objects = [
-                {
-                    **item._asdict(),
-                    "label": labels[item.name],
-                    "bbox": tfds.features.BBox(*item.box),
-                }
-                for item in image.objects
-            ]
-            for fields in objects:
-                del fields["name"], fields["box"]
             yield (
                 image.image_id,
                 {
-                    "image": _read_unchanged(image, self._contents.roots[split]),
+                    "image": _read_unchanged(image, root),
                     "image/filename": image.filename,
                     "image/id": image.image_id,
                     "image/orientation": image.orientation,
-                    "objects": objects,
+                    "objects": [self._object(item) for item in image.objects],
                 },
             )
             progress.update()
             if progress.is_complete:
                 progress.close()
 
+    def _object(self, item: VocItem | CocoItem | YoloItem) -> dict[str, Any]:
+        """Returns the features of an object."""
+        fields = item._asdict()
+        name, box = fields.pop("name"), fields.pop("box")
+        label = self._report.class_names.index(name)
+        return {**fields, "label": label, "bbox": tfds.features.BBox(*box)}
+
 
 def prepare_dataset(
+    given: FolderInput,
     builder: type[FolderBuilder],
     name: str,
     data_dir: str | Path,
-    source: str,
-    fingerprint: str,
-    scan: Callable[[Journal], Contents],
-    strict: bool,
-    *,
-    inventory: Callable[[], Mapping[str, str]],
     choices: Choices,
+    strict: bool = False,
     force: bool = False,
 ) -> PrepareReport:
     """Prepares the data set `<builder>/<name>` unless it exists, and prints the report.
 
     Args:
+        given: the input; `choices` are not part of its fingerprint yet.
         builder: the class that writes the data set.
         name: name of the data set; see `check_name`.
         data_dir: TFDS's data_dir.
-        source: the input, for messages.
-        fingerprint: hash of the input's contents and of the options other than `choices`.
-        scan: reads and checks the input.
-        strict: treat any defect as an error and write nothing.
-        inventory: lists the input files by name, each with its size or digest.
         choices: classes and division.
+        strict: treat any defect as an error and write nothing.
         force: prepare again what exists; it is replaced at the end, in one step.
 
     Returns:
@@ -159,51 +147,65 @@ def prepare_dataset(
         UserError: nothing is usable, there are defects and `strict` is set, `name` is taken by
             other data, a file changed meanwhile, or the data folder cannot be written.
     """
-    directory = Path(data_dir) / builder.name / name / str(builder.VERSION)
-    fingerprint = choices.sign(fingerprint)
+    data_dir = Path(data_dir)
+    directory = data_dir / builder.name / name / str(builder.VERSION)
+    given = given._replace(fingerprint=choices.sign(given.fingerprint))
     restore(directory)
     if directory.exists() and not force:
-        report = _stored_report(directory, source, fingerprint, inventory)
+        report = stored_report(directory, given)
         print(_reuse_message(report), flush=True)
         _refuse_defects(report, strict, "it was prepared with them")
         return report
-    writable_folder(Path(data_dir), "the data folder")
-    journal_file = Path(data_dir) / f".preparing.{builder.name}.{name}.jsonl"
-    with as_user_errors(source), Journal(journal_file) as journal:
-        contents = choose_classes(scan(journal), choices, source)
-        if contents.category_ids is not None and not contents.test_set:
-            # Otherwise the classes are those found, or no box is known.
-            contents = note_unused_classes(contents)
-        contents = divide(contents, choices, source)
-        report = PrepareReport(
-            name=f"{builder.name}/{name}",
-            source=printable(source),
-            directory=printable(str(directory)),
-            fingerprint=fingerprint,
-            class_names=contents.class_names,
-            category_ids=contents.category_ids,
-            left_out=contents.left_out,
-            notes=contents.notes,
-            defects=contents.defects,
-            choices=choices.record(),
-            division=contents.division,
-            **statistics(contents.splits, contents.class_names),
-        )
-        _refuse_empty(source, report, contents.test_set)
-        allowed = not (strict and report.defects)
-        if allowed:
-            files = inventory()
-            if directory.exists():
-                replace_dataset(
-                    lambda root: builder(root, contents, report, files), directory, Path(data_dir)
-                )
-            else:
-                write_dataset(lambda: builder(data_dir, contents, report, files))
+    writable_folder(data_dir, "the data folder")
+    journal_file = data_dir / f".preparing.{builder.name}.{name}.jsonl"
+    with as_user_errors(given.source), Journal(journal_file) as journal:
+        contents = _chosen(given.scan(journal), choices, given.source)
+        report = _report(f"{builder.name}/{name}", directory, given, contents, choices)
+        _refuse_empty(given.source, report, contents.test_set)
+        is_written = not (strict and report.defects)
+        if is_written:
+            files = given.inventory()
+            _write(lambda root: builder(root, contents, report, files), directory, data_dir)
             journal.remove()
-    print(report.summary(stored=allowed), flush=True)
+    print(report.summary(stored=is_written), flush=True)
     _refuse_defects(report, strict, "nothing was written")
-    # Another process may have been faster.
-    return _stored_report(directory, source, fingerprint, inventory)
+    return stored_report(directory, given)  # another process may have been faster
+
+
+def _chosen(contents: Contents, choices: Choices, source: str) -> Contents:
+    """Returns the contents with the chosen classes, divided into splits."""
+    contents = choose_classes(contents, choices, source)
+    if contents.category_ids is not None and not contents.test_set:
+        # Otherwise the classes are those found, or no box is known.
+        contents = note_unused_classes(contents)
+    return divide(contents, choices, source)
+
+
+def _report(
+    name: str, directory: Path, given: FolderInput, contents: Contents, choices: Choices
+) -> PrepareReport:
+    return PrepareReport(
+        name=name,
+        source=printable(given.source),
+        directory=printable(str(directory)),
+        fingerprint=given.fingerprint,
+        class_names=contents.class_names,
+        category_ids=contents.category_ids,
+        left_out=contents.left_out,
+        notes=contents.notes,
+        defects=contents.defects,
+        choices=choices.record(),
+        division=contents.division,
+        **statistics(contents.splits, contents.class_names),
+    )
+
+
+def _write(make_builder: Callable[[Path], FolderBuilder], directory: Path, data_dir: Path) -> None:
+    """Writes the data set, in place of the one in `directory` if there is one."""
+    if directory.exists():
+        replace_dataset(make_builder, directory, data_dir)
+    else:
+        write_dataset(lambda: make_builder(data_dir))
 
 
 def check_name(name: str) -> None:
@@ -247,50 +249,6 @@ def stored_choices(data_dir: str | Path, builder: type[FolderBuilder], name: str
         return Choices.from_record(PrepareReport.from_json(text).choices)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return Choices()
-
-
-def _stored_report(
-    directory: Path, source: str, fingerprint: str, inventory: Callable[[], Mapping[str, str]]
-) -> PrepareReport:
-    """The report of an existing data set, if it was prepared from the same input and options."""
-    try:
-        report = PrepareReport.from_json((directory / "report.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{directory} has no readable report.json ({one_line(error)}): delete the directory, "
-            f"or add --force, to prepare {source}"
-        ) from None
-    if report.fingerprint != fingerprint:
-        raise UserError(
-            f"{report.name} in {directory} was prepared from {report.source}, whose "
-            f"{_difference(directory, inventory)}: add --force (of the tool prepare) to prepare it "
-            "again in its place, delete that directory, or choose another name"
-        )
-    return report
-
-
-def _difference(directory: Path, inventory: Callable[[], Mapping[str, str]]) -> str:
-    """How the input differs from the one of an existing data set, in words."""
-    try:
-        old = json.loads((directory / _INVENTORY).read_text(encoding="utf-8"))
-        new = dict(inventory())
-        parts = (
-            ("added", sorted(new.keys() - old.keys())),
-            ("removed", sorted(old.keys() - new.keys())),
-            ("changed", sorted(k for k in old.keys() & new.keys() if old[k] != new[k])),
-        )
-    except (OSError, ValueError, AttributeError):
-        return "files, classes or splits differ from those given now"
-    found = [_named(names, what) for what, names in parts if names]
-    if not found:
-        return "files are the same, but not the options (classes, splits, division)"
-    return f"files differ now: {'; '.join(found)}"
-
-
-def _named(names: Sequence[str], what: str) -> str:
-    more = f" and {len(names) - _FILES_NAMED:,} more" if len(names) > _FILES_NAMED else ""
-    listed = ", ".join(printable(name) for name in names[:_FILES_NAMED])
-    return f"{len(names):,} {what} ({listed}{more})"
 
 
 def _reuse_message(report: PrepareReport) -> str:

@@ -15,6 +15,7 @@ from scratchdet_jax.datasets.choices import NO_CHOICES, Choices
 from scratchdet_jax.datasets.folder_builder import FolderBuilder, check_name, prepare_dataset
 from scratchdet_jax.datasets.inventory import describe_files
 from scratchdet_jax.datasets.report import PrepareReport
+from scratchdet_jax.datasets.stored import FolderInput
 from scratchdet_jax.datasets.untrusted import as_user_errors
 from scratchdet_jax.datasets.voc_scan import fingerprint, list_folder, scan
 from scratchdet_jax.errors import UserError
@@ -85,14 +86,10 @@ def prepare_voc_folder(
     with as_user_errors(str(folder)):
         listing = list_folder(Path(folder), splits, images, annotations)
         identity = fingerprint(listing, class_names, splits)
-    return prepare_dataset(
-        VocFolder,
-        name,
-        data_dir,
+    given = FolderInput(
         str(listing.layout.folder),
         identity,
         lambda journal: scan(listing, read_as, journal),
-        strict,
         inventory=lambda: describe_files(
             listing.layout.folder,
             listing.files.annotations.values(),
@@ -100,6 +97,5 @@ def prepare_voc_folder(
             {f"list {name}": ids for name, ids in listing.lists.lines.items()},
             listing.layout.annotations.root,
         ),
-        choices=choices,
-        force=force,
     )
+    return prepare_dataset(given, VocFolder, name, data_dir, choices, strict, force)

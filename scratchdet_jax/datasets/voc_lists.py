@@ -73,40 +73,64 @@ def read_splits(folder: Path, layout: Layout, files: Files, wanted: Sequence[str
     """
     notes: list[str] = []
     place, lines = _read_lists(folder, layout.folder)
-    plain = {n: ls for n, ls in lines.items() if not is_hidden(n) and not _labelled(ls, files)}
-    per_class = [name for name in lines if name not in plain and not is_hidden(name)]
+    plain = _plain_lists(place, lines, files, notes)
+    split_of = _splits_of_lists(place, plain, wanted, notes)
+    found = []
+    for name, split in split_of.items():
+        ids = _read_as_ids(plain[name], files, layout)
+        notes += _changed_lines(f"{place}/{name}", plain[name], ids)
+        found.append(SplitList(split, f"{place}/{name}", ids, True))
+    if not plain:
+        found = _splits_without_lists(layout, files, place, notes)
+    if wanted is None:
+        used = lines
+    else:
+        found = _only_wanted(found, wanted, folder)
+        used = {n for n in lines if _stem(n) in wanted or split_of.get(n) in wanted}
+    hashed = {
+        name: ids
+        for name, ids in lines.items()
+        if name in used and not _labelled_without_spaces(ids, files)
+    }
+    return Lists(_named_splits(layout.folder, found, notes), hashed, notes)
+
+
+def _stem(name: str) -> str:
+    return os.path.splitext(name)[0]
+
+
+def _plain_lists(
+    place: str, lines: dict[str, list[str]], files: Files, notes: list[str]
+) -> dict[str, list[str]]:
+    """Returns the lists of ids by file name, without those that have a flag on each line."""
+    shown = {name: found for name, found in lines.items() if not is_hidden(name)}
+    per_class = [name for name, found in shown.items() if _labelled(found, files)]
     if per_class:
         notes.append(
             "per-class lists, which have a flag on each line, are passed over: "
             f"{len(per_class)}, such as {place}/{printable(per_class[0])}"
         )
-    stems = {name: os.path.splitext(name)[0] for name in plain}
-    if list(stems.values()) == ["default"] and (wanted is None or "train" in wanted):
-        (name,) = stems
-        stems[name] = "train"
+    return {name: found for name, found in shown.items() if name not in per_class}
+
+
+def _splits_of_lists(
+    place: str, plain: Collection[str], wanted: Sequence[str] | None, notes: list[str]
+) -> dict[str, str]:
+    """Returns the split of each list: its name, but "train" if the only list is default.txt."""
+    splits = {name: _stem(name) for name in plain}
+    if list(splits.values()) == ["default"] and (wanted is None or "train" in wanted):
+        (name,) = splits
         notes.append(f"{place}/{name} is the only list, so its images form the split train")
-    found = {
-        stem: SplitList("", f"{place}/{name}", _read_as_ids(plain[name], files, layout), True)
-        for name, stem in stems.items()
-    }
-    for (name, stem), ids in zip(stems.items(), (s.ids for s in found.values()), strict=True):
-        notes += _changed_lines(f"{place}/{name}", plain[name], ids, stem)
-    if not plain:
-        found = _splits_without_lists(layout, files, place, notes)
-    if wanted is not None:
-        for split in wanted:
-            if split not in found:
-                known = ", ".join(sorted(found))
-                raise UserError(f"{folder} has no split {split!r}; it has {known}")
-        found = {stem: split for stem, split in found.items() if stem in wanted}
-    used = [name for name, stem in stems.items() if stem in found]
-    hashed = {
-        name: ids
-        for name, ids in lines.items()
-        if not _labelled_without_spaces(ids, files)
-        and (wanted is None or os.path.splitext(name)[0] in wanted or name in used)
-    }
-    return Lists(_named_splits(layout.folder, found, notes), hashed, notes)
+        return {name: "train"}
+    return splits
+
+
+def _only_wanted(found: list[SplitList], wanted: Sequence[str], folder: Path) -> list[SplitList]:
+    known = {members.split for members in found}
+    for split in wanted:
+        if split not in known:
+            raise UserError(f"{folder} has no split {split!r}; it has {', '.join(sorted(known))}")
+    return [members for members in found if members.split in wanted]
 
 
 def _read_lists(folder: Path, root: Path) -> tuple[str, dict[str, list[str]]]:
@@ -189,7 +213,8 @@ def _prefix_and_id(line: str, images: Collection[str]) -> tuple[tuple[str, ...],
     return None
 
 
-def _changed_lines(source: str, lines: Sequence[str], ids: Sequence[str], stem: str) -> list[str]:
+def _changed_lines(source: str, lines: Sequence[str], ids: Sequence[str]) -> list[str]:
+    """Returns a note about the lines that were read as other ids, or none."""
     changed = [
         (line, image_id) for line, image_id in zip(lines, ids, strict=True) if line != image_id
     ]
@@ -204,7 +229,8 @@ def _changed_lines(source: str, lines: Sequence[str], ids: Sequence[str], stem: 
 
 def _splits_without_lists(
     layout: Layout, files: Files, place: str, notes: list[str]
-) -> dict[str, SplitList]:
+) -> list[SplitList]:
+    """Returns the folders that are called like splits, else all images as train."""
     ids = sorted({*files.images, *files.annotations})
     members: dict[str, list[str]] = collections.defaultdict(list)
     for image_id in ids:
@@ -214,24 +240,24 @@ def _splits_without_lists(
     names = split_folders(i.partition("/")[0] for i in files.images if "/" in i)
     if not names:
         notes.append(f"{place} has no plain list of ids: all images form the split train")
-        return {"train": SplitList("", "", ids, False)}
+        return [SplitList("train", "", ids, False)]
     notes.append(f"the folders are the splits: {', '.join(map(printable, names))}")
     above = f"{layout.images.label}/" if layout.images.label else ""
-    return {name: SplitList("", f"{above}{name}", members[name], False) for name in names}
+    return [SplitList(name, f"{above}{name}", members[name], False) for name in names]
 
 
-def _named_splits(root: Path, found: dict[str, SplitList], notes: list[str]) -> list[SplitList]:
-    """The splits under names that TFDS accepts."""
+def _named_splits(root: Path, found: list[SplitList], notes: list[str]) -> list[SplitList]:
+    """Returns the splits under names that TFDS accepts."""
     splits: dict[str, SplitList] = {}
-    for stem, members in found.items():
-        split = re.sub(r"[^\w-]", "_", stem)
+    for members in found:
+        split = re.sub(r"[^\w-]", "_", members.split)
         split = "all_images" if split == "all" else split  # TFDS reserves "all"
         if split in splits:
             raise UserError(
                 f"{splits[split].source} and {members.source} in {root} give the same split "
                 f"{split}: rename one"
             )
-        if split != stem:
+        if split != members.split:
             notes.append(f"the split of {printable(members.source)} is named {split}")
         splits[split] = members._replace(split=split)
     return list(splits.values())

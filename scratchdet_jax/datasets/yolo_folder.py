@@ -9,6 +9,7 @@ from scratchdet_jax.datasets.choices import NO_CHOICES, Choices, check_names
 from scratchdet_jax.datasets.folder_builder import FolderBuilder, check_name, prepare_dataset
 from scratchdet_jax.datasets.inventory import describe_files
 from scratchdet_jax.datasets.report import PrepareReport
+from scratchdet_jax.datasets.stored import FolderInput
 from scratchdet_jax.datasets.untrusted import as_user_errors
 from scratchdet_jax.datasets.yolo_data import YoloListing, list_yolo
 from scratchdet_jax.datasets.yolo_scan import fingerprint, scan
@@ -66,18 +67,13 @@ def prepare_yolo_folder(
         listing = list_yolo(Path(data), None if folder is None else Path(folder))
         check_names(choices, listing.class_names, str(data))
         identity = fingerprint(listing)
-    return prepare_dataset(
-        YoloFolder,
-        name,
-        data_dir,
+    given = FolderInput(
         str(data),
         identity,
         lambda journal: scan(listing, journal),
-        strict,
         inventory=lambda: _inventory(listing),
-        choices=choices,
-        force=force,
     )
+    return prepare_dataset(given, YoloFolder, name, data_dir, choices, strict, force)
 
 
 def _inventory(listing: YoloListing) -> dict[str, str]:

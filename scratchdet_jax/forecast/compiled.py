@@ -121,7 +121,7 @@ class _Line(NamedTuple):
     runs: tuple[str, ...]
 
 
-class Text:
+class HloModule:
     """The computations of a compiled HLO module."""
 
     def __init__(self, program: str) -> None:

@@ -1,6 +1,6 @@
 """The compiled programs of a config, from shapes alone: what training and evaluation run.
 
-Nothing is executed, so the devices of the mapping need not exist (parallel/chips.py).
+Nothing is executed, so the devices of the mapping need not exist (forecast/chips.py).
 """
 
 import math

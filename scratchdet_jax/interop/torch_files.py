@@ -1,8 +1,4 @@
-"""Reads the arrays of a PyTorch or safetensors file, as the usual training programs nest them.
-
-A checkpoint may be the arrays by name, or a dictionary that holds them beside an optimizer,
-counters and averaged weights; the names may carry the prefixes of wrappers such as DataParallel.
-"""
+"""Reads the arrays of a PyTorch or safetensors file; nothing in the file is executed."""
 
 import re
 from collections.abc import Mapping
@@ -13,34 +9,26 @@ import numpy as np
 
 from scratchdet_jax.errors import UserError, one_line
 
-# Where programs put the arrays, the most specific name first.
-_KEYS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "module")
-_AVERAGED = re.compile(r"(^|[._])(ema|swa|averaged)($|[._])")  # a moving average of the weights
-_TRANSPARENT = ("module", "_orig_mod")  # DataParallel's and torch.compile's, at any depth
-_PREFIXES = ("model", "net", "network", "detector", "model_ema", "ema_model", "ema")  # in front
-_MAX_DEPTH = 4
+_KEYS = ("state_dict", "model_state_dict", "model")  # where training programs put the arrays
+_DATA_PARALLEL = "module."  # in front of every name in a checkpoint of nn.DataParallel
 
 
-class Unwrapped(NamedTuple):
-    """The arrays of a checkpoint without the wrapping of the program that wrote it.
+class Weights(NamedTuple):
+    """The arrays of a checkpoint.
 
     Attributes:
-        arrays: arrays or tensors by name; scalars, which only count, are not among them.
-        found: where they were, which prefixes were removed and what was left out, in one line; ""
-            if the checkpoint was the arrays by name and nothing else.
-        mmdetection: the version of mmdetection that wrote it, if it says so; "" otherwise.
+        arrays: float32 by name; scalars, which only count, are not among them.
+        mmdetection: the version of mmdetection that wrote the file, if it says so; "" otherwise.
     """
 
-    arrays: dict[str, Any]
-    found: str
+    arrays: dict[str, np.ndarray]
     mmdetection: str = ""
 
 
-def read_arrays(path: Path) -> Unwrapped:
-    """The arrays of a checkpoint by name, float32; nothing in the file is executed.
+def read_arrays(path: Path) -> Weights:
+    """Reads a checkpoint: a state dict, or a dictionary with one under one of `_KEYS`.
 
-    A name that ends in .safetensors is read by that library, any other by PyTorch. The arrays may
-    be nested and prefixed as training programs do it (see `unwrap`).
+    A name that ends in .safetensors is read by that library, any other by PyTorch.
 
     Raises:
         UserError: the library is not installed, or the file does not hold arrays by name.
@@ -49,17 +37,19 @@ def read_arrays(path: Path) -> Unwrapped:
     if not path.is_file():
         raise UserError(f"{path}: there is no such file")
     content = read(path)
-    try:
-        unwrapped = unwrap(content)
-    except ValueError as error:
-        raise UserError(f"{path} {error}") from None
-    arrays = {name: np.asarray(_plain(a), np.float32) for name, a in unwrapped.arrays.items()}
-    return unwrapped._replace(arrays=arrays)
-
-
-def _plain(array: Any) -> Any:
-    """A tensor as an array: NumPy cannot read PyTorch's bfloat16, nor tensors with gradients."""
-    return array.detach().float().numpy() if hasattr(array, "detach") else array
+    state = _state(content)
+    if not state:
+        raise UserError(
+            f"{path} holds no arrays by name, but {_described(content)}: it must be a state dict, "
+            "as torch.save(model.state_dict(), …) writes it, or a dictionary with one under "
+            f"{', '.join(_KEYS[:-1])} or {_KEYS[-1]}"
+        )
+    if all(name.startswith(_DATA_PARALLEL) for name in state):
+        state = {name.removeprefix(_DATA_PARALLEL): array for name, array in state.items()}
+    arrays = {name: np.asarray(_plain(array), np.float32) for name, array in state.items()}
+    meta = content.get("meta")
+    version = meta.get("mmdet_version", "") if isinstance(meta, Mapping) else ""
+    return Weights(arrays, str(version))
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
@@ -97,7 +87,7 @@ def _read_torch(path: Path) -> Any:
 
 
 def _numpy_scalars() -> list[Any]:
-    """What PyTorch must let pass for NumPy numbers, as in mmdetection's `meta`; nothing else.
+    """Returns what PyTorch must allow for NumPy numbers, as in mmdetection's `meta`; nothing else.
 
     NumPy 1 called the same function numpy.core.multiarray.scalar.
     """
@@ -106,116 +96,29 @@ def _numpy_scalars() -> list[Any]:
     return [scalar, (scalar, "numpy.core.multiarray.scalar"), np.dtype, *{type(t) for t in types}]
 
 
-def unwrap(content: Any) -> Unwrapped:
-    """Finds the dictionary of arrays in a checkpoint and removes the prefixes of its names.
-
-    The arrays may be nested under the usual keys (`state_dict`, `model`, `net` …). Their names may
-    contain DataParallel's `module.` and torch.compile's `_orig_mod.`, or begin with `model.` and
-    the like. Of plain and averaged weights (`model_ema`), the plain ones are taken.
-
-    Args:
-        content: what the file holds; arrays and tensors are told by their `shape` and `dtype`.
-
-    Raises:
-        ValueError: there is no dictionary of arrays, or there are several that are equally likely;
-            the message, to follow the file's name, says what was found and what is needed.
-    """
-    meta = content.get("meta") if isinstance(content, Mapping) else None
-    version = meta.get("mmdet_version", "") if isinstance(meta, Mapping) else ""
-    path, left_out = [], []
-    while len(path) < _MAX_DEPTH and (inside := _inside(content)):
-        if _is_state(content) and not set(inside) & set(_KEYS):
-            break
-        key = _choose(inside)
-        left_out += [other for other in inside if other != key]
-        path.append(key)
-        content = content[key]
-    if not _is_state(content):
-        raise ValueError(
-            f"holds no arrays by name, but {_described(content)}: it must be a state dict, as "
-            "torch.save(model.state_dict(), …) writes it, or a dictionary with one under "
-            f"{', '.join(_KEYS[:-1])} or {_KEYS[-1]}"
-        )
-    arrays, prefixes, others = _without_prefixes(
-        {name: value for name, value in content.items() if _is_array(value)}
-    )
-    found = [f"the weights are under {'/'.join(path)}"] if path else []
-    found += [f"removed from the names: {', '.join(prefixes)}"] if prefixes else []
-    found += [f"left out: {_some(left_out + others)}"] if left_out + others else []
-    return Unwrapped(arrays, "; ".join(found), str(version))
+def _state(content: Any) -> dict[str, Any]:
+    """Returns the arrays by name, from the dictionary itself or from that under one of `_KEYS`."""
+    if not isinstance(content, Mapping):
+        return {}
+    inside = (content[key] for key in _KEYS if isinstance(content.get(key), Mapping))
+    state = next(inside, content)
+    return {
+        name: value
+        for name, value in state.items()
+        if isinstance(name, str) and getattr(value, "ndim", 0) > 0
+    }
 
 
-def _is_array(value: Any) -> bool:
-    if isinstance(value, np.generic) or not hasattr(value, "dtype"):
-        return False
-    return len(getattr(value, "shape", ())) > 0
-
-
-def _is_state(content: Any) -> bool:
-    """Whether this is a dictionary with arrays by name."""
-    return isinstance(content, Mapping) and any(
-        isinstance(name, str) and _is_array(value) for name, value in content.items()
-    )
-
-
-def _inside(content: Any, depth: int = _MAX_DEPTH) -> list[str]:
-    """Keys of the dictionaries in this one that hold arrays, themselves or under one of `_KEYS`."""
-    if not isinstance(content, Mapping) or depth == 0:
-        return []
-    return [
-        key
-        for key, value in content.items()
-        if isinstance(key, str)
-        and (_is_state(value) or not set(_inside(value, depth - 1)).isdisjoint(_KEYS))
-    ]
-
-
-def _choose(keys: list[str]) -> str:
-    """The key of the model's weights among those of several dictionaries with arrays."""
-    plain = [key for key in keys if not _AVERAGED.search(key)] or keys
-    known = [key for key in _KEYS if key in plain]
-    if not known and len(plain) > 1:
-        raise ValueError(
-            f"holds several dictionaries of arrays, {_some(plain)}: save the detector's alone, by "
-            "torch.save(detector.state_dict(), …)"
-        )
-    return (known or plain)[0]
-
-
-def _without_prefixes(arrays: dict[str, Any]) -> tuple[dict[str, Any], list[str], list[str]]:
-    """The arrays by shorter names, the prefixes removed, and the names of those left out."""
-    averaged = [name for name in arrays if _AVERAGED.search(name.split(".")[0])]
-    left_out = averaged if len(averaged) < len(arrays) else []
-    prefixes, shorter = [], {}
-    for name in (name for name in arrays if name not in left_out):
-        parts = name.split(".")
-        prefixes += [f"{part}." for part in _TRANSPARENT if part in parts]
-        shorter[".".join(part for part in parts if part not in _TRANSPARENT)] = arrays[name]
-    if len(shorter) + len(left_out) < len(arrays):
-        raise ValueError(
-            "holds two arrays of one name, but for the prefixes of wrappers: save the detector's "
-            "alone, by torch.save(detector.state_dict(), …)"
-        )
-    while prefix := _prefix(shorter):
-        prefixes.append(prefix)
-        left_out += [name for name in shorter if not name.startswith(prefix)]
-        shorter = {n.removeprefix(prefix): a for n, a in shorter.items() if n.startswith(prefix)}
-    return shorter, sorted(set(prefixes)), left_out
-
-
-def _prefix(names: Mapping[str, Any]) -> str:
-    """The one of `_PREFIXES` that most names begin with, with its dot; "" if none does."""
-    counts = {f"{p}.": sum(name.startswith(f"{p}.") for name in names) for p in _PREFIXES}
-    best = max(counts, key=counts.get)
-    return best if counts[best] else ""
+def _plain(array: Any) -> Any:
+    """Returns a tensor as an array: NumPy cannot read bfloat16, nor tensors with gradients."""
+    return array.detach().float().numpy() if hasattr(array, "detach") else array
 
 
 def _described(content: Any) -> str:
     if not isinstance(content, Mapping):
         return f"a {type(content).__name__}"
-    return f"the keys {_some(list(content))}" if content else "nothing"
-
-
-def _some(names: list[Any], limit: int = 4) -> str:
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(map(str, names[:limit])) + more
+    if not content:
+        return "nothing"
+    keys = [one_line(key) for key in content]
+    more = f" and {len(keys) - 4} more" if len(keys) > 4 else ""
+    return f"the keys {', '.join(keys[:4])}{more}"

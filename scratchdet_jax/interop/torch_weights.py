@@ -65,7 +65,7 @@ def convert(state: Mapping[str, np.ndarray], initial: Mapping[str, Any]) -> Impo
     """Copies a PyTorch state dict into a model's variables.
 
     Args:
-        state: arrays by PyTorch's names, without prefixes (`torch_files.unwrap`).
+        state: arrays by PyTorch's names, as `torch_files.read_arrays` gives them.
         initial: `params` and `batch_stats` of the model, built for this checkpoint.
 
     Raises:

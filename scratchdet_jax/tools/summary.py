@@ -39,15 +39,27 @@ class Layer(NamedTuple):
     """
 
     name: str
-    kernels: tuple[str, ...]
-    shapes: tuple[tuple[int, int, int], ...]
-    parameters: int
-    flop: int
+    kernels: tuple[str, ...] = ()
+    shapes: tuple[tuple[int, int, int], ...] = ()
+    parameters: int = 0
+    flop: int = 0
 
     @property
     def part(self) -> str:
         """Backbone, extras or head."""
         return part_of(self.name.partition("/")[0])
+
+    def with_convolution(self, module: nn.Module, shape: tuple[int, int, int]) -> "Layer":
+        """Adds a convolution that has just run, and the shape of its output."""
+        kernel = module.variables["params"]["kernel"]
+        stride, dilation = getattr(module, "stride", 1), getattr(module, "dilation", 1)
+        text = f"{kernel.shape[0]}×{kernel.shape[1]}"
+        text += f"/{stride}" * (stride > 1) + f" d{dilation}" * (dilation > 1)
+        return self._replace(
+            kernels=(*self.kernels, text),
+            shapes=(*self.shapes, shape) if self.part == "head" else (shape,),
+            flop=self.flop + 2 * kernel.size * shape[0] * shape[1],
+        )
 
 
 class SourceMap(NamedTuple):
@@ -77,12 +89,6 @@ class Summary(NamedTuple):
         return sum(x.parameters for x in layers), sum(x.flop for x in layers)
 
 
-class _Convolution(NamedTuple):
-    kernel: str
-    shape: tuple[int, int, int]
-    flop: int
-
-
 def summarize(config: ml_collections.ConfigDict, classes: int) -> Summary:
     """Describes the network of a config for a number of classes."""
     names = tuple(f"class {i}" for i in range(1, classes + 1))
@@ -103,17 +109,18 @@ def _norms(config: Any) -> str:
 
 
 def _layers(detector: Detector, image_size: int) -> tuple[Layer, ...]:
-    """The layers in the order of the forward pass, which is evaluated on shapes only."""
-    found: dict[str, list[_Convolution]] = {}
+    """Returns the layers in the order of the forward pass, which is evaluated on shapes only."""
+    layers: dict[str, Layer] = {}
 
     def record(
         call: Any, arguments: Any, options: Any, context: nn.module.InterceptorContext
     ) -> Any:
         outputs = call(*arguments, **options)
-        if isinstance(context.module, Convolution | nn.Conv) and context.method_name == "__call__":
-            found.setdefault(_layer_of(context.module.scope.path), []).append(
-                _convolution(context.module, arguments[0], outputs)
-            )
+        module = context.module
+        if isinstance(module, Convolution | nn.Conv) and context.method_name == "__call__":
+            name = _layer_of(module.path)
+            layer = layers.get(name, Layer(name))
+            layers[name] = layer.with_convolution(module, tuple(outputs.shape[1:]))
         return outputs
 
     images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
@@ -121,51 +128,18 @@ def _layers(detector: Detector, image_size: int) -> tuple[Layer, ...]:
         variables = jax.eval_shape(
             lambda x: detector.model.init({"params": jax.random.key(0)}, x, train=False), images
         )
-    parameters: dict[str, int] = {}
     for path, leaf in jax.tree.leaves_with_path(variables["params"]):
         name = _layer_of([entry.key for entry in path[:-1]])
-        parameters[name] = parameters.get(name, 0) + leaf.size
-    names = [*found, *(name for name in parameters if name not in found)]
-    return tuple(_layer(name, found.get(name, []), parameters[name]) for name in names)
+        layer = layers.get(name, Layer(name))
+        layers[name] = layer._replace(parameters=layer.parameters + leaf.size)
+    return tuple(layers.values())
 
 
 def _layer_of(path: Sequence[str]) -> str:
-    """The layer of the module at `path`: its block, or the convolution with its norm."""
+    """Returns the layer of the module at `path`: its block, or the convolution with its norm."""
     if len(path) > 1:
         return "/".join(path[:-1])
     return path[0].removesuffix("_norm").removesuffix("_l2")
-
-
-def _layer(name: str, convolutions: list[_Convolution], parameters: int) -> Layer:
-    return Layer(
-        name,
-        tuple(c.kernel for c in convolutions),
-        tuple(dict.fromkeys(c.shape for c in convolutions))
-        if part_of(name.partition("/")[0]) == "head"
-        else tuple(c.shape for c in convolutions[-1:]),
-        parameters,
-        sum(c.flop for c in convolutions),
-    )
-
-
-def _convolution(
-    module: Convolution | nn.Conv, inputs: jax.Array, outputs: jax.Array
-) -> _Convolution:
-    if isinstance(module, Convolution):
-        height = width = module.kernel
-        stride, dilation = module.stride, module.dilation
-    else:  # of a backbone that is not ours
-        height, width = module.kernel_size
-        stride, dilation = (max(_both(x)) for x in (module.strides, module.kernel_dilation))
-    kernel = f"{height}×{width}"
-    kernel += f"/{stride}" * (stride > 1) + f" d{dilation}" * (dilation > 1)
-    shape = tuple(outputs.shape[1:])
-    flop = 2 * height * width * inputs.shape[-1] * shape[0] * shape[1] * shape[2]
-    return _Convolution(kernel, shape, flop)
-
-
-def _both(value: int | Sequence[int] | None) -> Sequence[int]:
-    return (value or 1,) * 2 if value is None or isinstance(value, int) else value
 
 
 def to_text(summary: Summary) -> str:

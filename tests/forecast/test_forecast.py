@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scratchdet_jax.forecast import chips
+from scratchdet_jax.forecast import chips, estimate
+from scratchdet_jax.forecast.figures import Forecast, to_text
 from scratchdet_jax.models import BACKBONES, Backbone
 from scratchdet_jax.models.layers import Layers
 from scratchdet_jax.tools import forecast
@@ -82,7 +83,7 @@ def plain_cycles(text, block=""):
 )
 def test_a_forecast_for_a_tpu_adds_up_to_its_text(mode, parallel, config, tpus):
     config.parallel = parallel
-    made, text = forecast.forecast(mode, config, 3, *tpus("v5e:2x2"))
+    made, text = estimate.forecast(mode, config, 3, *tpus("v5e:2x2"))
     assert made.estimated
     assert made.seconds == pytest.approx(plain_cycles(text) / 1.5e9)
     assert sum(part.seconds for part in made.parts) == pytest.approx(made.seconds)
@@ -102,7 +103,7 @@ def test_a_forecast_for_a_tpu_adds_up_to_its_text(mode, parallel, config, tpus):
     assert expected <= {part.name for part in made.parts}
     assert ("second", True) in parts or mode == "eval"
 
-    words = forecast.to_text(made)
+    words = to_text(made)
     assert "of 15.75 GiB\n" in words and "estimate: images/s a chip" in words
     assert "rounds depend on the data; one is counted" in words
     assert json.loads(json.dumps(made.record()))["images"] == made.images
@@ -111,26 +112,26 @@ def test_a_forecast_for_a_tpu_adds_up_to_its_text(mode, parallel, config, tpus):
 def test_a_forecast_for_a_gpu_adds_up(config):
     pytest.importorskip("jax_cuda12_plugin", reason="install requirements-cuda.txt")
     chip, devices = chips.devices("h100")
-    made, text = forecast.forecast("train", config, 3, chip, devices)
+    made, text = estimate.forecast("train", config, 3, chip, devices)
     assert not made.estimated and made.images == 16
     slowest = [max(p.flop / chip.peak("bfloat16"), p.bytes / chip.bandwidth) for p in made.parts]
     assert made.seconds == pytest.approx(sum(slowest))
     assert sum(made.bytes_by_kind.values()) == made.bytes
     assert any(kind.startswith("__cudnn$conv") for kind in made.bytes_by_kind)
-    assert "at least, ms" in forecast.to_text(made)
+    assert "at least, ms" in to_text(made)
     assert "estimated_cycles" not in text
 
 
 def test_a_batch_that_does_not_fit_is_one_sentence(config, tpus):
     config.eval.batch_size = 4 * 2_000_000
-    with pytest.raises(forecast.TooLarge, match=r"the batch does not fit: .*--largest_batch"):
-        forecast.forecast("eval", config, 3, *tpus("v5e:2x2"))
+    with pytest.raises(estimate.TooLarge, match=r"the batch does not fit: .*--largest_batch"):
+        estimate.forecast("eval", config, 3, *tpus("v5e:2x2"))
 
 
 @pytest.mark.slow  # 256 chips
 def test_a_step_is_compiled_for_256_chips(config, tpus):
     config.batch_size, config.eval.batch_size = 1024, 256
-    made, text = forecast.forecast("train", config, 3, *tpus("v5e:16x16"))
+    made, text = estimate.forecast("train", config, 3, *tpus("v5e:16x16"))
     assert (made.chips, made.images) == (256, 1024)
     assert made.collectives["all-reduce"][0] > 0
     assert made.seconds == pytest.approx(plain_cycles(text) / 1.5e9)
@@ -144,7 +145,7 @@ def test_the_largest_batch_is_found_to_within_an_eighth(limit, start):
         tried.append(n)
         return n <= limit
 
-    found = forecast.largest(fits, start)
+    found = estimate.largest(fits, start)
     assert limit - max(1, limit // 8) < found <= limit or found == limit == 0
     assert len(tried) == len(set(tried))
 
@@ -152,12 +153,12 @@ def test_the_largest_batch_is_found_to_within_an_eighth(limit, start):
 def test_the_largest_batch_that_fits_is_forecast(config, monkeypatch, capsys):
     def fake(mode, config, classes, chip, devices):
         if config.batch_size > 4 * 21:
-            raise forecast.TooLarge("no")
+            raise estimate.TooLarge("no")
         memory = {"total": config.batch_size}
-        return forecast.Forecast("", 4, config.batch_size, 0, memory, *[None] * 12), ""
+        return Forecast("", 4, config.batch_size, 0, memory, *[None] * 12), ""
 
-    monkeypatch.setattr(forecast, "forecast", fake)
-    made, _ = forecast.largest_forecast("train", config, 3, None, [None] * 4)
+    monkeypatch.setattr(estimate, "forecast", fake)
+    made, _ = estimate.largest_forecast("train", config, 3, None, [None] * 4)
     assert made.images in (4 * 20, 4 * 21)
     assert "config.batch_size 128: does not fit" in capsys.readouterr().err
 
