@@ -97,10 +97,12 @@ def constant_box(
     guesses, spare = _guesses(flat, boxes, scales)
     numbered = dict(zip(map(str, range(len(drawn))), truth.values(), strict=True))
     numbered |= dict.fromkeys(spare, _NO_BOXES)
+    result: coco.MeanAP | voc.VocResult
     if metric == "coco":
         result = coco.mean_average_precision(guesses, numbered, class_names)
     else:
-        result = voc.evaluate(guesses, numbered, class_names, metric=metric.removeprefix("voc_"))
+        kind: voc.Metric = "area" if metric == "voc_area" else "11point"
+        result = voc.evaluate(guesses, numbered, class_names, metric=kind)
     chosen = {
         name: box.round(4).tolist() if np.isfinite(box[0]) else None
         for name, box in zip(class_names, boxes, strict=True)
@@ -139,7 +141,7 @@ def choose_boxes(truth: FlatGroundTruth, class_count: int) -> np.ndarray:
             [np.maximum.reduceat(overlaps(part, boxes), starts, axis=1) for part in parts]
         )
         met = np.sum(best >= _IOU, axis=1)
-        total = np.where(met == met.max(), best.sum(axis=1), -1)
+        total = np.where(met == np.max(met), best.sum(axis=1), -1)
         chosen[label - 1] = candidates[np.argmax(total)]
     return chosen
 

@@ -7,6 +7,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.typing import ColorType
 
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.reports.reading import RunRecords, fluctuation, running, series
@@ -18,14 +19,12 @@ _WINDOW = 20
 # A panel gets a logarithmic axis if its largest value is more than this many times its median.
 _LOGARITHMIC_FROM = 100
 
-Color = str | tuple[float, ...]
-
 
 def draw_curve(
     panel: Axes,
     steps: np.ndarray,
     values: np.ndarray,
-    color: Color,
+    color: ColorType,
     name: str | None = None,
     *,
     style: str = "-",
@@ -169,6 +168,6 @@ def save(figure: Figure, output: str | Path) -> None:
         raise UserError(f"--output {output} cannot be written: {error}") from error
 
 
-def _colors(runs: Sequence[RunRecords]) -> list[Color]:
-    colors = mpl.colormaps["tab10" if len(runs) <= 10 else "tab20"].colors
+def _colors(runs: Sequence[RunRecords]) -> list[ColorType]:
+    colors = mpl.color_sequences["tab10" if len(runs) <= 10 else "tab20"]
     return [colors[i % len(colors)] for i in range(len(runs))]

@@ -3,7 +3,7 @@
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -147,7 +147,7 @@ def _text(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value) or "none"
 
 
-def series(records: Sequence[dict[str, Any]], field: str) -> tuple[np.ndarray, np.ndarray]:
+def series(records: Sequence[Mapping[str, Any]], field: str) -> tuple[np.ndarray, np.ndarray]:
     """(steps int [n], values float [n]) of the records that have the field; null becomes NaN."""
     rows = [(record["step"], record[field]) for record in records if field in record]
     steps = np.array([step for step, _ in rows], np.int64)
@@ -155,7 +155,7 @@ def series(records: Sequence[dict[str, Any]], field: str) -> tuple[np.ndarray, n
     return steps, values
 
 
-def fluctuation(records: Sequence[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+def fluctuation(records: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
     """Returns the steps and the mean |‖g_t‖₂ − ‖g_{t−1}‖₂| as logged."""
     return series(records, "gradient_fluctuation")
 

@@ -113,7 +113,7 @@ def decode(
     results = map_ahead(one, chosen.tolist(), _AHEAD)
     found = dict(track(results, len(chosen), "decoding", "image"))
     broken = {i: reason for i, reason in found.items() if isinstance(reason, str)}
-    return {i: s for i, s in found.items() if i not in broken}, broken
+    return {i: s for i, s in found.items() if not isinstance(s, str)}, broken
 
 
 def select_images(table: BoxTable, chosen: np.ndarray) -> tuple[BoxTable, np.ndarray]:

@@ -51,7 +51,8 @@ def open_dataset(dataset: str, data_dir: str) -> Opened:
         training = splits.get("train", next(iter(splits.values())))
         return Opened(splits, training, _preparation(directory))
     training = open_source(dataset, data_dir)
-    splits, prepared = {}, {}
+    splits = {}
+    prepared: dict[str, Named] = {}
     parts = parse_spec(dataset)
     several = len({(part.name, part.directory) for part in parts}) > 1
     for part in parts:

@@ -43,7 +43,7 @@ def write_recipe(
     Raises:
         UserError: the file cannot be written.
     """
-    fields = {"name": path.stem}
+    fields: dict[str, object] = {"name": path.stem}
     before = flatten(original)
     fields |= {
         name: value

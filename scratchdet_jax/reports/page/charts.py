@@ -84,7 +84,8 @@ def to_svg(figure: Figure, title: str) -> Markup:
                 element.insert(0, tooltip)
         element.attrib = attributes
     root.attrib = {"viewBox": root.attrib["viewBox"], "role": "img", "aria-label": title}
-    root.remove(root.find("defs"))  # matplotlib's style sheet, which would style the whole page
+    if (styles := root.find("defs")) is not None:
+        root.remove(styles)  # matplotlib's style sheet, which would style the whole page
     svg = ElementTree.tostring(root, encoding="unicode")
     svg = re.sub(" font-family: [^;]*;", "", svg)  # the page has one
     return Markup(re.sub("#fe(..)dc", lambda m: f"var(--{_VARIABLES[int(m[1], 16)]})", svg))

@@ -72,11 +72,12 @@ def text_table(rows: Sequence[Sequence[Cell]]) -> str:
     for row in zip(*(column[1:] for column in columns), strict=True):
         table.add_row(*(Text(str(cell), "bold" if isinstance(cell, Bold) else "") for cell in row))
     shown = sys.stdout.isatty()
+    written = io.StringIO()
     console = Console(
-        file=io.StringIO(), force_terminal=shown, width=None if shown else _WIDTH, highlight=False
+        file=written, force_terminal=shown, width=None if shown else _WIDTH, highlight=False
     )
     console.print(table)
-    lines = console.file.getvalue().splitlines()
+    lines = written.getvalue().splitlines()
     return "\n".join(f"  {line}".rstrip() for line in lines)
 
 

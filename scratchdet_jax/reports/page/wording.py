@@ -1,5 +1,6 @@
 """Numbers and counts in words, lists of names, and the findings."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -28,7 +29,8 @@ class Finding(NamedTuple):
     advice: str = ""
 
 
-class Named(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Named:
     """How many there are, and the first few by name."""
 
     count: int
@@ -70,6 +72,8 @@ def first_few(names: list[str], most: int) -> str:
 
 def for_json(value: Any) -> Any:
     """Returns a figure of any depth as JSON has it: NamedTuples as objects, NaN as null."""
+    if dataclasses.is_dataclass(value):
+        value = vars(value)
     if hasattr(value, "_asdict"):
         value = value._asdict()
     if isinstance(value, dict):

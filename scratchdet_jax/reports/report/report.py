@@ -18,12 +18,14 @@ from scratchdet_jax.reports.report.sections.training import Training
 from scratchdet_jax.reports.report.study import OpenedRun, RunStudy
 from scratchdet_jax.run.versions import versions
 
+_NOT_IN_JSON = {"training": ("curves",), "images": ("worst", "best", "class_names")}
+
 
 class RunFigures(NamedTuple):
     """The figures of one run, section by section.
 
-    A section has `measure(study)`; its fields are its keys in the JSON file, but for those that it
-    names in NOT_IN_JSON. What compares runs takes the section of every run by the run's name. The
+    A section has `measure(study)`; its fields are its keys in the JSON file, but for those in
+    _NOT_IN_JSON. What compares runs takes the section of every run by the run's name. The
     templates report.txt and report.html say how all is shown.
     """
 
@@ -129,7 +131,7 @@ def _record(run: RunFigures) -> dict[str, Any]:
         field: {
             key: value
             for key, value in section._asdict().items()
-            if key not in getattr(section, "NOT_IN_JSON", ())
+            if key not in _NOT_IN_JSON.get(field, ())
         }
         for field, section in run._asdict().items()
     }

@@ -1,5 +1,6 @@
 """How well the anchors fit the ground truth, by level, size and class."""
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -27,7 +28,8 @@ class LevelInfo(NamedTuple):
     anchors: int
 
 
-class FitSummary(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class FitSummary:
     """Shares of the boxes, in [0, 1]; NaN if there is no box.
 
     Attributes:
@@ -155,7 +157,7 @@ class Anchors(NamedTuple):
         rows: list[list[Cell]] = [["level", "map", "sizes, px", "anchors", *reached]]
         for n, level in enumerate(self.levels):
             shape = [f"{level.map[0]}×{level.map[1]}", f"{level.sizes[0]}–{level.sizes[1]}"]
-            row = [str(n + 1), *shape, f"{level.anchors:,}"]
+            row: list[Cell] = [str(n + 1), *shape, f"{level.anchors:,}"]
             for fit in (before, after):
                 row += [Share(fit.reached_by_level[n]), percent(fit.home[n])]
             rows.append(row)
@@ -175,21 +177,21 @@ class Anchors(NamedTuple):
         """Returns the shares by class and level."""
         levels = [f"level {n + 1}" for n in range(len(self.levels))]
         rows: list[list[Cell]] = [["class", "all levels", *levels, "augmented"]]
-        for name, *shares in zip(
+        for name, overall, by_level, augmented in zip(
             study.class_names,
             self.before.reached_by_class,
             self.before.reached_by_class_and_level,
             self.after.reached_by_class,
             strict=True,
         ):
-            rows.append([name, *map(Share, (shares[0], *shares[1], shares[2]))])
+            rows.append([name, Share(overall), *map(Share, by_level), Share(augmented)])
         return rows
 
 
 def summarize(fit: Fit, threshold: float, class_count: int) -> FitSummary:
     """Returns shares over all boxes, by level and by class."""
     reached = fit.best >= threshold
-    overall = reached.any(axis=1)
+    overall = fit.reached(threshold)
     home = np.argmax(fit.best, axis=1)
     classes = [fit.labels == label for label in range(1, class_count + 1)]
     return FitSummary(

@@ -148,7 +148,7 @@ class Boxes(NamedTuple):
     def rows(self, levels: Levels) -> list[list[Cell]]:
         """Returns counts and sizes by class."""
         bounds = (f"<{levels.smallest} px", f"<{levels.cell:.0f} px")
-        rows = [["class", "images", "boxes", "5 %", "median", "95 %", *bounds]]
+        rows: list[list[Cell]] = [["class", "images", "boxes", "5 %", "median", "95 %", *bounds]]
         rows += [
             [
                 c.name,
@@ -213,8 +213,8 @@ def _aspects(sides: np.ndarray) -> np.ndarray:
     return sides[:, 1] / np.maximum(sides[:, 0], 1e-9)
 
 
-def _shares(counts: list[int]) -> np.ndarray:
-    return np.array(counts) / max(sum(counts), 1)
+def _shares(counts: list[int]) -> list[float]:
+    return [count / max(sum(counts), 1) for count in counts]
 
 
 def _histogram(edges: np.ndarray, *values: np.ndarray) -> Histogram:

@@ -64,8 +64,10 @@ class ConstantScore(NamedTuple):
 
     def rows(self) -> list[list[Cell]]:
         """Returns the AP and the box of each class."""
+        rows: list[list[Cell]] = [["class", "AP", "top", "left", "bottom", "right"]]
+        if self.constant_box is None:
+            return rows
         box = self.constant_box.box
-        rows = [["class", "AP", "top", "left", "bottom", "right"]]
         for name, place in box.boxes.items():
             ap = box.per_class[name]
             sides = ["–"] * 4 if place is None else [percent(side) for side in place]

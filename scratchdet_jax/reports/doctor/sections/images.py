@@ -101,7 +101,9 @@ class ImageChecks(NamedTuple):
     def size_rows(self) -> list[list[Cell]]:
         """Returns the most common sizes, with a bar each."""
         most = self.sizes.common[0][2]
-        sizes = [[f"{w}×{h}", f"{n:,}", Meter(n / most)] for h, w, n in self.sizes.common]
+        sizes: list[list[Cell]] = [
+            [f"{w}×{h}", f"{n:,}", Meter(n / most)] for h, w, n in self.sizes.common
+        ]
         return [["width × height", "images", ""], *sizes]
 
     def lists(self, study: DataSetStudy) -> list[tuple[str, Named]]:

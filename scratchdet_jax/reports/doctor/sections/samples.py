@@ -25,7 +25,11 @@ def draw_samples(study: DataSetStudy, count: int) -> list[Picture]:
     source, config = study.opened.training, study.config
     order = TrainingOrder(len(source), config.seed, config.batch_size)
     options, size = augment_options(config), config.image_size
-    run = jax.jit(lambda key, *example: augment(key, *example, options, size))
+    run = jax.jit(
+        lambda key, image, valid, boxes, labels, ignore: augment(
+            key, image, valid, boxes, labels, ignore, options, size
+        )
+    )
     pictures = []
     for i in range(count):
         example = source[order[i]]
@@ -60,4 +64,4 @@ def _on_canvas(example: Example, config: ml_collections.ConfigDict) -> tuple[np.
     free = slots - len(example["labels"])
     boxes = np.pad(example["boxes"], ((0, free), (0, 0)))
     labels, ignore = (np.pad(example[key], (0, free)) for key in ("labels", "ignore"))
-    return canvas, np.int32(image.shape[:2]), boxes, labels, ignore
+    return canvas, np.array(image.shape[:2], np.int32), boxes, labels, ignore

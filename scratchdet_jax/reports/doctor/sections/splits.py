@@ -119,7 +119,7 @@ class Splits(NamedTuple):
         counts = np.bincount(study.table.labels, minlength=len(study.class_names) + 1)[1:]
         for n, name in enumerate(study.class_names):
             cells = [self._count(split.boxes[n], split.ignored[n]) for split in splits]
-            rows.append([name, *cells, Meter(counts[n] / max(counts.max(), 1))])
+            rows.append([name, *cells, Meter(counts[n] / max(np.max(counts), 1))])
         return rows
 
     def _count(self, boxes: int, ignored: int) -> str:

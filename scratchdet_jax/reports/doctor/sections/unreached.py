@@ -249,7 +249,8 @@ def _max_iou(anchors: jax.Array, boxes: jax.Array) -> jax.Array:
 
 def _reached(study: DataSetStudy) -> tuple[float, float]:
     """Returns the share of the boxes that reach an anchor, before and after augmentation."""
-    return tuple(share(fit.reached(study.threshold)) for fit in (study.before, study.after))
+    before, after = study.before.reached(study.threshold), study.after.reached(study.threshold)
+    return share(before), share(after)
 
 
 def _examples(study: DataSetStudy, unreached: np.ndarray) -> list[BoxExample]:

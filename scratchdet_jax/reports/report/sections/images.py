@@ -33,7 +33,7 @@ class Chosen(NamedTuple):
     """
 
     image_id: str
-    index: int
+    position: int
     f1: float
     correct: int
     false: int
@@ -70,8 +70,6 @@ class RankedImages(NamedTuple):
     worst: list[Chosen]
     best: list[Chosen]
     class_names: tuple[str, ...]
-
-    NOT_IN_JSON = ("worst", "best", "class_names")
 
     @classmethod
     def measure(cls, study: RunStudy) -> "RankedImages":
@@ -117,7 +115,7 @@ class RankedImages(NamedTuple):
 
     def _pair(self, one: Chosen, source: DetectionSource) -> tuple[Picture, Picture] | None:
         try:
-            example = source[one.index]
+            example = source[one.position]
             image, _ = decode_to_canvas(example["image"], (_SIDE, _SIDE), example["orientation"])
         except (UserError, ValueError, OSError, cv2.error):
             return None

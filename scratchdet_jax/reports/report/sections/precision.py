@@ -129,8 +129,8 @@ class Precision(NamedTuple):
         for name in _known(runs):
             figure, axes = _new_chart(_SMALL)
             for n, (run_name, run) in enumerate(runs.items()):
-                if run.curves[name]:
-                    (line,) = axes.plot(_RECALLS, run.curves[name], color=run_colour(n))
+                if curve := run.curves[name]:
+                    (line,) = axes.plot(_RECALLS, curve, color=run_colour(n))
                     set_tooltip(line, run_name)
             charts.append((to_svg(figure, f"Precision by recall of {name}"), name))
         return charts
@@ -140,7 +140,7 @@ class Precision(NamedTuple):
         """Draws the mean of the classes' curves; of a single run, each class too, in grey."""
         figure, axes = _new_chart()
         for n, (run_name, run) in enumerate(runs.items()):
-            curves = {name: run.curves[name] for name in _known(runs) if run.curves[name]}
+            curves = {name: curve for name in _known(runs) if (curve := run.curves[name])}
             for name, curve in curves.items() if len(runs) == 1 else ():
                 (line,) = axes.plot(
                     _RECALLS, curve, color=colour("soft"), linewidth=0.8, alpha=0.45

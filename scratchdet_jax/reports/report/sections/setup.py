@@ -76,7 +76,7 @@ class Setup(NamedTuple):
 
     def difference_rows(self) -> list[list[Cell]]:
         """Returns the fields in which the run differs from its recipe."""
-        rows = [
+        rows: list[list[Cell]] = [
             [field, Wrapped(_text(there)), Wrapped(_text(here))]
             for field, (there, here) in self.differences.items()
         ]
@@ -110,7 +110,9 @@ def find_recipe(name: str) -> tuple[ml_collections.ConfigDict, str]:
 def _compared(values: Mapping[str, Mapping[str, Any]], every: bool = False) -> list[list[Cell]]:
     """Returns a row for each key, a column for each run; only keys that differ unless `every`."""
     keys = dict.fromkeys(key for one in values.values() for key in one)
-    rows = [[key, *(Wrapped(_text(one.get(key, "–"))) for one in values.values())] for key in keys]
+    rows: list[list[Cell]] = [
+        [key, *(Wrapped(_text(one.get(key, "–"))) for one in values.values())] for key in keys
+    ]
     return [["", *map(Wrapped, values)], *(row for row in rows if every or len(set(row[1:])) > 1)]
 
 

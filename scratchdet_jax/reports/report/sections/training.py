@@ -62,8 +62,6 @@ class Training(NamedTuple):
     device_memory: float | None
     curves: dict[str, Series]
 
-    NOT_IN_JSON = ("curves",)
-
     @classmethod
     def measure(cls, study: RunStudy) -> "Training":
         """Reads metrics.jsonl; a log that is missing or garbled is a sentence in the report."""
@@ -71,7 +69,7 @@ class Training(NamedTuple):
         try:
             records = read_run(study.run.workdir, study.name)
         except UserError as error:
-            return cls(str(error), 0, steps, *[None] * 4, "", None, None, {})
+            return cls(str(error), 0, steps, None, None, None, None, "", None, None, {})
         curves = {
             field: _numbers(records.eval if field == "mAP" else records.train, field)
             for field in _CHARTS
@@ -142,7 +140,7 @@ class Training(NamedTuple):
             figure, axes = new_chart()
             ends = []
             for n, (name, run) in enumerate(runs.items()):
-                steps, values = run.curves.get(field, ([], np.zeros(0)))
+                steps, values = run.curves.get(field, (np.zeros(0), np.zeros(0)))
                 draw_curve(axes, steps, values, run_colour(n), name, dots=field == "mAP")
                 set_tooltip(axes.lines[-1], name)
                 finite = values[np.isfinite(values)]
