@@ -4,7 +4,7 @@ import json
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from reprlib import repr as brief
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -12,6 +12,8 @@ from scratchdet_jax.datasets.coco_json import image_key, integer, numbers
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.evaluation.detections import ImageDetections
 from scratchdet_jax.evaluation.formats import unescaped, voc_file
+
+T = TypeVar("T")
 
 
 def classes_of_files(
@@ -78,8 +80,8 @@ def read_voc_files(
             "check the folder and the split"
         )
     detections = {}
-    for image_id, values in rows.items():
-        table = np.array(values, np.float64)
+    for image_id, image_rows in rows.items():
+        table = np.array(image_rows, np.float64)
         detections[image_id] = ImageDetections(
             table[:, [2, 1, 4, 3]], table[:, 0], table[:, 5].astype(np.int64)
         )
@@ -88,7 +90,7 @@ def read_voc_files(
 
 def _read_class(path: Path) -> list[tuple[str, tuple[float, ...]]]:
     """Reads one file; each line becomes (image id, (score, xmin, ymin, xmax, ymax))."""
-    rows = []
+    rows: list[tuple[str, tuple[float, ...]]] = []
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -98,6 +100,7 @@ def _read_class(path: Path) -> list[tuple[str, tuple[float, ...]]]:
             continue
         # From the right, because an image id may contain spaces.
         fields = line.strip().rsplit(maxsplit=5)
+        values: tuple[float, ...]
         try:
             image_id, values = fields[0], tuple(map(float, fields[1:]))
         except ValueError:
@@ -150,16 +153,16 @@ def _read_entry(entry: Any, categories: Collection[int]) -> tuple[str, dict[str,
     """Returns the image id of an entry, and its other fields; a ValueError says what is wrong."""
     if not isinstance(entry, dict):
         raise ValueError("it is not an object")
-    image_id, category = image_key(entry.get("image_id")), integer(entry.get("category_id"))
-    box, score = numbers(entry.get("bbox"), 4), numbers([entry.get("score")], 1)
-    for key, value, kind in (
-        ("image_id", image_id, "a whole number or a text"),
-        ("category_id", category, "a whole number"),
-        ("bbox", box, "four finite numbers x, y, width, height"),
-        ("score", score, "a finite number"),
-    ):
+
+    def checked(key: str, value: T | None, kind: str) -> T:
         if value is None:
             raise ValueError(f"its {key} is {brief(entry.get(key))}, not {kind}")
+        return value
+
+    image_id = checked("image_id", image_key(entry.get("image_id")), "a whole number or a text")
+    category = checked("category_id", integer(entry.get("category_id")), "a whole number")
+    box = checked("bbox", numbers(entry.get("bbox"), 4), "four finite numbers x, y, width, height")
+    score = checked("score", numbers([entry.get("score")], 1), "a finite number")
     if category not in categories:
         raise ValueError(f"category id {category} is not in the category table")
     return str(image_id), {"category_id": category, "bbox": list(box), "score": score[0]}

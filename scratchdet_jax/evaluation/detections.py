@@ -80,9 +80,7 @@ def flatten_ground_truth(
 
 
 def flatten_detections(
-    detections: Mapping[str, ImageDetections],
-    ground_truth: Mapping[str, ImageGroundTruth],
-    class_count: int,
+    detections: Mapping[str, ImageDetections], ground_truth: Collection[str], class_count: int
 ) -> FlatDetections:
     """Puts the detections of all images into one table, without empty slots.
 
@@ -91,7 +89,8 @@ def flatten_detections(
 
     Args:
         detections: by image id; images without an entry have no detections.
-        ground_truth: by image id; images are numbered as in `flatten_ground_truth`.
+        ground_truth: the image ids, or a table by image id; images are numbered as in
+            `flatten_ground_truth`.
         class_count: C, the largest valid label.
 
     Raises:

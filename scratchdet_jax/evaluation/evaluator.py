@@ -1,7 +1,7 @@
 """Detects objects once in every image of a split and scores the detections."""
 
 import collections
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -51,7 +51,7 @@ class Evaluation(NamedTuple):
     sizes: dict[str, tuple[int, int]]
 
 
-def map_eval_steps(detector: Detector, mapping: DeviceMapping) -> list[Callable]:
+def map_eval_steps(detector: Detector, mapping: DeviceMapping) -> list[Callable[..., Any]]:
     """The functions `(variables, batch) → Detections` of an evaluation, one per scale."""
     config = detector.config
     scales = parse_scales(config.eval.multiscale) or (Scale(config.image_size, config.image_size),)
@@ -140,7 +140,7 @@ class Evaluator:
 
     def _all_rows(
         self, variables: Any, on_batch: Callable[[], None]
-    ) -> tuple[dict[str, np.ndarray], Detections]:
+    ) -> tuple[dict[str, np.ndarray], Detections[np.ndarray]]:
         """Returns this process's rows [n, …] of all batches, without images, and detections."""
         kept = ("id", "original_size", "boxes", "labels", "ignore")
         parts = []
@@ -149,7 +149,9 @@ class Evaluator:
             on_batch()
         return jax.tree.map(lambda *rows: np.concatenate(rows), *parts)
 
-    def _batches(self, variables: Any) -> Iterator[tuple[dict[str, np.ndarray], Detections]]:
+    def _batches(
+        self, variables: Any
+    ) -> Iterator[tuple[dict[str, np.ndarray], Detections[np.ndarray]]]:
         """Yields host batches with their detections; the next batch runs meanwhile."""
         settings = self._detector.config
         loader = eval_loader(
@@ -159,7 +161,7 @@ class Evaluator:
             process_count=jax.process_count(),
         )
 
-        def put(batch: dict[str, np.ndarray]) -> tuple[dict, dict]:
+        def put(batch: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, jax.Array]]:
             sent = {key: batch[key][None] for key in ("image", "size")}
             return batch, self._mapping.put_batch(sent)
 
@@ -174,8 +176,8 @@ class Evaluator:
             yield self._merged(*pending)
 
     def _merged(
-        self, batch: dict[str, np.ndarray], running: list[Detections]
-    ) -> tuple[dict[str, np.ndarray], Detections]:
+        self, batch: dict[str, np.ndarray], running: list[Detections[jax.Array]]
+    ) -> tuple[dict[str, np.ndarray], Detections[np.ndarray]]:
         found = self._mapping.local_rows(running)
         if not self._scales:
             return batch, found[0]
@@ -198,7 +200,7 @@ class Evaluator:
         return {"mAP": record["mAP"], "label": METRIC_LABELS[metric], **record}
 
 
-def summary_line(results: dict[str, Any]) -> str:
+def summary_line(results: Mapping[str, Any]) -> str:
     """Formats the metrics of a split in one line."""
     mean = results["mAP"]
     label = f" ({results['label']})" if "label" in results else ""
