@@ -103,7 +103,7 @@ def read_coco(path: Path, test_set: bool = False) -> CocoFile:
         )
     used = [e.get("category_id") for e in content["annotations"] if isinstance(e, dict)]
     listed = (_listed(path, i, c, used) for i, c in enumerate(content["categories"]))
-    file = CocoFile(
+    found = CocoFile(
         path,
         digest,
         content["images"],
@@ -113,7 +113,7 @@ def read_coco(path: Path, test_set: bool = False) -> CocoFile:
         frozenset(number for number in map(integer, used) if number is not None),
         labelled,
     )
-    return file._replace(categories=join_categories([file]).categories)
+    return found._replace(categories=join_categories([found]).categories)
 
 
 def _parse(path: Path) -> tuple[Any, str]:

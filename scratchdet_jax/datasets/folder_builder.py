@@ -24,6 +24,9 @@ from scratchdet_jax.errors import UserError, plural, writable_folder
 from scratchdet_jax.progress import Progress
 
 
+Examples = Iterator[tuple[str | int, dict[str, Any]]]  # keys and features
+
+
 class FolderBuilder(tfds.core.ShardBasedBuilder):
     """Writes checked images unchanged and in order, with at most one shard in memory.
 
@@ -76,13 +79,15 @@ class FolderBuilder(tfds.core.ShardBasedBuilder):
             features=tfds.features.FeaturesDict(features),
         )
 
-    def _shard_iterators_per_split(self, dl_manager: Any) -> dict[str, list[Callable]]:
+    def _shard_iterators_per_split(
+        self, dl_manager: Any
+    ) -> dict[str, list[Callable[[], Examples]]]:
         # TFDS renames the directory into place at the end: data and report appear together.
         (self.data_path / "report.json").write_text(self._report.to_json(), encoding="utf-8")
         (self.data_path / INVENTORY).write_text(json.dumps(self._inventory), encoding="utf-8")
         return {split: self._shards(split) for split in self._contents.splits}
 
-    def _shards(self, split: str) -> list[Callable[[], Iterator]]:
+    def _shards(self, split: str) -> list[Callable[[], Examples]]:
         images = self._contents.splits[split]
         size = sum(image.stamp.size for image in images)
         count = shard_utils.ShardConfig.calculate_number_shards(size, len(images))
@@ -93,9 +98,7 @@ class FolderBuilder(tfds.core.ShardBasedBuilder):
             for start, end in zip([0, *ends], ends, strict=False)
         ]
 
-    def _generate(
-        self, split: str, images: Sequence[UsableImage], progress: Progress
-    ) -> Iterator[tuple[str | int, dict[str, Any]]]:
+    def _generate(self, split: str, images: Sequence[UsableImage], progress: Progress) -> Examples:
         root = self._contents.roots[split]
         for image in images:
             yield (

@@ -82,6 +82,7 @@ def read_splits(folder: Path, layout: Layout, files: Files, wanted: Sequence[str
         found.append(SplitList(split, f"{place}/{name}", ids, True))
     if not plain:
         found = _splits_without_lists(layout, files, place, notes)
+    used: Collection[str]
     if wanted is None:
         used = lines
     else:
@@ -160,8 +161,8 @@ def _read_lists(folder: Path, root: Path) -> tuple[str, dict[str, list[str]]]:
 
 def _labelled(lines: Sequence[str], files: Files) -> bool:
     """Whether each line is an id and a flag. An image may be called "photo 1", too."""
-    matches = [_LABELLED_LINE.fullmatch(line) for line in lines]
-    if not lines or None in matches:
+    matches = [match for line in lines if (match := _LABELLED_LINE.fullmatch(line))]
+    if not lines or len(matches) < len(lines):
         return False
     names = sum(line in files.images for line in lines)
     return names == 0 or sum(match[1] in files.images for match in matches) > names

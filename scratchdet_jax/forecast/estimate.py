@@ -7,6 +7,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import jax
 import ml_collections
@@ -37,7 +38,7 @@ class TooLarge(UserError):
 
 
 def forecast(
-    mode: str, config: ml_collections.ConfigDict, classes: int, chip: Chip, devices: list
+    mode: str, config: ml_collections.ConfigDict, classes: int, chip: Chip, devices: list[Any]
 ) -> tuple[Forecast, str]:
     """Compiles the training step or the evaluation of a config.
 
@@ -66,7 +67,7 @@ def forecast(
     available = chip.memory if chip.clock else GPU_SHARE * chip.memory
     memory = _memory(compiled, available)
 
-    texts = [program.as_text() for program in compiled]
+    texts = [program.as_text() or "" for program in compiled]
     modules = [HloModule(text) for text in texts]
     operations = [operation for module in modules for operation in module.operations()]
     parts = _parts(_flop_by_place(mode, config, classes, devices), operations, chip, config)
@@ -112,7 +113,7 @@ def _programs(
 
 def _compile(program: Program, chip: Chip) -> jax.stages.Compiled:
     """Compiles a program; the compiler's error about memory becomes a TooLarge."""
-    cached = jax.config.jax_enable_compilation_cache
+    cached = jax.config.values["jax_enable_compilation_cache"]
     # A program for a chip that is absent can be stored in the cache, but not be loaded again.
     jax.config.update("jax_enable_compilation_cache", False)
     try:
@@ -140,7 +141,7 @@ def _too_large(why: str) -> str:
 
 
 def _flop_by_place(
-    mode: str, config: ml_collections.ConfigDict, classes: int, devices: list
+    mode: str, config: ml_collections.ConfigDict, classes: int, devices: list[Any]
 ) -> Counter[tuple[str, bool]]:
     """Counts the FLOP of the mathematics: the packed layout multiplies by zeros."""
     plain = config.copy_and_resolve_references()
@@ -226,7 +227,7 @@ def largest(fits: Callable[[int], bool], start: int) -> int:
 
 
 def largest_forecast(
-    mode: str, config: ml_collections.ConfigDict, classes: int, chip: Chip, devices: list
+    mode: str, config: ml_collections.ConfigDict, classes: int, chip: Chip, devices: list[Any]
 ) -> tuple[Forecast, str]:
     """`forecast` of the largest batch that fits; says on stderr what it tries."""
     parts = config.accumulate_steps if mode == "train" else 1
