@@ -310,7 +310,7 @@ def _factors(config: ml_collections.ConfigDict, source: DetectionSource) -> np.n
     labels = labels_of(source, config.data.train_on_ignored)
     by_class = class_factors(labels, len(source.class_names), config.data.repeat_threshold)
     factors = image_factors(labels, by_class)
-    line = repeated_line(by_class, factors.sum(), source.class_names)
+    line = repeated_line(by_class, factors.sum().item(), source.class_names)
     print(line, file=sys.stderr)
     return factors
 

@@ -23,7 +23,6 @@ from scratchdet_jax.datasets.writing import replace_dataset, restore, write_data
 from scratchdet_jax.errors import UserError, plural, writable_folder
 from scratchdet_jax.progress import Progress
 
-
 Examples = Iterator[tuple[str | int, dict[str, Any]]]  # keys and features
 
 
