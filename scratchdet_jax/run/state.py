@@ -62,7 +62,7 @@ class AveragedState(TrainState):
         return self.replace(**variables, average=jax.tree.map(jnp.copy, variables))
 
 
-def follow(state: TrainState, decay: float) -> TrainState:
+def update_average(state: TrainState, decay: float) -> TrainState:
     """Moves the average of a state towards its variables, after update `state.step` (from 1).
 
     The decay is min(decay, (1 + step) / (10 + step)), as in TensorFlow and timm, so the random
