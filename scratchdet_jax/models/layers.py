@@ -1,4 +1,4 @@
-"""How the networks build convolutions and norms, and what they do with maps, plain or packed."""
+"""Builds the layers of the networks, and what they do with maps, plain or packed."""
 
 import dataclasses
 
@@ -22,7 +22,7 @@ CAFFE_GAUSSIAN = nn.initializers.normal(0.01)
 
 @dataclasses.dataclass(frozen=True)
 class Layers:
-    """How one network builds its convolutions and normalisations; fields as in `BatchNorm`.
+    """Builds the convolutions and normalisations of one network; fields as in `BatchNorm`.
 
     Attributes:
         norm: "batch", or "none" for biased convolutions without normalisation.

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import jax
 import ml_collections
-import numpy as np
 import orbax.checkpoint as ocp
 
 from scratchdet_jax.errors import UserError, one_line
@@ -113,7 +112,7 @@ class Checkpoints:
         """
         damaged = []
         for step in reversed(self.steps()):
-            flaw = self._flaw(step)
+            flaw = damage(self.directory / str(step))
             if flaw is None:
                 self._set_aside(damaged)
                 return step
@@ -276,19 +275,6 @@ class Checkpoints:
             for directory in self.directory.glob(f"{self._writing}.orbax-checkpoint-tmp*"):
                 write_checksums(directory)
 
-    def _flaw(self, step: int) -> str | None:
-        """What is wrong with a checkpoint's files; None if it can be read."""
-        try:
-            return damage(self.directory / str(step))
-        except FileNotFoundError:
-            pass  # of an older version, without checksums: try to read it
-        try:
-            self._about(step)
-            self._reading(step, lambda: read_arrays(self._item(step, "state")))
-        except UserError as error:
-            return str(error)
-        return None
-
     def _set_aside(self, damaged: Sequence[tuple[int, str]]) -> None:
         for step, flaw in damaged:
             name, copy = str(step), 1
@@ -329,18 +315,9 @@ class Checkpoints:
             try:
                 text = (self.directory / str(step) / SCORE).read_text()
                 self._scores[step] = json.loads(text)[BEST_METRIC]
-            except FileNotFoundError:
-                # Older versions stored the score in the recipe.
-                self._scores[step] = None if step == self._writing else self._old_score(step)
             except (OSError, ValueError, KeyError, TypeError):
                 self._scores[step] = None
         return self._scores[step]
-
-    def _old_score(self, step: int) -> float | None:
-        try:
-            return self._about(step).get(BEST_METRIC)
-        except UserError:
-            return None  # damaged, which is reported when the step is used
 
     def _item(self, step: int, name: str) -> Path:
         return self.directory / str(step) / name
@@ -369,14 +346,6 @@ def _reason(error: Exception) -> str:
     text = str(error)
     full = next((reason for reason in FULL_DISK if reason in text), None)
     return full.lower() if full else one_line(error)
-
-
-def read_arrays(item: Path) -> Any:
-    """The arrays in `checkpoints/STEP/state` as NumPy arrays, whatever devices wrote them."""
-    with ocp.PyTreeCheckpointer() as reader:
-        tree = reader.metadata(item).item_metadata.tree
-        arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-        return reader.restore(item, args=ocp.args.PyTreeRestore(restore_args=arguments))
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

@@ -67,29 +67,23 @@ class MetricLogger:
             num_steps: number of updates of the complete run.
             batch_size: images per update.
             log_every: updates between lines.
-            progress: the result of `progress()` at `start_step`.
+            progress: the result of `progress()` at `start_step`; None for a new run.
             evaluated: whether the evaluation at `start_step` is complete; if not, its line is
                 removed too.
         """
         self.path = Path(workdir) / "metrics.jsonl"
+        progress = progress or {"norm": None, "changes": [], "lines": []}
         self._lines, self._events = None, None
-        last = {}
         if is_first():
-            last = _drop_lines_after(self.path, start_step, evaluated)
-            waiting = (progress or {}).get("lines", ())
-            written = (
-                set(self.path.read_text().splitlines()) if waiting and self.path.exists() else ()
-            )
-            self._lines = JsonLines(self.path, [line for line in waiting if line not in written])
+            written = _drop_lines_after(self.path, start_step, evaluated)
+            waiting = [line for line in progress["lines"] if line not in written]
+            self._lines = JsonLines(self.path, waiting)
             self._events = Events(Path(workdir), purge_step=start_step + 1)
         self._progress = Progress(num_steps, "training", "step", start_step)
         self._note = ""  # what the last logged step said
         self._batch_size, self._log_every = batch_size, log_every
         self._pending: tuple[int, dict[str, jax.Array]] | None = None
         self._since, self._images, self._waited = time.perf_counter(), 0, 0.0
-        if progress is None:  # a checkpoint of an older version
-            norm = last.get("gradient_norm") if last.get("step") == start_step else None
-            progress = {"norm": norm, "changes": []}
         self._norm: float | None = progress["norm"]
         self._changes: list[float] = list(progress["changes"])
 
@@ -230,23 +224,23 @@ def _peak_memory() -> dict[str, float]:
     return peaks | ({"device_memory": float(max(used))} if used else {})
 
 
-def _drop_lines_after(path: Path, step: int, evaluated: bool) -> dict[str, object]:
+def _drop_lines_after(path: Path, step: int, evaluated: bool) -> list[str]:
     """Removes what a killed run wrote after its last checkpoint, and a truncated last line.
 
     Returns:
-        The last training record that is kept; empty if there is none.
+        The lines that are kept.
     """
     if not path.exists():
-        return {}
-    kept, last = [], {}
+        return []
+    kept = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
             record = json.loads(line)
             again = record["kind"] == "eval" and record["step"] == step and not evaluated
             if record["step"] <= step and not again:
-                kept.append(line + "\n")
-                last = record if record["kind"] == "train" else last
+                kept.append(line)
         except (json.JSONDecodeError, KeyError, TypeError):
             continue
-    write_text_atomically(path, "".join(kept))  # a kill must not lose the history
-    return last
+    # A kill must not lose the history.
+    write_text_atomically(path, "".join(f"{line}\n" for line in kept))
+    return kept
