@@ -322,7 +322,7 @@ class _Filler:
         batch["id"][row] = index
 
     def _usable(self, index: int) -> tuple[int, Example, np.ndarray, tuple[int, int]]:
-        """The index, example and image at `index`, or of the next one that can be decoded.
+        """Reads the index, example and image at `index`, or of the next one that can be decoded.
 
         The substitute depends on the data set alone, so it is the same for any number of processes
         and after a resume.
@@ -354,7 +354,7 @@ class _Filler:
 
 
 def _factors(config: ml_collections.ConfigDict, source: DetectionSource) -> np.ndarray | None:
-    """How often each image is repeated, by `config.data.repeat_threshold`; says what that means."""
+    """Returns how often each image is repeated, by `config.data.repeat_threshold`; prints it."""
     if not config.data.repeat_threshold:
         return None
     labels = labels_of(source, config.data.train_on_ignored)
@@ -366,12 +366,12 @@ def _factors(config: ml_collections.ConfigDict, source: DetectionSource) -> np.n
 
 
 def substitutes(config: ml_collections.ConfigDict) -> dict[int, str] | None:
-    """The argument `substituted` of `read_batches` for the policy `config.data.on_error`."""
+    """Returns `read_batches`' argument `substituted` for the policy `config.data.on_error`."""
     return {} if config.data.on_error == "substitute" else None
 
 
 def substituted_line(source: DetectionSource, substituted: dict[int, str]) -> str:
-    """A sentence about the images that were replaced by others; "" if there is none."""
+    """Returns a sentence about the images that were replaced by others; "" if there is none."""
     if not substituted:
         return ""
     places = sorted(substituted)
@@ -410,7 +410,7 @@ def to_device(batches: Iterable[Batch], put: Callable[[Batch], T], depth: int = 
 
 
 def usable_cores() -> int:
-    """Number of cores this process may use (a container's share, if the system reports it)."""
+    """Returns the number of cores this process may use (a container's share, if reported)."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

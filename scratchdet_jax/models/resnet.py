@@ -23,7 +23,7 @@ FIRST_SOURCE_STRIDE = 8  # of the first source map relative to the image
 def source_stages(
     stem_stride: int, stem_pool: bool, stage_strides: Sequence[int]
 ) -> tuple[int, ...]:
-    """The stages, counted from 1, whose outputs are source maps: an eighth of the image or less.
+    """Counts from 1 the stages that give source maps: an eighth of the image or less.
 
     The head then sees maps of the same sizes with every stem, as in the paper's comparison of
     stems: stages 3 and 4 of Root-ResNet; stages 2, 3 and 4 where the first convolution downsamples.
@@ -87,7 +87,7 @@ class ResidualBlock(nn.Module):
     layers: Layers
 
     def __call__(self, x: Map, train: bool) -> Map:
-        """The output of the block."""
+        """Returns the output of the block."""
         return self.outputs(x, train)[0]
 
 
@@ -236,7 +236,7 @@ def residual_extras(
     layers: Layers,
     block: Callable[..., ResidualBlock] = BasicBlock,
 ) -> list[Source]:
-    """Source maps of ScratchDet's extra blocks extra1, extra2 …; call it inside a module.
+    """Makes ScratchDet's extra blocks extra1, extra2 …, inside a module; returns their source maps.
 
     Args:
         x: the backbone's last source map.
@@ -258,7 +258,7 @@ def residual_extras(
 
 
 def extra_blocks(x: Map, train: bool, **settings: Any) -> list[Map]:
-    """The outputs of `residual_extras`."""
+    """Returns the outputs of `residual_extras`."""
     return [output for output, _ in residual_extras(x, train, **settings)]
 
 
@@ -302,7 +302,7 @@ class Extras:
     last_convolutions: bool
 
     def sources(self, x: Map, train: bool, layers: Layers) -> list[Source]:
-        """The extra blocks' source maps of x [B, H, W, C]; call it inside a module."""
+        """Returns the extra blocks' source maps of x [B, H, W, C]; call it inside a module."""
         settings = {
             "channels": self.channels,
             "strides": self.strides,
@@ -365,12 +365,12 @@ class ResNet(nn.Module):
         return (*sources, *self.extra_sources(x, sources[-1], train))
 
     def stage_source(self, number: int, output: Map, convolution: Map, train: bool) -> Map:
-        """The source map of a stage, given its output and that of its last convolution."""
+        """Returns a stage's source map, given its output and that of its last convolution."""
         del convolution
         return self.activate(output, train, f"source{number}_norm")
 
     def extra_sources(self, output: Map, source: Map, train: bool) -> list[Map]:
-        """The extra blocks' source maps, given the output and the source map of the last stage."""
+        """Returns the extra blocks' source maps, given the last stage's output and source map."""
         if self.extras.kind != "preactivation":
             return [x for x, _ in self.extras.sources(source, train, self.layers)]
         extras = self.extras.sources(output, train, self.layers)
@@ -379,7 +379,7 @@ class ResNet(nn.Module):
         ]
 
     def activate(self, x: Map, train: bool, name: str) -> Map:
-        """The output of a pre-activation block after norm and ReLU; any other is activated."""
+        """Applies norm and ReLU to a pre-activation block's output; any other is activated."""
         if not self.preactivation:
             return x
         return self.layers.normalize(x, train, name=name, relu=True)
@@ -412,12 +412,12 @@ class CaffeResNet(ResNet):
     """
 
     def stage_source(self, number: int, output: Map, convolution: Map, train: bool) -> Map:
-        """The output of the stage's last convolution."""
+        """Returns the output of the stage's last convolution."""
         del number, output, train
         return convolution
 
     def extra_sources(self, output: Map, source: Map, train: bool) -> list[Map]:
-        """The outputs of the extra blocks' last convolutions."""
+        """Returns the outputs of the extra blocks' last convolutions."""
         del source
         if self.extras.kind != "preactivation":
             output = self.activate(output, train, f"source{len(self.stage_channels)}_norm")
@@ -444,7 +444,7 @@ def _build(config: Any, layers: Layers) -> ResNet:
 
 
 def _name(config: Any) -> str:
-    """Such as "Root-ResNet-34"; a stride that is unusual for the stem is mentioned."""
+    """Names the network, such as "Root-ResNet-34", with a stride that is unusual for the stem."""
     prefix, usual_stride = ("Root-", 1) if config.stem == "root" else ("", 2)
     name = f"{prefix}ResNet-{config.depth}"
     notes = []
