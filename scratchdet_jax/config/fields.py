@@ -71,7 +71,7 @@ def number_of_steps(config: ml_collections.ConfigDict) -> int:
 
 
 def get(config: ml_collections.ConfigDict, name: str) -> object:
-    """Returns the value of a field by dotted name."""
+    """The value of a field by dotted name."""
     for part in name.split("."):
         config = config[part]
     return config

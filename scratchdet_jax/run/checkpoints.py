@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import ml_collections
+import numpy as np
 import orbax.checkpoint as ocp
 
 from scratchdet_jax.errors import UserError, one_line
@@ -40,7 +41,7 @@ class _Preserved:
         self._checkpoints, self._keep = checkpoints, keep
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        """Returns whether each checkpoint is kept, by increasing step."""
+        """Whether each checkpoint is kept, by increasing step."""
         steps = [info.step for info in checkpoints]
         kept = {*steps[-self._keep :], self._checkpoints.best_of(steps)}
         return [step in kept for step in steps]
@@ -83,7 +84,7 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(self.directory, options=options)
 
     def steps(self) -> list[int]:
-        """Returns the steps that have a checkpoint, in order."""
+        """The steps that have a checkpoint, in order."""
         return sorted(self._manager.all_steps())
 
     @property
@@ -98,12 +99,12 @@ class Checkpoints:
         return self.latest_step if best is None else best
 
     def best_of(self, steps: Sequence[int]) -> int | None:
-        """Returns the step with the highest mAP, the later if equal; None if there is no mAP."""
+        """The one of `steps` with the highest mAP, the later if equal; None if there is no mAP."""
         scored = {s: score for s in steps if (score := self.score(s)) is not None}
         return max(scored, key=lambda step: (scored[step], step)) if scored else None
 
     def newest_sound_step(self) -> int | None:
-        """Returns the newest step whose files are intact; None if there is no checkpoint.
+        """The newest step whose files are intact; None if there is no checkpoint.
 
         Newer, damaged ones are moved to `corrupt`, each with a warning on stderr.
 
@@ -181,11 +182,11 @@ class Checkpoints:
                 )
 
     def is_scored(self, step: int) -> bool:
-        """Returns whether the evaluation of a step is complete, even if its mAP is undefined."""
+        """Whether the evaluation of a step is complete, even if its mAP is undefined."""
         return (self.directory / str(step) / SCORE).exists() or self.score(step) is not None
 
     def restore(self, step: int, like: TrainState) -> TrainState:
-        """Reads the state of `step` with the structure, shapes, types and sharding of `like`.
+        """The state of `step` with the structure, shapes, types and sharding of `like`.
 
         Raises:
             UserError: its arrays differ from those of `like`, or it cannot be read.
@@ -195,7 +196,7 @@ class Checkpoints:
         return self._restore(step, state=ocp.args.StandardRestore(abstract))["state"]
 
     def restore_part(self, step: int, like: Any) -> Any:
-        """Reads the part of the state of `step` that `like` has, such as `params`."""
+        """A part of the state of `step`, such as `params` and `batch_stats`: that of `like`."""
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         arguments = ocp.args.PyTreeRestore(
             item=abstract,
@@ -208,22 +209,22 @@ class Checkpoints:
             )
 
     def info(self, step: int) -> RunInfo:
-        """Reads the config and class names with which `step` was trained."""
+        """Config and class names with which `step` was trained."""
         about = self._about(step)
         return RunInfo(
             ml_collections.ConfigDict(tuples(about["config"])), tuple(about["class_names"])
         )
 
     def progress(self, step: int) -> dict[str, Any] | None:
-        """Reads what was the argument `progress` of `save`."""
+        """The argument `progress` of `save`."""
         return self._about(step).get("progress")
 
     def versions(self, step: int) -> dict[str, str]:
-        """Reads what wrote `step` (see run.versions); empty if it does not say."""
-        return dict(self._about(step).get("versions") or {})
+        """Returns what wrote `step` (see run.versions)."""
+        return dict(self._about(step)["versions"])
 
     def find(self, which: str) -> int:
-        """Finds the step given by `which`: "best", "latest" or a number."""
+        """The step given by `which`: "best", "latest" or a number."""
         steps = self.steps()
         if not steps:
             raise UserError(f"there is no checkpoint in {self.directory}: train first")
@@ -270,7 +271,7 @@ class Checkpoints:
         self._open()
 
     def _add_checksums(self) -> None:
-        """Adds checksums in Orbax's thread: all files are written, and the rename follows."""
+        """Called in Orbax's thread when all files are written, before the final rename."""
         if is_first():
             for directory in self.directory.glob(f"{self._writing}.orbax-checkpoint-tmp*"):
                 write_checksums(directory)
@@ -297,7 +298,7 @@ class Checkpoints:
             self._open()
 
     def _check_shapes(self, step: int, like: TrainState) -> None:
-        """Refuses a model that was changed (--resume=force) and does not fit its checkpoint."""
+        """A model changed on purpose (--resume=force) may not fit its checkpoint."""
         with ocp.PyTreeCheckpointer() as reader:
             saved = self._reading(step, lambda: reader.metadata(self._item(step, "state")))
         wanted, found = _shapes(like), _shapes(saved.item_metadata.tree)
@@ -310,7 +311,7 @@ class Checkpoints:
                 )
 
     def score(self, step: int) -> float | None:
-        """Returns the mAP of a step; None if it was not evaluated or has no defined mAP."""
+        """The mAP of a step; None if it was not evaluated or has no defined mAP."""
         if step not in self._scores:
             try:
                 text = (self.directory / str(step) / SCORE).read_text()
@@ -342,14 +343,22 @@ class Checkpoints:
 
 
 def _reason(error: Exception) -> str:
-    """Says why a checkpoint could not be written; names no files if the disk is full."""
+    """Why a checkpoint could not be written; of a full disk, without the names of its files."""
     text = str(error)
     full = next((reason for reason in FULL_DISK if reason in text), None)
     return full.lower() if full else one_line(error)
 
 
+def read_arrays(item: Path) -> Any:
+    """The arrays in `checkpoints/STEP/state` as NumPy arrays, whatever devices wrote them."""
+    with ocp.PyTreeCheckpointer() as reader:
+        tree = reader.metadata(item).item_metadata.tree
+        arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+        return reader.restore(item, args=ocp.args.PyTreeRestore(restore_args=arguments))
+
+
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    """Returns the shapes of the arrays of a tree (or of Orbax's description of one) by path."""
+    """The shapes of the arrays of a tree (or of Orbax's description of one) by path."""
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)

@@ -67,25 +67,27 @@ class MetricLogger:
             num_steps: number of updates of the complete run.
             batch_size: images per update.
             log_every: updates between lines.
-            progress: the result of `progress()` at `start_step`; None for a new run.
+            progress: the result of `progress()` at `start_step`.
             evaluated: whether the evaluation at `start_step` is complete; if not, its line is
                 removed too.
         """
         self.path = Path(workdir) / "metrics.jsonl"
-        progress = progress or {"norm": None, "changes": [], "lines": []}
         self._lines, self._events = None, None
         if is_first():
-            written = _drop_lines_after(self.path, start_step, evaluated)
-            waiting = [line for line in progress["lines"] if line not in written]
-            self._lines = JsonLines(self.path, waiting)
+            _drop_lines_after(self.path, start_step, evaluated)
+            waiting = (progress or {}).get("lines", ())
+            written = (
+                set(self.path.read_text().splitlines()) if waiting and self.path.exists() else ()
+            )
+            self._lines = JsonLines(self.path, [line for line in waiting if line not in written])
             self._events = Events(Path(workdir), purge_step=start_step + 1)
         self._progress = Progress(num_steps, "training", "step", start_step)
         self._note = ""  # what the last logged step said
         self._batch_size, self._log_every = batch_size, log_every
         self._pending: tuple[int, dict[str, jax.Array]] | None = None
         self._since, self._images, self._waited = time.perf_counter(), 0, 0.0
-        self._norm: float | None = progress["norm"]
-        self._changes: list[float] = list(progress["changes"])
+        self._norm: float | None = progress["norm"] if progress else None
+        self._changes: list[float] = list(progress["changes"]) if progress else []
 
     def log_step(self, step: int, metrics: dict[str, jax.Array]) -> None:
         """Accepts the metrics of update `step` (from 1) and writes those of the previous one."""
@@ -138,7 +140,7 @@ class MetricLogger:
             say(f"warning: the pictures of step {step} failed ({one_line(error)})", error=True)
 
     def progress(self) -> dict[str, Any]:
-        """Returns what a checkpoint keeps, so that a resumed run logs as an uninterrupted one.
+        """What a checkpoint keeps so that a resumed run logs the same as an uninterrupted one.
 
         Also waits until all lines written so far are on the disk.
         """
@@ -216,7 +218,7 @@ class MetricLogger:
 
 
 def _peak_memory() -> dict[str, float]:
-    """Returns the peak memory so far, in bytes: of the process and of the fullest local device."""
+    """The largest memory so far, in bytes: of this process, and of the fullest local device."""
     unit = 1 if sys.platform == "darwin" else 1024
     peaks = {"host_memory": float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)}
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
@@ -224,23 +226,17 @@ def _peak_memory() -> dict[str, float]:
     return peaks | ({"device_memory": float(max(used))} if used else {})
 
 
-def _drop_lines_after(path: Path, step: int, evaluated: bool) -> list[str]:
-    """Removes what a killed run wrote after its last checkpoint, and a truncated last line.
-
-    Returns:
-        The lines that are kept.
-    """
+def _drop_lines_after(path: Path, step: int, evaluated: bool) -> None:
+    """Removes what a killed run wrote after its last checkpoint, and a truncated last line."""
     if not path.exists():
-        return []
+        return
     kept = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
             record = json.loads(line)
             again = record["kind"] == "eval" and record["step"] == step and not evaluated
             if record["step"] <= step and not again:
-                kept.append(line)
+                kept.append(line + "\n")
         except (json.JSONDecodeError, KeyError, TypeError):
             continue
-    # A kill must not lose the history.
-    write_text_atomically(path, "".join(f"{line}\n" for line in kept))
-    return kept
+    write_text_atomically(path, "".join(kept))  # a kill must not lose the history

@@ -15,16 +15,16 @@ class Improvement(NamedTuple):
     since: int = 0
 
     def after(self, score: float | None) -> "Improvement":
-        """Returns what is known after another evaluation; an equal mAP is no improvement."""
+        """What is known after another evaluation; an equal mAP is no improvement."""
         if score is not None and (self.best is None or score > self.best):
             return Improvement(score)
         return Improvement(self.best, self.since + 1)
 
     def ends(self, stop_after: int) -> bool:
-        """Returns whether `stop_after` evaluations brought no improvement; 0: never."""
+        """Whether a run ends that stops after `stop_after` evaluations without improvement."""
         return 0 < stop_after <= self.since
 
     @classmethod
     def from_json(cls, progress: dict[str, Any] | None) -> "Improvement":
-        """Reads it from the `progress` of a checkpoint; None if there is none."""
+        """Reads the `progress` of a checkpoint; None before the first one."""
         return cls(*(progress or {}).get("improvement", ()))
