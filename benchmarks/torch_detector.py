@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy, relu, smooth_l1_loss
 
 from scratchdet_jax.models.resnet import BLOCKS_PER_STAGE, STAGE_CHANNELS, STAGE_STRIDES
-from scratchdet_jax.training.optimizer import make_schedule
+from scratchdet_jax.training.schedule import learning_rate
 
 VERSION = torch.__version__
 threads = torch.get_num_threads
@@ -129,7 +129,7 @@ def make_step(
     settings = config.optimizer
     optimizer = torch.optim.SGD(
         network.parameters(),
-        float(make_schedule(config)(0)),
+        float(learning_rate(config)(0)),
         settings.momentum,
         weight_decay=settings.weight_decay,
     )

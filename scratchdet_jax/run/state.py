@@ -35,7 +35,7 @@ class TrainState(struct.PyTreeNode):
         return self.variables
 
     def starting_from(self, variables: dict[str, Any]) -> "TrainState":
-        """The same state with other variables."""
+        """Returns the same state with other variables."""
         return self.replace(**variables)
 
 
@@ -56,11 +56,11 @@ class AveragedState(TrainState):
         return self.average
 
     def starting_from(self, variables: dict[str, Any]) -> "AveragedState":
-        """The same state with other variables, in memory of its own for each copy."""
+        """Returns the same state with other variables, each copy in memory of its own."""
         return self.replace(**variables, average=jax.tree.map(jnp.copy, variables))
 
 
-def follow(state: TrainState, decay: float) -> TrainState:
+def update_average(state: TrainState, decay: float) -> TrainState:
     """Moves the average of a state towards its variables, after update `state.step` (from 1).
 
     The decay is min(decay, (1 + step) / (10 + step)), as in TensorFlow and timm, so the random
@@ -81,7 +81,7 @@ def create_state(
     seed: int,
     averaged: bool = False,
 ) -> TrainState:
-    """Randomly initialised weights, a function of `seed` alone; an AveragedState if `averaged`."""
+    """Initialises weights at random, by `seed` alone; makes an AveragedState if `averaged`."""
 
     def init() -> TrainState:
         images = jnp.zeros((1, image_size, image_size, 3), jnp.float32)

@@ -2,7 +2,6 @@
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,12 +9,10 @@ import jax
 import ml_collections
 
 from scratchdet_jax import stopping
-from scratchdet_jax.config.fields import number_of_steps, run_ends
 from scratchdet_jax.config.validation import validate
 from scratchdet_jax.data.loading import substituted_line, substitutes, to_device, train_loader
-from scratchdet_jax.data.records import DetectionSource
-from scratchdet_jax.data.sources import NO_EVALUATION, check_slots, chosen_on_test, open_split
-from scratchdet_jax.detector import Detector, build_detector
+from scratchdet_jax.data.sources import NO_EVALUATION, chosen_on_test
+from scratchdet_jax.detector import Batch, build_detector
 from scratchdet_jax.errors import UserError, plural, writable_folder
 from scratchdet_jax.evaluation.evaluator import Evaluator, summary_line
 from scratchdet_jax.models.ssd import backbone_name
@@ -30,7 +27,9 @@ from scratchdet_jax.run.watchdog import Watchdog
 from scratchdet_jax.run.workdir import check_resume, locked
 from scratchdet_jax.training.early_stop import Improvement
 from scratchdet_jax.training.init_from import init_from_run
-from scratchdet_jax.training.optimizer import make_optimizer, make_schedule
+from scratchdet_jax.training.optimizer import make_optimizer
+from scratchdet_jax.training.schedule import Schedule
+from scratchdet_jax.training.splits import check_batch_size, open_splits
 from scratchdet_jax.training.step import make_train_step
 
 
@@ -58,287 +57,13 @@ def train_and_evaluate(
     alone = locked(workdir) if processes.is_first() else contextlib.nullcontext()
     command = stopping.of_command()
     with alone, contextlib.nullcontext(command) if command else stopping.Stop() as stop:
-        return _train(config, workdir, resume == "force", stop)
-
-
-def use_compilation_cache(folder: str) -> None:
-    """Keeps compiled programs in `folder` (`config.compilation_cache`); empty: keeps none."""
-    if folder:
-        path = writable_folder(Path(folder).expanduser(), "config.compilation_cache")
-        jax.config.update("jax_compilation_cache_dir", str(path))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-
-
-class _Loop(NamedTuple):
-    """What the loop over the steps needs."""
-
-    config: ml_collections.ConfigDict
-    workdir: Path
-    mapping: DeviceMapping
-    source: DetectionSource
-    evaluator: Evaluator | None
-    info: RunInfo
-    checkpoints: Checkpoints
-    logger: MetricLogger
-    watchdog: Watchdog
-    stop: stopping.Stop
-
-
-def _train(
-    config: ml_collections.ConfigDict, workdir: Path, force: bool, stop: stopping.Stop
-) -> TrainState:
-    # Can this config run at all?
-    mapping = DeviceMapping(config.parallel)
-    validate(config, mapping.mesh.size)
-    num_steps = number_of_steps(config)
-    source, eval_source = processes.together(lambda: _open_data(config), first_alone=True)
-
-    # Does the workdir hold a checkpoint, and is it one of this config?
-    processes.check_shared(workdir, "--workdir")
-    checkpoints = Checkpoints(workdir, config.keep_checkpoints)
-    info = RunInfo(config, source.class_names)
-    start = checkpoints.newest_sound_step() or 0
-    if not start:
-        _check_batch_size(config, source, mapping.mesh.size)
-    else:
-        saved = checkpoints.info(start)
-        processes.together(lambda: check_resume(saved, info, workdir, force))
-
-    detector = build_detector(config, source.class_names, AXIS)
-    optimizer = make_optimizer(config)
-
-    def fresh_state() -> TrainState:
-        averaged = config.ema_decay > 0
-        return create_state(detector.model, optimizer, config.image_size, config.seed, averaged)
-
-    if start:
-        state = checkpoints.restore(start, like=mapping.shapes(fresh_state))
-    else:
-        state = mapping.replicate(processes.from_first(fresh_state()))
-    # The last evaluation may have been interrupted; it comes before the next step.
-    evaluates = eval_source is not None
-    scored = bool(start) and checkpoints.is_scored(start)
-    owed = bool(start) and _due(config, evaluates, start) and not scored
-    progress = checkpoints.progress(start) if start else None
-    improvement = Improvement.from_json(progress)
-    if scored:  # the checkpoint was written before its evaluation
-        improvement = improvement.after(checkpoints.score(start))
-    if (start >= num_steps or improvement.ends(config.eval.stop_after)) and not owed:
-        all_of = "all " if start >= num_steps else ""
-        print(f"nothing is left to train: {workdir} has {all_of}{start} steps")
-        print(_finish(workdir, checkpoints, evaluates, num_steps, improvement))
-        checkpoints.close()
-        return state
-
-    _introduce(workdir, mapping, source, detector, state)
-    if start:
-        print(f"resumed from step {start} of {num_steps}")
-        if start in run_ends(config)[:-1]:
-            before, now = (float(make_schedule(config)(step)) for step in (start - 1, start))
-            print(f"extended: the learning rate goes from {before:.3g} to {now:.3g}")
-    elif config.init_from:
-        variables = init_from_run(config.init_from, detector, jax.device_get(state.variables))
-        state = state.starting_from(mapping.replicate(variables))
-    evaluator = Evaluator(detector, mapping, eval_source) if evaluates else None
-
-    train_step = mapping.map_train_step(make_train_step(detector, optimizer))
-    logger = MetricLogger(
-        workdir,
-        start_step=start,
-        num_steps=num_steps,
-        batch_size=config.batch_size,
-        log_every=config.log_every,
-        progress=progress,
-        evaluated=not owed,
-    )
-    watchdog = Watchdog(config.stall_seconds, workdir)
-    substituted = substitutes(config)
-    batches = _device_batches(config, source, mapping, start, substituted)
-    run = _Loop(
-        config, workdir, mapping, source, evaluator, info, checkpoints, logger, watchdog, stop
-    )
-    with stop.deferred():
-        try:
-            if owed:
-                improvement = improvement.after(_evaluate(run, start, state))
-            state, end, improvement = _steps(
-                run, train_step, state, batches, start, num_steps, improvement
-            )
-        finally:
-            watchdog.close()
-            batches.close()
-            logger.close()
-            checkpoints.close()
-            notes = [data.left_out_line() for data in (source, eval_source) if data]
-            for line in filter(None, [*notes, substituted_line(source, substituted or {})]):
-                print(line)
-    if start < end:
-        _require_last_checkpoint(workdir, checkpoints, end)
-    print(_finish(workdir, checkpoints, evaluates, num_steps, improvement))
-    return state
-
-
-def _steps(
-    run: _Loop,
-    train_step: Callable,
-    state: TrainState,
-    batches: Iterator[Any],
-    start: int,
-    num_steps: int,
-    improvement: Improvement,
-) -> tuple[TrainState, int, Improvement]:
-    """Runs updates `start + 1` to `num_steps`; a request to stop takes effect between two.
-
-    Returns:
-        The state, the last step (lower than `num_steps` after early stopping), and what the
-        evaluations have shown.
-    """
-    step, ends = start, run_ends(run.config)
-    try:
-        for step in range(start + 1, num_steps + 1):
-            if improvement.ends(run.config.eval.stop_after):
-                return state, step - 1, improvement
-            with run.logger.waiting():
-                batch = next(batches)
-            if step == start + 1:
-                train_step = _compile(run, train_step, state, batch)
-            state, metrics = train_step(state, batch)
-            run.logger.log_step(step, metrics)
-            run.watchdog.beat(step - 1)  # log_step has waited for its end
-            evaluate = _due(run.config, run.evaluator is not None, step)
-            leave = run.stop.requested()
-            if leave or evaluate or step in ends or _every(step, run.config.checkpoint_every):
-                run.logger.flush()  # a step is only checkpointed if it is known to be finite
-                with run.logger.paused(), run.watchdog.paused():
-                    progress = run.logger.progress() | {"improvement": improvement}
-                    run.checkpoints.save(step, state, run.info, progress=progress)
-                    if leave:
-                        print(_saved(run, step), file=sys.stderr)
-                        raise run.stop.error()
-                if evaluate:
-                    improvement = improvement.after(_evaluate(run, step, state))
-    except Diverged as error:
-        raise _diverged(run, error, state) from None
-    return state, step, improvement
-
-
-def _compile(run: _Loop, train_step: Callable, state: TrainState, batch: Any) -> Callable:
-    """Compiles the step, which may take minutes; nothing is lost if that is interrupted."""
-    print("compiling the training step", file=sys.stderr)
-
-    def nothing_lost() -> str:
-        return f"stopped by {run.stop.name} while compiling: run the same command to resume"
-
-    with run.stop.interruptible(nothing_lost), run.logger.paused():
-        return run.mapping.compile(train_step, state, batch)
-
-
-def _evaluate(run: _Loop, step: int, state: TrainState) -> float | None:
-    """The mAP of a state whose checkpoint is written or being written: it may be interrupted."""
-
-    def on_batch() -> None:
-        run.watchdog.beat()
-        run.stop.poll()
-
-    with run.stop.interruptible(lambda: _saved(run, step)), run.logger.paused():
-        evaluation = run.evaluator.evaluate(state.result, on_batch)
-    results = evaluation.results
-    run.logger.log_evaluation(step, results)
-    say(f"step {step}: {summary_line(results)}")
-    with run.watchdog.paused():
-        run.checkpoints.set_score(step, results["mAP"])
-        if count := run.config.eval.log_pictures:
-            with run.logger.paused():
-                run.logger.log_pictures(step, run.evaluator.pictures(evaluation, count))
-    return results["mAP"]
-
-
-def _saved(run: _Loop, step: int) -> str:
-    """Waits until all that is saved is on the disk; returns the sentence that says so."""
-    run.checkpoints.wait()
-    run.logger.sync()
-    saved = run.checkpoints.latest_step
-    return (
-        f"stopped by {run.stop.name} after step {step}; saved up to step {saved}: run the same "
-        "command to resume"
-    )
-
-
-def _diverged(run: _Loop, error: Diverged, state: TrainState) -> UserError:
-    """Saves the step for replay; returns the error that names the file and the images."""
-    try:
-        path, ids = save_replay(
-            run.workdir, error.step, error.quantity, run.info, run.source, state
-        )
-    except (OSError, UserError) as failure:
-        return UserError(f"{error}; its batch could not be saved for replay ({failure})")
-    return UserError(
-        f"{error}. The batch ({', '.join(ids)}) and the state before the step are in {path}: "
-        f"python -m scratchdet_jax.tools.replay --workdir={run.workdir} shows what is not finite"
-    )
-
-
-def _due(config: ml_collections.ConfigDict, evaluates: bool, step: int) -> bool:
-    """Whether a run that evaluates does so after `step`."""
-    complete = step in run_ends(config)
-    return evaluates and (complete or _every(step, config.eval.every_steps))
-
-
-def _every(step: int, period: int) -> bool:
-    return period > 0 and step % period == 0
-
-
-def _require_last_checkpoint(workdir: Path, checkpoints: Checkpoints, num_steps: int) -> None:
-    if checkpoints.latest_step != num_steps:
-        raise UserError(
-            f"training is complete, but its last checkpoint could not be written to {workdir}: "
-            "free disk space and run the same command again; it repeats the steps since the "
-            "previous checkpoint"
-        )
-
-
-def _finish(
-    workdir: Path,
-    checkpoints: Checkpoints,
-    evaluates: bool,
-    num_steps: int,
-    improvement: Improvement,
-) -> str:
-    """What was reached, and the commands that come next."""
-    best, last = checkpoints.best_step, checkpoints.latest_step
-    reached = f"trained {last} steps"
-    if last < num_steps:
-        reached = (
-            f"stopped early, after {last} of {num_steps} steps: no better mAP in "
-            f"{plural(improvement.since, 'evaluation')} (config.eval.stop_after; 0 continues)"
-        )
-    if evaluates and (score := checkpoints.score(best)) is not None:
-        reached += f"; best mAP {score:.4f} at step {best}"
-    return (
-        f"{reached}\n"
-        f"next: python eval.py --workdir={workdir}\n"
-        f"      python -m scratchdet_jax.tools.predict --workdir={workdir} "
-        f"--output={workdir / 'pictures'} [IMAGE …]"
-    )
-
-
-def _device_batches(
-    config: ml_collections.ConfigDict,
-    source: DetectionSource,
-    mapping: DeviceMapping,
-    start: int,
-    substituted: dict[int, str] | None,
-) -> Iterator[dict[str, jax.Array]]:
-    """Yields the batches [accumulate_steps, B, …] of the updates after `start`, on the devices."""
-    loader = train_loader(
-        config,
-        source,
-        start_step=start,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        substituted=substituted,
-    )
-    return to_device(loader, mapping.put_batch)
+        run = _Run(config, workdir, resume == "force")
+        start = _restore(run)
+        if _is_finished(run, start):
+            run.checkpoints.close()
+            return start.state
+        _announce(run, start)
+        return _train(run, start, stop)
 
 
 def _refuse_imported(workdir: Path) -> None:
@@ -349,63 +74,315 @@ def _refuse_imported(workdir: Path) -> None:
         )
 
 
-def _open_data(config: ml_collections.ConfigDict) -> tuple[DetectionSource, DetectionSource | None]:
-    """Opens the training split and, if one is named, the evaluation split.
+def use_compilation_cache(folder: str) -> None:
+    """Keeps compiled programs in `folder` (`config.compilation_cache`); empty: keeps none."""
+    if folder:
+        path = writable_folder(Path(folder).expanduser(), "config.compilation_cache")
+        jax.config.update("jax_compilation_cache_dir", str(path))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
-    Both have boxes, of the same classes. Data sets that the program can make or prepare itself are
-    prepared at first use.
+
+class _Run:
+    """What stays the same from the first update of a run to the last, however often it is resumed.
+
+    Attributes:
+        last_saved: step of the newest checkpoint; None in a new run.
+        eval_source: the evaluation split; None if the run does not evaluate.
     """
-    source = open_split(config.data, "train")
-    source.require_boxes("config.data.train")
-    eval_source = open_split(config.data, "eval") if config.data.eval else None
-    if eval_source:
-        eval_source.require_boxes("config.data.eval")
-    _check_classes(source, eval_source)
-    check_slots(config.data, {"train": source, "eval": eval_source})
-    return source, eval_source
+
+    def __init__(self, config: ml_collections.ConfigDict, workdir: Path, force: bool) -> None:
+        """Opens data and checkpoints; refuses a config that cannot run or is not the workdir's."""
+        self.config, self.workdir = config, workdir
+        self.mapping = DeviceMapping(config.parallel)
+        validate(config, self.mapping.mesh.size)
+        self.schedule = Schedule(config)
+        self.source, self.eval_source = processes.together(
+            lambda: open_splits(config), first_alone=True
+        )
+
+        processes.check_shared(workdir, "--workdir")
+        self.checkpoints = Checkpoints(workdir, config.keep_checkpoints)
+        self.info = RunInfo(config, self.source.class_names)
+        self.last_saved = self.checkpoints.newest_sound_step()
+        if self.last_saved is None:
+            check_batch_size(config, self.source, self.mapping.mesh.size)
+        else:
+            saved = self.checkpoints.info(self.last_saved)
+            processes.together(lambda: check_resume(saved, self.info, workdir, force))
+
+        self.detector = build_detector(config, self.source.class_names, AXIS)
+        self.optimizer = make_optimizer(config)
 
 
-def _check_batch_size(
-    config: ml_collections.ConfigDict, source: DetectionSource, devices: int
-) -> None:
-    """Refuses a batch that would hold images of the training split twice."""
-    if config.batch_size <= len(source):
-        return
-    part = devices * config.accumulate_steps
-    largest = len(source) // part * part
-    raise UserError(
-        f"config.batch_size is {config.batch_size}, but config.data.train {source.spec} has only "
-        f"{plural(len(source), 'image')}: "
-        + (f"use at most {largest}" if largest else f"it needs at least {part} images")
+class _Start(NamedTuple):
+    """Where the updates of this process begin.
+
+    Attributes:
+        step: number of updates made before.
+        state: the state after them; random weights at step 0.
+        improvement: what the evaluations have shown.
+        evaluation_missing: whether the evaluation of this step is due and was interrupted.
+        progress: the logger's at this step; None at step 0.
+    """
+
+    step: int
+    state: TrainState
+    improvement: Improvement = Improvement()
+    evaluation_missing: bool = False
+    progress: dict[str, Any] | None = None
+
+
+def _restore(run: _Run) -> _Start:
+    """Restores the newest checkpoint; without one, initialises the weights at random."""
+    config, checkpoints, step = run.config, run.checkpoints, run.last_saved
+
+    def fresh_state() -> TrainState:
+        averaged = config.ema_decay > 0
+        model = run.detector.model
+        return create_state(model, run.optimizer, config.image_size, config.seed, averaged)
+
+    if step is None:
+        return _Start(0, run.mapping.replicate(processes.from_first(fresh_state())))
+    state = checkpoints.restore(step, like=run.mapping.shapes(fresh_state))
+    progress = checkpoints.progress(step)
+    improvement = Improvement.from_json(progress)
+    scored = checkpoints.is_scored(step)
+    if scored:  # the checkpoint was written before its evaluation
+        improvement = improvement.after(checkpoints.score(step))
+    missing = run.schedule.evaluation_due(step) and not scored
+    return _Start(step, state, improvement, missing, progress)
+
+
+def _is_finished(run: _Run, start: _Start) -> bool:
+    """Returns whether no update and no evaluation is left; prints what was reached if so."""
+    complete = start.step >= run.schedule.steps
+    stopped_early = start.improvement.ends(run.config.eval.stop_after)
+    if start.evaluation_missing or not (complete or stopped_early):
+        return False
+    all_of = "all " if complete else ""
+    print(f"already finished: {run.workdir} has {all_of}{start.step} steps")
+    print(_conclusion(run, start.improvement))
+    return True
+
+
+def _announce(run: _Run, start: _Start) -> None:
+    """Prints what is about to run, and from where."""
+    config, schedule, source = run.config, run.schedule, run.source
+    parameters = sum(x.size for x in jax.tree.leaves(start.state.params))
+    device = run.mapping.mesh.devices.flat[0].device_kind
+    print(
+        f"{config.name}: {schedule.steps} updates of {config.batch_size} images from "
+        f"{source.spec} ({len(source)} images, {len(source.class_names)} classes)\n"
+        f"{backbone_name(config.model)}: {parameters:,} parameters, "
+        f"{len(run.detector.anchors):,} anchors at {config.image_size} px\n"
+        f"{run.mapping.mesh.size} x {device}, {config.parallel}; results in {run.workdir}"
     )
+    if not config.data.eval:
+        print(NO_EVALUATION)
+    if warning := chosen_on_test(config):
+        print(f"note: {warning}")
+    if start.step:
+        print(f"resumed from step {start.step} of {schedule.steps}")
+    if schedule.extends(start.step):
+        before, now = (float(schedule.learning_rate(i)) for i in (start.step - 1, start.step))
+        print(f"extended: the learning rate goes from {before:.3g} to {now:.3g}")
 
 
-def _check_classes(train: DetectionSource, evaluation: DetectionSource | None) -> None:
-    if evaluation is not None and train.class_names != evaluation.class_names:
+def _train(run: _Run, start: _Start, stop: stopping.Stop) -> TrainState:
+    """Makes the updates from `start` to the end of the run; returns the final state."""
+    if run.config.init_from and not start.step:
+        initial = jax.device_get(start.state.variables)
+        variables = init_from_run(run.config.init_from, run.detector, initial)
+        start = start._replace(state=start.state.starting_from(run.mapping.replicate(variables)))
+    loop = _Loop(run, start, stop)
+    with stop.deferred(), contextlib.closing(loop):
+        loop.run()
+    if loop.step > start.step:
+        _require_last_checkpoint(run, loop.step)
+    print(_conclusion(run, loop.improvement))
+    return loop.state
+
+
+class _Loop:
+    """The updates of this process, with the evaluations and checkpoints between them.
+
+    A request to stop takes effect after an update, and at once in a part where nothing is lost.
+
+    Attributes:
+        step: number of updates made.
+        state: the state after them.
+        improvement: what the evaluations have shown.
+    """
+
+    def __init__(self, run: _Run, start: _Start, stop: stopping.Stop) -> None:
+        """Opens the log and starts to load batches."""
+        config, mapping, detector = run.config, run.mapping, run.detector
+        self.step, self.state, self.improvement = start.step, start.state, start.improvement
+        self._run, self._stop = run, stop
+        self._evaluation_missing = start.evaluation_missing
+        self._evaluator = (
+            Evaluator(detector, mapping, run.eval_source) if run.eval_source is not None else None
+        )
+        self._train_step = mapping.map_train_step(make_train_step(detector, run.optimizer))
+        self._is_compiled = False
+        self._logger = MetricLogger(
+            run.workdir,
+            start_step=start.step,
+            num_steps=run.schedule.steps,
+            batch_size=config.batch_size,
+            log_every=config.log_every,
+            progress=start.progress,
+            evaluated=not start.evaluation_missing,
+        )
+        self._watchdog = Watchdog(config.stall_seconds, run.workdir)
+        self._substituted = substitutes(config)
+        loader = train_loader(
+            config,
+            run.source,
+            start_step=start.step,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            substituted=self._substituted,
+        )
+        self._batches = to_device(loader, mapping.put_batch)
+
+    def run(self) -> None:
+        """Makes updates until the run is complete or the evaluations no longer improve.
+
+        Raises:
+            UserError: training diverged.
+            Stopped: the run was asked to stop.
+        """
+        schedule, stop_after = self._run.schedule, self._run.config.eval.stop_after
+        if self._evaluation_missing:
+            self._evaluate()
+        try:
+            while self.step < schedule.steps and not self.improvement.ends(stop_after):
+                self._update()
+                if self._stop.requested():
+                    self._save_and_leave()
+                if schedule.checkpoint_due(self.step):
+                    self._save()
+                if schedule.evaluation_due(self.step):
+                    self._evaluate()
+        except Diverged as error:
+            raise self._diverged(error) from None
+
+    def _update(self) -> None:
+        with self._logger.waiting():
+            batch = next(self._batches)
+        if not self._is_compiled:
+            self._compile(batch)
+        self.state, metrics = self._train_step(self.state, batch)
+        self.step += 1
+        self._logger.log_step(self.step, metrics)
+        self._watchdog.beat(self.step - 1)  # log_step has waited for its end
+
+    def _compile(self, batch: Batch) -> None:
+        """Compiles the step, which may take minutes; nothing is lost if that is interrupted."""
+        print("compiling the training step", file=sys.stderr)
+
+        def nothing_lost() -> str:
+            return f"stopped by {self._stop.name} while compiling: run the same command to resume"
+
+        with self._stop.interruptible(nothing_lost), self._logger.paused():
+            self._train_step = self._run.mapping.compile(self._train_step, self.state, batch)
+        self._is_compiled = True
+
+    def _save(self) -> None:
+        self._logger.flush()  # a step is only checkpointed if it is known to be finite
+        with self._logger.paused(), self._watchdog.paused():
+            progress = self._logger.progress() | {"improvement": self.improvement}
+            self._run.checkpoints.save(self.step, self.state, self._run.info, progress=progress)
+
+    def _save_and_leave(self) -> None:
+        self._save()
+        with self._logger.paused(), self._watchdog.paused():
+            print(self._saved(), file=sys.stderr)
+            raise self._stop.error()
+
+    def _saved(self) -> str:
+        """Waits until everything is on the disk; returns the sentence that says so."""
+        self._run.checkpoints.wait()
+        self._logger.sync()
+        saved = self._run.checkpoints.latest_step
+        return (
+            f"stopped by {self._stop.name} after step {self.step}; saved up to step {saved}: run "
+            "the same command to resume"
+        )
+
+    def _evaluate(self) -> None:
+        """Evaluates the state; its checkpoint is or will be written, so a stop loses nothing."""
+        checkpoints, logger = self._run.checkpoints, self._logger
+
+        def on_batch() -> None:
+            self._watchdog.beat()
+            self._stop.poll()
+
+        with self._stop.interruptible(self._saved), logger.paused():
+            evaluation = self._evaluator.evaluate(self.state.result, on_batch)
+        results = evaluation.results
+        logger.log_evaluation(self.step, results)
+        say(f"step {self.step}: {summary_line(results)}")
+        with self._watchdog.paused():
+            checkpoints.set_score(self.step, results["mAP"])
+            if count := self._run.config.eval.log_pictures:
+                with logger.paused():
+                    logger.log_pictures(self.step, self._evaluator.pictures(evaluation, count))
+        self.improvement = self.improvement.after(results["mAP"])
+
+    def _diverged(self, error: Diverged) -> UserError:
+        """Saves the step for replay; returns the error that names the file and the images."""
+        run = self._run
+        try:
+            path, ids = save_replay(
+                run.workdir, error.step, error.quantity, run.info, run.source, self.state
+            )
+        except (OSError, UserError) as failure:
+            return UserError(f"{error}; its batch could not be saved for replay ({failure})")
+        return UserError(
+            f"{error}. The batch ({', '.join(ids)}) and the state before the step are in {path}: "
+            f"python -m scratchdet_jax.tools.replay --workdir={run.workdir} shows what is not "
+            "finite"
+        )
+
+    def close(self) -> None:
+        """Waits for the last checkpoint, closes the log, and prints what the data left out."""
+        run = self._run
+        self._watchdog.close()
+        self._batches.close()
+        self._logger.close()
+        run.checkpoints.close()
+        notes = [data.left_out_line() for data in (run.source, run.eval_source) if data]
+        notes.append(substituted_line(run.source, self._substituted or {}))
+        for line in filter(None, notes):
+            print(line)
+
+
+def _require_last_checkpoint(run: _Run, step: int) -> None:
+    if run.checkpoints.latest_step != step:
         raise UserError(
-            f"config.data.train {train.spec} has classes {', '.join(train.class_names)}, but "
-            f"config.data.eval {evaluation.spec} has {', '.join(evaluation.class_names)}: they "
-            "must be the same, in the same order"
+            f"training is complete, but its last checkpoint could not be written to {run.workdir}: "
+            "free disk space and run the same command again; it repeats the steps since the "
+            "previous checkpoint"
         )
 
 
-def _introduce(
-    workdir: Path,
-    mapping: DeviceMapping,
-    source: DetectionSource,
-    detector: Detector,
-    state: TrainState,
-) -> None:
-    """Prints what is about to run."""
-    config = detector.config
-    parameters = sum(x.size for x in jax.tree.leaves(state.params))
-    device = mapping.mesh.devices.flat[0].device_kind
-    print(
-        f"{config.name}: {number_of_steps(config)} updates of {config.batch_size} images from "
-        f"{source.spec} ({len(source)} images, {len(source.class_names)} classes)\n"
-        f"{backbone_name(config.model)}: {parameters:,} parameters, "
-        f"{len(detector.anchors):,} anchors at {config.image_size} px\n"
-        f"{mapping.mesh.size} x {device}, {config.parallel}; results in {workdir}"
-        + (f"\n{NO_EVALUATION}" if not config.data.eval else "")
-        + (f"\nnote: {warning}" if (warning := chosen_on_test(config)) else "")
+def _conclusion(run: _Run, improvement: Improvement) -> str:
+    """Returns what was reached, and the commands that come next."""
+    best, last = run.checkpoints.best_step, run.checkpoints.latest_step
+    reached = f"trained {last} steps"
+    if last < run.schedule.steps:
+        reached = (
+            f"stopped early, after {last} of {run.schedule.steps} steps: no better mAP in "
+            f"{plural(improvement.since, 'evaluation')} (config.eval.stop_after; 0 continues)"
+        )
+    score = run.checkpoints.score(best)
+    if run.eval_source is not None and score is not None:
+        reached += f"; best mAP {score:.4f} at step {best}"
+    return (
+        f"{reached}\n"
+        f"next: python eval.py --workdir={run.workdir}\n"
+        f"      python -m scratchdet_jax.tools.predict --workdir={run.workdir} "
+        f"--output={run.workdir / 'pictures'} [IMAGE …]"
     )

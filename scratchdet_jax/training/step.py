@@ -5,7 +5,7 @@ share the axis `batch`; parallel/devices.py maps it over the devices.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +15,8 @@ from scratchdet_jax.detector import Batch, Detector
 from scratchdet_jax.models.parts import PARTS, part_of
 from scratchdet_jax.ops.losses import MultiBoxSums
 from scratchdet_jax.parallel.devices import AXIS
-from scratchdet_jax.run.state import FINITE, TrainState, follow
-from scratchdet_jax.training.optimizer import make_schedule
+from scratchdet_jax.run.state import FINITE, TrainState, update_average
+from scratchdet_jax.training.schedule import learning_rate
 
 Metrics = dict[str, jax.Array]
 
@@ -86,50 +86,14 @@ def make_train_step(
     and "update" name the parts of the step in compiled programs, beside the model's and the loss's.
     """
     config = detector.config
-    platform = platform or jax.default_backend()
-    schedule = make_schedule(config)
-
-    def sums_and_gradients(
-        params: Any, batch_stats: Any, images: jax.Array, targets: Any
-    ) -> tuple[Any, Any, MultiBoxSums]:
-        def loss(params: Any) -> tuple[jax.Array, tuple[Any, MultiBoxSums]]:
-            sums, updated = detector.loss(params, batch_stats, images, targets)
-            return sums.total, (updated, sums)
-
-        gradients, (batch_stats, sums) = jax.grad(loss, has_aux=True)(params)
-        return gradients, batch_stats, sums
+    # XLA's convolutions on CPU are some 20 times slower inside a loop.
+    unrolled = (platform or jax.default_backend()) == "cpu"
+    rate = learning_rate(config)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        count, local = batch["labels"].shape[:2]
-        rows = jax.lax.axis_index(AXIS) * local + jnp.arange(local)
-        microbatch_size = jax.lax.psum(1, AXIS) * local
-
-        def accumulate(carry: Any, part: tuple[jax.Array, Batch]) -> tuple[Any, None]:
-            gradients, batch_stats, sums = carry
-            index, microbatch = part
-            keys = example_keys(config.seed, state.step, index * microbatch_size + rows)
-            # The inputs are complete before the network starts, not fused into its first layers.
-            with jax.named_scope("inputs"):
-                inputs = detector.inputs(microbatch, keys)
-            images, targets = jax.lax.optimization_barrier(inputs)
-            new, batch_stats, new_sums = sums_and_gradients(
-                state.params, batch_stats, images, targets
-            )
-            add = jax.tree.map(jnp.add, (gradients, sums), (new, new_sums))
-            return (add[0], batch_stats, add[1]), None
-
-        zeros = jax.tree.map(jnp.zeros_like, state.params)
-        carry = (zeros, state.batch_stats, MultiBoxSums(*[jnp.zeros(())] * 3))
-        if count == 1 or platform == "cpu":
-            # XLA's convolutions on CPU are some 20 times slower inside a loop.
-            for i in range(count):
-                carry, _ = accumulate(carry, (i, jax.tree.map(lambda x: x[i], batch)))  # noqa: B023
-        else:
-            carry, _ = jax.lax.scan(accumulate, carry, (jnp.arange(count), batch))
-        gradients, batch_stats, sums = carry
-
+        total = _over_microbatches(detector, state, batch, unrolled)
         with jax.named_scope("update"):
-            gradients, sums = jax.lax.psum((gradients, sums), AXIS)
+            gradients, sums = jax.lax.psum((total.gradients, total.sums), AXIS)
             positives = jnp.maximum(sums.positives, 1.0)  # no positives: loss 0, never 0/0
             gradients = jax.tree.map(lambda g: g / positives, gradients)
             updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
@@ -138,15 +102,70 @@ def make_train_step(
                 "loss_classification": sums.classification / positives,
                 "loss_localization": sums.localization / positives,
                 "positives": sums.positives,
-                "learning_rate": schedule(state.step),
+                "learning_rate": rate(state.step),
                 **gradient_norms(gradients),
             }
             new_state = state.replace(
                 step=state.step + 1,
                 params=optax.apply_updates(state.params, updates),
-                batch_stats=batch_stats,
+                batch_stats=total.batch_stats,
                 opt_state=opt_state,
             )
-            return update_unless_diverged(state, follow(new_state, config.ema_decay), metrics)
+            new_state = update_average(new_state, config.ema_decay)
+            return update_unless_diverged(state, new_state, metrics)
 
     return train_step
+
+
+class _Total(NamedTuple):
+    """What one replica sums over the microbatches of an update.
+
+    Attributes:
+        gradients: of the loss's sums, by parameter.
+        batch_stats: BatchNorm's running statistics after the last microbatch.
+        sums: the loss.
+    """
+
+    gradients: Any
+    batch_stats: Any
+    sums: MultiBoxSums
+
+
+def _over_microbatches(
+    detector: Detector, state: TrainState, batch: Batch, unrolled: bool
+) -> _Total:
+    """Sums loss and gradients over the microbatches, one after the other; `unrolled`: no loop."""
+    count, local = batch["labels"].shape[:2]
+    rows = jax.lax.axis_index(AXIS) * local + jnp.arange(local)
+    positions = jnp.arange(count)[:, None] * jax.lax.axis_size(AXIS) * local + rows
+    zeros = jax.tree.map(jnp.zeros_like, state.params)
+    total = _Total(zeros, state.batch_stats, MultiBoxSums(*[jnp.zeros(())] * 3))
+    if unrolled or count == 1:
+        for i in range(count):
+            microbatch = {name: array[i] for name, array in batch.items()}
+            total = _add_microbatch(detector, state, total, positions[i], microbatch)
+        return total
+
+    def add(total: _Total, part: tuple[jax.Array, Batch]) -> tuple[_Total, None]:
+        return _add_microbatch(detector, state, total, *part), None
+
+    return jax.lax.scan(add, total, (positions, batch))[0]
+
+
+def _add_microbatch(
+    detector: Detector, state: TrainState, total: _Total, positions: jax.Array, microbatch: Batch
+) -> _Total:
+    """Adds a microbatch [b, …], whose examples are at `positions` [b] of the global batch."""
+    keys = example_keys(detector.config.seed, state.step, positions)
+    with jax.named_scope("inputs"):
+        inputs = detector.inputs(microbatch, keys)
+    # The inputs are complete before the network starts, not fused into its first layers.
+    images, targets = jax.lax.optimization_barrier(inputs)
+
+    def loss(params: Any) -> tuple[jax.Array, tuple[Any, MultiBoxSums]]:
+        sums, batch_stats = detector.loss(params, total.batch_stats, images, targets)
+        return sums.total, (batch_stats, sums)
+
+    gradients, (batch_stats, sums) = jax.grad(loss, has_aux=True)(state.params)
+    gradients, sums = jax.tree.map(jnp.add, (total.gradients, total.sums), (gradients, sums))
+    return _Total(gradients, batch_stats, sums)

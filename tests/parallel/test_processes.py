@@ -292,7 +292,7 @@ def test_a_hung_collective_is_reported_with_its_stack(data, tmp_path):
     assert waits.returncode == 69, stderr
     assert "no progress for 40 s (config.stall_seconds) after step 5" in stderr
     report = (tmp_path / "stalled.txt").read_text()
-    assert "loop.py" in report and "_steps" in report
+    assert "loop.py" in report and "_update" in report
 
 
 def test_flags_are_read_before_they_are_parsed():

@@ -9,7 +9,7 @@ from scratchdet_jax.detector import build_detector
 from scratchdet_jax.parallel.devices import AXIS, DeviceMapping
 from scratchdet_jax.run.checkpoints import Checkpoints
 from scratchdet_jax.run.open import load_detector, open_run
-from scratchdet_jax.run.state import AveragedState, TrainState, create_state, follow
+from scratchdet_jax.run.state import AveragedState, TrainState, create_state, update_average
 from scratchdet_jax.training.init_from import init_from_run
 from scratchdet_jax.training.optimizer import make_optimizer
 from scratchdet_jax.training.step import make_train_step, update_unless_diverged
@@ -30,7 +30,7 @@ def test_the_average_is_a_plain_recurrence_whose_decay_rises_to_its_limit():
     for step, value in enumerate(values, 1):
         decays.append(min(0.9, (1 + step) / (10 + step)))
         slow = decays[-1] * slow + (1 - decays[-1]) * value
-        state = follow(averaged(step, value, state.average["params"]["w"]), 0.9)
+        state = update_average(averaged(step, value, state.average["params"]["w"]), 0.9)
     np.testing.assert_allclose(state.average["params"]["w"], slow, rtol=1e-5)
     assert decays[0] == 2 / 11
     assert decays[-1] == 0.9
@@ -38,7 +38,7 @@ def test_the_average_is_a_plain_recurrence_whose_decay_rises_to_its_limit():
 
 def test_a_state_without_average_has_the_tree_of_older_checkpoints():
     state = TrainState(step=jnp.int32(3), params={"w": jnp.ones(2)}, batch_stats={}, opt_state=())
-    assert follow(state, 0.0) is state
+    assert update_average(state, 0.0) is state
     paths = jax.tree_util.tree_leaves_with_path(state)
     names = [jax.tree_util.keystr(p, simple=True, separator="/") for p, _ in paths]
     assert names == ["step", "params/w"]
@@ -46,7 +46,9 @@ def test_a_state_without_average_has_the_tree_of_older_checkpoints():
 
 def test_an_update_that_is_not_finite_keeps_the_average():
     old = averaged(4, 1.0, 2.0)
-    kept, _ = update_unless_diverged(old, follow(averaged(5, np.nan, 2.0), 0.9), {"loss": 1.0})
+    kept, _ = update_unless_diverged(
+        old, update_average(averaged(5, np.nan, 2.0), 0.9), {"loss": 1.0}
+    )
     assert kept.average["params"]["w"] == 2.0
     assert int(kept.step) == ~4
 

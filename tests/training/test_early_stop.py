@@ -40,15 +40,15 @@ def test_a_checkpoint_of_an_older_version_knows_of_no_evaluation():
 @pytest.fixture
 def given_scores(monkeypatch):
     """Replaces the evaluation: 0.5, 0.4, 0.6 after the first steps, then 0.5."""
-    evaluate = loop._evaluate
+    evaluate = loop._Loop._evaluate
 
-    def at_step(run, step, state):
-        results = {"mAP": {2: 0.4, 3: 0.6}.get(step, 0.5), "AP": {}}
+    def at_step(self):
+        results = {"mAP": {2: 0.4, 3: 0.6}.get(self.step, 0.5), "AP": {}}
         with monkeypatch.context() as patch:
             patch.setattr(Evaluator, "evaluate", lambda *arguments: Evaluation(results, {}, {}, {}))
-            return evaluate(run, step, state)
+            evaluate(self)
 
-    monkeypatch.setattr(loop, "_evaluate", at_step)
+    monkeypatch.setattr(loop._Loop, "_evaluate", at_step)
 
 
 @pytest.mark.slow  # trains several runs
@@ -74,7 +74,7 @@ def test_a_run_stops_early_says_so_and_decides_the_same_when_resumed(
         again = train(config, tmp_path / "parts")
         assert_same_run((again, tmp_path / "parts"), (whole, tmp_path / "whole"))
         told = capsys.readouterr().out
-        assert ("nothing is left to train" in told) == scored
+        assert ("already finished" in told) == scored
         assert "stopped early, after 5 of 9 steps" in told
 
     with config.unlocked():

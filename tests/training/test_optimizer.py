@@ -8,7 +8,8 @@ import pytest
 from flax import traverse_util
 
 from scratchdet_jax.config.fields import number_of_steps, run_ends
-from scratchdet_jax.training.optimizer import make_optimizer, make_schedule
+from scratchdet_jax.training.optimizer import make_optimizer
+from scratchdet_jax.training.schedule import Schedule, learning_rate
 from tests.tiny import tiny_config
 
 FIELDS = {
@@ -31,7 +32,7 @@ def slow_rate(step: int) -> float:
 
 
 def test_schedule_is_warmup_times_drops():
-    schedule = make_schedule(tiny_config(**FIELDS))
+    schedule = learning_rate(tiny_config(**FIELDS))
     rates = [float(schedule(step)) for step in range(100)]
     np.testing.assert_allclose(rates, [slow_rate(step) for step in range(100)], rtol=1e-6)
 
@@ -47,7 +48,7 @@ def test_an_extension_follows_the_schedule_of_the_longer_run_from_the_end_on(ext
         total = 150 if step < 150 else 300
         return 0.05 * 0.1 ** sum(step >= round(s * total) for s in (0.4, 0.75))
 
-    rates = [float(make_schedule(config)(step)) for step in range(300)]
+    rates = [float(learning_rate(config)(step)) for step in range(300)]
     np.testing.assert_allclose(rates, [slow(step) for step in range(300)], rtol=1e-5)
 
 
@@ -55,8 +56,25 @@ def test_rate_scales_with_the_batch_size_and_length_with_the_images():
     fields = FIELDS | {"num_steps": 0, "train_images": 1600, "batch_size": 32}
     config = tiny_config(**fields, **{"optimizer.reference_batch_size": 16})
     assert number_of_steps(config) == 50
-    assert float(make_schedule(config)(15)) == pytest.approx(0.1)
-    assert float(make_schedule(config)(20)) == pytest.approx(0.01)
+    assert float(learning_rate(config)(15)) == pytest.approx(0.1)
+    assert float(learning_rate(config)(20)) == pytest.approx(0.01)
+
+
+def test_what_is_due_after_each_update():
+    fields = {"eval.every_steps": 40, "checkpoint_every": 30, "extend": "1.5x"}
+    config = tiny_config(**FIELDS | fields)
+    schedule = Schedule(config)
+    assert schedule.steps == 150
+    steps = range(1, 151)
+    assert [step for step in steps if schedule.extends(step)] == [100]
+    assert [step for step in steps if schedule.evaluation_due(step)] == [40, 80, 100, 120, 150]
+    saved = [30, 40, 60, 80, 90, 100, 120, 150]
+    assert [step for step in steps if schedule.checkpoint_due(step)] == saved
+    with config.unlocked():
+        config.data.eval, config.checkpoint_every = "", 0
+    schedule = Schedule(config)
+    assert not any(map(schedule.evaluation_due, steps))
+    assert [step for step in steps if schedule.checkpoint_due(step)] == [100, 150]
 
 
 def gradients(step: int) -> np.ndarray:
@@ -151,7 +169,7 @@ def flat(tree):
 def test_by_default_the_state_is_that_of_older_runs():
     params = network(0)
     want = optax.chain(
-        optax.add_decayed_weights(5e-4), optax.sgd(make_schedule(tiny_config()), momentum=0.9)
+        optax.add_decayed_weights(5e-4), optax.sgd(learning_rate(tiny_config()), momentum=0.9)
     )
     got = make_optimizer(tiny_config()).init(params)
     assert jax.tree.structure(got) == jax.tree.structure(want.init(params))

@@ -1,0 +1,87 @@
+"""The course of a run: its length, its learning rate, and what is due after each update."""
+
+import jax.numpy as jnp
+import ml_collections
+import optax
+
+from scratchdet_jax.config.fields import run_ends
+
+
+class Schedule:
+    """The course that a config describes.
+
+    Attributes:
+        ends: numbers of updates at which the run, and then each of its extensions, is complete.
+        steps: number of updates of the complete run, its extensions included.
+        learning_rate: of an update, counted from 0; see `learning_rate`.
+    """
+
+    def __init__(self, config: ml_collections.ConfigDict) -> None:
+        """Reads `config`, which must be valid."""
+        self.ends = run_ends(config)
+        self.steps = self.ends[-1]
+        self.learning_rate = learning_rate(config)
+        self._evaluates = bool(config.data.eval)
+        self._evaluation_period = config.eval.every_steps
+        self._checkpoint_period = config.checkpoint_every
+
+    def extends(self, step: int) -> bool:
+        """Returns whether an extension begins after update `step`."""
+        return step in self.ends[:-1]
+
+    def evaluation_due(self, step: int) -> bool:
+        """Returns whether the run evaluates after update `step`."""
+        return self._evaluates and (step in self.ends or _every(self._evaluation_period, step))
+
+    def checkpoint_due(self, step: int) -> bool:
+        """Returns whether the run saves a checkpoint after update `step`: also to evaluate it."""
+        periodic = _every(self._checkpoint_period, step)
+        return periodic or step in self.ends or self.evaluation_due(step)
+
+
+def _every(period: int, step: int) -> bool:
+    return period > 0 and step % period == 0
+
+
+def learning_rate(config: ml_collections.ConfigDict) -> optax.Schedule:
+    """Returns the learning rate by update: linear warm-up times multi-step drops.
+
+    The base rate is `optimizer.learning_rate` times `batch_size / reference_batch_size` (linear
+    scaling, Goyal et al. 2017). Warm-up rises linearly from `warmup_start` times that rate (mmdet
+    release: a third, over 500 updates) and lasts at most a tenth of the run. A drop takes effect at
+    update `drop_at × steps`. Once the run's own length is complete, the rate of an extension
+    (`config.extend`) is that of a run of the longer total at the same update, so it usually rises
+    again before its remaining drops.
+    """
+    settings = config.optimizer
+    rate = settings.learning_rate
+    if settings.reference_batch_size:
+        rate *= config.batch_size / settings.reference_batch_size
+    first, *longer = run_ends(config)
+    schedule = _warmed_up(_drops(rate, first, settings), first, settings)
+    for end, total in zip((first, *longer), longer, strict=False):
+        schedule = _from(end, schedule, _drops(rate, total, settings))
+    return schedule
+
+
+def _drops(rate: float, steps: int, settings: ml_collections.ConfigDict) -> optax.Schedule:
+    """Returns the rate with its drops in a run of `steps` updates."""
+    return optax.piecewise_constant_schedule(
+        rate, {round(share * steps): settings.drop_factor for share in settings.drop_at}
+    )
+
+
+def _warmed_up(
+    schedule: optax.Schedule, steps: int, settings: ml_collections.ConfigDict
+) -> optax.Schedule:
+    """Returns `schedule` of a run of `steps` updates with a warm-up at its beginning."""
+    warmup_steps = min(settings.warmup_steps, steps // 10)
+    if not warmup_steps:
+        return schedule
+    warmup = optax.linear_schedule(settings.warmup_start, 1.0, warmup_steps)
+    return lambda step: warmup(step) * schedule(step)
+
+
+def _from(end: int, before: optax.Schedule, after: optax.Schedule) -> optax.Schedule:
+    """Returns a schedule that is `before` up to update `end`, and `after` from there on."""
+    return lambda step: jnp.where(step < end, before(step), after(step))
