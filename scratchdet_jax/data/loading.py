@@ -9,8 +9,8 @@ import math
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Generator, Iterable
+from typing import Protocol, TypeVar
 
 import cv2
 import grain
@@ -33,7 +33,15 @@ Batch = dict[str, np.ndarray]
 T = TypeVar("T")
 
 
-class TrainingOrder(Sequence[int]):
+class Order(Protocol):
+    """Positions in a source by their place in the order; −1 is a padding example."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, position: int, /) -> int: ...
+
+
+class TrainingOrder:
     """The index of the example at each position of one process's endless training stream.
 
     Every epoch has its own permutation, keyed by (seed, epoch). Global batch k is positions
@@ -89,7 +97,7 @@ class TrainingOrder(Sequence[int]):
         return random_state(self._seed, epoch).permutation(images)
 
 
-class EvaluationOrder(Sequence[int]):
+class EvaluationOrder:
     """The index of the example at each position of one process's pass over a split.
 
     Examples come in split order, rows are laid out as in TrainingOrder, and −1 pads the last global
@@ -140,7 +148,7 @@ def train_loader(
     process_index: int = 0,
     process_count: int = 1,
     substituted: dict[int, str] | None = None,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Yields the batches of a run's updates, from update `start_step + 1` on.
 
     The batch of an update is `config.accumulate_steps` microbatches, one after the other in the
@@ -185,7 +193,7 @@ def eval_loader(
     *,
     process_index: int = 0,
     process_count: int = 1,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Yields every example of `source` once, in order, in the batches [b, …] of read_batches.
 
     The number of batches is the same for every process. The last ones are padded with black images
@@ -204,14 +212,14 @@ def eval_loader(
 
 def read_batches(
     source: DetectionSource,
-    order: Sequence[int],
+    order: Order,
     shape: tuple[int, ...],
     *,
     canvas: tuple[int, int],
     max_boxes: int,
     threads: int = 0,
     substituted: dict[int, str] | None = None,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Yields the examples in the given order, in batches of this shape.
 
     Host memory: the batch handed out; the batches that hold the next max(examples of a batch,
@@ -267,7 +275,7 @@ class _Filler:
     def __init__(
         self,
         source: DetectionSource,
-        order: Sequence[int],
+        order: Order,
         rows: int,
         canvas: tuple[int, int],
         max_boxes: int,
@@ -383,7 +391,9 @@ def substituted_line(source: DetectionSource, substituted: dict[int, str]) -> st
     )
 
 
-def to_device(batches: Iterable[Batch], put: Callable[[Batch], T], depth: int = 2) -> Iterator[T]:
+def to_device(
+    batches: Iterable[Batch], put: Callable[[Batch], T], depth: int = 2
+) -> Generator[T, None, None]:
     """Applies `put` (the transfer) ahead of use.
 
     Args:

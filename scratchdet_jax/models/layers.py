@@ -5,6 +5,7 @@ import dataclasses
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from scratchdet_jax.models import packing
 from scratchdet_jax.models.convolution import convolve
@@ -35,7 +36,7 @@ class Layers:
     span: int = 0
     decay: float = 0.9
     epsilon: float = 1e-5
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     kernel_init: nn.initializers.Initializer = KAIMING_NORMAL
     packed: bool = False
 
@@ -95,17 +96,18 @@ class Convolution(nn.Module):
         kernel = self.param("kernel", layers.kernel_init, shape, jnp.float32)
         kernel = kernel.astype(layers.dtype)
         packed = isinstance(x, Packed) or (layers.packed and packing.fits(x.shape, self.features))
+        inputs = packing.pack(x).array if packed else packing.unpack(x)
         if packed:
-            x, kernel = packing.pack(x).array, packing.block_diagonal(kernel)
-        y = convolve(x.astype(layers.dtype), kernel, self.stride, self.dilation, self.padding)
+            kernel = packing.block_diagonal(kernel)
+        y = convolve(inputs.astype(layers.dtype), kernel, self.stride, self.dilation, self.padding)
         if layers.norm == "none":
             bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
             bias = bias.astype(layers.dtype)
             y += packing.per_image(bias) if packed else bias
         if not packed:
             return y
-        y = Packed(y)
-        return y if packing.fits(y.shape, self.features) else packing.unpack(y)
+        both = Packed(y)
+        return both if packing.fits(both.shape, self.features) else packing.unpack(both)
 
 
 def packs(layout: str, platform: str | None = None) -> bool:
@@ -164,7 +166,7 @@ class L2Norm(nn.Module):
         dtype: type of the output.
     """
 
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Map) -> jax.Array:

@@ -7,6 +7,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from scratchdet_jax.models import packing, pooling
 from scratchdet_jax.models.norm_groups import Groups
@@ -46,7 +47,7 @@ class BatchNorm(nn.Module):
     span: int = 0
     decay: float = 0.9
     epsilon: float = 1e-5
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, inputs: Map, train: bool, relu: bool = False, pool: bool = False) -> Map:
@@ -72,7 +73,7 @@ class BatchNorm(nn.Module):
             return fused.with_statistics(inputs, running_mean.value, running_var.value, scale, bias)
         packed = isinstance(inputs, Packed)
         groups = Groups.of_span(self.span, inputs.shape[0], self.axis_name, packed)
-        x = inputs.array if groups.packed else packing.unpack(inputs)
+        x = inputs.array if isinstance(inputs, Packed) and groups.packed else packing.unpack(inputs)
         outputs, mean, var = _normalize(groups, fused, x, scale, bias, running_mean.value)
         if self.is_mutable_collection("batch_stats") and not self.is_initializing():
             count = groups.count(x)
@@ -88,7 +89,7 @@ class _Fused:
     """What one pass over a map computes; fields as in `BatchNorm` and its call."""
 
     epsilon: float
-    dtype: jnp.dtype
+    dtype: DTypeLike
     relu: bool
     pool: bool
 
@@ -109,15 +110,14 @@ class _Fused:
         """Normalises by statistics [C] that are given, as in evaluation."""
         slope = scale * jax.lax.rsqrt(var + self.epsilon)
         offset = bias - mean * slope
-        packed = isinstance(inputs, Packed)
-        x = inputs.array if packed else inputs
-        if packed:
+        x = inputs.array if isinstance(inputs, Packed) else inputs
+        if isinstance(inputs, Packed):
             slope, offset = packing.per_image(slope), packing.per_image(offset)
         if self.pool:
             outputs, *_ = self.apply_and_pool(x, slope, offset)
         else:
             outputs = self.apply(x, slope, offset)
-        return Packed(outputs) if packed else outputs
+        return Packed(outputs) if isinstance(inputs, Packed) else outputs
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -183,7 +183,7 @@ def _normalize_backward(
         gradient = jnp.where(outputs > 0, gradient, 0)
     products = gradient.astype(jnp.float32) * (source.astype(jnp.float32) - spread(mean))
     local, whole = groups.sums([gradient.astype(jnp.float32), products])
-    if pooled:
+    if winner is not None:
         gradient = pooling.to_winners(winner, gradient)
     # With x̂ = (x − mean) · inverse: dx = slope · (g − mean(g) − x̂ · mean(g · x̂)).
     mean_gradient, mean_product = whole / groups.count(x)

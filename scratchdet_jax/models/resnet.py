@@ -303,7 +303,7 @@ class Extras:
 
     def sources(self, x: Map, train: bool, layers: Layers) -> list[Source]:
         """Returns the extra blocks' source maps of x [B, H, W, C]; call it inside a module."""
-        settings = {
+        settings: dict[str, Any] = {
             "channels": self.channels,
             "strides": self.strides,
             "last_convolutions": self.last_convolutions,
@@ -354,7 +354,7 @@ class ResNet(nn.Module):
 
         Parameters: root/conv1 … norm3 or stem/conv1, norm1; stage1/block1/conv1 …, extra1/conv1 …
         """
-        x = images.astype(self.layers.dtype)
+        x: Map = images.astype(self.layers.dtype)
         x = self.stem.build(self.stage_channels[0], self.layers)(x, train)
         with_source = source_stages(self.stem.stride, self.stem.pool, self.stage_strides)
         sources = []

@@ -124,7 +124,7 @@ class MetricLogger:
             self._note = f"loss {values['loss']:.3f}, {rate:.1f} images/s"
         self._progress.update(self._note)
 
-    def log_evaluation(self, step: int, results: dict[str, object]) -> None:
+    def log_evaluation(self, step: int, results: Mapping[str, Any]) -> None:
         """Writes an evaluation's results: numbers, and numbers by class; texts are left out."""
         figures = {name: value for name, value in results.items() if not isinstance(value, str)}
         self._write("eval", step, figures)
@@ -151,8 +151,9 @@ class MetricLogger:
 
     def sync(self) -> None:
         """Returns when everything logged so far has reached the disk."""
-        for file in filter(None, (self._events, self._lines)):
-            file.sync()
+        for file in (self._events, self._lines):
+            if file:
+                file.sync()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -172,8 +173,9 @@ class MetricLogger:
     def close(self) -> None:
         """Closes the files and the bar."""
         self._progress.close()
-        for file in filter(None, (self._events, self._lines)):
-            file.close()
+        for file in (self._events, self._lines):
+            if file:
+                file.close()
 
     def _follow_norm(self, norm: float | None) -> None:
         if norm is not None and self._norm is not None:
@@ -200,12 +202,12 @@ class MetricLogger:
                 "start in a new --workdir",
             )
 
-    def _append(self, kind: str, step: int, values: dict[str, object]) -> None:
+    def _append(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         if self._lines:
-            record = {"kind": kind, "step": step} | values
+            record = {"kind": kind, "step": step, **values}
             self._lines.append(json.dumps(record, allow_nan=False))
 
-    def _write(self, kind: str, step: int, values: dict[str, object]) -> None:
+    def _write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         self._append(kind, step, values)
         if not self._events:
             return

@@ -161,7 +161,7 @@ def _is_finished(run: _Run, start: _Start) -> bool:
         return False
     all_of = "all " if complete else ""
     print(f"already finished: {run.workdir} has {all_of}{start.step} steps")
-    print(_conclusion(run, start.improvement))
+    print(_conclusion(run, start.step, start.improvement))
     return True
 
 
@@ -199,7 +199,7 @@ def _train(run: _Run, start: _Start, stop: stopping.Stop) -> TrainState:
         loop.run()
     if loop.step > start.step:
         _require_last_checkpoint(run, loop.step)
-    print(_conclusion(run, loop.improvement))
+    print(_conclusion(run, loop.step, loop.improvement))
     return loop.state
 
 
@@ -313,14 +313,16 @@ class _Loop:
 
     def _evaluate(self) -> None:
         """Evaluates the state; its checkpoint is or will be written, so a stop loses nothing."""
-        checkpoints, logger = self._run.checkpoints, self._logger
+        checkpoints, logger, evaluator = self._run.checkpoints, self._logger, self._evaluator
+        if evaluator is None:
+            return
 
         def on_batch() -> None:
             self._watchdog.beat()
             self._stop.poll()
 
         with self._stop.interruptible(self._saved), logger.paused():
-            evaluation = self._evaluator.evaluate(self.state.result, on_batch)
+            evaluation = evaluator.evaluate(self.state.result, on_batch)
         results = evaluation.results
         logger.log_evaluation(self.step, results)
         say(f"step {self.step}: {summary_line(results)}")
@@ -328,7 +330,7 @@ class _Loop:
             checkpoints.set_score(self.step, results["mAP"])
             if count := self._run.config.eval.log_pictures:
                 with logger.paused():
-                    logger.log_pictures(self.step, self._evaluator.pictures(evaluation, count))
+                    logger.log_pictures(self.step, evaluator.pictures(evaluation, count))
         self.improvement = self.improvement.after(results["mAP"])
 
     def _diverged(self, error: Diverged) -> UserError:
@@ -368,16 +370,16 @@ def _require_last_checkpoint(run: _Run, step: int) -> None:
         )
 
 
-def _conclusion(run: _Run, improvement: Improvement) -> str:
+def _conclusion(run: _Run, step: int, improvement: Improvement) -> str:
     """Returns what was reached, and the commands that come next."""
-    best, last = run.checkpoints.best_step, run.checkpoints.latest_step
-    reached = f"trained {last} steps"
-    if last < run.schedule.steps:
+    reached = f"trained {step} steps"
+    if step < run.schedule.steps:
         reached = (
-            f"stopped early, after {last} of {run.schedule.steps} steps: no better mAP in "
+            f"stopped early, after {step} of {run.schedule.steps} steps: no better mAP in "
             f"{plural(improvement.since, 'evaluation')} (config.eval.stop_after; 0 continues)"
         )
-    score = run.checkpoints.score(best)
+    best = run.checkpoints.best_step
+    score = None if best is None else run.checkpoints.score(best)
     if run.eval_source is not None and score is not None:
         reached += f"; best mAP {score:.4f} at step {best}"
     return (
