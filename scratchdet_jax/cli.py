@@ -310,7 +310,7 @@ def _unknown_field(name: str, fields: dict[str, object]) -> str:
     return f"there is no field config.{name}{hint}"
 
 
-def _check_elements(name: str, default: object, value: object) -> None:
+def _check_elements(name: str, default: object, value: Any) -> None:
     """Checks that the elements of a tuple, which parse as anything, are like the default's."""
     if not isinstance(default, tuple) or not default:
         return
