@@ -30,7 +30,7 @@ from absl import flags
 
 from benchmarks import measure, ssd_numpy_augment
 from scratchdet_jax import cli
-from scratchdet_jax.data.loading import TrainingOrder, to_device, train_batches
+from scratchdet_jax.data.loading import TrainingOrder, read_batches, to_device
 from scratchdet_jax.data.records import DetectionSource, open_source
 from scratchdet_jax.datasets.coco_folder import CocoSplit, prepare_coco_folder
 
@@ -159,8 +159,9 @@ def _decode(encoded: Sequence[bytes], threads: int) -> int:
 def _batches(
     source: DetectionSource, canvas: tuple[int, int], threads: int
 ) -> Iterator[dict[str, np.ndarray]]:
-    return train_batches(
-        source, batch_size=BATCH, canvas=canvas, max_boxes=MAX_BOXES, seed=SEED, threads=threads
+    order = TrainingOrder(len(source), SEED, BATCH)
+    return read_batches(
+        source, order, (BATCH,), canvas=canvas, max_boxes=MAX_BOXES, threads=threads
     )
 
 

@@ -10,7 +10,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import cv2
 import grain
@@ -43,6 +43,9 @@ class TrainingOrder(Sequence[int]):
 
     With `factors`, an epoch is a permutation of the images as often as they are repeated in it;
     see repeating.Repeats.
+
+    Attributes:
+        rows: b, the rows of a global batch that this process holds.
     """
 
     def __init__(
@@ -58,19 +61,24 @@ class TrainingOrder(Sequence[int]):
         """`count` examples; the stream begins with global batch `start_step`.
 
         `factors`: float64 [count], how often each example is repeated; None for once.
+
+        Raises:
+            UserError: the batch cannot be split among the processes, or the seed is out of range.
         """
+        if not 0 <= seed < 2**32:
+            raise UserError(f"config.seed is {seed}: choose one from 0 to 2**32 - 1")
+        self.rows = _rows(batch_size, process_index, process_count)
         self._count, self._seed = count, seed
         self._repeats = None if factors is None else Repeats(factors, seed)
         self._permutation = functools.lru_cache(2)(self._permuted)
         self._batch_size, self._start_step = batch_size, start_step
-        self._rows = batch_size // process_count
-        self._first_row = process_index * self._rows
+        self._first_row = process_index * self.rows
 
     def __len__(self) -> int:
-        return sys.maxsize // self._batch_size * self._rows  # as good as endless
+        return sys.maxsize // self._batch_size * self.rows  # as good as endless
 
     def __getitem__(self, position: int) -> int:
-        step, row = divmod(position, self._rows)
+        step, row = divmod(position, self.rows)
         taken = (self._start_step + step) * self._batch_size + self._first_row + row
         repeats = self._repeats
         epoch, place = repeats.locate(taken) if repeats else divmod(taken, self._count)
@@ -86,73 +94,216 @@ class EvaluationOrder(Sequence[int]):
 
     Examples come in split order, rows are laid out as in TrainingOrder, and −1 pads the last global
     batch.
+
+    Attributes:
+        rows: the rows of a global batch that this process holds.
     """
 
     def __init__(
         self, count: int, batch_size: int, process_index: int = 0, process_count: int = 1
     ) -> None:
-        """`count` examples in the split."""
+        """`count` examples in the split.
+
+        Raises:
+            UserError: the batch cannot be split among the processes.
+        """
+        self.rows = _rows(batch_size, process_index, process_count)
         self._count, self._batch_size = count, batch_size
-        self._rows = batch_size // process_count
-        self._first_row = process_index * self._rows
+        self._first_row = process_index * self.rows
 
     def __len__(self) -> int:
-        return -(-self._count // self._batch_size) * self._rows
+        return -(-self._count // self._batch_size) * self.rows
 
     def __getitem__(self, position: int) -> int:
-        step, row = divmod(position, self._rows)
+        step, row = divmod(position, self.rows)
         index = step * self._batch_size + self._first_row + row
         return index if index < self._count else -1
 
 
-class _Rows:
-    """Fills batches in a given order, a chunk of rows at a time; used from Grain's threads.
+def _rows(batch_size: int, process_index: int, process_count: int) -> int:
+    """Rows of a global batch that one process holds."""
+    if batch_size < 1 or batch_size % process_count:
+        raise UserError(
+            f"a batch of {plural(batch_size, 'image')} cannot be split evenly among "
+            f"{process_count} processes: choose a multiple"
+        )
+    if not 0 <= process_index < process_count:
+        raise ValueError(f"process {process_index} of {process_count}")
+    return batch_size // process_count
+
+
+def train_loader(
+    config: ml_collections.ConfigDict,
+    source: DetectionSource,
+    *,
+    start_step: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+    substituted: dict[int, str] | None = None,
+) -> Iterator[Batch]:
+    """Yields the batches of a run's updates, from update `start_step + 1` on.
+
+    The batch of an update is `config.accumulate_steps` microbatches, one after the other in the
+    order of the examples, so microbatch i holds the same examples on any number of devices.
+
+    Args:
+        config: the run's config.
+        source: its training split.
+        start_step: updates made so far.
+        process_index: of this process.
+        process_count: of all processes.
+        substituted: as in read_batches.
+
+    Yields:
+        The arrays of read_batches, [accumulate_steps, b, …]. Close the iterator to stop its
+        threads.
+    """
+    count = config.accumulate_steps
+    order = TrainingOrder(
+        len(source),
+        config.seed,
+        config.batch_size // count,
+        start_step * count,
+        process_index,
+        process_count,
+        _factors(config, source),
+    )
+    return read_batches(
+        source,
+        order,
+        (count, order.rows),
+        canvas=config.data.canvas,
+        max_boxes=config.data.max_boxes,
+        threads=config.data.threads,
+        substituted=substituted,
+    )
+
+
+def eval_loader(
+    config: ml_collections.ConfigDict,
+    source: DetectionSource,
+    *,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[Batch]:
+    """Yields every example of `source` once, in order, in the batches [b, …] of read_batches.
+
+    The number of batches is the same for every process. The last ones are padded with black images
+    of id −1, the size of the canvas and without boxes.
+    """
+    order = EvaluationOrder(len(source), config.eval.batch_size, process_index, process_count)
+    return read_batches(
+        source,
+        order,
+        (order.rows,),
+        canvas=config.data.canvas,
+        max_boxes=config.data.max_boxes,
+        threads=config.data.threads,
+    )
+
+
+def read_batches(
+    source: DetectionSource,
+    order: Sequence[int],
+    shape: tuple[int, ...],
+    *,
+    canvas: tuple[int, int],
+    max_boxes: int,
+    threads: int = 0,
+    substituted: dict[int, str] | None = None,
+) -> Iterator[Batch]:
+    """Yields the examples in the given order, in batches of this shape.
+
+    Host memory: the batch handed out; the batches that hold the next max(examples of a batch,
+    8·threads) examples (two batches if a batch has more); and what decoding `threads` images takes
+    (three bytes per pixel; see `decode_to_canvas` for large ones).
+
+    Args:
+        source: the examples.
+        order: positions in the source; −1 is a padding example. Whole batches.
+        shape: leading axes of the arrays, such as [b] or [microbatches, b].
+        canvas: (H, W) in pixels; larger images are reduced to fit, smaller ones are not resized.
+        max_boxes: number of box slots M.
+        threads: number of threads that read and decode; 0 = one per core.
+        substituted: None raises an error at an image that cannot be read or decoded; a dictionary
+            receives its position and the reason, and the next image of the source replaces it.
+
+    Yields:
+        image uint8 [*shape, H, W, 3] RGB, zero outside the valid part; size int32 [*shape, 2],
+        height and width of the valid part; original_size int32 [*shape, 2], before the reduction;
+        boxes float32 [*shape, M, 4]; labels int32 [*shape, M]; ignore bool [*shape, M]; id int32
+        [*shape], position in the source. Do not write to the arrays: on CPU the device may be using
+        them. Close the iterator to stop its threads.
+
+    Raises:
+        UserError: an image cannot be decoded, or one has more than `max_boxes` boxes.
+    """
+    cv2.setNumThreads(0)  # OpenCV's own threads would fight Grain's
+    threads = threads or usable_cores()
+    filler = _Filler(source, order, shape, canvas, max_boxes, substituted)
+    ahead = max(filler.rows // filler.chunk, 2 * threads)
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
+    ends = iter(grain.MapDataset.source(filler).to_iter_dataset(options))
+    try:
+        for end in ends:  # chunks come in order
+            step, more = divmod(end, filler.rows)
+            if not more:
+                yield filler.take(step - 1)
+    finally:
+        ends.close()
+
+
+class _Filler:
+    """Fills batches in a given order, a chunk of rows at a time; called from Grain's threads.
 
     The thread that decodes an image also copies it into its batch, while it is in the core's cache.
+
+    Attributes:
+        rows: examples of a batch.
+        chunk: rows that one call fills.
     """
 
     def __init__(
         self,
         source: DetectionSource,
         order: Sequence[int],
-        rows: int,
+        shape: tuple[int, ...],
         canvas: tuple[int, int],
         max_boxes: int,
-        substituted: dict[int, str] | None = None,
+        substituted: dict[int, str] | None,
     ) -> None:
-        """`rows` is this process's share of a batch; `substituted` as in `train_batches`."""
+        """Takes the arguments of `read_batches`."""
+        self.rows = math.prod(shape)
         # Handing over one row at a time would cost a tenth of the decoding time.
-        self.chunk = math.gcd(rows, 4)
-        self._source, self._order, self._rows = source, order, rows
+        self.chunk = math.gcd(self.rows, 4)
+        self._source, self._order, self._shape = source, order, shape
         self._canvas, self._max_boxes = canvas, max_boxes
         self._substituted = substituted
-        self._batches: dict[int, Batch] = {}
+        self._batches: dict[int, Batch] = {}  # being filled, by number
         self._lock = threading.Lock()
-        self._memory: list[np.ndarray] = []  # of batches no longer in use
 
     def __len__(self) -> int:
         return len(self._order) // self.chunk
 
     def __getitem__(self, number: int) -> int:
         """Fills a chunk of rows; returns the position after them."""
-        step, first = divmod(number * self.chunk, self._rows)
+        start = number * self.chunk
+        step, first = divmod(start, self.rows)
         with self._lock:
             if step not in self._batches:
-                image = _borrow(self._memory, (self._rows, *self._canvas, 3))
-                self._batches[step] = _empty_batch(image, self._max_boxes)
+                self._batches[step] = _empty_batch(self.rows, self._canvas, self._max_boxes)
             batch = self._batches[step]
-        for row in range(first, first + self.chunk):
-            index = self._order[step * self._rows + row]
+        for offset in range(self.chunk):
+            index = self._order[start + offset]
             if index >= 0:
-                self._fill(batch, row, index)
-            else:
-                batch["image"][row] = 0
-        return step * self._rows + first + self.chunk
+                self._fill(batch, first + offset, index)
+        return start + self.chunk
 
     def take(self, step: int) -> Batch:
-        """Removes and returns a batch whose rows are all filled."""
+        """Removes and returns a batch whose rows are all filled, in its shape."""
         with self._lock:
-            return self._batches.pop(step)
+            batch = self._batches.pop(step)
+        return {name: rows.reshape(*self._shape, *rows.shape[1:]) for name, rows in batch.items()}
 
     def _fill(self, batch: Batch, row: int, index: int) -> None:
         index, example, image, original_size = self._usable(index)
@@ -164,8 +315,6 @@ class _Rows:
             )
         height, width = image.shape[:2]
         batch["image"][row, :height, :width] = image
-        batch["image"][row, :height, width:] = 0
-        batch["image"][row, height:] = 0
         batch["size"][row] = height, width
         batch["original_size"][row] = original_size
         for key in ("boxes", "labels", "ignore"):
@@ -173,7 +322,7 @@ class _Rows:
         batch["id"][row] = index
 
     def _usable(self, index: int) -> tuple[int, Example, np.ndarray, tuple[int, int]]:
-        """The index, example and image at `index`, or of the next one that can be decoded.
+        """Reads the index, example and image at `index`, or of the next one that can be decoded.
 
         The substitute depends on the data set alone, so it is the same for any number of processes
         and after a resume.
@@ -204,107 +353,8 @@ class _Rows:
             ) from None
 
 
-def train_batches(
-    source: DetectionSource,
-    *,
-    batch_size: int,
-    canvas: tuple[int, int],
-    max_boxes: int,
-    seed: int,
-    start_step: int = 0,
-    threads: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
-    substituted: dict[int, str] | None = None,
-    factors: np.ndarray | None = None,
-) -> Iterator[Batch]:
-    """Endless training batches, starting at global batch `start_step`; see TrainingOrder.
-
-    Host memory: the batch handed out; the batches that hold the next max(rows of this process,
-    8·threads) examples (two batches if the rows are more); and what decoding `threads` images takes
-    (three bytes per pixel; see `decode_to_canvas` for large ones).
-
-    Args:
-        source: the examples.
-        batch_size: images in a global batch; this process gets batch_size / process_count
-            consecutive rows.
-        canvas: (H, W) in pixels; larger images are reduced to fit, smaller ones are not resized.
-        max_boxes: number of box slots M.
-        seed: seed of the order of the examples, 0 … 2³² − 1.
-        start_step: number of global batches to skip.
-        threads: number of threads that read and decode; 0 = one per core.
-        process_index: index of this process.
-        process_count: number of processes; divides batch_size.
-        substituted: None raises an error at an image that cannot be read or decoded; a dictionary
-            receives its position and the reason, and the next image of the source replaces it.
-        factors: as in TrainingOrder.
-
-    Yields:
-        image uint8 [b, H, W, 3] RGB, zero outside the valid part; size int32 [b, 2], height and
-        width of the valid part; original_size int32 [b, 2], before the reduction; boxes float32
-        [b, M, 4]; labels int32 [b, M]; ignore bool [b, M]; id int32 [b], position in the source.
-        Do not write to the arrays: on CPU the device may be using them. Call `close()` on the
-        iterator to stop its threads.
-
-    Raises:
-        UserError: the sizes do not fit together, an image cannot be decoded, or one has more than
-            `max_boxes` boxes.
-    """
-    rows = _rows(batch_size, process_index, process_count)
-    if not 0 <= seed < 2**32:
-        raise UserError(f"config.seed is {seed}: choose one from 0 to 2**32 - 1")
-    order = TrainingOrder(
-        len(source), seed, batch_size, start_step, process_index, process_count, factors
-    )
-    filler = _Rows(source, order, rows, canvas, max_boxes, substituted)
-    return _batches(filler, rows, threads)
-
-
-def train_loader(
-    config: ml_collections.ConfigDict,
-    source: DetectionSource,
-    *,
-    start_step: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
-    substituted: dict[int, str] | None = None,
-) -> Iterator[Batch]:
-    """Yields the batches of a run's updates, from update `start_step + 1` on.
-
-    The batch of an update is `config.accumulate_steps` microbatches, one after the other in the
-    order of the examples, so microbatch i holds the same examples on any number of devices.
-
-    Args:
-        config: the run's config.
-        source: its training split.
-        start_step: updates made so far.
-        process_index: of this process.
-        process_count: of all processes.
-        substituted: as in train_batches.
-
-    Yields:
-        The arrays of train_batches with a leading axis of microbatches, [accumulate_steps, b, …].
-        Close the iterator to stop its threads.
-    """
-    count = config.accumulate_steps
-    batches = train_batches(
-        source,
-        batch_size=config.batch_size // count,
-        canvas=config.data.canvas,
-        max_boxes=config.data.max_boxes,
-        seed=config.seed,
-        start_step=start_step * count,
-        threads=config.data.threads,
-        process_index=process_index,
-        process_count=process_count,
-        substituted=substituted,
-        factors=_factors(config, source),
-    )
-    return _microbatches(batches, count)
-
-
 def _factors(config: ml_collections.ConfigDict, source: DetectionSource) -> np.ndarray | None:
-    """How often each image is repeated, by `config.data.repeat_threshold`; says what that means."""
+    """Returns how often each image is repeated, by `config.data.repeat_threshold`; prints it."""
     if not config.data.repeat_threshold:
         return None
     labels = labels_of(source, config.data.train_on_ignored)
@@ -315,25 +365,13 @@ def _factors(config: ml_collections.ConfigDict, source: DetectionSource) -> np.n
     return factors
 
 
-def _microbatches(batches: Iterator[Batch], count: int) -> Iterator[Batch]:
-    """Stacks every `count` batches; closes `batches` when it is closed."""
-    try:
-        while True:
-            group = [next(batches) for _ in range(count)]
-            # A single microbatch is not copied.
-            stack = np.stack if count > 1 else lambda arrays: arrays[0][None]
-            yield {key: stack([batch[key] for batch in group]) for key in group[0]}
-    finally:
-        batches.close()
-
-
 def substitutes(config: ml_collections.ConfigDict) -> dict[int, str] | None:
-    """The argument `substituted` of `train_batches` for the policy `config.data.on_error`."""
+    """Returns `read_batches`' argument `substituted` for the policy `config.data.on_error`."""
     return {} if config.data.on_error == "substitute" else None
 
 
 def substituted_line(source: DetectionSource, substituted: dict[int, str]) -> str:
-    """A sentence about the images that were replaced by others; "" if there is none."""
+    """Returns a sentence about the images that were replaced by others; "" if there is none."""
     if not substituted:
         return ""
     places = sorted(substituted)
@@ -342,45 +380,6 @@ def substituted_line(source: DetectionSource, substituted: dict[int, str]) -> st
     return (
         f"{plural(len(places), 'image')} of {source.spec} could not be read; the next readable "
         f"image was used instead (config.data.on_error): {named}{more}"
-    )
-
-
-def eval_batches(
-    source: DetectionSource,
-    *,
-    batch_size: int,
-    canvas: tuple[int, int],
-    max_boxes: int,
-    threads: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
-) -> Iterator[Batch]:
-    """Every example of the source once, in order; arguments and batches as in `train_batches`.
-
-    The number of batches is the same for every process. The last ones are padded with black images
-    of id −1, the size of the canvas and without boxes.
-    """
-    rows = _rows(batch_size, process_index, process_count)
-    order = EvaluationOrder(len(source), batch_size, process_index, process_count)
-    return _batches(_Rows(source, order, rows, canvas, max_boxes), rows, threads)
-
-
-def eval_loader(
-    config: ml_collections.ConfigDict,
-    source: DetectionSource,
-    *,
-    process_index: int = 0,
-    process_count: int = 1,
-) -> Iterator[Batch]:
-    """Yields the evaluation batches of `source` as `config` describes them; see eval_batches."""
-    return eval_batches(
-        source,
-        batch_size=config.eval.batch_size,
-        canvas=config.data.canvas,
-        max_boxes=config.data.max_boxes,
-        threads=config.data.threads,
-        process_index=process_index,
-        process_count=process_count,
     )
 
 
@@ -410,51 +409,18 @@ def to_device(batches: Iterable[Batch], put: Callable[[Batch], T], depth: int = 
             close()
 
 
-def _rows(batch_size: int, process_index: int, process_count: int) -> int:
-    """Rows of a global batch that one process holds."""
-    if batch_size < 1 or batch_size % process_count:
-        raise UserError(
-            f"a batch of {plural(batch_size, 'image')} cannot be split evenly among "
-            f"{process_count} processes: choose a multiple"
-        )
-    if not 0 <= process_index < process_count:
-        raise ValueError(f"process {process_index} of {process_count}")
-    return batch_size // process_count
-
-
-def _batches(filler: _Rows, rows: int, threads: int) -> Iterator[Batch]:
-    cv2.setNumThreads(0)  # OpenCV's own threads would fight Grain's
-    threads = threads or usable_cores()
-    ahead = max(rows // filler.chunk, 2 * threads)
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
-    iterator = iter(grain.MapDataset.source(filler).to_iter_dataset(options))
-    return _filled(iterator, filler, rows)
-
-
 def usable_cores() -> int:
-    """Number of cores this process may use (a container's share, if the system reports it)."""
+    """Returns the number of cores this process may use (a container's share, if reported)."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
-def _filled(ends: Any, filler: _Rows, rows: int) -> Iterator[Batch]:
-    """Yields each batch when its last row is filled; chunks come in order."""
-    try:
-        for end in ends:
-            step, more = divmod(end, rows)
-            if not more:
-                yield filler.take(step - 1)
-    finally:
-        ends.close()
-
-
-def _empty_batch(image: np.ndarray, max_boxes: int) -> Batch:
-    """A batch around the memory of its images, which is not cleared."""
-    rows = len(image)
-    size = np.broadcast_to(np.array(image.shape[1:3], np.int32), (rows, 2))
+def _empty_batch(rows: int, canvas: tuple[int, int], max_boxes: int) -> Batch:
+    """Returns a batch of black images of the canvas's size, without boxes, of id −1."""
+    size = np.broadcast_to(np.array(canvas, np.int32), (rows, 2))
     return {
-        "image": image,
+        "image": _aligned_zeros((rows, *canvas, 3)),
         "size": size.copy(),
         "original_size": size.copy(),
         "boxes": np.zeros((rows, max_boxes, 4), np.float32),
@@ -464,31 +430,9 @@ def _empty_batch(image: np.ndarray, max_boxes: int) -> Batch:
     }
 
 
-def _borrow(free: list[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
-    """An uninitialised uint8 array, in memory taken from `free` or newly allocated.
-
-    New memory costs a tenth of the decoding time, because the system zeroes it page by page.
-    It starts at a multiple of 64 bytes, so that JAX on CPU can use it without a copy.
-    """
-    try:
-        memory = free.pop()
-    except IndexError:
-        size = math.prod(shape)
-        memory = np.empty(size + 64, np.uint8)
-        start = -memory.ctypes.data % 64
-        memory = memory[start : start + size].reshape(shape)
-    return np.asarray(_Loan(memory, free))
-
-
-class _Loan:
-    """The owner of borrowed memory, for NumPy: returns it when nothing uses it any more.
-
-    Every view of the array keeps this object alive, and so does JAX while it uses the array.
-    """
-
-    def __init__(self, memory: np.ndarray, free: list[np.ndarray]) -> None:
-        self.__array_interface__ = memory.__array_interface__
-        self._memory, self._free = memory, free
-
-    def __del__(self) -> None:
-        self._free.append(self._memory)
+def _aligned_zeros(shape: tuple[int, ...]) -> np.ndarray:
+    """Returns uint8 zeros at a multiple of 64 bytes, which JAX on CPU uses without a copy."""
+    size = math.prod(shape)
+    memory = np.zeros(size + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + size].reshape(shape)

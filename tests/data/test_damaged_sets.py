@@ -16,9 +16,9 @@ import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from tensorflow_datasets.proto import tf_example_pb2
 
-from scratchdet_jax.data.loading import train_batches
 from scratchdet_jax.data.records import open_source
 from scratchdet_jax.errors import UserError
+from tests.data.batches import train_batches
 from tests.data.tfds_sets import make, plain_features
 
 COUNT = 24

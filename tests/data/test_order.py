@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from scratchdet_jax.data import loading
-from scratchdet_jax.data.loading import eval_batches, to_device, train_batches
+from scratchdet_jax.data.loading import to_device
 from scratchdet_jax.data.records import open_source
 from scratchdet_jax.datasets.coco_folder import CocoSplit, prepare_coco_folder
 from scratchdet_jax.parallel.devices import DeviceMapping
+from tests.data.batches import eval_batches, train_batches
 
 TRAIN, VALIDATION = 7, 4
 COUNT = TRAIN + VALIDATION
@@ -218,15 +219,15 @@ def test_an_evaluation_covers_the_split_once(source, kind, devices, rows, proces
 
 @pytest.mark.parametrize(("batch_size", "threads"), [(8, 1), (16, 2), (4, 3), (1, 2), (6, 2)])
 def test_the_number_of_live_batches_is_as_documented(source, batch_size, threads, monkeypatch):
-    alive, most, borrow = weakref.WeakSet(), [0], loading._borrow
+    alive, most, make = weakref.WeakSet(), [0], loading._aligned_zeros
 
-    def counted(free, shape):
-        array = borrow(free, shape)
+    def counted(shape):
+        array = make(shape)
         alive.add(array.base)
         most[0] = max(most[0], len(alive))
         return array
 
-    monkeypatch.setattr(loading, "_borrow", counted)
+    monkeypatch.setattr(loading, "_aligned_zeros", counted)
     batches = train_batches(source, batch_size=batch_size, seed=0, threads=threads, **LOADER)
     for _ in range(4):
         next(batches)

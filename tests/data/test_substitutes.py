@@ -4,8 +4,9 @@ import cv2
 import numpy as np
 import pytest
 
-from scratchdet_jax.data.loading import substituted_line, train_batches
+from scratchdet_jax.data.loading import substituted_line
 from scratchdet_jax.errors import UserError
+from tests.data.batches import train_batches
 
 BROKEN = (2, 3, 7)
 
