@@ -11,7 +11,7 @@ from scratchdet_jax.config.fields import get, run_ends
 from scratchdet_jax.config.scales import MERGE_METHODS, parse_scales, preset_of
 from scratchdet_jax.detector import Detector, augment_options, build_detector
 from scratchdet_jax.errors import UserError
-from scratchdet_jax.models.normalization import check_norm_span
+from scratchdet_jax.models.norm_groups import check_norm_span
 from scratchdet_jax.models.parts import KINDS, PARTS, frozen_names, is_frozen, split_names
 
 CHOICES = {

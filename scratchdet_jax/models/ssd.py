@@ -19,7 +19,7 @@ from scratchdet_jax.models.layers import (
     packs,
     plain,
 )
-from scratchdet_jax.models.normalization import check_norm_span
+from scratchdet_jax.models.norm_groups import check_norm_span
 
 BACKBONES: dict[str, Backbone] = {"resnet": resnet.BACKBONE, "vgg16": vgg.BACKBONE}
 """The backbones by the value of `config.model.backbone`; add a row to add a backbone."""

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from jax.sharding import Mesh, PartitionSpec
 
 from scratchdet_jax.errors import UserError
-from scratchdet_jax.models.normalization import BatchNorm, check_norm_span
+from scratchdet_jax.models.norm_groups import check_norm_span
+from scratchdet_jax.models.normalization import BatchNorm
 
 DEVICES, LOCAL, CHANNELS = 8, 4, 3
 TOTAL = DEVICES * LOCAL
