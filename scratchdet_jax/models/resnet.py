@@ -1,5 +1,6 @@
 """ResNet, and ScratchDet's Root-ResNet, whose first convolutions do not downsample."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,7 +23,7 @@ FIRST_SOURCE_STRIDE = 8  # of the first source map relative to the image
 def source_stages(
     stem_stride: int, stem_pool: bool, stage_strides: Sequence[int]
 ) -> tuple[int, ...]:
-    """The stages, counted from 1, whose outputs are source maps: an eighth of the image or less.
+    """Counts from 1 the stages that give source maps: an eighth of the image or less.
 
     The head then sees maps of the same sizes with every stem, as in the paper's comparison of
     stems: stages 3 and 4 of Root-ResNet; stages 2, 3 and 4 where the first convolution downsamples.
@@ -86,7 +87,7 @@ class ResidualBlock(nn.Module):
     layers: Layers
 
     def __call__(self, x: Map, train: bool) -> Map:
-        """The output of the block."""
+        """Returns the output of the block."""
         return self.outputs(x, train)[0]
 
 
@@ -235,7 +236,7 @@ def residual_extras(
     layers: Layers,
     block: Callable[..., ResidualBlock] = BasicBlock,
 ) -> list[Source]:
-    """Source maps of ScratchDet's extra blocks extra1, extra2 …; call it inside a module.
+    """Makes ScratchDet's extra blocks extra1, extra2 …, inside a module; returns their source maps.
 
     Args:
         x: the backbone's last source map.
@@ -257,55 +258,94 @@ def residual_extras(
 
 
 def extra_blocks(x: Map, train: bool, **settings: Any) -> list[Map]:
-    """The outputs of `residual_extras`."""
+    """Returns the outputs of `residual_extras`."""
     return [output for output, _ in residual_extras(x, train, **settings)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Stem:
+    """The layers before the stages.
+
+    Attributes:
+        kind: "root" (`RootBlock`) or "conv7" (`Conv7Stem`).
+        convolutions: number of convolutions in the root block.
+        stride: stride of the first convolution, 1 or 2.
+        pool: whether a pooling of stride 2 follows.
+    """
+
+    kind: str
+    convolutions: int
+    stride: int
+    pool: bool
+
+    def build(self, channels: int, layers: Layers) -> nn.Module:
+        """Makes the module; call it inside a module."""
+        if self.kind == "conv7":
+            return Conv7Stem(channels, layers, self.stride, self.pool, name="stem")
+        return RootBlock(channels, layers, self.convolutions, self.stride, self.pool, name="root")
+
+
+@dataclasses.dataclass(frozen=True)
+class Extras:
+    """The layers after the stages, which give further source maps.
+
+    Attributes:
+        kind: "residual" or "preactivation" (`residual_extras`), or "plain" (`plain_extras`).
+        channels: channels of each extra block.
+        strides: strides of the extra blocks.
+        last_convolutions: whether `LastConvolutions` gives one more map.
+    """
+
+    kind: str
+    channels: int
+    strides: tuple[int, ...]
+    last_convolutions: bool
+
+    def sources(self, x: Map, train: bool, layers: Layers) -> list[Source]:
+        """Returns the extra blocks' source maps of x [B, H, W, C]; call it inside a module."""
+        settings = {
+            "channels": self.channels,
+            "strides": self.strides,
+            "last_convolutions": self.last_convolutions,
+            "layers": layers,
+        }
+        if self.kind == "plain":
+            return plain_extras(x, train, **settings)
+        block = PreactivationBlock if self.kind == "preactivation" else BasicBlock
+        return residual_extras(x, train, **settings, block=block)
 
 
 class ResNet(nn.Module):
     """ResNet or Root-ResNet with the extra blocks; gives the source maps of the head.
 
-    The sources are those of the stages in `source_stages` and of the extra blocks: their outputs,
-    after the addition and ReLU, or those of their last convolutions. A pre-activation stage ends in
-    a bare sum. The next stage reads that sum; its source map is the sum after a final norm and ReLU
-    (`source3_norm`, `source4_norm`), as at the end of He et al. 2016b's networks. The extra blocks
-    read that map, too, unless they are pre-activation blocks.
+    The sources are the outputs, after the addition and ReLU, of the stages in `source_stages` and
+    of the extra blocks. A pre-activation stage ends in a bare sum. The next stage reads that sum;
+    its source map is the sum after a final norm and ReLU (`source3_norm`, `source4_norm`), as at
+    the end of He et al. 2016b's networks. The extra blocks read that map, unless they are
+    pre-activation blocks, which read the sum.
 
     At 300×300 with a root block of stride 1 and extra strides (2, 2, 2, 2): maps of 38, 19, 10, 5,
     3, 2. With a stem of stride 2 the stages give 38, 19 and 10, and three extra blocks the rest.
 
     Attributes:
         depth: 18, 34, 50 or 101; the last two use bottleneck blocks.
-        stem: "root" (`RootBlock`) or "conv7" (`Conv7Stem`).
-        stem_convs: number of convolutions in the root block.
-        stem_stride: stride of the stem's first convolution, 1 or 2.
-        stem_pool: whether a pooling of stride 2 follows.
+        stem: the layers before the stages.
         stage_channels: channels of the four stages (inner ones of a bottleneck); the stem has the
             first.
         stage_strides: stride of each stage, 1 or 2.
-        extras: "residual", "preactivation" or "plain" (`plain_extras`).
-        extra_channels: channels of each extra block.
-        extra_strides: strides of the extra blocks.
-        last_convolutions: whether `LastConvolutions` gives one more map.
         preactivation: whether the stages use pre-activation blocks.
-        first_preactivation: whether the first of them begins with norm and ReLU, too.
-        source_maps: "output", or "convolution" for the outputs of the last convolutions.
+        first_preactivation: whether the first of them also begins with norm and ReLU.
+        extras: the layers after the stages.
         layers: builds convolutions and norms.
     """
 
     depth: int
-    stem: str
-    stem_convs: int
-    stem_stride: int
-    stem_pool: bool
+    stem: Stem
     stage_channels: tuple[int, ...]
     stage_strides: tuple[int, ...]
-    extras: str
-    extra_channels: int
-    extra_strides: tuple[int, ...]
-    last_convolutions: bool
     preactivation: bool
     first_preactivation: bool
-    source_maps: str
+    extras: Extras
     layers: Layers
 
     @nn.compact
@@ -314,87 +354,97 @@ class ResNet(nn.Module):
 
         Parameters: root/conv1 … norm3 or stem/conv1, norm1; stage1/block1/conv1 …, extra1/conv1 …
         """
-        x = self._stem()(images.astype(self.layers.dtype), train)
-        with_source = source_stages(self.stem_stride, self.stem_pool, self.stage_strides)
+        x = images.astype(self.layers.dtype)
+        x = self.stem.build(self.stage_channels[0], self.layers)(x, train)
+        with_source = source_stages(self.stem.stride, self.stem.pool, self.stage_strides)
         sources = []
-        stages = zip(
-            BLOCKS_PER_STAGE[self.depth], self.stage_channels, self.stage_strides, strict=True
-        )
-        for i, (count, channels, stride) in enumerate(stages, 1):
-            activated = self.preactivation and not self.first_preactivation and i == 1
-            stage = Stage(
-                self._block(), count, channels, stride, self.layers, activated, name=f"stage{i}"
-            )
+        for i, stage in enumerate(self._stages(), 1):
             x, convolution = stage(x, train)
-            if i in with_source and self.source_maps == "convolution":
-                sources.append(convolution)
-            elif i in with_source:
-                sources.append(self._activate(x, train, f"source{i}_norm"))
-        for i, (output, convolution) in enumerate(self._extras(x, sources[-1], train), 1):
-            if self.source_maps == "convolution":
-                sources.append(convolution)
-            elif self.extras == "preactivation":
-                sources.append(self._activate(output, train, f"extra{i}_source_norm"))
-            else:
-                sources.append(output)
-        return tuple(sources)
+            if i in with_source:
+                sources.append(self.stage_source(i, x, convolution, train))
+        return (*sources, *self.extra_sources(x, sources[-1], train))
 
-    def _stem(self) -> nn.Module:
-        channels, stride, pool = self.stage_channels[0], self.stem_stride, self.stem_pool
-        if self.stem == "conv7":
-            return Conv7Stem(channels, self.layers, stride, pool, name="stem")
-        return RootBlock(channels, self.layers, self.stem_convs, stride, pool, name="root")
+    def stage_source(self, number: int, output: Map, convolution: Map, train: bool) -> Map:
+        """Returns a stage's source map, given its output and that of its last convolution."""
+        del convolution
+        return self.activate(output, train, f"source{number}_norm")
+
+    def extra_sources(self, output: Map, source: Map, train: bool) -> list[Map]:
+        """Returns the extra blocks' source maps, given the last stage's output and source map."""
+        if self.extras.kind != "preactivation":
+            return [x for x, _ in self.extras.sources(source, train, self.layers)]
+        extras = self.extras.sources(output, train, self.layers)
+        return [
+            self.activate(x, train, f"extra{i}_source_norm") for i, (x, _) in enumerate(extras, 1)
+        ]
+
+    def activate(self, x: Map, train: bool, name: str) -> Map:
+        """Applies norm and ReLU to a pre-activation block's output; any other is activated."""
+        if not self.preactivation:
+            return x
+        return self.layers.normalize(x, train, name=name, relu=True)
+
+    def _stages(self) -> list[Stage]:
+        stages = []
+        counts = BLOCKS_PER_STAGE[self.depth]
+        sizes = zip(counts, self.stage_channels, self.stage_strides, strict=True)
+        for i, (count, channels, stride) in enumerate(sizes, 1):
+            activated = self.preactivation and not self.first_preactivation and i == 1
+            stages.append(
+                Stage(
+                    self._block(), count, channels, stride, self.layers, activated, name=f"stage{i}"
+                )
+            )
+        return stages
 
     def _block(self) -> type[ResidualBlock]:
         if self.depth in BOTTLENECK_DEPTHS:
             return PreactivationBottleneckBlock if self.preactivation else BottleneckBlock
         return PreactivationBlock if self.preactivation else BasicBlock
 
-    def _extras(self, x: Map, source: Map, train: bool) -> list[Source]:
-        """Source maps of the extra blocks; x is the output of the last stage."""
-        settings = {
-            "channels": self.extra_channels,
-            "strides": self.extra_strides,
-            "last_convolutions": self.last_convolutions,
-            "layers": self.layers,
-        }
-        if self.extras == "preactivation":
-            return residual_extras(x, train, **settings, block=PreactivationBlock)
-        if self.source_maps == "convolution":
-            last = len(self.stage_channels)
-            source = self._activate(x, train, f"source{last}_norm")
-        make = plain_extras if self.extras == "plain" else residual_extras
-        return make(source, train, **settings)
 
-    def _activate(self, x: Map, train: bool, name: str) -> Map:
-        """The output of a pre-activation block after norm and ReLU; any other is activated."""
-        if not self.preactivation:
-            return x
-        return self.layers.normalize(x, train, name=name, relu=True)
+class CaffeResNet(ResNet):
+    """The network of the authors' Caffe release, where convolutions give the source maps.
+
+    The sources are the outputs of the last convolutions of stages and extra blocks, before the
+    addition. The extra blocks read the output of the last stage, after norm and ReLU
+    (`source4_norm`) unless they are pre-activation blocks.
+    """
+
+    def stage_source(self, number: int, output: Map, convolution: Map, train: bool) -> Map:
+        """Returns the output of the stage's last convolution."""
+        del number, output, train
+        return convolution
+
+    def extra_sources(self, output: Map, source: Map, train: bool) -> list[Map]:
+        """Returns the outputs of the extra blocks' last convolutions."""
+        del source
+        if self.extras.kind != "preactivation":
+            output = self.activate(output, train, f"source{len(self.stage_channels)}_norm")
+        return [x for _, x in self.extras.sources(output, train, self.layers)]
 
 
 def _build(config: Any, layers: Layers) -> ResNet:
-    return ResNet(
+    network = CaffeResNet if config.source_maps == "convolution" else ResNet
+    return network(
         depth=config.depth,
-        stem=config.stem,
-        stem_convs=config.stem_convs,
-        stem_stride=config.stem_stride,
-        stem_pool=config.stem_pool,
+        stem=Stem(config.stem, config.stem_convs, config.stem_stride, config.stem_pool),
         stage_channels=tuple(scale_channels(c, config.width) for c in STAGE_CHANNELS),
         stage_strides=tuple(config.stage_strides),
-        extras=config.extras,
-        extra_channels=scale_channels(config.extra_channels, config.width),
-        extra_strides=tuple(config.extra_strides),
-        last_convolutions=config.last_convolutions,
         preactivation=config.preactivation,
         first_preactivation=config.first_preactivation,
-        source_maps=config.source_maps,
+        extras=Extras(
+            config.extras,
+            scale_channels(config.extra_channels, config.width),
+            tuple(config.extra_strides),
+            config.last_convolutions,
+        ),
         layers=layers,
     )
 
 
 def _name(config: Any) -> str:
-    """Such as "Root-ResNet-34"; a stride that is unusual for the stem is mentioned."""
+    """Names the network, such as "Root-ResNet-34", with a stride that is unusual for the stem."""
     prefix, usual_stride = ("Root-", 1) if config.stem == "root" else ("", 2)
     name = f"{prefix}ResNet-{config.depth}"
     notes = []
