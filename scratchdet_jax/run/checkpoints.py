@@ -113,7 +113,7 @@ class Checkpoints:
         """
         damaged = []
         for step in reversed(self.steps()):
-            flaw = self._flaw(step)
+            flaw = damage(self.directory / str(step))
             if flaw is None:
                 self._set_aside(damaged)
                 return step
@@ -220,8 +220,8 @@ class Checkpoints:
         return self._about(step).get("progress")
 
     def versions(self, step: int) -> dict[str, str]:
-        """What wrote `step` (see run.versions); empty for a checkpoint of an older version."""
-        return dict(self._about(step).get("versions") or {})
+        """Returns what wrote `step` (see run.versions)."""
+        return dict(self._about(step)["versions"])
 
     def find(self, which: str) -> int:
         """The step given by `which`: "best", "latest" or a number."""
@@ -276,19 +276,6 @@ class Checkpoints:
             for directory in self.directory.glob(f"{self._writing}.orbax-checkpoint-tmp*"):
                 write_checksums(directory)
 
-    def _flaw(self, step: int) -> str | None:
-        """What is wrong with a checkpoint's files; None if it can be read."""
-        try:
-            return damage(self.directory / str(step))
-        except FileNotFoundError:
-            pass  # of an older version, without checksums: try to read it
-        try:
-            self._about(step)
-            self._reading(step, lambda: read_arrays(self._item(step, "state")))
-        except UserError as error:
-            return str(error)
-        return None
-
     def _set_aside(self, damaged: Sequence[tuple[int, str]]) -> None:
         for step, flaw in damaged:
             name, copy = str(step), 1
@@ -329,18 +316,9 @@ class Checkpoints:
             try:
                 text = (self.directory / str(step) / SCORE).read_text()
                 self._scores[step] = json.loads(text)[BEST_METRIC]
-            except FileNotFoundError:
-                # Older versions stored the score in the recipe.
-                self._scores[step] = None if step == self._writing else self._old_score(step)
             except (OSError, ValueError, KeyError, TypeError):
                 self._scores[step] = None
         return self._scores[step]
-
-    def _old_score(self, step: int) -> float | None:
-        try:
-            return self._about(step).get(BEST_METRIC)
-        except UserError:
-            return None  # damaged, which is reported when the step is used
 
     def _item(self, step: int, name: str) -> Path:
         return self.directory / str(step) / name

@@ -24,15 +24,11 @@ def write_checksums(directory: Path) -> None:
 
 
 def damage(directory: Path) -> str | None:
-    """What is wrong with the files of a checkpoint, in a few words; None if they are intact.
-
-    Raises:
-        FileNotFoundError: it has no checksums (an older version wrote it).
-    """
-    text = (directory / CHECKSUMS).read_bytes()
+    """Returns what is wrong with the files of a checkpoint, in a few words; None if intact."""
     try:
+        text = (directory / CHECKSUMS).read_bytes()
         sums = {str(name): (int(size), int(crc)) for name, (size, crc) in json.loads(text).items()}
-    except (ValueError, TypeError, AttributeError):
+    except (OSError, ValueError, TypeError, AttributeError):
         return f"{CHECKSUMS} cannot be read"
     try:
         json.loads((directory / STAMPED).read_bytes())

@@ -73,9 +73,8 @@ class MetricLogger:
         """
         self.path = Path(workdir) / "metrics.jsonl"
         self._lines, self._events = None, None
-        last = {}
         if is_first():
-            last = _drop_lines_after(self.path, start_step, evaluated)
+            _drop_lines_after(self.path, start_step, evaluated)
             waiting = (progress or {}).get("lines", ())
             written = (
                 set(self.path.read_text().splitlines()) if waiting and self.path.exists() else ()
@@ -87,11 +86,8 @@ class MetricLogger:
         self._batch_size, self._log_every = batch_size, log_every
         self._pending: tuple[int, dict[str, jax.Array]] | None = None
         self._since, self._images, self._waited = time.perf_counter(), 0, 0.0
-        if progress is None:  # a checkpoint of an older version
-            norm = last.get("gradient_norm") if last.get("step") == start_step else None
-            progress = {"norm": norm, "changes": []}
-        self._norm: float | None = progress["norm"]
-        self._changes: list[float] = list(progress["changes"])
+        self._norm: float | None = progress["norm"] if progress else None
+        self._changes: list[float] = list(progress["changes"]) if progress else []
 
     def log_step(self, step: int, metrics: dict[str, jax.Array]) -> None:
         """Accepts the metrics of update `step` (from 1) and writes those of the previous one."""
@@ -230,23 +226,17 @@ def _peak_memory() -> dict[str, float]:
     return peaks | ({"device_memory": float(max(used))} if used else {})
 
 
-def _drop_lines_after(path: Path, step: int, evaluated: bool) -> dict[str, object]:
-    """Removes what a killed run wrote after its last checkpoint, and a truncated last line.
-
-    Returns:
-        The last training record that is kept; empty if there is none.
-    """
+def _drop_lines_after(path: Path, step: int, evaluated: bool) -> None:
+    """Removes what a killed run wrote after its last checkpoint, and a truncated last line."""
     if not path.exists():
-        return {}
-    kept, last = [], {}
+        return
+    kept = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
             record = json.loads(line)
             again = record["kind"] == "eval" and record["step"] == step and not evaluated
             if record["step"] <= step and not again:
                 kept.append(line + "\n")
-                last = record if record["kind"] == "train" else last
         except (json.JSONDecodeError, KeyError, TypeError):
             continue
     write_text_atomically(path, "".join(kept))  # a kill must not lose the history
-    return last

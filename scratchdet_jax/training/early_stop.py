@@ -26,5 +26,5 @@ class Improvement(NamedTuple):
 
     @classmethod
     def from_json(cls, progress: dict[str, Any] | None) -> "Improvement":
-        """From the `progress` of a checkpoint; older versions recorded nothing."""
+        """Reads the `progress` of a checkpoint; None before the first one."""
         return cls(*(progress or {}).get("improvement", ()))

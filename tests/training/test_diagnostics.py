@@ -76,13 +76,17 @@ def test_parts_by_name(name, part):
 NORMS = [4.0, 7.0, 1.0, 2.0, 2.5, 0.5, 9.0]
 
 
-def log(workdir, norms, start=0, every=1):
-    made = MetricLogger(workdir, start_step=start, num_steps=100, batch_size=4, log_every=every)
+def log(workdir, norms, start=0, every=1, progress=None):
+    """Logs these steps; returns what a checkpoint keeps of it."""
+    made = MetricLogger(
+        workdir, start_step=start, num_steps=100, batch_size=4, log_every=every, progress=progress
+    )
     for step, norm in enumerate(norms, start + 1):
         fields = {"loss": 1.0, "learning_rate": 0.1, "gradient_norm": norm}
         made.log_step(step, {name: jnp.float32(value) for name, value in fields.items()})
     try:
         made.flush()
+        return made.progress()
     finally:
         made.close()
 
@@ -107,8 +111,9 @@ def test_fluctuation_continues_when_a_run_is_resumed(tmp_path):
     for name in ("uninterrupted", "resumed"):
         (tmp_path / name).mkdir()
     log(tmp_path / "uninterrupted", NORMS)
-    log(tmp_path / "resumed", NORMS[:5])
-    log(tmp_path / "resumed", NORMS[4:], start=4)
+    progress = log(tmp_path / "resumed", NORMS[:4])
+    log(tmp_path / "resumed", NORMS[4:5], start=4, progress=progress)  # lost
+    log(tmp_path / "resumed", NORMS[4:], start=4, progress=progress)
 
     def figures(workdir):
         return [(line["step"], line.get("gradient_fluctuation")) for line in read(workdir)]
