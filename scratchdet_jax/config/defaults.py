@@ -104,7 +104,7 @@ def with_defaults(config: ml_collections.ConfigDict) -> ml_collections.ConfigDic
 def get_config() -> ml_collections.ConfigDict:
     """ScratchDet-300 (Root-ResNet-34) as published; recipes override what differs."""
     config = ml_collections.ConfigDict()
-    config.name = "common"  # name of the recipe; --workdir defaults to runs/<name>
+    config.name = "scratchdet300"  # name of the recipe; --workdir defaults to runs/<name>
     # A run, WORKDIR or WORKDIR@STEP, or an exported file, whose parameters a new run starts from,
     # as far as they fit; empty = random weights.
     config.init_from = ""

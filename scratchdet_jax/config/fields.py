@@ -28,7 +28,7 @@ WITHOUT_EFFECT = (
 
 
 def flatten(config: ml_collections.ConfigDict, prefix: str = "") -> dict[str, object]:
-    """All fields of a config by dotted name."""
+    """Returns all fields of a config by dotted name."""
     leaves: dict[str, object] = {}
     for key, value in config.items():
         if isinstance(value, ml_collections.ConfigDict):
@@ -39,7 +39,7 @@ def flatten(config: ml_collections.ConfigDict, prefix: str = "") -> dict[str, ob
 
 
 def run_ends(config: ml_collections.ConfigDict) -> tuple[int, ...]:
-    """Numbers of updates at which the run, and then each of its extensions, is complete.
+    """Returns the updates after which the run, and then each of its extensions, is complete.
 
     The first is `num_steps`, or the number that `train_images` gives; `extend` gives the others.
 
@@ -66,7 +66,7 @@ def run_ends(config: ml_collections.ConfigDict) -> tuple[int, ...]:
 
 
 def number_of_steps(config: ml_collections.ConfigDict) -> int:
-    """Updates in a complete run, its extensions included."""
+    """Returns the number of updates in a complete run, its extensions included."""
     return run_ends(config)[-1]
 
 

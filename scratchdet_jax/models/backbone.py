@@ -37,7 +37,7 @@ class Backbone(NamedTuple):
 
 
 def one_of(value: object, allowed: Sequence[object]) -> Check:
-    """The check of a field with a fixed set of values."""
+    """Returns the check of a field with a fixed set of values."""
     return value in allowed, " or ".join(repr(choice) for choice in allowed)
 
 

@@ -44,7 +44,7 @@ def plain_extras(
     last_convolutions: bool,
     layers: Layers,
 ) -> list[Source]:
-    """Source maps of SSD's pairs extra1, extra2 …; call it inside a module.
+    """Makes SSD's pairs extra1, extra2 …, inside a module; returns their source maps.
 
     Args:
         x: the backbone's last source map.

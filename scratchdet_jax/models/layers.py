@@ -1,4 +1,4 @@
-"""How the networks build convolutions and norms, and what they do with maps, plain or packed."""
+"""Builds the layers of the networks, and what they do with maps, plain or packed."""
 
 import dataclasses
 
@@ -22,7 +22,7 @@ CAFFE_GAUSSIAN = nn.initializers.normal(0.01)
 
 @dataclasses.dataclass(frozen=True)
 class Layers:
-    """How one network builds its convolutions and normalisations; fields as in `BatchNorm`.
+    """Builds the convolutions and normalisations of one network; fields as in `BatchNorm`.
 
     Attributes:
         norm: "batch", or "none" for biased convolutions without normalisation.
@@ -109,7 +109,7 @@ class Convolution(nn.Module):
 
 
 def packs(layout: str, platform: str | None = None) -> bool:
-    """Whether `config.model.layout` packs narrow maps; "auto" does so on TPUs.
+    """Returns whether `config.model.layout` packs narrow maps; "auto" does so on TPUs.
 
     `platform` is the one that the program is compiled for, by default JAX's own.
     """
@@ -118,25 +118,25 @@ def packs(layout: str, platform: str | None = None) -> bool:
 
 
 def plain(x: Map) -> jax.Array:
-    """The map as an array [B, H, W, C]."""
+    """Returns the map as an array [B, H, W, C]."""
     return packing.unpack(x)
 
 
 def add(x: Map, y: Map) -> Map:
-    """The sum of two maps of the same shape."""
+    """Adds two maps of the same shape."""
     if isinstance(x, Packed) and isinstance(y, Packed):
         return Packed(x.array + y.array)
     return packing.unpack(x) + packing.unpack(y)
 
 
 def relu(x: Map) -> Map:
-    """max(x, 0)."""
+    """Computes max(x, 0)."""
     return jax.tree.map(_relu, x)
 
 
 @jax.custom_vjp
 def _relu(x: jax.Array) -> jax.Array:
-    """A ReLU whose gradient reads the output, which is in memory; the input often is not."""
+    """Computes a ReLU whose gradient reads the output, which is in memory, unlike most inputs."""
     return jnp.maximum(x, 0)
 
 

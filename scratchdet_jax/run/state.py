@@ -36,7 +36,7 @@ class TrainState:
         return self.variables
 
     def starting_from(self, variables: dict[str, Any]) -> "TrainState":
-        """The same state with other variables."""
+        """Returns the same state with other variables."""
         return self.replace(**variables)
 
 
@@ -58,7 +58,7 @@ class AveragedState(TrainState):
         return self.average
 
     def starting_from(self, variables: dict[str, Any]) -> "AveragedState":
-        """The same state with other variables, in memory of its own for each copy."""
+        """Returns the same state with other variables, each copy in memory of its own."""
         return self.replace(**variables, average=jax.tree.map(jnp.copy, variables))
 
 
@@ -83,7 +83,7 @@ def create_state(
     seed: int,
     averaged: bool = False,
 ) -> TrainState:
-    """Randomly initialised weights, a function of `seed` alone; an AveragedState if `averaged`."""
+    """Initialises weights at random, by `seed` alone; makes an AveragedState if `averaged`."""
 
     def init() -> TrainState:
         images = jnp.zeros((1, image_size, image_size, 3), jnp.float32)
