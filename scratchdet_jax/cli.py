@@ -133,7 +133,8 @@ def hide_libtpu() -> None:
     google = "0x1ae0"
     vendors = Path("/sys/bus/pci/devices").glob("*/vendor")
     if not any(vendor.read_text().strip() == google for vendor in vendors):
-        sys.modules.setdefault("libtpu", None)  # an import then fails, as if it were not installed
+        # None, which the annotation of sys.modules does not allow: an import then fails.
+        sys.modules.setdefault("libtpu", None)  # type: ignore[arg-type]
 
 
 def count(text: str) -> int:

@@ -248,7 +248,7 @@ def read_batches(
     """
     cv2.setNumThreads(0)  # OpenCV's own threads would fight Grain's
     threads = threads or usable_cores()
-    filler = _Filler(source, order, math.prod(shape), canvas, max_boxes, substituted)
+    filler = _Filler(source, order, shape, canvas, max_boxes, substituted)
     ahead = max(filler.rows // filler.chunk, 2 * threads)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
     ends = iter(grain.MapDataset.source(filler).to_iter_dataset(options))
@@ -256,8 +256,7 @@ def read_batches(
         for end in ends:  # chunks come in order
             step, more = divmod(end, filler.rows)
             if not more:
-                batch = filler.take(step - 1)
-                yield {key: x.reshape(*shape, *x.shape[1:]) for key, x in batch.items()}
+                yield filler.take(step - 1)
     finally:
         ends.close()
 
@@ -276,16 +275,16 @@ class _Filler:
         self,
         source: DetectionSource,
         order: Order,
-        rows: int,
+        shape: tuple[int, ...],
         canvas: tuple[int, int],
         max_boxes: int,
         substituted: dict[int, str] | None,
     ) -> None:
-        """The arguments are those of `read_batches`, with `rows` examples in a batch."""
-        self.rows = rows
+        """Takes the arguments of `read_batches`."""
+        self.rows = math.prod(shape)
         # Handing over one row at a time would cost a tenth of the decoding time.
-        self.chunk = math.gcd(rows, 4)
-        self._source, self._order = source, order
+        self.chunk = math.gcd(self.rows, 4)
+        self._source, self._order, self._shape = source, order, shape
         self._canvas, self._max_boxes = canvas, max_boxes
         self._substituted = substituted
         self._batches: dict[int, Batch] = {}  # being filled, by number
@@ -309,9 +308,10 @@ class _Filler:
         return start + self.chunk
 
     def take(self, step: int) -> Batch:
-        """Removes and returns a batch whose rows are all filled."""
+        """Removes and returns a batch whose rows are all filled, in its shape."""
         with self._lock:
-            return self._batches.pop(step)
+            batch = self._batches.pop(step)
+        return {name: rows.reshape(*self._shape, *rows.shape[1:]) for name, rows in batch.items()}
 
     def _fill(self, batch: Batch, row: int, index: int) -> None:
         index, example, image, original_size = self._usable(index)
