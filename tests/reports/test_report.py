@@ -233,7 +233,8 @@ def test_runs_side_by_side(workdir, data, tmp_path, monkeypatch, capsys):
     output = tmp_path / "r.html"
     assert run(workdir, second, f"--output={output}") == 0
     page = checked(output)
-    assert re.search(r"<td>optimizer.learning_rate</td><td[^>]*>0.02</td><td[^>]*>0.5</td>", page)
+    field = r"<td>optimizer.learning_rate</td>\s*<td[^>]*>0.02</td>\s*<td[^>]*>0.5</td>"
+    assert re.search(field, page)
     assert "different classes" not in page
     assert run(workdir, other, f"--output={output}") == 0  # replaces its own page
     page = checked(output)

@@ -1,8 +1,8 @@
 import numpy as np
 
 from scratchdet_jax.data.images import fit_to_canvas
+from scratchdet_jax.reports.doctor import census as census_module
 from scratchdet_jax.reports.doctor.census import box_defects, size_on_canvas
-from scratchdet_jax.tools.doctor import census as census_module
 
 
 def test_kinds_of_box_defects():

@@ -8,9 +8,9 @@ import pytest
 from scratchdet_jax.detector import augment_options, build_detector
 from scratchdet_jax.ops import matching
 from scratchdet_jax.ops.augment import augment
+from scratchdet_jax.reports.doctor import fit as fit_module
 from scratchdet_jax.reports.doctor.fit import BoxTable, fit_anchors, fit_augmented, make_levels
 from scratchdet_jax.reports.doctor.sections.anchors import summarize
-from scratchdet_jax.tools.doctor import fit as fit_module
 from scratchdet_jax.training.step import example_keys
 from tests.tiny import tiny_config
 
