@@ -1,10 +1,13 @@
 """Writing a file so that it is there completely or not at all, and marks of what we wrote."""
 
 import hashlib
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+from scratchdet_jax.errors import UserError
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -37,3 +40,19 @@ def mark_of(path: Path) -> str:
     A file is replaced only by a command for the run that it was made from.
     """
     return hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
+
+
+def write_json(path: str | Path, record: Any, flag: str) -> None:
+    """Writes JSON to a file that the user named with `flag`; creates its folder.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"{flag} {path} cannot be written ({error.strerror}): choose another file"
+        ) from None

@@ -20,26 +20,33 @@ from absl import flags
 from scratchdet_jax import cli
 from scratchdet_jax.errors import UserError
 
-flags.DEFINE_string("workdir", None, "The run: the --workdir of its training.")
-flags.DEFINE_string("checkpoint", "best", "best, latest or a step.")
-flags.DEFINE_string("output", None, "Folder for the results; default: WORKDIR/eval or eval-….")
-cli.define_process_flags()
+
+def define_flags() -> flags.FlagValues:
+    """The flags besides the config."""
+    values = flags.FlagValues()
+    flags.DEFINE_string("workdir", None, "The run: the --workdir of its training.", values)
+    flags.DEFINE_string("checkpoint", "best", "best, latest or a step.", values)
+    flags.DEFINE_string(
+        "output", None, "Folder for the results; default: WORKDIR/eval or eval-….", values
+    )
+    cli.define_process_flags(values)
+    return values
 
 
 def main(argv: Sequence[str]) -> None:
     """Parses the command line and evaluates."""
-    workdir = cli.flag_value(argv, "workdir")
-    if not workdir:
+    values = cli.parse_early(argv, define_flags())
+    if not values.workdir:
         raise UserError("name the run to evaluate: --workdir=runs/NAME")
     from scratchdet_jax.parallel import processes
 
-    processes.start(argv)
+    processes.start(cli.process_settings(values))
     from scratchdet_jax.evaluation.evaluate import evaluate_run
     from scratchdet_jax.run.open import open_run
 
-    run = open_run(Path(workdir), cli.flag_value(argv, "checkpoint") or "best")
-    config = cli.parse_config(argv, run.info.config)
-    evaluate_run(run, config, Path(flags.FLAGS.output) if flags.FLAGS.output else None)
+    run = open_run(Path(values.workdir), values.checkpoint)
+    config = cli.parse_config(argv, define_flags(), run.info.config)
+    evaluate_run(run, config, Path(values.output) if values.output else None)
 
 
 if __name__ == "__main__":

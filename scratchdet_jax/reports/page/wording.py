@@ -3,6 +3,8 @@
 import math
 from typing import NamedTuple
 
+from scratchdet_jax.errors import plural as plural
+
 SEVERITIES = ("problem", "warning", "note")
 """Training fails or its results are wrong; results are worse than possible; good to know."""
 
@@ -38,12 +40,6 @@ def percent(share: float) -> str:
 def number(value: float, decimals: int = 0) -> str:
     """A number with fixed decimals, "–" for NaN."""
     return "–" if math.isnan(value) else f"{value:.{decimals}f}"
-
-
-def plural(count: int, noun: str) -> str:
-    """A count and its noun: "1 image", "2 images", "3 boxes", "2 classes"."""
-    many = noun + ("es" if noun.endswith(("s", "x")) else "s")
-    return f"{count:,} {noun if count == 1 else many}"
 
 
 def verb(count: int, singular: str) -> str:
