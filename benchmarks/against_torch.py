@@ -31,15 +31,23 @@ from scratchdet_jax.run.state import TrainState, create_state
 from scratchdet_jax.training.optimizer import make_optimizer
 from scratchdet_jax.training.step import example_keys
 
-flags.DEFINE_integer("pairs", 5, "Timed pairs of steps; the medians are reported.")
-flags.DEFINE_string("json", None, "Also write the figures to this file.")
-
 Step = Callable[[], float]  # one update; the loss before it
+
+
+def define_flags() -> flags.FlagValues:
+    """The flags besides the config."""
+    values = flags.FlagValues()
+    flags.DEFINE_integer(
+        "pairs", 5, "Timed pairs of steps; the medians are reported.", flag_values=values
+    )
+    flags.DEFINE_string("json", None, "Also write the figures to this file.", flag_values=values)
+    return values
 
 
 def main(argv: Sequence[str]) -> None:
     """Parses the command line and measures."""
-    config = cli.parse_config(argv)
+    values = define_flags()
+    config = cli.parse_config(argv, values)
     try:
         from benchmarks import torch_detector
     except ModuleNotFoundError:
@@ -63,7 +71,7 @@ def main(argv: Sequence[str]) -> None:
     if parameters != (count := sum(p.numel() for p in network.parameters())):
         raise UserError(f"the networks differ: {parameters:,} parameters, {count:,} in PyTorch")
     ours(), theirs()  # not timed
-    times = np.array([(_seconds(ours), _seconds(theirs)) for _ in range(flags.FLAGS.pairs)])
+    times = np.array([(_seconds(ours), _seconds(theirs)) for _ in range(values.pairs)])
     wall, cpu = times[..., 0], times[..., 1]  # [pairs, 2]
     measure.report(
         f"training step against PyTorch, {config.name}, batch {config.batch_size}, float32, CPU",
@@ -79,7 +87,7 @@ def main(argv: Sequence[str]) -> None:
             ("CPU s per image, PyTorch", float(np.median(cpu[:, 1]) / config.batch_size)),
             ("the ratio of CPU times", float(np.median(cpu[:, 1] / cpu[:, 0]))),
         ],
-        flags.FLAGS.json,
+        values.json,
     )
 
 

@@ -27,13 +27,21 @@ from scratchdet_jax.run.checkpoints import Checkpoints, RunInfo
 from scratchdet_jax.run.state import create_state
 from scratchdet_jax.training.optimizer import make_optimizer
 
-flags.DEFINE_integer("repeats", 7, "Number of saves; the first is not counted.")
-flags.DEFINE_string("json", None, "Also write the figures to this file.")
+
+def define_flags() -> flags.FlagValues:
+    """The flags besides the config."""
+    values = flags.FlagValues()
+    flags.DEFINE_integer(
+        "repeats", 7, "Number of saves; the first is not counted.", flag_values=values
+    )
+    flags.DEFINE_string("json", None, "Also write the figures to this file.", flag_values=values)
+    return values
 
 
 def main(argv: Sequence[str]) -> None:
     """Parses the command line and measures."""
-    config, repeats = cli.parse_config(argv), flags.FLAGS.repeats
+    values = define_flags()
+    config, repeats = cli.parse_config(argv, values), values.repeats
     detector = build_detector(config, measure.CLASSES)
     optimizer = make_optimizer(config)
     shapes = jax.eval_shape(lambda: create_state(detector.model, optimizer, config.image_size, 0))
@@ -75,7 +83,7 @@ def main(argv: Sequence[str]) -> None:
         ("checking the sums, ms", 1e3 * checked),
         ("restoring, ms", 1e3 * restored),
     ]
-    measure.report(f"checkpoint, {config.name}, {repeats} saves", rows, flags.FLAGS.json)
+    measure.report(f"checkpoint, {config.name}, {repeats} saves", rows, values.json)
 
 
 if __name__ == "__main__":

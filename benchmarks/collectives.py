@@ -100,19 +100,22 @@ def use_cpu_devices(count: int) -> None:
     os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={count}"
 
 
-def define_flags() -> None:
-    """Defines the flags. Not done at import, because other programs define the same names."""
-    flags.DEFINE_integer("devices", 8, "CPU devices to compile for.")
-    flags.DEFINE_string("json", None, "Also write the figures to this file.")
+def define_flags() -> flags.FlagValues:
+    """The flags besides the config."""
+    values = flags.FlagValues()
+    flags.DEFINE_integer("devices", 8, "CPU devices to compile for.", flag_values=values)
+    flags.DEFINE_string("json", None, "Also write the figures to this file.", flag_values=values)
+    return values
 
 
 def main(argv: Sequence[str]) -> None:
     """Parses the command line, compiles and counts."""
-    devices = int(cli.flag_value(argv, "devices") or flags.FLAGS["devices"].default)
+    devices = cli.parse_early(argv, define_flags()).devices
     if devices < 2:
         raise UserError(f"--devices={devices}: at least 2 are needed, or nothing is reduced")
     use_cpu_devices(devices)
-    config = cli.parse_config(argv)
+    values = define_flags()
+    config = cli.parse_config(argv, values)
     from benchmarks import measure
     from scratchdet_jax.forecast.compiled import collectives
 
@@ -133,7 +136,7 @@ def main(argv: Sequence[str]) -> None:
             ("other collectives as compiled", len(found) - len(reduced)),
             ("BatchNorm layers", traffic.norms),
         ],
-        flags.FLAGS.json,
+        values.json,
     )
     if counted != traffic.total or len(found) != len(reduced):
         raise UserError(
@@ -144,5 +147,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    define_flags()
     cli.run(main)

@@ -27,13 +27,19 @@ from scratchdet_jax.training.step import gradient_norms
 KINDS = ("without norms", "with the whole norm", "with the parts' norms")
 LOGGED_STEPS = 500
 
-flags.DEFINE_integer("repeats", 20, "Number of rounds of the three steps.")
-flags.DEFINE_string("json", None, "Also write the figures to this file.")
+
+def define_flags() -> flags.FlagValues:
+    """The flags besides the config."""
+    values = flags.FlagValues()
+    flags.DEFINE_integer("repeats", 20, "Number of rounds of the three steps.", flag_values=values)
+    flags.DEFINE_string("json", None, "Also write the figures to this file.", flag_values=values)
+    return values
 
 
 def main(argv: Sequence[str]) -> None:
     """Parses the command line and measures."""
-    config, repeats = cli.parse_config(argv), flags.FLAGS.repeats
+    values = define_flags()
+    config, repeats = cli.parse_config(argv, values), values.repeats
     training = measure.make_training(config)
 
     def keep(wanted):
@@ -86,7 +92,7 @@ def main(argv: Sequence[str]) -> None:
         ("log on the host, ms a step, every step written", _log_milliseconds(metrics)),
     ]
     title = f"diagnostics, {config.name}, batch {config.batch_size}, {repeats} rounds"
-    measure.report(title, rows, flags.FLAGS.json)
+    measure.report(title, rows, values.json)
 
 
 def _quartile(ordered: Sequence[float], which: int) -> float:

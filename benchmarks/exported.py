@@ -27,6 +27,7 @@ import numpy as np
 
 from benchmarks import measure
 from scratchdet_jax import cli
+from scratchdet_jax.config.recipes import load_recipe
 from scratchdet_jax.detector import build_detector
 from scratchdet_jax.ops import nms
 from scratchdet_jax.predictor import Detections, Predictor, load
@@ -46,7 +47,7 @@ def main(argv: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         workdir = Path(options.workdir or Path(folder, "run"))
         if not options.workdir:
-            _save_run(workdir, cli.load_recipe(options.recipe), photos)
+            _save_run(workdir, load_recipe(options.recipe), photos)
         files = {"exported": Path(folder, "model.jaxexport")}
         if all(map(importlib.util.find_spec, ("jax2onnx", "onnxruntime"))):
             files["ONNX"] = Path(folder, "model.onnx")

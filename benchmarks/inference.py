@@ -17,14 +17,22 @@ from benchmarks import measure
 from scratchdet_jax import cli
 from scratchdet_jax.detector import build_detector
 
-flags.DEFINE_integer("repeats", 5, "Timed calls of each part; the median is reported.")
-flags.DEFINE_multi_integer("batch", [1, 32], "Batch sizes.")
-flags.DEFINE_string("json", None, "Also write the figures to this file.")
+
+def define_flags() -> flags.FlagValues:
+    """The flags besides the config."""
+    values = flags.FlagValues()
+    flags.DEFINE_integer(
+        "repeats", 5, "Timed calls of each part; the median is reported.", flag_values=values
+    )
+    flags.DEFINE_multi_integer("batch", [1, 32], "Batch sizes.", flag_values=values)
+    flags.DEFINE_string("json", None, "Also write the figures to this file.", flag_values=values)
+    return values
 
 
 def main(argv: Sequence[str]) -> None:
     """Parses the command line and measures."""
-    config = cli.parse_config(argv)
+    values = define_flags()
+    config = cli.parse_config(argv, values)
     detector = build_detector(config, measure.CLASSES)
     side = config.image_size
     variables = jax.jit(
@@ -36,18 +44,18 @@ def main(argv: Sequence[str]) -> None:
     whole = jax.jit(lambda v, x: detector.detect(v, x))
 
     rows = []
-    for size in flags.FLAGS.batch:
+    for size in values.batch:
         images = 50 * jax.random.normal(jax.random.key(1), (size, side, side, 3))
         compiled = network.lower(variables, images).compile()
-        alone = measure.seconds(lambda: compiled(variables, images), flags.FLAGS.repeats)  # noqa: B023
-        full = measure.seconds(lambda: whole(variables, images), flags.FLAGS.repeats)  # noqa: B023
+        alone = measure.seconds(lambda: compiled(variables, images), values.repeats)  # noqa: B023
+        full = measure.seconds(lambda: whole(variables, images), values.repeats)  # noqa: B023
         rows += [
             (f"batch {size}: network, images/s", size / alone),
             (f"batch {size}: with decode and NMS, images/s", size / full),
             (f"batch {size}: share of decode and NMS", 1 - alone / full),
         ]
     rows.append(("GFLOP per image, forward", measure.gflop(compiled) / size))
-    measure.report(f"inference, {config.name}, {config.model.dtype}", rows, flags.FLAGS.json)
+    measure.report(f"inference, {config.name}, {config.model.dtype}", rows, values.json)
 
 
 if __name__ == "__main__":

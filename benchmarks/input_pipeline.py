@@ -41,13 +41,6 @@ MAX_BOXES = 100
 SIDE = 300
 DEMAND = 2000  # images/s of an accelerator
 
-flags.DEFINE_string("dataset", "voc_folder/voc2007:train", "Data set and split.")
-flags.DEFINE_string("data_dir", "data", "Folder of the prepared data sets.")
-flags.DEFINE_multi_integer("threads", [1, 2], "Numbers of threads, or of workers.")
-flags.DEFINE_integer("images", 960, "Images of one timed pass.")
-flags.DEFINE_integer("repeats", 5, "Timed passes of each kind; the median is reported.")
-flags.DEFINE_string("json", None, "Also write the figures to this file.")
-
 
 class Rate(NamedTuple):
     """Images per second of wall time, and per second of CPU time."""
@@ -56,33 +49,51 @@ class Rate(NamedTuple):
     core: float
 
 
+def define_flags() -> flags.FlagValues:
+    """The flags."""
+    values = flags.FlagValues()
+    flags.DEFINE_string(
+        "dataset", "voc_folder/voc2007:train", "Data set and split.", flag_values=values
+    )
+    flags.DEFINE_string("data_dir", "data", "Folder of the prepared data sets.", flag_values=values)
+    flags.DEFINE_multi_integer(
+        "threads", [1, 2], "Numbers of threads, or of workers.", flag_values=values
+    )
+    flags.DEFINE_integer("images", 960, "Images of one timed pass.", flag_values=values)
+    flags.DEFINE_integer(
+        "repeats", 5, "Timed passes of each kind; the median is reported.", flag_values=values
+    )
+    flags.DEFINE_string("json", None, "Also write the figures to this file.", flag_values=values)
+    return values
+
+
 def main(argv: Sequence[str]) -> None:
     """Parses the command line and measures."""
-    cli.parse_flags(argv)
+    values = cli.parse_flags(argv, define_flags())
     cv2.setNumThreads(0)
     jax.block_until_ready(jax.device_put(np.zeros(1)))  # initializes the device
-    source = open_source(flags.FLAGS.dataset, flags.FLAGS.data_dir)
+    source = open_source(values.dataset, values.data_dir)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for name, data, canvas in (
             ("as it is", source, (500, 500)),
-            ("640x480", _resized(source, Path(folder)), (640, 640)),
+            ("640x480", _resized(source, Path(folder), values.images), (640, 640)),
         ):
-            rows += _table(name, _kinds(data, canvas))
+            rows += _table(name, _kinds(data, canvas, values), values.repeats)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     rows.append(("peak memory of this process, MiB", peak))
-    measure.report(f"input pipeline, {source.spec}", rows, flags.FLAGS.json)
+    measure.report(f"input pipeline, {source.spec}", rows, values.json)
 
 
 def _kinds(
-    source: DetectionSource, canvas: tuple[int, int]
+    source: DetectionSource, canvas: tuple[int, int], values: flags.FlagValues
 ) -> dict[tuple[str, int], Callable[[], Rate]]:
     """The measurements, by name and number of threads."""
-    count = flags.FLAGS.images
+    count = values.images
     order = TrainingOrder(len(source), SEED, BATCH)
     encoded = [source[order[i]]["image"] for i in range(count)]
     kinds: dict[tuple[str, int], Callable[[], Rate]] = {}
-    for threads in flags.FLAGS.threads:
+    for threads in values.threads:
         kinds["decode", threads] = lambda t=threads: _one_pass(lambda: _decode(encoded, t))
         kinds["host", threads] = lambda t=threads: _steady(_batches(source, canvas, t), count)
         kinds["device", threads] = lambda t=threads: _steady(
@@ -93,10 +104,12 @@ def _kinds(
     return kinds
 
 
-def _table(name: str, kinds: dict[tuple[str, int], Callable[[], Rate]]) -> list[tuple[str, object]]:
+def _table(
+    name: str, kinds: dict[tuple[str, int], Callable[[], Rate]], repeats: int
+) -> list[tuple[str, object]]:
     """Measures all kinds in turn."""
     rates: dict[tuple[str, int], list[Rate]] = {kind: [] for kind in kinds}
-    for _ in range(flags.FLAGS.repeats):
+    for _ in range(repeats):
         for kind, run in kinds.items():
             rates[kind].append(run())
     median = {
@@ -232,11 +245,11 @@ def _one_thread(worker: int) -> None:
     cv2.setNumThreads(0)
 
 
-def _resized(source: DetectionSource, folder: Path) -> DetectionSource:
+def _resized(source: DetectionSource, folder: Path, most: int) -> DetectionSource:
     """The same pictures and boxes at 640×480 or 480×640, JPEG quality 90, as a new data set."""
     (folder / "images").mkdir()
     images, annotations = [], []
-    for i in range(min(len(source), flags.FLAGS.images)):
+    for i in range(min(len(source), most)):
         example = source[i]
         image = cv2.imdecode(np.frombuffer(example["image"], np.uint8), cv2.IMREAD_COLOR)
         width, height = (640, 480) if image.shape[1] >= image.shape[0] else (480, 640)

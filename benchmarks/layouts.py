@@ -24,6 +24,7 @@ from absl import flags
 
 from scratchdet_jax import cli
 from scratchdet_jax.errors import UserError
+from scratchdet_jax.files import write_json
 
 ROOT = Path(__file__).parents[1]
 FIELDS = {
@@ -115,23 +116,36 @@ def largest_relative_difference(losses: Sequence[float], reference: Sequence[flo
     return max(abs(a - b) / abs(b) for a, b in zip(losses, reference, strict=True))
 
 
-def define_flags() -> None:
-    """Defines the flags. Not done at import, because other programs define the same names."""
-    flags.DEFINE_string("data_dir", "data", "Folder of the prepared shapes; made if missing.")
-    flags.DEFINE_list(
-        "layouts", ["1x1", "1x8", "2x4", "4x2"], "PROCESSESxDEVICES; the first is the reference."
+def define_flags() -> flags.FlagValues:
+    """The flags."""
+    values = flags.FlagValues()
+    flags.DEFINE_string(
+        "data_dir", "data", "Folder of the prepared shapes; made if missing.", flag_values=values
     )
-    flags.DEFINE_list("parallel", ["shard_map", "pmap"], "Values of config.parallel.")
-    flags.DEFINE_string("init_from", "", "A run to start from: config.init_from.")
-    flags.DEFINE_float("rate", 1e-5, "config.optimizer.learning_rate.")
-    flags.DEFINE_integer("norm_span", 0, "config.model.norm_span.")
-    flags.DEFINE_integer("limit", 600, "Time limit of one run in seconds.")
-    flags.DEFINE_string("json", None, "Also write losses and AP to this file, after every run.")
+    flags.DEFINE_list(
+        "layouts",
+        ["1x1", "1x8", "2x4", "4x2"],
+        "PROCESSESxDEVICES; the first is the reference.",
+        flag_values=values,
+    )
+    flags.DEFINE_list(
+        "parallel", ["shard_map", "pmap"], "Values of config.parallel.", flag_values=values
+    )
+    flags.DEFINE_string(
+        "init_from", "", "A run to start from: config.init_from.", flag_values=values
+    )
+    flags.DEFINE_float("rate", 1e-5, "config.optimizer.learning_rate.", flag_values=values)
+    flags.DEFINE_integer("norm_span", 0, "config.model.norm_span.", flag_values=values)
+    flags.DEFINE_integer("limit", 600, "Time limit of one run in seconds.", flag_values=values)
+    flags.DEFINE_string(
+        "json", None, "Also write losses and AP to this file, after every run.", flag_values=values
+    )
+    return values
 
 
 def main(argv: Sequence[str]) -> None:
     """Parses the command line, runs all layouts and prints a row after each."""
-    values = cli.parse_flags(argv)
+    values = cli.parse_flags(argv, define_flags())
     layouts = [parse_layout(text) for text in values.layouts]
     curves: dict[str, Curve] = {}
     print("| layout | loss, first and last | largest relative difference | mAP | difference |")
@@ -148,9 +162,8 @@ def main(argv: Sequence[str]) -> None:
                 flush=True,
             )
             if values.json:
-                cli.write_json(values.json, curves, "--json")
+                write_json(values.json, curves, "--json")
 
 
 if __name__ == "__main__":
-    define_flags()
     cli.run(main)

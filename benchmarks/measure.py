@@ -10,9 +10,9 @@ import ml_collections
 import numpy as np
 import optax
 
-from scratchdet_jax import cli
 from scratchdet_jax.config.validation import validate
 from scratchdet_jax.detector import Detector, build_detector
+from scratchdet_jax.files import write_json
 from scratchdet_jax.forecast import chips
 from scratchdet_jax.forecast.compiled import cost, device_memory
 from scratchdet_jax.parallel.devices import AXIS, DeviceMapping
@@ -119,4 +119,4 @@ def report(title: str, rows: Sequence[tuple[str, object]], path: str | None) -> 
     for name, value in rows:
         print(f"  {name:<44} {value:.4g}" if isinstance(value, float) else f"  {name:<44} {value}")
     if path:
-        cli.write_json(path, dict(rows), "--json")
+        write_json(path, dict(rows), "--json")

@@ -33,25 +33,38 @@ from scratchdet_jax.run.checkpoints import Checkpoints, RunInfo
 from scratchdet_jax.run.state import create_state
 from scratchdet_jax.training.optimizer import make_optimizer
 
-flags.DEFINE_integer("batch", 8, "Images in a batch.")
-flags.DEFINE_integer("photos", 32, "Photos of 500 x 375 pixels, for the speed.")
-flags.DEFINE_integer("repeats", 3, "Turns; medians are reported.")
-flags.DEFINE_list("memory", [], "Numbers of photos of 12 megapixels; instead of the speed.")
-flags.DEFINE_bool("pictures", False, "With --memory: draw pictures, too.")
-flags.DEFINE_string("json", None, "Also write the figures to this file.")
+
+def define_flags() -> flags.FlagValues:
+    """The flags besides the config."""
+    values = flags.FlagValues()
+    flags.DEFINE_integer("batch", 8, "Images in a batch.", flag_values=values)
+    flags.DEFINE_integer(
+        "photos", 32, "Photos of 500 x 375 pixels, for the speed.", flag_values=values
+    )
+    flags.DEFINE_integer("repeats", 3, "Turns; medians are reported.", flag_values=values)
+    flags.DEFINE_list(
+        "memory",
+        [],
+        "Numbers of photos of 12 megapixels; instead of the speed.",
+        flag_values=values,
+    )
+    flags.DEFINE_bool("pictures", False, "With --memory: draw pictures, too.", flag_values=values)
+    flags.DEFINE_string("json", None, "Also write the figures to this file.", flag_values=values)
+    return values
 
 
 def main(argv: Sequence[str]) -> None:
     """Parses the command line and measures."""
-    config = cli.parse_config(argv)
+    values = define_flags()
+    config = cli.parse_config(argv, values)
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder, "run")
         _save_run(run, config)
-        if flags.FLAGS.memory:
-            rows = _memory(run, Path(folder), [int(count) for count in flags.FLAGS.memory])
+        if values.memory:
+            rows = _memory(run, Path(folder), values)
         else:
-            rows = _speed(run, Path(folder))
-    measure.report(f"predict, {config.name}, {config.model.dtype}", rows, flags.FLAGS.json)
+            rows = _speed(run, Path(folder), values)
+    measure.report(f"predict, {config.name}, {config.model.dtype}", rows, values.json)
 
 
 def _save_run(workdir: Path, config: ml_collections.ConfigDict) -> None:
@@ -78,33 +91,33 @@ def _write_photos(folder: Path, count: int, size: tuple[int, int]) -> list[Path]
     return files
 
 
-def _speed(run: Path, folder: Path) -> list[tuple[str, object]]:
-    detector = load(run, batch_size=flags.FLAGS.batch)
-    files = _write_photos(folder / "photos", flags.FLAGS.photos, (375, 500))
+def _speed(run: Path, folder: Path, values: flags.FlagValues) -> list[tuple[str, object]]:
+    detector = load(run, batch_size=values.batch)
+    files = _write_photos(folder / "photos", values.photos, (375, 500))
     images = np.random.default_rng(1).integers(
-        0, 256, (flags.FLAGS.batch, *detector.canvas, 3), np.uint8
+        0, 256, (values.batch, *detector.canvas, 3), np.uint8
     )
-    sizes = np.tile(np.int32(detector.canvas), (flags.FLAGS.batch, 1))
-    batches = len(files) // flags.FLAGS.batch
+    sizes = np.tile(np.int32(detector.canvas), (values.batch, 1))
+    batches = len(files) // values.batch
 
     def bare() -> None:
         running = [detector.function(images, sizes) for _ in range(batches)]
         jax.block_until_ready(running)
 
     def predictor() -> None:
-        for _ in detector(iter(files[: batches * flags.FLAGS.batch])):
+        for _ in detector(iter(files[: batches * values.batch])):
             pass
 
     jax.block_until_ready(detector.function(images, sizes))  # compiles
     rates = {bare: [], predictor: []}
-    for _ in range(flags.FLAGS.repeats):
+    for _ in range(values.repeats):
         for run_once, found in rates.items():
             start = time.perf_counter()
             run_once()
-            found.append(batches * flags.FLAGS.batch / (time.perf_counter() - start))
+            found.append(batches * values.batch / (time.perf_counter() - start))
     ratios = [b / a for a, b in zip(rates[bare], rates[predictor], strict=True)]
     return [
-        ("batch", flags.FLAGS.batch),
+        ("batch", values.batch),
         ("bare compiled function, images/s", statistics.median(rates[bare])),
         ("predictor on JPEG files, images/s", statistics.median(rates[predictor])),
         ("predictor / bare function", statistics.median(ratios)),
@@ -112,16 +125,16 @@ def _speed(run: Path, folder: Path) -> list[tuple[str, object]]:
     ]
 
 
-def _memory(run: Path, folder: Path, counts: Sequence[int]) -> list[tuple[str, object]]:
+def _memory(run: Path, folder: Path, values: flags.FlagValues) -> list[tuple[str, object]]:
     rows: list[tuple[str, object]] = []
-    for count in counts:
+    for count in map(int, values.memory):
         photos = folder / f"photos{count}"
         _write_photos(photos, count, (3000, 4000))
         start = time.perf_counter()
         command = [
             *(sys.executable, "-m", "scratchdet_jax.tools.predict", f"--workdir={run}"),
-            *(f"--output={folder / f'out{count}'}", f"--batch_size={flags.FLAGS.batch}"),
-            *("--pictures" if flags.FLAGS.pictures else "--no-pictures", photos),
+            *(f"--output={folder / f'out{count}'}", f"--batch_size={values.batch}"),
+            *("--pictures" if values.pictures else "--no-pictures", photos),
         ]
         peak = 0
         with subprocess.Popen(command) as child:

@@ -127,18 +127,33 @@ def rows(reductions: Reductions, images: int, gflop: float, share: float, matter
     return "\n".join([*times, "", *limits])
 
 
-def define_flags() -> None:
-    """Defines the flags. Not done at import, because other programs define the same names."""
-    flags.DEFINE_string("collectives", None, "JSON file of benchmarks.collectives.")
-    flags.DEFINE_integer("images", 16, "Images per chip and update; constant in weak scaling.")
-    flags.DEFINE_float("gflop", 197.0, "GFLOP per trained image (from benchmarks.train_step).")
-    flags.DEFINE_float("share", 0.3, "Assumed share of the chip's peak that the step achieves.")
-    flags.DEFINE_float("matters", 0.1, "Share of the arithmetic's time that counts as too much.")
+def define_flags() -> flags.FlagValues:
+    """The flags."""
+    values = flags.FlagValues()
+    flags.DEFINE_string(
+        "collectives", None, "JSON file of benchmarks.collectives.", flag_values=values
+    )
+    flags.DEFINE_integer(
+        "images", 16, "Images per chip and update; constant in weak scaling.", flag_values=values
+    )
+    flags.DEFINE_float(
+        "gflop", 197.0, "GFLOP per trained image (from benchmarks.train_step).", flag_values=values
+    )
+    flags.DEFINE_float(
+        "share", 0.3, "Assumed share of the chip's peak that the step achieves.", flag_values=values
+    )
+    flags.DEFINE_float(
+        "matters",
+        0.1,
+        "Share of the arithmetic's time that counts as too much.",
+        flag_values=values,
+    )
+    return values
 
 
 def main(argv: Sequence[str]) -> None:
     """Parses the command line and prints the tables."""
-    values = cli.parse_flags(argv)
+    values = cli.parse_flags(argv, define_flags())
     if not values.collectives:
         raise UserError("name the counts: --collectives=FILE (from benchmarks.collectives --json)")
     for name in ("images", "gflop", "share", "matters"):
@@ -149,5 +164,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    define_flags()
     cli.run(main)

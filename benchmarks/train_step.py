@@ -19,13 +19,21 @@ from scratchdet_jax.detector import Detector
 from scratchdet_jax.ops.losses import multibox_sums
 from scratchdet_jax.training.step import example_keys
 
-flags.DEFINE_integer("repeats", 5, "Timed calls of each part; the median is reported.")
-flags.DEFINE_string("json", None, "Also write the figures to this file.")
+
+def define_flags() -> flags.FlagValues:
+    """The flags besides the config."""
+    values = flags.FlagValues()
+    flags.DEFINE_integer(
+        "repeats", 5, "Timed calls of each part; the median is reported.", flag_values=values
+    )
+    flags.DEFINE_string("json", None, "Also write the figures to this file.", flag_values=values)
+    return values
 
 
 def main(argv: Sequence[str]) -> None:
     """Parses the command line and measures."""
-    config, repeats = cli.parse_config(argv), flags.FLAGS.repeats
+    values = define_flags()
+    config, repeats = cli.parse_config(argv, values), values.repeats
     training = measure.make_training(config)
     devices, parts = training.mapping.mesh.size, config.accumulate_steps
     state = training.new_state(config.image_size)
@@ -58,7 +66,7 @@ def main(argv: Sequence[str]) -> None:
             ("share of augmentation + matching + loss", (inputs + loss) / full),
             ("device memory planned, MiB", measure.device_memory_mib(compiled)),
         ],
-        flags.FLAGS.json,
+        values.json,
     )
 
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from scratchdet_jax import cli
+from scratchdet_jax import libraries
 
-if sys.argv[:1] == ["-m"]:
-    cli.hide_libtpu()  # before the module that is named after -m imports JAX
+if sys.argv[:1] == ["-m"]:  # Python imports this package before the module that -m names
+    libraries.hide_libtpu()

@@ -1,10 +1,11 @@
 """Writes files completely or not at all, and decides which ones may be replaced."""
 
 import hashlib
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from scratchdet_jax.errors import UserError
 
@@ -69,3 +70,19 @@ def check_replaceable(named: str, path: Path, mark: str, overwrite: bool) -> Non
         return
     reason = " and was not written by this command" if mark else ""
     raise UserError(f"{named} exists{reason}: choose another place, remove it, or add --overwrite")
+
+
+def write_json(path: str | Path, record: Any, flag: str) -> None:
+    """Writes JSON to a file that the user named with `flag`; creates its folder.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"{flag} {path} cannot be written ({error.strerror}): choose another file"
+        ) from None

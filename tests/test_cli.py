@@ -10,23 +10,21 @@ import pytest
 from absl import flags
 
 from scratchdet_jax import cli
+from scratchdet_jax.config import recipes
 from scratchdet_jax.errors import FieldsError, UserError
 
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.fixture
-def parsed(monkeypatch):
-    """Parses arguments into fresh flags and returns the config."""
-
-    def parse(*arguments):
-        monkeypatch.setattr(cli.flags, "FLAGS", flags.FlagValues())
-        return cli.parse_config(["program", *arguments])
-
-    return parse
+define_flags = flags.FlagValues  # as of a program that takes a config
 
 
-def test_overrides_are_applied_with_their_types(parsed):
+def parsed(*arguments):
+    """The config of a command line."""
+    return cli.parse_config(["program", *arguments], define_flags())
+
+
+def test_overrides_are_applied_with_their_types():
     config = parsed(
         "--config=configs/voc300.py",
         "--config.batch_size=256",
@@ -41,7 +39,7 @@ def test_overrides_are_applied_with_their_types(parsed):
     assert config.augment.crop is False
 
 
-def test_the_last_of_repeated_overrides_counts_whatever_their_type(parsed):
+def test_the_last_of_repeated_overrides_counts_whatever_their_type():
     config = parsed(
         "--config=configs/voc300.py",
         "--config.batch_size=4",
@@ -77,7 +75,7 @@ def test_the_last_of_repeated_overrides_counts_whatever_their_type(parsed):
         ("stray", r"unexpected argument 'stray'"),
     ],
 )
-def test_a_wrong_override_is_reported_with_its_near_misses(parsed, override, message):
+def test_a_wrong_override_is_reported_with_its_near_misses(override, message):
     with pytest.raises(UserError, match=message):
         parsed("--config=configs/voc300.py", override)
 
@@ -92,19 +90,17 @@ def test_a_wrong_override_is_reported_with_its_near_misses(parsed, override, mes
         ("--batch-size=4", r"no flag --batch-size: the field is --config\.batch_size=4"),
     ],
 )
-def test_flags_of_other_programs_are_answered_with_the_field(parsed, flag, message):
+def test_flags_of_other_programs_are_answered_with_the_field(flag, message):
     with pytest.raises(UserError, match=message):
         parsed("--config=configs/voc300.py", flag)
 
 
 @pytest.mark.parametrize("name", ["voc300", "voc300.py", "configs/voc300.py"])
-def test_a_recipe_by_name_is_that_of_the_folder_or_the_installed_one(
-    name, parsed, monkeypatch, tmp_path
-):
+def test_a_recipe_by_name_is_that_of_the_folder_or_the_installed_one(name, monkeypatch, tmp_path):
     assert parsed(f"--config={name}").name == "voc300"
     installed = tmp_path / "installed"
     shutil.copytree(ROOT / "configs", installed)
-    monkeypatch.setattr(cli, "_installed_recipes", lambda: installed)
+    monkeypatch.setattr(recipes, "_installed_recipes", lambda: installed)
     monkeypatch.chdir(tmp_path)
     assert parsed(f"--config={name}").name == "voc300"
     assert parsed("--config=bn_ablation:head_0.01").optimizer.learning_rate == 0.01
@@ -119,7 +115,7 @@ def test_a_recipe_by_name_is_that_of_the_folder_or_the_installed_one(
     )
 
 
-def test_an_error_of_fields_shows_the_users_command_with_others(parsed, capsys):
+def test_an_error_of_fields_shows_the_users_command_with_others(capsys):
     wanted = {"data.train": "mine:a[:3]", "data.eval": ""}
 
     def main(argv):
@@ -150,7 +146,21 @@ def test_an_error_of_fields_shows_the_users_command_with_others(parsed, capsys):
     assert "python train.py --config=RECIPE '--config.data.train" in str(FieldsError("", wanted))
 
 
-def test_a_missing_recipe_lists_the_recipes(parsed):
+def test_flags_that_decide_on_the_config_are_parsed_before_it():
+    values = flags.FlagValues()
+    cli.define_process_flags(values)
+    argv = ["program", "--config.data.eval", "a:b", "--no_flag", "--process_id=3"]
+    assert cli.process_settings(cli.parse_early(argv, values)) == {
+        "coordinator": None,
+        "num_processes": None,
+        "process_id": 3,
+        "join_seconds": None,
+    }
+    with pytest.raises(UserError, match="--process_id=x"):
+        cli.parse_early(["program", "--process_id=x"], values)
+
+
+def test_a_missing_recipe_lists_the_recipes():
     with pytest.raises(UserError, match=r"configs/voc300\.py"):
         parsed("--config=configs/voc30.py")
     with pytest.raises(UserError, match=r"no recipe given.*configs/shapes\.py"):

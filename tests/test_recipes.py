@@ -13,9 +13,9 @@ import jax
 import numpy as np
 import pytest
 
-from scratchdet_jax import cli
 from scratchdet_jax.config import defaults
 from scratchdet_jax.config.fields import number_of_steps
+from scratchdet_jax.config.recipes import load_recipe
 from scratchdet_jax.config.validation import validate
 from scratchdet_jax.detector import build_detector
 from scratchdet_jax.errors import UserError
@@ -80,7 +80,7 @@ def in_the_project(monkeypatch):
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_network_and_anchors(recipe):
-    config = cli.load_recipe(recipe)
+    config = load_recipe(recipe)
     validate(config, device_count=1)
     detector = build_detector(config, ("any",))
     name, maps, anchors = RECIPES[recipe]
@@ -93,7 +93,7 @@ def test_every_row_is_tested_and_has_a_unique_name():
     for file in FILES_OF_ROWS:
         for row in rows(file):
             assert f"configs/{file}.py:{row}" in RECIPES
-    names = [cli.load_recipe(recipe).name for recipe in RECIPES if recipe != "configs/voc300.py"]
+    names = [load_recipe(recipe).name for recipe in RECIPES if recipe != "configs/voc300.py"]
     assert len(set(names)) == len(names)
 
 
@@ -101,7 +101,7 @@ def test_every_row_is_tested_and_has_a_unique_name():
 @pytest.mark.parametrize(("row", "problem"), [(":best", "has no row 'best'"), (":", "needs a row")])
 def test_an_unknown_row_lists_the_known_rows(file, row, problem):
     with pytest.raises(UserError) as error:
-        cli.load_recipe(f"configs/{file}.py{row}")
+        load_recipe(f"configs/{file}.py{row}")
     assert f"configs/{file}.py {problem}" in str(error.value)
     assert all(known in str(error.value) for known in rows(file))
 
@@ -109,7 +109,7 @@ def test_an_unknown_row_lists_the_known_rows(file, row, problem):
 @pytest.mark.parametrize("file", ["bn_ablation", "first_layers"])
 def test_a_table_needs_a_row(file):
     with pytest.raises(UserError, match="needs a row"):
-        cli.load_recipe(f"configs/{file}.py")
+        load_recipe(f"configs/{file}.py")
 
 
 def test_published_figures_are_the_papers():
@@ -203,7 +203,7 @@ def test_fields_that_the_sources_fix(recipe):
     norm, head_norm, span, decay, rate, batch, length, drops, warmup, no_decay, biases = FIXED[
         recipe
     ]
-    config = cli.load_recipe(recipe)
+    config = load_recipe(recipe)
     model, optimizer = config.model, config.optimizer
     assert (model.norm, model.head_norm) == (norm, head_norm)
     assert (model.norm_span, model.norm_decay, model.norm_epsilon) == (span, decay, 1e-5)
@@ -223,7 +223,7 @@ def test_fields_that_the_sources_fix(recipe):
 @pytest.mark.parametrize("recipe", EPOCHS_OF_RELEASE)
 def test_the_schedule_of_the_mmdetection_release(recipe):
     images, gpus, rate, drops, epochs = EPOCHS_OF_RELEASE[recipe]
-    config = cli.load_recipe(recipe)
+    config = load_recipe(recipe)
     assert (config.model.norm_span, config.batch_size) == (images, images * gpus)
     assert config.optimizer.learning_rate == rate
     assert config.optimizer.reference_batch_size == config.batch_size
@@ -237,7 +237,7 @@ def test_the_schedule_of_the_mmdetection_release(recipe):
 def test_anchors_extra_blocks_and_channels(recipe):
     file = recipe.partition(":")[0]
     anchors, size, strides, channels = SHAPES.get(recipe) or SHAPES[file]
-    config = cli.load_recipe(recipe)
+    config = load_recipe(recipe)
     assert config.image_size == size
     assert config.model.extra_strides == strides
     fields = defaults.anchor_fields(anchors)
@@ -253,7 +253,7 @@ def test_every_recipe_is_held_by_the_tables():
 
 def test_what_distinguishes_the_rows_of_the_batch_norm_table():
     for row in rows("bn_ablation"):
-        config = cli.load_recipe(f"configs/bn_ablation.py:{row}")
+        config = load_recipe(f"configs/bn_ablation.py:{row}")
         assert bool(config.init_from) == row.startswith("pretrained")
         assert config.model.l2_norm == (row == "pretrained")
         assert config.model.pool_norms == row.startswith(("backbone", "both"))
@@ -273,21 +273,21 @@ def test_docs_list_every_recipe_with_its_published_figure():
 
 
 def test_defaults_complete_an_older_config():
-    old = cli.load_recipe("configs/voc300.py")
+    old = load_recipe("configs/voc300.py")
     old.model.depth = 18
     for name in ("backbone", "stem", "stem_convs", "stem_stride", "last_convolutions"):
         del old.model[name]
     del old.init_from
     new = defaults.with_defaults(old)
     assert new.model.depth == 18 and new.name == "voc300"
-    want = cli.load_recipe("configs/voc300.py")
+    want = load_recipe("configs/voc300.py")
     want.model.depth = 18
     assert new.to_dict() == want.to_dict()
 
 
 def small(recipe):
     """The recipe at an eighth of the width, with two small images and without augmentation."""
-    config = cli.load_recipe(recipe)
+    config = load_recipe(recipe)
     config.model.width = 0.125
     config.batch_size = 2
     config.accumulate_steps = 1

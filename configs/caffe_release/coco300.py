@@ -4,8 +4,8 @@ from pathlib import Path
 
 import ml_collections
 
-from scratchdet_jax import cli
 from scratchdet_jax.config import defaults
+from scratchdet_jax.config.recipes import load_recipe
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -14,7 +14,7 @@ def get_config() -> ml_collections.ConfigDict:
     Batch 128, as 16 on each of four GPUs, accumulated twice; rate 0.05 without warm-up, drops at
     150k, 250k, 310k and 320k of 325k updates.
     """
-    config = cli.load_recipe(str(Path(__file__).parent / "voc300.py"))
+    config = load_recipe(str(Path(__file__).parent / "voc300.py"))
     config.name = "caffe_release_coco300"
     defaults.use_coco(config)
     config.eval.score_threshold = 0.01

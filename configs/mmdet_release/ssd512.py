@@ -4,8 +4,8 @@ from pathlib import Path
 
 import ml_collections
 
-from scratchdet_jax import cli
 from scratchdet_jax.config import defaults
+from scratchdet_jax.config.recipes import load_recipe
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -13,7 +13,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     Differs from configs/coco512.py in the last map, the rounded anchors and the mean colour.
     """
-    config = cli.load_recipe(str(Path(__file__).parents[1] / "coco512.py"))
+    config = load_recipe(str(Path(__file__).parents[1] / "coco512.py"))
     config.name = "mmdet_release_ssd512"
     config.model.extra_strides = (2, 2, 2, 2)
     config.model.last_convolutions = True

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from experiments.thesis.plan import NORMS, WALKED, run_folder
 from scratchdet_jax import cli
 from scratchdet_jax.errors import UserError
+from scratchdet_jax.files import write_json
 from scratchdet_jax.reports.curves import save
 from scratchdet_jax.run.checkpoints import Checkpoints
 from scratchdet_jax.run.open import open_run
@@ -130,7 +131,7 @@ def main(argv: Sequence[str]) -> None:
     options = parser.parse_args(argv[1:])
     folders = {key: run_folder(options.output, key, options.seed) for key in WALKED}
     found = measure(folders, options.data_dir)
-    cli.write_json(options.output / "landscape.json", found, "--output")
+    write_json(options.output / "landscape.json", found, "--output")
     text = table(found)
     (options.output / "landscape.md").write_text(text, encoding="utf-8")
     print(f"\n{text}")

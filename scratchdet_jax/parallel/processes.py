@@ -9,7 +9,7 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import numpy as np
 
-from scratchdet_jax import cli, stopping
+from scratchdet_jax import stopping
 from scratchdet_jax.errors import UserError, one_line
 
 T = TypeVar("T")
@@ -105,17 +105,20 @@ def _on_cloud_tpu() -> bool:
     return bool(devices) and find_spec("libtpu") is not None
 
 
-def start(argv: Sequence[str]) -> None:
+def start(given: Mapping[str, Any]) -> None:
     """Joins the processes of a run by flags, environment or launcher; see docs/pods.md.
 
-    Must be called before the first use of a device, so it reads `argv` before flags are parsed.
+    Must be called before the first use of a device.
+
+    Args:
+        given: values of the flags coordinator, num_processes, process_id and join_seconds, or None.
 
     Raises:
         UserError: the settings are incomplete, or the processes did not join in time.
     """
-    settings = explicit_settings({name: cli.flag_value(argv, name) for name in VARIABLES})
-    wait = cli.flag_value(argv, "join_seconds") or str(JOIN_SECONDS)
-    if not wait.isdecimal() or not int(wait):
+    settings = explicit_settings(given)
+    wait = JOIN_SECONDS if given.get("join_seconds") is None else given["join_seconds"]
+    if wait < 1:
         raise UserError(f"--join_seconds is {wait}: it must be a positive integer")
     launcher = None if settings else cluster()
     if not settings and not launcher:
@@ -136,13 +139,13 @@ def start(argv: Sequence[str]) -> None:
     )
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     # JAX itself would abort later, with a C++ stack trace.
-    patience = threading.Timer(int(wait), _give_up, (problem,))
+    patience = threading.Timer(wait, _give_up, (problem,))
     patience.daemon = True
     patience.start()
     try:
         jax.distributed.initialize(
             **known,
-            initialization_timeout=int(wait) + 60,
+            initialization_timeout=wait + 60,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
             shutdown_timeout_seconds=HEARTBEAT_SECONDS,
         )

@@ -47,11 +47,6 @@ def main(argv: Sequence[str]) -> None:
     cli.run(command.main, [f"{program} {name}", *rest])
 
 
-def start() -> None:
-    """The entry point `scratchdet`."""
-    cli.run(main)
-
-
 def title(name: str) -> str:
     """The first line of a command's docstring, without importing the command."""
     module = _module(name)
@@ -85,4 +80,4 @@ def _help(program: str) -> str:
 
 
 if __name__ == "__main__":
-    start()
+    cli.run(main)

@@ -15,9 +15,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import ml_collections
+from absl import flags
 
 from scratchdet_jax import cli
 from scratchdet_jax.config import defaults
+from scratchdet_jax.config.recipes import load_recipe
 from scratchdet_jax.config.validation import validate
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.reports.doctor.opening import open_dataset
@@ -87,12 +89,10 @@ def _write(path: Path, text: str, flag: str) -> None:
         ) from None
 
 
-def _parse(
-    argv: Sequence[str],
-) -> tuple[argparse.Namespace, ml_collections.ConfigDict, ml_collections.ConfigDict]:
-    """The options, the config, and the config without the overrides."""
+def parser(program: str) -> argparse.ArgumentParser:
+    """The options of the command line, without the overrides."""
     parser = argparse.ArgumentParser(
-        prog=argv[0],
+        prog=program,
         allow_abbrev=False,
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -118,21 +118,32 @@ def _parse(
         help="write a recipe with the anchor sizes that are advised, if others would clearly help",
     )
     parser.add_argument(
-        "--samples", type=cli.count, default=24, help="augmented samples on the page (default: 24)"
+        "--samples",
+        type=cli.whole_number(0),
+        default=24,
+        help="augmented samples on the page (default: 24)",
     )
     parser.add_argument(
         "--images",
-        type=cli.count,
+        type=cli.whole_number(0),
         default=20_000,
         help="decode at most this many images, drawn at random (default: 20000)",
     )
-    options, rest = parser.parse_known_args(argv[1:])
+    return parser
+
+
+def _parse(
+    argv: Sequence[str],
+) -> tuple[argparse.Namespace, ml_collections.ConfigDict, ml_collections.ConfigDict]:
+    """The options, the config, and the config without the overrides."""
+    options, rest = parser(argv[0]).parse_known_args(argv[1:])
     if options.config:
         rest = [f"--config={options.config}", *rest]
     default = defaults.get_config()
     default.name = "voc300"  # the defaults equal that recipe
-    config = cli.parse_config([argv[0], *rest], default.copy_and_resolve_references())
-    return options, config, cli.load_recipe(options.config) if options.config else default
+    recipe = default.copy_and_resolve_references()
+    config = cli.parse_config([argv[0], *rest], flags.FlagValues(), recipe)
+    return options, config, load_recipe(options.config) if options.config else default
 
 
 if __name__ == "__main__":

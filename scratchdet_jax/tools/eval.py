@@ -20,28 +20,35 @@ from absl import flags
 from scratchdet_jax import cli
 from scratchdet_jax.errors import UserError
 
-flags.DEFINE_string("workdir", None, "The run: the --workdir of its training.")
-flags.DEFINE_string("checkpoint", "best", "best, latest or a step.")
-flags.DEFINE_string("output", None, "Folder for the results; default: WORKDIR/eval or eval-….")
-flags.DEFINE_bool("overwrite", False, "Replace other results in the folder of --output.")
-cli.define_process_flags()
+
+def define_flags() -> flags.FlagValues:
+    """Returns the flags besides the config."""
+    values = flags.FlagValues()
+    flags.DEFINE_string("workdir", None, "The run: the --workdir of its training.", values)
+    flags.DEFINE_string("checkpoint", "best", "best, latest or a step.", values)
+    flags.DEFINE_string(
+        "output", None, "Folder for the results; default: WORKDIR/eval or eval-….", values
+    )
+    flags.DEFINE_bool("overwrite", False, "Replace other results in the --output folder.", values)
+    cli.define_process_flags(values)
+    return values
 
 
 def main(argv: Sequence[str]) -> None:
     """Parses the command line and evaluates."""
-    workdir = cli.flag_value(argv, "workdir")
-    if not workdir:
+    values = cli.parse_early(argv, define_flags())
+    if not values.workdir:
         raise UserError("name the run to evaluate: --workdir=runs/NAME")
     from scratchdet_jax.parallel import processes
 
-    processes.start(argv)
+    processes.start(cli.process_settings(values))
     from scratchdet_jax.reports.results import evaluate_run
     from scratchdet_jax.run.open import open_run
 
-    run = open_run(Path(workdir), cli.flag_value(argv, "checkpoint") or "best")
-    config = cli.parse_config(argv, run.info.config)
-    output = Path(flags.FLAGS.output) if flags.FLAGS.output else None
-    evaluate_run(run, config, output, flags.FLAGS.overwrite)
+    run = open_run(Path(values.workdir), values.checkpoint)
+    config = cli.parse_config(argv, define_flags(), run.info.config)
+    output = Path(values.output) if values.output else None
+    evaluate_run(run, config, output, values.overwrite)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 
 def main(argv: Sequence[str]) -> None:
     """Parses the command line and exports."""
-    options = _parse(argv)
+    options = parser(argv[0]).parse_args(argv[1:])
     run, output = open_run(Path(options.workdir), options.checkpoint), Path(options.output)
     if options.format == "onnx":
         onnx_file.check_installed()
@@ -192,8 +192,9 @@ def _imported(workdir: Path) -> dict[str, Any]:
     return imported
 
 
-def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog=argv[0], description=__doc__.splitlines()[0])
+def parser(program: str) -> argparse.ArgumentParser:
+    """Returns the options of the command line."""
+    parser = argparse.ArgumentParser(prog=program, description=(__doc__ or "").splitlines()[0])
     add = parser.add_argument
     add("--workdir", required=True, help="folder of the run, as for train.py")
     add("--output", required=True, help="the file to write, such as model.jaxexport")
@@ -206,7 +207,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         help="jax: for JAX, scratchdet_jax.load, predict and init_from; onnx: needs "
         "requirements-onnx.txt",
     )
-    return parser.parse_args(argv[1:])
+    return parser
 
 
 if __name__ == "__main__":

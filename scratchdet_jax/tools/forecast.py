@@ -19,15 +19,29 @@ from absl import flags
 
 from scratchdet_jax import cli
 from scratchdet_jax.errors import UserError
+from scratchdet_jax.files import write_json
 from scratchdet_jax.forecast import chips, figures
 
-flags.DEFINE_string("device", None, "What to compile for: v5e:16x16, v5p:2x2x1, h100, h100:8, ….")
-flags.DEFINE_integer("num_classes", 20, "Number of classes, without the background.")
-flags.DEFINE_bool("largest_batch", False, "Find the largest batch that fits, and forecast it.")
-flags.DEFINE_string("json", None, "Also write the figures to this file.")
-flags.DEFINE_string("hlo", None, "Also write the text of the compiled program to this file.")
-
 MODES = ("train", "eval")
+
+
+def define_flags() -> flags.FlagValues:
+    """The flags besides the config."""
+    values = flags.FlagValues()
+    flags.DEFINE_string(
+        "device", None, "What to compile for: v5e:16x16, v5p:2x2x1, h100, h100:8, ….", values
+    )
+    flags.DEFINE_integer(
+        "num_classes", 20, "Number of classes, without the background.", flag_values=values
+    )
+    flags.DEFINE_bool(
+        "largest_batch", False, "Find the largest batch that fits, and forecast it.", values
+    )
+    flags.DEFINE_string("json", None, "Also write the figures to this file.", values)
+    flags.DEFINE_string(
+        "hlo", None, "Also write the text of the compiled program to this file.", values
+    )
+    return values
 
 
 def main(argv: Sequence[str]) -> None:
@@ -36,25 +50,27 @@ def main(argv: Sequence[str]) -> None:
     mode = arguments.pop(0) if arguments else ""
     if mode not in MODES:
         raise UserError(f"name what to forecast: {program} {' or '.join(MODES)} --config=FILE …")
-    device = cli.flag_value(arguments, "device")
+    argv = [program, *arguments]
+    device = cli.parse_early(argv, define_flags()).device
     if not device:
         raise UserError("name what to compile for, such as --device=v5e:2x2 or --device=h100")
     chips.prepare_environment()
     from scratchdet_jax.forecast import estimate  # imports JAX
 
     chip, devices = chips.devices(device)
-    config = cli.parse_config([program, *arguments])
-    make = estimate.largest_forecast if flags.FLAGS.largest_batch else estimate.forecast
-    made, text = make(mode, config, flags.FLAGS.num_classes, chip, devices)
+    values = define_flags()
+    config = cli.parse_config(argv, values)
+    make = estimate.largest_forecast if values.largest_batch else estimate.forecast
+    made, text = make(mode, config, values.num_classes, chip, devices)
     print(figures.to_text(made))
-    if flags.FLAGS.json:
-        cli.write_json(flags.FLAGS.json, made.record(), "--json")
-    if flags.FLAGS.hlo:
+    if values.json:
+        write_json(values.json, made.record(), "--json")
+    if values.hlo:
         try:
-            Path(flags.FLAGS.hlo).write_text(text, encoding="utf-8")
+            Path(values.hlo).write_text(text, encoding="utf-8")
         except OSError as error:
             raise UserError(
-                f"--hlo {flags.FLAGS.hlo} cannot be written ({error.strerror}): choose another file"
+                f"--hlo {values.hlo} cannot be written ({error.strerror}): choose another file"
             ) from None
 
 

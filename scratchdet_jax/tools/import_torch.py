@@ -21,14 +21,20 @@ from scratchdet_jax.interop.torch_files import read_arrays
 from scratchdet_jax.interop.torch_run import import_run, to_text
 from scratchdet_jax.interop.torch_weights import check_version
 
-flags.DEFINE_string("checkpoint", None, "The PyTorch or safetensors file.")
-flags.DEFINE_string("workdir", None, "Folder of the new run; must not hold a run.")
+
+def define_flags() -> flags.FlagValues:
+    """The flags besides the config."""
+    values = flags.FlagValues()
+    flags.DEFINE_string("checkpoint", None, "The PyTorch or safetensors file.", values)
+    flags.DEFINE_string("workdir", None, "Folder of the new run; must not hold a run.", values)
+    return values
 
 
 def main(argv: Sequence[str]) -> None:
     """Parses the command line and imports."""
-    config = cli.parse_config(argv)
-    checkpoint, workdir = flags.FLAGS.checkpoint, flags.FLAGS.workdir
+    values = define_flags()
+    config = cli.parse_config(argv, values)
+    checkpoint, workdir = values.checkpoint, values.workdir
     if not checkpoint or not workdir:
         raise UserError("name the PyTorch file and the new run: --checkpoint=F.pth --workdir=DIR")
     read = read_arrays(Path(checkpoint))

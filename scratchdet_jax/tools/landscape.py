@@ -23,6 +23,7 @@ from scratchdet_jax import cli
 from scratchdet_jax.data.loading import train_loader
 from scratchdet_jax.data.sources import open_split
 from scratchdet_jax.errors import UserError
+from scratchdet_jax.files import write_json
 from scratchdet_jax.run.open import SavedRun, load_detector, open_run
 from scratchdet_jax.training.step import example_keys
 
@@ -176,9 +177,9 @@ def text(summary: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main(argv: Sequence[str]) -> None:
-    """Parses the command line, measures the runs and prints."""
-    parser = argparse.ArgumentParser(prog=argv[0], description=__doc__.splitlines()[0])
+def parser(program: str) -> argparse.ArgumentParser:
+    """The options of the command line."""
+    parser = argparse.ArgumentParser(prog=program, description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run")
     parser.add_argument("--checkpoint", default="latest", help="best, latest or a step")
     parser.add_argument(
@@ -187,7 +188,12 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--batches", type=int, default=4, help="batches to average (default 4)")
     parser.add_argument("--data_dir", help="folder of the data sets (default: as in training)")
     parser.add_argument("--output", help="also write the figures to this JSON file")
-    options = parser.parse_args(argv[1:])
+    return parser
+
+
+def main(argv: Sequence[str]) -> None:
+    """Parses the command line, measures the runs and prints."""
+    options = parser(argv[0]).parse_args(argv[1:])
     if min(options.step_sizes) <= 0 or options.batches < 1:
         raise UserError("--step_sizes and --batches must be above 0")
     summaries = []
@@ -197,7 +203,7 @@ def main(argv: Sequence[str]) -> None:
         summaries.append(summarize(run, walks, options.step_sizes))
         print(text(summaries[-1]), flush=True)
     if options.output:
-        cli.write_json(options.output, summaries, "--output")
+        write_json(options.output, summaries, "--output")
         print(f"wrote {options.output}")
 
 

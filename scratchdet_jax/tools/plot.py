@@ -14,16 +14,21 @@ from scratchdet_jax.reports.curves import draw_runs, save
 from scratchdet_jax.reports.reading import label_by_difference, read_config, read_run, run_names
 
 
-def main(argv: Sequence[str]) -> None:
-    """Parses the command line and draws."""
+def parser(program: str) -> argparse.ArgumentParser:
+    """The options of the command line."""
     parser = argparse.ArgumentParser(
-        prog=argv[0],
+        prog=program,
         description="Draws the curves of runs from their metrics.jsonl: loss, gradient norm and "
         "its fluctuation, then parts, AP, learning rate and throughput.",
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run")
     parser.add_argument("--output", required=True, help="picture to write, such as curves.png")
-    options = parser.parse_args(argv[1:])
+    return parser
+
+
+def main(argv: Sequence[str]) -> None:
+    """Parses the command line and draws."""
+    options = parser(argv[0]).parse_args(argv[1:])
     configs = [read_config(run) for run in options.runs]
     names = label_by_difference(run_names(options.runs), configs)
     runs = [read_run(run, name) for run, name in zip(options.runs, names, strict=True)]

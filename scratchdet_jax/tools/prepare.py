@@ -35,12 +35,13 @@ _YOLO_EXAMPLE = """example:
 
 def main(argv: Sequence[str]) -> None:
     """Parses the command line and prepares."""
-    options = _parser(argv[0]).parse_args(argv[1:])
+    options = parser(argv[0]).parse_args(argv[1:])
     stopping.resumable()
     options.run(options)
 
 
-def _parser(program: str) -> argparse.ArgumentParser:
+def parser(program: str) -> argparse.ArgumentParser:
+    """The options of the command line."""
     parser = argparse.ArgumentParser(prog=program, description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     voc = commands.add_parser("voc", help="images and VOC's XML files, as voc_folder/NAME")

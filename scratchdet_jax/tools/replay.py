@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 from scratchdet_jax import cli
 from scratchdet_jax.detector import Detector, build_detector
+from scratchdet_jax.errors import plural
 from scratchdet_jax.ops.losses import multibox_sums
 from scratchdet_jax.parallel.devices import AXIS, DeviceMapping
 from scratchdet_jax.run.replay import Replay, load_replay
@@ -164,16 +165,20 @@ def _group(name: str, found: dict[str, tuple[int, int]]) -> list[str]:
         return [f"  {name}: finite"]
     lines = [f"    {where}: {wrong} of {size}" for where, (wrong, size) in found.items()]
     more = [f"    and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
-    plural = "s" * (len(lines) > 1)
-    return [f"  {name}: not finite in {len(lines)} array{plural}", *lines[:SHOWN], *more]
+    return [f"  {name}: not finite in {plural(len(lines), 'array')}", *lines[:SHOWN], *more]
+
+
+def parser(program: str) -> argparse.ArgumentParser:
+    """The options of the command line."""
+    parser = argparse.ArgumentParser(prog=program, description=__doc__.splitlines()[0])
+    parser.add_argument("--workdir", type=Path, required=True, help="the run that diverged")
+    parser.add_argument("--step", type=int, help="the saved step (default: the last one)")
+    return parser
 
 
 def main(argv: Sequence[str]) -> None:
     """Parses the command line and reports."""
-    parser = argparse.ArgumentParser(prog=argv[0], description=__doc__.splitlines()[0])
-    parser.add_argument("--workdir", type=Path, required=True, help="the run that diverged")
-    parser.add_argument("--step", type=int, help="the saved step (default: the last one)")
-    options = parser.parse_args(argv[1:])
+    options = parser(argv[0]).parse_args(argv[1:])
     print(describe(load_replay(options.workdir, options.step)))
 
 

@@ -25,7 +25,7 @@ MARK = "scratchdet report"
 def main(argv: Sequence[str]) -> None:
     """Parses the command line, evaluates the runs, prints the figures and writes the page."""
     started = time.perf_counter()
-    options = _parse(argv)
+    options = parser(argv[0]).parse_args(argv[1:])
     for flag in ("output", "json"):
         if path := getattr(options, flag):
             check_output(path, MARK, f"--{flag}", options.overwrite)
@@ -51,9 +51,10 @@ def main(argv: Sequence[str]) -> None:
     print(f"page: {options.output}")
 
 
-def _parse(argv: Sequence[str]) -> argparse.Namespace:
+def parser(program: str) -> argparse.ArgumentParser:
+    """The options of the command line."""
     parser = argparse.ArgumentParser(
-        prog=argv[0],
+        prog=program,
         allow_abbrev=False,
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -73,11 +74,11 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     add(
         "--images",
-        type=cli.count,
+        type=cli.whole_number(0),
         default=6,
         help="number of the worst and of the best images shown (default: 6 each)",
     )
-    return parser.parse_args(argv[1:])
+    return parser
 
 
 def _share(text: str) -> float:

@@ -22,6 +22,7 @@ from scratchdet_jax.datasets.voc_xml import VocObject
 from scratchdet_jax.errors import UserError, plural
 from scratchdet_jax.evaluation import coco, formats, voc
 from scratchdet_jax.evaluation.detections import ImageGroundTruth, check_images
+from scratchdet_jax.files import write_json
 
 T = TypeVar("T")
 
@@ -183,9 +184,9 @@ def without_nan(record: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def main(argv: Sequence[str]) -> None:
-    """Parses the command line, scores and prints."""
-    parser = argparse.ArgumentParser(prog=argv[0], description=__doc__.splitlines()[0])
+def parser(program: str) -> argparse.ArgumentParser:
+    """The options of the command line."""
+    parser = argparse.ArgumentParser(prog=program, description=__doc__.splitlines()[0])
     kinds = parser.add_subparsers(dest="kind", required=True)
     for_voc = kinds.add_parser("voc", help="comp4_det_SPLIT_CLASS.txt files against VOC XML files")
     for_voc.add_argument(
@@ -209,7 +210,12 @@ def main(argv: Sequence[str]) -> None:
         kind.add_argument(
             "--strict", action="store_true", help="treat any defect of the annotations as an error"
         )
-    options = parser.parse_args(argv[1:])
+    return parser
+
+
+def main(argv: Sequence[str]) -> None:
+    """Parses the command line, scores and prints."""
+    options = parser(argv[0]).parse_args(argv[1:])
     if options.kind == "voc":
         record = score_voc(
             options.devkit, options.split, options.detections, options.metric, options.strict
@@ -218,7 +224,7 @@ def main(argv: Sequence[str]) -> None:
         record = score_coco(options.annotations, options.detections, options.strict)
     print_table(record)
     if options.json:
-        cli.write_json(options.json, without_nan(record), "--json")
+        write_json(options.json, without_nan(record), "--json")
 
 
 if __name__ == "__main__":

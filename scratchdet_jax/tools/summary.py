@@ -23,8 +23,6 @@ from scratchdet_jax.models.layers import Convolution
 from scratchdet_jax.models.parts import PARTS, part_of
 from scratchdet_jax.ops.anchors import anchors_per_cell
 
-flags.DEFINE_integer("classes", 20, "Number of classes, without the background.")
-
 
 class Layer(NamedTuple):
     """A block of the network, or a single layer outside the blocks.
@@ -188,13 +186,22 @@ def _table(titles: Sequence[str], rows: Iterable[Sequence[str]], text_columns: i
     return "\n".join(lines)
 
 
+def define_flags() -> flags.FlagValues:
+    """The flags besides the config."""
+    values = flags.FlagValues()
+    flags.DEFINE_integer(
+        "classes", 20, "Number of classes, without the background.", flag_values=values
+    )
+    return values
+
+
 def main(argv: Sequence[str]) -> None:
     """Parses the command line and prints."""
-    config = cli.parse_config(argv)
-    classes = flags.FLAGS.classes
-    if classes < 1:
-        raise UserError(f"--classes is {classes}: it must be at least 1")
-    print(to_text(summarize(config, classes)))
+    values = define_flags()
+    config = cli.parse_config(argv, values)
+    if values.classes < 1:
+        raise UserError(f"--classes is {values.classes}: it must be at least 1")
+    print(to_text(summarize(config, values.classes)))
 
 
 if __name__ == "__main__":

@@ -17,27 +17,34 @@ from absl import flags
 
 from scratchdet_jax import cli, stopping
 
-flags.DEFINE_string("workdir", None, "The folder of the run; default: runs/<recipe>.")
-cli.define_process_flags()
-flags.DEFINE_enum(
-    "resume",
-    "auto",
-    ["auto", "force"],
-    "force: resume even if the config differs in fields that change the result.",
-)
+
+def define_flags() -> flags.FlagValues:
+    """The flags besides the config."""
+    values = flags.FlagValues()
+    flags.DEFINE_string("workdir", None, "The folder of the run; default: runs/<recipe>.", values)
+    cli.define_process_flags(values)
+    flags.DEFINE_enum(
+        "resume",
+        "auto",
+        ["auto", "force"],
+        "force: resume even if the config differs in fields that change the result.",
+        values,
+    )
+    return values
 
 
 def main(argv: Sequence[str]) -> None:
     """Parses the command line and trains."""
     stopping.resumable(terminable=True)
-    config = cli.parse_config(argv)
+    values = define_flags()
+    config = cli.parse_config(argv, values)
     from scratchdet_jax.parallel import processes
 
-    processes.start(argv)
+    processes.start(cli.process_settings(values))
     from scratchdet_jax.training.loop import train_and_evaluate
 
-    workdir = Path(flags.FLAGS.workdir or f"runs/{config.name}")
-    train_and_evaluate(config, workdir, flags.FLAGS.resume)
+    workdir = Path(values.workdir or f"runs/{config.name}")
+    train_and_evaluate(config, workdir, values.resume)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scratchdet_jax import cli
+from scratchdet_jax.config.recipes import load_recipe
 from scratchdet_jax.detector import build_detector
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.interop import torch_run
@@ -45,7 +45,7 @@ def in_our_order(logits, program):
 
 
 def compare(program, row, tmp_path, width=8):
-    config = cli.load_recipe(f"{ROOT}/configs/stock_ssd.py:{row}")
+    config = load_recipe(f"{ROOT}/configs/stock_ssd.py:{row}")
     config.model.width = 1 / width
     size, name = config.image_size, f"{'voc' if 'pytorch' in row else 'coco'}{config.image_size}"
     outputs = {"ssd_pytorch": 21, "torchvision": 91}.get(program, 81)
@@ -124,7 +124,7 @@ def plain_head_state():
 
 def test_the_release_with_a_plain_head_is_read():
     state = plain_head_state()
-    config = cli.load_recipe(f"{ROOT}/configs/mmdet_release/ssd300.py")
+    config = load_recipe(f"{ROOT}/configs/mmdet_release/ssd300.py")
     config.model.head_norm = "none"
     assert number_of_classes(state) == 80
     detector = build_detector(config, ("any",) * 80)

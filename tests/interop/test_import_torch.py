@@ -7,9 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl import flags
 
-from scratchdet_jax import cli
+from scratchdet_jax.config.recipes import load_recipe
 from scratchdet_jax.detector import build_detector
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.interop import torch_run
@@ -31,15 +30,11 @@ ROOT = Path(__file__).parents[2]
 
 
 def recipe(name):
-    return cli.load_recipe(str(ROOT / "configs" / name))
+    return load_recipe(str(ROOT / "configs" / name))
 
 
 def run_tool(monkeypatch, *arguments):
-    """The tool's `main` on a command line, with flags as in a fresh process."""
-    values = flags.FlagValues()
-    for name in ("checkpoint", "workdir"):
-        flags.DEFINE_string(name, None, "", flag_values=values)
-    monkeypatch.setattr(flags, "FLAGS", values)
+    """The tool's `main` on a command line."""
     monkeypatch.chdir(ROOT)
     import_torch.main([sys.argv[0], *arguments])
 

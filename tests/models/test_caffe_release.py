@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from scratchdet_jax import cli
+from scratchdet_jax.config.recipes import load_recipe
 from scratchdet_jax.models import build_model
 from scratchdet_jax.ops.anchors import anchors_per_cell
 from tests.models.shapes import source_shapes
@@ -73,12 +73,12 @@ def recorded(torch_module, x):
 @pytest.mark.parametrize("recipe", NETWORKS)
 def test_every_convolution_agrees(recipe):
     make_trunk, channels, norm = NETWORKS[recipe]
-    config = cli.load_recipe(recipe)
+    config = load_recipe(recipe)
     assert config.model.norm_decay == 0.999
     config.model.width = 0.125
     anchors = anchors_per_cell(config.anchors.aspect_ratios)
     model = build_model(config.model, CLASSES - 1, anchors)
-    full = build_model(cli.load_recipe(recipe).model, 20, anchors)
+    full = build_model(load_recipe(recipe).model, 20, anchors)
     assert [shape[2] for shape in source_shapes(full, 300)] == list(channels)
 
     size = 300 if "vgg" in config.model.backbone else 160
@@ -123,7 +123,7 @@ def test_every_convolution_agrees(recipe):
 )
 def test_the_head_sees_the_same_maps_with_all_first_layers(row):
     def shapes(row):
-        config = cli.load_recipe(f"configs/first_layers.py:{row}")
+        config = load_recipe(f"configs/first_layers.py:{row}")
         anchors = anchors_per_cell(config.anchors.aspect_ratios)
         return source_shapes(build_model(config.model, 20, anchors), 300)
 

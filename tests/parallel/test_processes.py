@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scratchdet_jax import cli
 from scratchdet_jax.datasets.shapes import prepare_shapes
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.parallel import processes
@@ -53,8 +52,8 @@ def test_invalid_settings_are_named(settings, message):
 
 
 def test_an_invalid_waiting_time_is_named():
-    with pytest.raises(UserError, match="--join_seconds is soon: it must be a positive integer"):
-        processes.start(["train.py", "--join_seconds=soon"])
+    with pytest.raises(UserError, match="--join_seconds is 0: it must be a positive integer"):
+        processes.start(NOTHING | {"join_seconds": 0})
 
 
 def test_a_port_that_is_in_use_is_named():
@@ -62,9 +61,8 @@ def test_a_port_that_is_in_use_is_named():
         other.bind(("", 0))
         other.listen()
         address = f"127.0.0.1:{other.getsockname()[1]}"
-        flags = [f"--coordinator={address}", "--num_processes=2", "--process_id=0"]
         with pytest.raises(UserError, match=f"cannot listen at --coordinator={address} .*in use"):
-            processes.start(["train.py", *flags])
+            processes.start(given(address, 2, 0))
 
 
 def test_missing_processes_are_waited_for_only_join_seconds(tmp_path):
@@ -293,7 +291,3 @@ def test_a_hung_collective_is_reported_with_its_stack(data, tmp_path):
     assert "no progress for 40 s (config.stall_seconds) after step 5" in stderr
     report = (tmp_path / "stalled.txt").read_text()
     assert "loop.py" in report and "_update" in report
-
-
-def test_flags_are_read_before_they_are_parsed():
-    assert cli.flag_value(["train.py", "--process_id=3"], "process_id") == "3"

@@ -7,9 +7,8 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from absl import flags
 
-from scratchdet_jax import cli
+from scratchdet_jax.__main__ import start
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.tools import __main__ as commands
 from tests.command import exit_status
@@ -18,10 +17,10 @@ ROOT = Path(__file__).parents[2]
 TOOLS = ROOT / "scratchdet_jax" / "tools"
 HELP = """
 import sys
-from scratchdet_jax.tools import __main__ as commands
+from scratchdet_jax import __main__ as command
 sys.argv = ["/usr/bin/scratchdet", *sys.argv[1:]]
 try:
-    commands.start()
+    command.start()
 finally:
     assert "jax" not in sys.modules
 """
@@ -89,7 +88,7 @@ def test_the_entry_point_is_the_dispatcher():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     (name, value), *more = project["scripts"].items()
     point = importlib.metadata.EntryPoint(name, value, "console_scripts")
-    assert (name, more, point.load()) == ("scratchdet", [], commands.start)
+    assert (name, more, point.load()) == ("scratchdet", [], start)
 
 
 def fails(error):
@@ -107,8 +106,7 @@ def test_every_end_of_a_program_has_its_status(capsys):
     assert capsys.readouterr().err == "stopped by Ctrl-C\n"
 
 
-def test_help_without_absl_flags_is_left_to_the_program(monkeypatch, capsys):
-    monkeypatch.setattr(cli.flags, "FLAGS", flags.FlagValues())
+def test_help_without_absl_flags_is_left_to_the_program():
     seen = []
     assert exit_status(lambda argv: seen.append(argv), "--help") == 0
     assert seen == [["program", "--help"]]

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from scratchdet_jax import cli
+from scratchdet_jax.config.recipes import load_recipe
 from scratchdet_jax.detector import build_detector
 from scratchdet_jax.interop.torch_weights import convert
 from scratchdet_jax.parallel.devices import AXIS, DeviceMapping
@@ -232,7 +232,7 @@ SIDES = {
 
 
 def make_config(recipe, width, size, accumulate, span):
-    config = cli.load_recipe(recipe)
+    config = load_recipe(recipe)
     config.image_size = size
     config.anchors.steps = ()
     config.anchors.rounded = False

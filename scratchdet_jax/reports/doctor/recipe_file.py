@@ -51,14 +51,14 @@ def write_recipe(
         if value != before[name] and name != "name"
     }
     fields |= {"anchors.min_percent": advice.min_percent, "anchors.max_percent": advice.max_percent}
-    load = f"cli.load_recipe({recipe!r})" if recipe else "defaults.get_config()"
-    module = "scratchdet_jax import cli" if recipe else "scratchdet_jax.config import defaults"
+    load = f"load_recipe({recipe!r})" if recipe else "defaults.get_config()"
+    module = "config.recipes import load_recipe" if recipe else "config import defaults"
     settings = "".join(f"    config.{name} = {value!r}\n" for name, value in fields.items())
     text = (
         f'"""Anchor sizes for {_plain(dataset)}, as the doctor advised: '
         f"{percent(advice.reached)} of the boxes reach an anchor.\n\n"
         f'python train.py --config={_plain(str(path))}\n"""\n\n'
-        f"import ml_collections\n\nfrom {module}\n\n\n"
+        f"import ml_collections\n\nfrom scratchdet_jax.{module}\n\n\n"
         "def get_config() -> ml_collections.ConfigDict:\n"
         f'    """{_plain(recipe) or "The defaults"}, with other anchors."""\n'
         f"    config = {load}\n{settings}    return config\n"

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from scratchdet_jax.errors import plural as plural
+
 SEVERITIES = ("problem", "warning", "note")
 """Training fails or its results are wrong; results are worse than possible; good to know."""
 

@@ -60,7 +60,7 @@ class _Work(NamedTuple):
 
 def main(argv: Sequence[str]) -> None:
     """Parses the command line, detects objects and writes what was found."""
-    options = _parse(argv)
+    options = parser(argv[0]).parse_args(argv[1:])
     run, output = open_trained(Path(options.workdir), options.checkpoint), Path(options.output)
     broken: list[str] = []
     work = _files(options, broken) if options.images else _split_images(options, run)
@@ -202,14 +202,9 @@ def _threshold(texts: Sequence[str], class_names: Sequence[str]) -> Threshold:
     return {**dict.fromkeys(class_names, default), **named}
 
 
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number above 0")
-    return int(text)
-
-
-def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog=argv[0], description=__doc__.splitlines()[0])
+def parser(program: str) -> argparse.ArgumentParser:
+    """The options of the command line."""
+    parser = argparse.ArgumentParser(prog=program, description=__doc__.splitlines()[0])
     add = parser.add_argument
     add(
         "images",
@@ -235,10 +230,15 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         help="draw pictures; for videos annotated videos",
     )
     add("--frames", action="store_true", help="draw each frame of a video as a picture")
-    add("--count", type=_positive, default=8, help="number of eval images")
-    add("--columns", type=_positive, default=4, help=f"of the grid of up to {GRID_LIMIT} pictures")
-    add("--batch_size", type=_positive, default=BATCH_SIZE, help="images in a batch")
-    return parser.parse_args(argv[1:])
+    add("--count", type=cli.whole_number(1), default=8, help="number of eval images")
+    add(
+        "--columns",
+        type=cli.whole_number(1),
+        default=4,
+        help=f"of the grid of up to {GRID_LIMIT} pictures",
+    )
+    add("--batch_size", type=cli.whole_number(1), default=BATCH_SIZE, help="images in a batch")
+    return parser
 
 
 if __name__ == "__main__":

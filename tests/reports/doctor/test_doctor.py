@@ -3,15 +3,12 @@
 import html.parser
 import json
 import re
-import types
 
 import cv2
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from absl import flags
 
-from scratchdet_jax import cli
 from scratchdet_jax.datasets.writing import write_dataset
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.tools import doctor
@@ -116,11 +113,6 @@ def pets():
     return {"held_out": held_out, "train": train}
 
 
-def fresh_flags():
-    """Flags of a new process for cli.py; Grain keeps its own in absl's global flags."""
-    return types.SimpleNamespace(FLAGS=flags.FlagValues(), Error=flags.Error)
-
-
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
@@ -133,7 +125,6 @@ def examined(data_dir, tmp_path_factory):
     """The figures, page and text that the command writes."""
     folder = tmp_path_factory.mktemp("out")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cli, "flags", fresh_flags())
         lines = []
         patch.setattr("builtins.print", lambda *a, **k: lines.append(" ".join(map(str, a))))
         doctor.main(
@@ -312,8 +303,7 @@ def test_the_page_is_complete_and_self_contained(examined):
         assert uri.startswith("data:image/jpeg;base64,/9j/")
 
 
-def test_parts_of_a_spec_are_splits_and_images_may_be_sampled(data_dir, monkeypatch, capsys):
-    monkeypatch.setattr(cli, "flags", fresh_flags())
+def test_parts_of_a_spec_are_splits_and_images_may_be_sampled(data_dir, capsys):
     spec = "made_for_doctor/pets:train[:1]+train[2:3],made_for_doctor/pets:held_out"
     doctor.main(["doctor", spec, f"--data_dir={data_dir}", *RECIPE, "--images=2"])
     text = capsys.readouterr().out
@@ -322,10 +312,9 @@ def test_parts_of_a_spec_are_splits_and_images_may_be_sampled(data_dir, monkeypa
     assert "decoded, compared and fitted: 2 images, drawn at random" in text
 
 
-def test_a_data_set_without_boxes_is_examined(tmp_path, monkeypatch, capsys):
+def test_a_data_set_without_boxes_is_examined(tmp_path, capsys):
     rows = {"train": [example(f"{n}.jpg", photo(n)) for n in range(3)]}
     write_dataset(lambda: MadeForDoctor(tmp_path, rows))
-    monkeypatch.setattr(cli, "flags", fresh_flags())
     page = tmp_path / "page.html"
     doctor.main(
         [
@@ -358,8 +347,7 @@ def test_a_data_set_without_boxes_is_examined(tmp_path, monkeypatch, capsys):
         (["made_for_doctor/pets", "--config.anchors.steps=(1,)"], "steps has length 1"),
     ],
 )
-def test_a_user_error_is_one_line(data_dir, monkeypatch, arguments, message):
-    monkeypatch.setattr(cli, "flags", fresh_flags())
+def test_a_user_error_is_one_line(data_dir, arguments, message):
     with pytest.raises(UserError, match=message) as error:
         doctor.main(["doctor", f"--data_dir={data_dir}", *RECIPE, *arguments])
     assert "\n" not in str(error.value)

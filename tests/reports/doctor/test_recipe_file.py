@@ -1,7 +1,5 @@
 """The advised anchors as a recipe that train.py takes."""
 
-import types
-
 import pytest
 from absl import flags
 
@@ -18,22 +16,13 @@ from tests.data.voc_layout import Folder, obj
 ADVICE = WhatIf((5.0, 10.0), (10.0, 20.5), 0.9, 0.8)
 
 
-@pytest.fixture
-def parse(monkeypatch):
-    """Parses a command line with the flags of a new process."""
-
-    def parse(*arguments):
-        fresh = types.SimpleNamespace(FLAGS=flags.FlagValues(), Error=flags.Error)
-        monkeypatch.setattr(cli, "flags", fresh)
-        return cli.parse_config(["train.py", *arguments])
-
-    return parse
+def parse(*arguments):
+    """The config of a command line."""
+    return cli.parse_config(["train.py", *arguments], flags.FlagValues())
 
 
 @pytest.mark.slow  # trains
-def test_the_doctor_writes_a_recipe_that_trains_with_the_advised_anchors(
-    tmp_path, parse, monkeypatch, capsys
-):
+def test_the_doctor_writes_a_recipe_that_trains_with_the_advised_anchors(tmp_path, capsys):
     folder = Folder(tmp_path / "mine")
     places = zip(range(2, 50, 7), range(2, 36, 5), strict=True)  # a tenth of each side
     boxes = [obj(box=(x, y, x + 6, y + 4)) for x, y in places]
@@ -44,8 +33,6 @@ def test_the_doctor_writes_a_recipe_that_trains_with_the_advised_anchors(
     path = tmp_path / "recipes" / "small_boxes.py"
 
     def examine(recipe):
-        fresh = types.SimpleNamespace(FLAGS=flags.FlagValues(), Error=flags.Error)
-        monkeypatch.setattr(cli, "flags", fresh)
         overrides = ["--config.image_size=96", "--config.data.canvas=(96,96)"]
         data = ["voc_folder/mine", f"--data_dir={tmp_path / 'data'}"]
         doctor.main(["doctor", *data, recipe, *overrides, f"--write_anchors={path}"])
@@ -68,7 +55,7 @@ def test_the_doctor_writes_a_recipe_that_trains_with_the_advised_anchors(
     assert not path.exists()
 
 
-def test_a_recipe_from_the_defaults_keeps_overrides_and_hostile_names_are_harmless(tmp_path, parse):
+def test_a_recipe_from_the_defaults_keeps_overrides_and_hostile_names_are_harmless(tmp_path):
     config = get_config()
     config.model.extra_strides = (2, 1)
     config.optimizer.learning_rate = 0.5

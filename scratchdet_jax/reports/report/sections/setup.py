@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 
 import ml_collections
 
-from scratchdet_jax import cli
 from scratchdet_jax.config import defaults
 from scratchdet_jax.config.fields import flatten
+from scratchdet_jax.config.recipes import load_recipe
 from scratchdet_jax.reports.page.tables import Cell, Wrapped
 from scratchdet_jax.reports.report.study import RunStudy
 from scratchdet_jax.run.checkpoints import Checkpoints
@@ -99,7 +99,7 @@ def find_recipe(name: str) -> tuple[ml_collections.ConfigDict, str]:
         tries += [f"{name[:i]}{mark}{name[i + 1 :]}" for i in reversed(places)]
     for text in tries:
         try:
-            recipe = cli.load_recipe(text)
+            recipe = load_recipe(text)
             if recipe.name == name:
                 return defaults.with_defaults(recipe), f"the recipe {text}"
         except Exception:  # a recipe is a user's program; another one may bear the name
