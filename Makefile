@@ -1,8 +1,10 @@
 # make demo         train on the embedded data set, evaluate, draw pictures
 # make test         run the tests
-# make test-slow    run the tests that take minutes
+# make test-slow    run the tests that take minutes; PART=1 to PART=4: a quarter of them
 # make test-torch   install PyTorch and safetensors, run the tests that need them
-# make test-faults  kill training 50 times at random moments, compare the results
+# make test-faults  kill training 50 times and interrupt every command at random moments, compare
+#                   the results; FAULT_KILLS=10 FAULT_SIGNALS=20: fewer
+# make test-all     run all of these tests and lint (hours)
 # make thesis       test the paper's thesis on small detectors: table and figure in runs/thesis
 #                   (about 5 h on one core; QUICK=1: one seed, about 1 h); run again to resume
 # make lint         check style, format and types
@@ -19,7 +21,7 @@ works = $(shell $(1) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info 
 PYTHON ?= $(or $(firstword $(foreach p,$(PYTHONS),$(call works,$(p)))),python3)
 PYTHON := $(PYTHON)
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
-VENV ?= .venv-$(VERSION)
+VENV ?= .venv-$(VERSION)$(if $(LOCK),-lock)
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check \
   $(if $(LOCK),-c requirements-lock.txt)
@@ -28,7 +30,7 @@ PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses=4 --dist=loadfile --no-
 DEMO_DIR ?= runs/shapes
 THESIS_DIR ?= runs/thesis
 
-.PHONY: demo thesis test test-torch test-slow test-faults torch lint setup clean
+.PHONY: demo thesis test test-torch test-slow test-faults test-all torch lint setup clean
 .DEFAULT_GOAL := help
 
 help:
@@ -65,10 +67,12 @@ test-torch: torch
 	$(PYTEST) $$(grep -rlE 'importorskip\("(torch|safetensors)' tests)
 
 test-slow: setup
-	$(PYTEST) -m slow
+	$(PYTEST) -m slow $(if $(PART),--part=$(PART))
 
 test-faults: setup
 	$(BIN)/python -m pytest -m faults -s tests/faults
+
+test-all: test test-torch test-slow test-faults lint
 
 lint: setup
 	$(BIN)/ruff check --no-cache .

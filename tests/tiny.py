@@ -28,15 +28,13 @@ def tiny_config(**overrides) -> ml_collections.ConfigDict:
     return config.lock()
 
 
-def random_variables(detector, image_size: int, rng: np.random.Generator) -> dict:
-    """Random `params` and `batch_stats` of a detector, without compiling its initialisation.
+def random_variables(model, image_size: int, rng: np.random.Generator) -> dict:
+    """Random `params` and `batch_stats` of a network, without compiling its initialisation.
 
     Activations keep their scale, and BatchNorm's statistics are not trivial.
     """
     images = jnp.zeros((1, image_size, image_size, 3))
-    shapes = jax.eval_shape(
-        lambda: detector.model.init({"params": jax.random.key(0)}, images, train=False)
-    )
+    shapes = jax.eval_shape(lambda: model.init({"params": jax.random.key(0)}, images, train=False))
 
     def draw(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
         if len(leaf.shape) > 1:

@@ -27,6 +27,7 @@ from scratchdet_jax.models import feature_sizes
 from scratchdet_jax.ops.boxes import decode
 from scratchdet_jax.ops.nms import Detections, select_detections
 from scratchdet_jax.parallel.devices import DeviceMapping
+from tests.plain import FIELDS, plain_backbone
 from tests.tiny import random_variables, tiny_config
 
 
@@ -380,14 +381,22 @@ def test_scales_keep_small_or_large_objects_in_original_pixels():
         assert merged.scores[0][merged.labels[0] > 0].tolist() == pytest.approx(expected), entry
 
 
+@pytest.fixture(scope="module", params=["plain", pytest.param("resnet", marks=pytest.mark.slow)])
+def network(request):
+    """The fields of a config with one of the networks, which is known during the tests."""
+    with plain_backbone():
+        yield FIELDS if request.param == "plain" else {}
+
+
 @pytest.fixture(scope="module")
-def small(tmp_path_factory):
+def small(network, tmp_path_factory):
     """A random detector at 64 px, its variables, and a batch of two images."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shapes, "SPLIT_SIZES", {"train": 1, "validation": 12})
         open_source("shapes:validation", tmp_path_factory.getbasetemp() / "multiscale")
     config = tiny_config(
-        **{
+        **network
+        | {
             "data.dir": str(tmp_path_factory.getbasetemp() / "multiscale"),
             "data.eval": "shapes:validation",
             "data.threads": 1,
@@ -398,7 +407,7 @@ def small(tmp_path_factory):
     detector = build_detector(config, open_split(config.data, "eval").class_names)
     rng = np.random.default_rng(3)
     images = rng.integers(0, 256, (2, 64, 64, 3), np.uint8)
-    variables = random_variables(detector, 64, rng)
+    variables = random_variables(detector.model, 64, rng)
     batch = {"image": images, "size": np.int32([[64, 64]] * 2)}
     return config, detector, variables, batch
 

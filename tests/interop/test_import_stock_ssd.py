@@ -128,7 +128,7 @@ def test_the_release_with_a_plain_head_is_read():
     config.model.head_norm = "none"
     assert number_of_classes(state) == 80
     detector = build_detector(config, ("any",) * 80)
-    imported = convert(state, random_variables(detector, 300, np.random.default_rng(0)))
+    imported = convert(state, random_variables(detector.model, 300, np.random.default_rng(0)))
     assert imported.initial == [] and imported.source == "mmdetection"
     kernel = imported.variables["params"]["head"]["level2"]["class_conv"]["kernel"]
     weight = state["bbox_head.cls_convs.1.weight"]

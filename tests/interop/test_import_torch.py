@@ -215,7 +215,7 @@ def test_an_imported_backbone_equals_the_classifiers(name, fields, model, source
 
     # A new run with other classes starts from the backbone; everything else is initialized.
     detector = build_detector(config, ("a", "b"))
-    fresh = random_variables(detector, 64, np.random.default_rng(5))
+    fresh = random_variables(detector.model, 64, np.random.default_rng(5))
     begun = init_from_run(str(tmp_path / "imagenet"), detector, fresh)
     sources = jax.jit(lambda v, x: detector.model.apply(v, x, train=False, method="sources"))
     found = sources(begun, images)[source]

@@ -15,6 +15,7 @@ from scratchdet_jax.models import build_model, layers, packing, pooling
 from scratchdet_jax.models.layers import Layers, plain
 from scratchdet_jax.models.packing import Packed
 from scratchdet_jax.models.pooling import max_pool_2x2
+from tests.tiny import random_variables
 
 ANCHORS = (4, 6, 6)
 
@@ -101,7 +102,8 @@ def test_packed_layers_equal_plain_ones(batch, group, size, seed):
     x = rng.normal(size=(batch, *size, 3)).astype(np.float32)
     cotangent = rng.normal(size=(batch, 2**12)).astype(np.float32)
     modules = [Trunk(Layers(span=span, packed=packed)) for packed in (True, False)]
-    variables = modules[0].init(jax.random.key(seed), x, False)
+    variables, others = (module.init(jax.random.key(seed), x, False) for module in modules)
+    jax.tree.map(np.testing.assert_array_equal, variables, others)
     packed, wanted = (results(module, x, variables, cotangent) for module in modules)
     # Few values per group: rounding of the statistics is divided by small deviations.
     assert_close(packed, wanted, 1e-3)
@@ -124,12 +126,12 @@ def test_packed_layers_equal_plain_ones(batch, group, size, seed):
 )
 def test_packed_networks_equal_plain_ones(make_config, fields):
     fields = {"depth": 18, "width": 0.05, "extra_strides": (2,), **fields}
-    x = np.random.default_rng(0).normal(size=(4, 67, 67, 3)).astype(np.float32)  # odd maps
+    x = np.random.default_rng(0).normal(size=(4, 35, 35, 3)).astype(np.float32)  # odd maps
     models = [
         build_model(make_config(layout=layout, **fields), 3, ANCHORS)
         for layout in ("packed", "plain")
     ]
-    variables = models[0].init(jax.random.key(0), x, False)
+    variables = random_variables(models[0], 35, np.random.default_rng(1))
     assert_close(*(jax.jit(model.apply, static_argnums=2)(variables, x, False) for model in models))
 
 
@@ -142,10 +144,9 @@ def test_a_packed_network_trains_as_a_plain_one(make_config):
         build_model(make_config(layout=layout, **fields), 3, ANCHORS)
         for layout in ("packed", "plain")
     ]
-    variables = models[0].init(jax.random.key(0), x, False)
-    jax.tree.map(
-        np.testing.assert_array_equal, variables, models[1].init(jax.random.key(0), x, False)
-    )
+    variables = random_variables(models[0], 33, np.random.default_rng(1))
+    others = random_variables(models[1], 33, np.random.default_rng(1))  # the same names and shapes
+    jax.tree.map(np.testing.assert_array_equal, variables, others)
     got, wanted = (results(model, x, variables, cotangent) for model in models)
     assert_close(got[:2], wanted[:2], 1e-2)  # maps of 1×1: the statistics of two values
     # A ReLU whose input is near 0 may flip, so single gradients differ: compare their direction.

@@ -12,6 +12,7 @@ from scratchdet_jax.models.layers import CAFFE_GAUSSIAN, CAFFE_XAVIER, Layers
 from scratchdet_jax.models.pooling import max_pool_2x2
 from scratchdet_jax.models.ssd import Head
 from tests.models.shapes import abstract_variables, count, source_shapes
+from tests.tiny import random_variables
 
 ANCHORS_300 = (4, 6, 6, 6, 4, 4)
 
@@ -202,9 +203,7 @@ def test_bfloat16_is_close_to_float32(make_config):
         dtype: build_model(make_config(dtype=dtype, **fields), 3, (4, 6))
         for dtype in ("float32", "bfloat16")
     }
-    variables = jax.jit(lambda x: models["bfloat16"].init(jax.random.key(0), x, train=False))(
-        images
-    )
+    variables = random_variables(models["bfloat16"], 64, np.random.default_rng(0))
     exact, rounded = (
         jax.jit(lambda v, x, m=model: m.apply(v, x, train=True, mutable=["batch_stats"]))(
             variables, images

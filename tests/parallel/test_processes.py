@@ -11,11 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from scratchdet_jax.config.fields import flatten
 from scratchdet_jax.datasets.shapes import prepare_shapes
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.parallel import processes
+from tests.plain import FIELDS
+from tests.tiny import tiny_config
 
 ROOT = Path(__file__).parents[2]
+RESNET = {name: flatten(tiny_config())[name] for name in FIELDS}
 NOTHING = dict.fromkeys(processes.VARIABLES)
 
 
@@ -116,7 +120,7 @@ def start(programs, devices, *arguments):
     }
     return [
         subprocess.Popen(
-            [sys.executable, program, *arguments],
+            [sys.executable, "-m", "tests.plain", program, *arguments],
             cwd=ROOT,
             text=True,
             env=environment | {"JAX_PROCESS_ID": str(index)},
@@ -142,11 +146,11 @@ def data(tmp_path_factory):
 
 
 def arguments(data, **overrides):
-    """A tiny run; every dotted field may be overridden.
+    """A tiny run of the least network; every dotted field may be overridden.
 
     At a recipe's learning rate a new detector amplifies rounding errors tenfold per step.
     """
-    fields = {
+    fields = FIELDS | {
         "data.dir": data,
         "data.eval": "shapes:validation[:20]",
         "image_size": 64,
@@ -226,10 +230,11 @@ def test_two_processes_train_and_score_as_one(data, tmp_path):
 @pytest.mark.slow  # six runs
 @pytest.mark.parametrize("parallel", ["shard_map", "pmap"])
 def test_four_processes_train_and_score_as_one(data, tmp_path, parallel):
-    train(data, tmp_path / "one", 1, 8, parallel=parallel)
+    fields = RESNET | {"parallel": parallel}
+    train(data, tmp_path / "one", 1, 8, **fields)
     for count, devices in ((2, 4), (4, 2)):
         workdir = tmp_path / f"{count}x{devices}"
-        train(data, workdir, count, devices, parallel=parallel)
+        train(data, workdir, count, devices, **fields)
         same_run(tmp_path / "one", workdir)
 
 
@@ -252,6 +257,8 @@ FALLS_SILENT = """
 import os, runpy, sys, time
 sys.path.insert(0, os.getcwd())
 from scratchdet_jax.parallel import processes
+from tests.plain import FIELDS
+from tests.tiny import tiny_config
 
 join = processes.start
 def start(argv):

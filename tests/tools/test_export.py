@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import scratchdet_jax
+from scratchdet_jax.config.fields import flatten
 from scratchdet_jax.detector import build_detector
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.interop import onnx_file
@@ -26,17 +27,19 @@ from scratchdet_jax.tools import export
 from scratchdet_jax.tools.predict import __main__ as predict
 from scratchdet_jax.training.init_from import init_from_run
 from tests.command import exit_status
+from tests.plain import FIELDS, plain_backbone
 from tests.tiny import random_variables, tiny_config
 
 ROOT = Path(__file__).parents[2]
 NAMES = ("cat", "dog", "cow")
+RESNET = {name: flatten(tiny_config())[name] for name in FIELDS}
 
 
 def save_run(path, seed=0, score=None, **overrides):
-    """A run with a checkpoint of random weights at step 7."""
-    config = tiny_config(**{"eval.score_threshold": 0.0, **overrides})
+    """A run with a checkpoint of random weights at step 7; of the least network by default."""
+    config = tiny_config(**FIELDS | {"eval.score_threshold": 0.0} | overrides)
     detector = build_detector(config, NAMES)
-    variables = random_variables(detector, config.image_size, np.random.default_rng(seed))
+    variables = random_variables(detector.model, config.image_size, np.random.default_rng(seed))
     state = TrainState(step=np.int32(7), opt_state=(), **variables)
     checkpoints = Checkpoints(path)
     checkpoints.save(7, jax.tree.map(jax.numpy.asarray, state), RunInfo(config, NAMES), score)
@@ -63,6 +66,12 @@ def assert_same(found, expected):
     np.testing.assert_allclose(found.scores, expected.scores, atol=1e-5)
     np.testing.assert_allclose(found.boxes, expected.boxes, atol=0.05)
     assert found.size == expected.size and found.names == expected.names
+
+
+@pytest.fixture(scope="module", autouse=True)
+def network():
+    with plain_backbone():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -102,14 +111,19 @@ def test_the_file_finds_what_the_run_finds(file, live):
     "overrides",
     [
         {"model.dtype": "bfloat16"},
-        pytest.param({"model.layout": "packed", "data.canvas": (48, 80)}, marks=pytest.mark.slow),
+        pytest.param(RESNET, marks=pytest.mark.slow),
         pytest.param(
-            {"model.backbone": "vgg16", "model.norm": "none", "model.head_norm": "none"},
+            RESNET | {"model.layout": "packed", "data.canvas": (48, 80)}, marks=pytest.mark.slow
+        ),
+        pytest.param(
+            RESNET | {"model.backbone": "vgg16", "model.norm": "none", "model.head_norm": "none"},
             marks=pytest.mark.slow,
         ),
-        pytest.param({"model.depth": 50, "model.preactivation": True}, marks=pytest.mark.slow),
+        pytest.param(
+            RESNET | {"model.depth": 50, "model.preactivation": True}, marks=pytest.mark.slow
+        ),
     ],
-    ids=["bfloat16", "packed", "vgg16", "preactivation"],
+    ids=["bfloat16", "resnet", "packed", "vgg16", "preactivation"],
 )
 def test_other_networks(overrides, tmp_path):
     workdir = save_run(tmp_path / "run", **overrides)
@@ -315,9 +329,9 @@ def test_predict_takes_the_file(file, live, tmp_path, capsys):
 
 
 def test_a_run_starts_from_the_file_as_from_the_run(file, workdir, capsys, broken):
-    config = tiny_config()
+    config = tiny_config(**FIELDS)
     detector = build_detector(config, ("dog", "unicorn"))
-    initial = random_variables(detector, config.image_size, np.random.default_rng(5))
+    initial = random_variables(detector.model, config.image_size, np.random.default_rng(5))
     expected = init_from_run(str(workdir), detector, initial)
     listed = capsys.readouterr().out.splitlines()
     moved = init_from_run(str(file), detector, initial)

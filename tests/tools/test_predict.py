@@ -19,19 +19,21 @@ from scratchdet_jax.tools.predict import __main__ as predict
 from scratchdet_jax.tools.predict import inputs, pictures, results
 from scratchdet_jax.training.optimizer import make_optimizer
 from tests.command import exit_status
+from tests.plain import FIELDS, plain_backbone
 from tests.tiny import tiny_config
 
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
     path = tmp_path_factory.mktemp("run")
-    config = tiny_config(**{"eval.score_threshold": 0.0})
-    detector = build_detector(config, ("cat", "dog"))
-    state = create_state(detector.model, make_optimizer(config), config.image_size, 0)
-    checkpoints = Checkpoints(path)
-    checkpoints.save(7, jax.device_get(state), RunInfo(config, ("cat", "dog")))
-    checkpoints.close()
-    return path
+    config = tiny_config(**FIELDS, **{"eval.score_threshold": 0.0})
+    with plain_backbone():
+        detector = build_detector(config, ("cat", "dog"))
+        state = create_state(detector.model, make_optimizer(config), config.image_size, 0)
+        checkpoints = Checkpoints(path)
+        checkpoints.save(7, jax.device_get(state), RunInfo(config, ("cat", "dog")))
+        checkpoints.close()
+        yield path
 
 
 @pytest.fixture

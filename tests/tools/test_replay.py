@@ -32,7 +32,7 @@ def test_the_first_layer_that_is_not_finite_is_named():
     config = tiny_config(batch_size=4)
     info = RunInfo(config, ("a", "b", "c"))
     detector = build_detector(config, info.class_names)
-    variables = random_variables(detector, 64, np.random.default_rng(0))
+    variables = random_variables(detector.model, 64, np.random.default_rng(0))
     kernel = variables["params"].get("stage3")
     assert kernel is not None, sorted(variables["params"])
     spoiled = jax.tree.leaves(kernel)[0]

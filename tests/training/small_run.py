@@ -3,40 +3,16 @@
 import functools
 import json
 
-import flax.linen as nn
 import jax
 import numpy as np
 
 from scratchdet_jax.datasets import shapes
-from scratchdet_jax.models import BACKBONES, Backbone
-from scratchdet_jax.models.resnet import extra_blocks
+from scratchdet_jax.models import BACKBONES
 from scratchdet_jax.parallel.devices import DeviceMapping
 from scratchdet_jax.run.metrics import MEASURED, MetricLogger
 from scratchdet_jax.training import loop
+from tests.plain import FIELDS, PLAIN
 from tests.tiny import tiny_config
-
-
-class Plain(nn.Module):
-    """Three convolutions and an extra block, which compile in seconds; two source maps."""
-
-    layers: object
-
-    @nn.compact
-    def __call__(self, images, train):
-        x = images
-        for i, stride in enumerate((4, 2, 2), 1):
-            x = self.layers.convolve(x, 8, 3, stride=stride, name=f"conv{i}")
-            x = nn.relu(self.layers.normalize(x, train, name=f"norm{i}"))
-        settings = {"channels": 8, "strides": (2,), "last_convolutions": False}
-        return (x, *extra_blocks(x, train, **settings, layers=self.layers))
-
-
-PLAIN = Backbone(
-    build=lambda config, layers: Plain(layers),
-    name=lambda config: "Plain",
-    sources=lambda config: 1,
-    checks=lambda config: {},
-)
 
 
 def small_config(folder, monkeypatch, **overrides):
@@ -49,11 +25,6 @@ def small_config(folder, monkeypatch, **overrides):
     two = functools.partial(DeviceMapping, devices=jax.devices()[:2])
     monkeypatch.setattr(loop, "DeviceMapping", two)
     fields = {
-        "model.backbone": "plain",
-        "model.extra_strides": (2,),
-        "anchors.min_percent": (20, 50),
-        "anchors.max_percent": (50, 80),
-        "anchors.aspect_ratios": ((), ()),
         "num_steps": 4,
         "batch_size": 8,
         "checkpoint_every": 1,
@@ -63,7 +34,7 @@ def small_config(folder, monkeypatch, **overrides):
         "eval.every_steps": 2,
         "compilation_cache": str(folder / "cache"),
     }
-    return tiny_config(**fields | overrides)
+    return tiny_config(**FIELDS | fields | overrides)
 
 
 def train(config, workdir):

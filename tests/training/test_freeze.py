@@ -31,7 +31,7 @@ def test_a_frozen_norm_of_a_resnet_uses_its_running_statistics_and_other_norms_t
     """`root` is a module below the shared scope; compared with the model's two modes."""
     config = tiny_config(freeze="root,stage1,stage2,stage3,stage4,extras", init_from="x")
     detector = build_detector(config, ("a", "b"))
-    variables = random_variables(detector, 64, np.random.default_rng(0))
+    variables = random_variables(detector.model, 64, np.random.default_rng(0))
     images = jnp.asarray(np.random.default_rng(1).normal(0, 50, (2, 64, 64, 3)), jnp.float32)
     sources = detector.model.apply(variables, images, train=False, method="sources")
     expected, _ = detector.model.apply(

@@ -23,7 +23,9 @@ TARGET = ("aeroplane", "diningtable", "person", "unicorn")
 def variables_of(config, names, seed):
     """Builds a detector and random variables for it."""
     detector = build_detector(config, names)
-    return detector, random_variables(detector, config.image_size, np.random.default_rng(seed))
+    return detector, random_variables(
+        detector.model, config.image_size, np.random.default_rng(seed)
+    )
 
 
 @pytest.fixture(scope="module")

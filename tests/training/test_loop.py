@@ -1,5 +1,9 @@
-"""The complete program on a small VOC folder: train, stop, resume, evaluate, draw."""
+"""The complete program on a small VOC folder: train, stop, resume, evaluate, draw.
 
+`make test` runs it with the least network on two devices, `make test-slow` with a ResNet on eight.
+"""
+
+import functools
 import json
 import os
 import resource
@@ -13,6 +17,7 @@ import pytest
 from scratchdet_jax.data.sources import open_split
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.evaluation.formats import split_name
+from scratchdet_jax.parallel.devices import DeviceMapping
 from scratchdet_jax.reports.results import evaluate_run
 from scratchdet_jax.run.metrics import MEASURED, MetricLogger
 from scratchdet_jax.run.open import open_run
@@ -20,6 +25,7 @@ from scratchdet_jax.run.replay import batch_of_step, load_replay
 from scratchdet_jax.stopping import Stopped
 from scratchdet_jax.tools.predict import __main__ as predict
 from scratchdet_jax.training import loop
+from tests.plain import FIELDS, plain_backbone
 from tests.tiny import tiny_config
 
 COLORS = {"blue": (255, 60, 60), "green": (60, 255, 60)}  # BGR
@@ -57,10 +63,23 @@ def folder(tmp_path_factory):
     return root
 
 
+@pytest.fixture(scope="module", params=["plain", pytest.param("resnet", marks=pytest.mark.slow)])
+def network(request):
+    """The fields of a config with one of the networks, which is known during the tests."""
+    if request.param == "resnet":
+        yield {}
+        return
+    two = functools.partial(DeviceMapping, devices=jax.devices()[:2])
+    with plain_backbone(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "DeviceMapping", two)
+        yield FIELDS
+
+
 @pytest.fixture(scope="module")
-def config(folder, tmp_path_factory):
+def config(network, folder, tmp_path_factory):
     return tiny_config(
-        **{
+        **network
+        | {
             "name": "tiny",
             "batch_size": 8,
             "num_steps": 9,
@@ -256,12 +275,13 @@ def test_a_run_that_diverges_stops_and_names_the_step(config, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("field", "value"),
-    [("model.width", 0.25), ("anchors.min_percent", (8, 18, 32, 48, 64, 80)), ("seed", 5)],
+    ("field", "value"), [("model.width", 0.25), ("anchors.min_percent", None), ("seed", 5)]
 )
 def test_another_run_in_the_same_workdir_is_refused(config, finished, field, value):
     workdir, _ = finished
     other = config.copy_and_resolve_references().unlock()
+    if value is None:
+        value = tuple(percent - 1 for percent in config.anchors.min_percent)
     other.update_from_flattened_dict({field: value})
     with pytest.raises(UserError, match=rf"another config \(config\.{field}: was "):
         loop.train_and_evaluate(other.lock(), workdir)

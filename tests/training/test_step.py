@@ -1,4 +1,7 @@
-"""The training step: equal results for any layout over devices, no NaN from empty inputs."""
+"""The training step: equal results for any layout over devices, no NaN from empty inputs.
+
+`make test` compiles the least network, `make test-slow` a ResNet.
+"""
 
 import functools
 
@@ -11,17 +14,27 @@ from scratchdet_jax.parallel.devices import AXIS, DeviceMapping
 from scratchdet_jax.run.state import create_state
 from scratchdet_jax.training.optimizer import make_optimizer
 from scratchdet_jax.training.step import example_keys, make_train_step
+from tests.plain import FIELDS, plain_backbone
 from tests.tiny import random_batch, tiny_config
 
+NETWORKS = {"plain": FIELDS, "resnet": {}}
+RATES = {"plain": 1e-3, "resnet": 1e-5}  # at which rounding errors do not grow
 CLASSES = ("a", "b", "c")
 LAYOUTS = {"one device": ("shard_map", 1), "shard_map": ("shard_map", 8), "pmap": ("pmap", 8)}
+
+
+@pytest.fixture(scope="module", params=["plain", pytest.param("resnet", marks=pytest.mark.slow)])
+def network(request):
+    """The name of a network, which is known during the tests."""
+    with plain_backbone():
+        yield request.param
 
 
 class Trainer:
     """The training step of a tiny detector on one layout."""
 
-    def __init__(self, kind: str, devices: int, **overrides):
-        self.config = tiny_config(**overrides)
+    def __init__(self, network: str, kind: str, devices: int, **overrides):
+        self.config = tiny_config(**NETWORKS[network] | overrides)
         self.mapping = DeviceMapping(kind, jax.devices()[:devices])
         detector = build_detector(self.config, CLASSES, AXIS)
         optimizer = make_optimizer(self.config)
@@ -40,8 +53,8 @@ class Trainer:
 
 
 @functools.cache
-def trainer(layout: str, **overrides) -> Trainer:
-    return Trainer(*LAYOUTS[layout], **overrides)
+def trainer(network: str, layout: str, **overrides) -> Trainer:
+    return Trainer(network, *LAYOUTS[layout], **overrides)
 
 
 def flat(tree) -> np.ndarray:
@@ -60,9 +73,9 @@ def gradient(state) -> np.ndarray:
 
 
 @functools.cache
-def first_steps(layout: str) -> list[tuple[np.ndarray, dict]]:
+def first_steps(network: str, layout: str) -> list[tuple[np.ndarray, dict]]:
     """Gradient and metrics of the first step on each of eight batches."""
-    made = trainer(layout, **{"optimizer.learning_rate": 1e-5})
+    made = trainer(network, layout, **{"optimizer.learning_rate": RATES[network]})
     runs = [made.run([random_batch(made.config, seed)]) for seed in range(8)]
     return [(gradient(state), metrics) for state, (metrics,) in runs]
 
@@ -71,10 +84,10 @@ def first_steps(layout: str) -> list[tuple[np.ndarray, dict]]:
     "layout",
     ["shard_map", pytest.param("pmap", marks=pytest.mark.slow)],  # compiles again
 )
-def test_eight_devices_take_the_same_first_step_as_one(layout):
+def test_eight_devices_take_the_same_first_step_as_one(network, layout):
     differences = []
     for (many, metrics_many), (one, metrics_one) in zip(
-        first_steps(layout), first_steps("one device"), strict=True
+        first_steps(network, layout), first_steps(network, "one device"), strict=True
     ):
         for name in ("loss", "loss_classification", "loss_localization"):
             np.testing.assert_allclose(metrics_many[name], metrics_one[name], rtol=1e-5)
@@ -87,27 +100,27 @@ def test_eight_devices_take_the_same_first_step_as_one(layout):
 
 
 @functools.cache
-def twenty_losses(layout: str) -> list[float]:
+def twenty_losses(network: str, layout: str) -> list[float]:
     """Losses of 20 steps on the same batch."""
-    made = trainer(layout, **{"optimizer.learning_rate": 1e-5})
+    made = trainer(network, layout, **{"optimizer.learning_rate": RATES[network]})
     return [m["loss"] for m in made.run([random_batch(made.config, seed=1)] * 20)[1]]
 
 
 @pytest.mark.parametrize("layout", ["shard_map", pytest.param("pmap", marks=pytest.mark.slow)])
-def test_eight_devices_have_the_same_losses_as_one_for_twenty_steps(layout):
+def test_eight_devices_have_the_same_losses_as_one_for_twenty_steps(network, layout):
     # At the recipes' learning rates an untrained detector amplifies such a difference tenfold per
-    # step, whatever causes it (see the control below). At this rate the losses stay equal.
-    many, one = twenty_losses(layout), twenty_losses("one device")
+    # step, whatever causes it (see the control below). At these rates the losses stay equal.
+    many, one = twenty_losses(network, layout), twenty_losses(network, "one device")
     assert one[-1] < 0.95 * one[0]
     np.testing.assert_allclose(many, one, rtol=1e-3)
 
 
 @pytest.mark.slow  # three compilations
-def test_devices_change_a_gradient_no_more_than_the_order_of_the_images_does():
+def test_devices_change_a_gradient_no_more_than_the_order_of_the_images_does(network):
     """Control: on one device, another order of the same images also rounds differently."""
     still = {f"augment.{name}_probability": 0.0 for name in ("photometric", "expand", "flip")}
     still |= {"augment.crop": False, "augment.interpolations": ("linear",)}
-    one = Trainer("shard_map", 1, **still)
+    one = Trainer(network, "shard_map", 1, **still)
     batch = random_batch(one.config, seed=0)
     reference = gradient(one.run([batch])[0])
     orders = []
@@ -115,21 +128,21 @@ def test_devices_change_a_gradient_no_more_than_the_order_of_the_images_does():
         order = np.random.default_rng(seed).permutation(one.config.batch_size)
         permuted = {key: value[:, order] for key, value in batch.items()}
         orders.append(difference(gradient(one.run([permuted])[0]), reference))
-    many = Trainer("shard_map", 8, **still).run([batch])[0]
+    many = Trainer(network, "shard_map", 8, **still).run([batch])[0]
     assert difference(gradient(many), reference) < 3 * max(orders)
     assert max(orders) < 1e-2
 
 
-def test_loss_falls_on_a_repeated_batch():
-    batch = random_batch(trainer("one device").config, seed=0)
-    _, history = trainer("one device").run([batch] * 20)
+def test_loss_falls_on_a_repeated_batch(network):
+    batch = random_batch(trainer(network, "one device").config, seed=0)
+    _, history = trainer(network, "one device").run([batch] * 20)
     assert np.mean([m["loss"] for m in history[-3:]]) < 0.8 * history[0]["loss"]
 
 
 @pytest.mark.slow  # two compilations with eight devices
-def test_accumulated_microbatches_do_not_depend_on_the_devices():
-    one = Trainer("shard_map", 1, accumulate_steps=2)
-    many = Trainer("shard_map", 8, accumulate_steps=2)
+def test_accumulated_microbatches_do_not_depend_on_the_devices(network):
+    one = Trainer(network, "shard_map", 1, accumulate_steps=2)
+    many = Trainer(network, "shard_map", 8, accumulate_steps=2)
     batches = [random_batch(one.config, seed, parts=2) for seed in range(2)]
     state_one, history_one = one.run(batches)
     state_many, history_many = many.run(batches)
@@ -140,11 +153,11 @@ def test_accumulated_microbatches_do_not_depend_on_the_devices():
 
 
 @pytest.mark.slow  # three compilations
-def test_accumulation_equals_one_large_batch_without_batchnorm():
+def test_accumulation_equals_one_large_batch_without_batchnorm(network):
     # Without BatchNorm the microbatches are independent, so the result must not change.
     overrides = {"model.norm": "none", "model.head_norm": "none"}
-    whole = Trainer("shard_map", 1, **overrides)
-    parts = Trainer("shard_map", 1, accumulate_steps=4, **overrides)
+    whole = Trainer(network, "shard_map", 1, **overrides)
+    parts = Trainer(network, "shard_map", 1, accumulate_steps=4, **overrides)
     batch = random_batch(whole.config, seed=1)
     split = {key: value.reshape(4, -1, *value.shape[2:]) for key, value in batch.items()}
     state_whole, _ = whole.run([batch])
@@ -152,22 +165,24 @@ def test_accumulation_equals_one_large_batch_without_batchnorm():
     assert difference(state_parts.opt_state, state_whole.opt_state) < 1e-5
 
 
-def test_a_batch_without_objects_has_no_loss_and_finite_parameters():
-    batch = random_batch(trainer("one device").config, seed=2)
+def test_a_batch_without_objects_has_no_loss_and_finite_parameters(network):
+    batch = random_batch(trainer(network, "one device").config, seed=2)
     batch["labels"][:] = 0
     batch["boxes"][:] = 0
-    state, (metrics,) = trainer("one device").run([batch])
+    state, (metrics,) = trainer(network, "one device").run([batch])
     assert metrics["loss"] == 0
     assert metrics["positives"] == 0
     assert metrics["gradient_norm"] == 0
     assert np.isfinite(flat(state)).all()
 
 
-def test_ignored_boxes_are_excluded_on_request():
-    batch = random_batch(trainer("one device").config, seed=3)
+def test_ignored_boxes_are_excluded_on_request(network):
+    batch = random_batch(trainer(network, "one device").config, seed=3)
     batch["ignore"] = batch["labels"] > 0
-    _, (trained,) = trainer("one device").run([batch])
-    _, (excluded,) = Trainer("shard_map", 1, **{"data.train_on_ignored": False}).run([batch])
+    _, (trained,) = trainer(network, "one device").run([batch])
+    _, (excluded,) = Trainer(network, "shard_map", 1, **{"data.train_on_ignored": False}).run(
+        [batch]
+    )
     assert trained["positives"] > 0
     assert excluded["positives"] == 0
 
