@@ -11,8 +11,8 @@ from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 
-from scratchdet_jax.data.tfds_dataset import PreparedSplit, open_prepared
-from scratchdet_jax.datasets.shapes import prepare_shapes
+from scratchdet_jax.data.first_use import provider
+from scratchdet_jax.data.tfds_dataset import NoDataSetError, PreparedSplit, open_prepared
 from scratchdet_jax.errors import UserError, plural
 
 
@@ -71,7 +71,7 @@ class DetectionSource:
     def __init__(self, spec: str, data_dir: str | Path) -> None:
         """Opens `spec`; see `open_source`."""
         self.spec, self.data_dir = spec, str(data_dir)
-        self._parts = [_open_part(part, self.data_dir) for part in parse_spec(spec)]
+        self._parts = [open_part(part, self.data_dir) for part in parse_spec(spec)]
         first = self._parts[0]
         self.class_names = first.class_names
         for part in self._parts[1:]:
@@ -268,11 +268,19 @@ def parse_spec(spec: str) -> list[SpecPart]:
     return parts
 
 
-def _open_part(part: SpecPart, data_dir: str) -> PreparedSplit:
+def open_part(part: SpecPart, data_dir: str) -> PreparedSplit:
+    """Opens one part of a spec; a missing set that can make itself is made.
+
+    Raises:
+        UserError: see `open_source`.
+    """
     data_dir = os.path.expanduser(part.directory) if part.directory else data_dir
-    if part.name == "shapes":
-        prepare_shapes(data_dir)
-    opened = open_prepared(part.name, part.split, data_dir)
+    try:
+        opened = open_prepared(part.name, part.split, data_dir)
+    except NoDataSetError as error:
+        if not provider().provide(part.name, data_dir):
+            raise error.with_advice(provider().how_to_provide(part.name, data_dir)) from None
+        opened = open_prepared(part.name, part.split, data_dir)
     return opened._replace(name=f"{opened.name}@{part.directory}") if part.directory else opened
 
 

@@ -7,11 +7,9 @@ from pathlib import Path
 
 import ml_collections
 
+from scratchdet_jax.data.first_use import provider
 from scratchdet_jax.data.records import DetectionSource, open_source, parse_spec
 from scratchdet_jax.data.tfds_dataset import NoDataSetError, NoSplitError
-from scratchdet_jax.datasets.folder_builder import stored_choices
-from scratchdet_jax.datasets.missing import missing_error
-from scratchdet_jax.datasets.voc_folder import VocFolder, dataset_name, prepare_voc_folder
 from scratchdet_jax.errors import UserError
 
 NO_EVALUATION = (
@@ -63,9 +61,16 @@ def open_split(settings: ml_collections.ConfigDict, field: str) -> DetectionSour
         return open_source(spec, settings.dir)
     except NoDataSetError as error:
         fields = ("train", "eval") if field == "train" else ("eval",)
-        raise missing_error(settings, fields, error.dataset) or error from None
+        substitute = provider().substitute_error(settings, fields, error.dataset)
+        raise substitute or error from None
     except NoSplitError as error:
         raise UserError(f"config.data.{field}: {error}{_advice(settings, field, error)}") from None
+
+
+def dataset_name(folder: str | Path) -> str:
+    """Returns the default name of a folder's data set: VOCdevkit/VOC2007 → voc2007."""
+    name = re.sub(r"[^\w.+-]+", "_", Path(folder).resolve().name.lower()).strip("._+-")
+    return name or "folder"
 
 
 def _names_data_sets(spec: str) -> bool:
@@ -106,8 +111,7 @@ def _prepared_folder(settings: ml_collections.ConfigDict) -> str:
     name = dataset_name(settings.folder)
     prepared = Path(settings.dir) / "voc_folder" / name
     if Path(settings.folder).is_dir() or not prepared.is_dir():
-        choices = stored_choices(settings.dir, VocFolder, name)
-        prepare_voc_folder(Path(settings.folder), Path(settings.dir), name, choices=choices)
+        provider().prepare_folder(settings, name)
     return name
 
 

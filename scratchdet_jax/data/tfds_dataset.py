@@ -15,7 +15,6 @@ from etils import epath
 from tensorflow_datasets.proto import tf_example_pb2
 
 from scratchdet_jax.data import coco_classes
-from scratchdet_jax.datasets.official import official
 from scratchdet_jax.errors import UserError, one_line, plural
 
 # TFDS 4.9.10 asks for the last three only when its command fails without them.
@@ -42,6 +41,10 @@ class NoDataSetError(UserError):
     def __init__(self, message: str, dataset: str) -> None:
         super().__init__(message)
         self.dataset = dataset
+
+    def with_advice(self, advice: str) -> "NoDataSetError":
+        """Returns the same error with the end of its sentence: what to do."""
+        return NoDataSetError(f"{self}: {advice}", self.dataset)
 
 
 class NoSplitError(UserError):
@@ -342,9 +345,7 @@ def _newest_version(name: str, data_dir: str) -> epath.Path:
         names = " or ".join(f"{name}/{config}" for config in found)
         raise UserError(f"{name} has several configs: write {names}")
     raise NoDataSetError(
-        f"there is no data set {name} in {data_dir} (it has {inventory(data_dir)}): "
-        f"{_how_to_provide(name, data_dir)}",
-        name,
+        f"there is no data set {name} in {data_dir} (it has {inventory(data_dir)})", name
     )
 
 
@@ -374,31 +375,6 @@ def inventory(data_dir: str) -> str:
         names += [name] if _versions(root / name) else []
         names += [f"{name}/{config}" for config in _configs(root / name)]
     return ", ".join(names) or "none"
-
-
-def _how_to_provide(name: str, data_dir: str) -> str:
-    """The commands that create a missing data set."""
-    head, _, config = name.partition("/")
-    where = f"--data_dir={shlex.quote(data_dir)}"
-
-    def own(arguments: str, own_name: str) -> str:
-        return f"`python -m scratchdet_jax.tools.prepare {arguments} --name={own_name} {where}`"
-
-    if head == "voc_folder":
-        return "run " + own("voc --folder=FOLDER", config or "NAME")
-    if head == "coco_folder":
-        command = own("coco --split=SPLIT:ANNOTATIONS.json:IMAGE_FOLDER", config or "NAME")
-        return f"run {command}, with one --split for each split"
-    if head == "yolo_folder":
-        return "run " + own("yolo --data=data.yaml", config or "NAME")
-    build = f"run `{tfds_build(name, data_dir)}`, in a separate environment {FOR_TFDS}"
-    if published := official(name):
-        own_set = f"{published.kind}/{published.own_name}"
-        return (
-            f"{build}; or download {published.download}, run `{published.command(data_dir)}` and "
-            f"use {own_set}"
-        )
-    return build
 
 
 def tfds_build(name: str, data_dir: str) -> str:

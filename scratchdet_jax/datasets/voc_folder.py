@@ -4,7 +4,6 @@ PASCAL VOC's layout: JPEGImages/ID.jpg (or another image format), Annotations/ID
 ids in ImageSets/Main/SPLIT.txt. `voc_layout` has the others.
 """
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,12 +30,6 @@ class VocFolder(FolderBuilder):
 
     def _object_features(self) -> dict[str, Any]:
         return {"is_difficult": np.bool_, "is_truncated": np.bool_}
-
-
-def dataset_name(folder: str | Path) -> str:
-    """The default name of the data set, from the folder's: VOCdevkit/VOC2007 → voc2007."""
-    name = re.sub(r"[^\w.+-]+", "_", Path(folder).resolve().name.lower()).strip("._+-")
-    return name or "folder"
 
 
 def prepare_voc_folder(

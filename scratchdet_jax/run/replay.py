@@ -7,18 +7,16 @@ from typing import Any, NamedTuple
 import jax
 import ml_collections
 import numpy as np
+from flax import traverse_util
 
 from scratchdet_jax.config.defaults import with_defaults
 from scratchdet_jax.data.loading import substitutes, train_loader
 from scratchdet_jax.data.records import DetectionSource
-from scratchdet_jax.detector import build_detector
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.files import write_atomically
-from scratchdet_jax.parallel.devices import AXIS
 from scratchdet_jax.parallel.processes import is_first
 from scratchdet_jax.run.checkpoints import RunInfo, tuples
-from scratchdet_jax.run.state import TrainState, create_state
-from scratchdet_jax.training.optimizer import make_optimizer
+from scratchdet_jax.run.state import TrainState
 
 FOLDER = "replay"
 
@@ -32,7 +30,7 @@ class Replay(NamedTuple):
         info: the run's config and class names.
         image_ids: ids of the batch's images, in order.
         batch: host arrays [accumulate_steps, B, …], as for the training step.
-        state: the state before the step.
+        state: the state before the step, without that of the optimizer.
     """
 
     step: int
@@ -117,23 +115,21 @@ def load_replay(workdir: Path, step: int | None = None) -> Replay:
         about = json.loads(str(arrays.pop("about")))
         config = with_defaults(ml_collections.ConfigDict(tuples(about["config"])))
         info = RunInfo(config, tuple(about["class_names"]))
-        state = jax.tree.unflatten(
-            jax.tree.structure(_blank(info)),
-            [arrays[f"state/{name}"] for name in _by_name(_blank(info))],
-        )
+        state = _state(arrays)
     except (OSError, ValueError, KeyError, EOFError) as error:
         raise UserError(f"{files[step]} cannot be read ({error}): it is damaged") from None
     batch = {n.removeprefix("batch/"): a for n, a in arrays.items() if n.startswith("batch/")}
     return Replay(step, about["quantity"], info, tuple(about["image_ids"]), batch, state)
 
 
-def _blank(info: RunInfo) -> Any:
-    """Returns the state of a run as shapes and dtypes."""
-    detector = build_detector(info.config, info.class_names, AXIS)
-    optimizer = make_optimizer(info.config)
-    averaged = info.config.ema_decay > 0
-    return jax.eval_shape(
-        lambda: create_state(detector.model, optimizer, info.config.image_size, 0, averaged)
+def _state(arrays: dict[str, np.ndarray]) -> TrainState:
+    """Returns the saved state; its opt_state is empty, because a replay makes no update."""
+    tree = traverse_util.unflatten_dict(arrays, sep="/")["state"]
+    return TrainState(
+        step=tree["step"],
+        params=tree["params"],
+        batch_stats=tree.get("batch_stats", {}),
+        opt_state={},
     )
 
 

@@ -14,11 +14,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from scratchdet_jax import cli, stopping
+from scratchdet_jax.data.sources import dataset_name
 from scratchdet_jax.datasets.choices import Choices
 from scratchdet_jax.datasets.coco_folder import CocoSplit, prepare_coco_folder
 from scratchdet_jax.datasets.report import PrepareReport
 from scratchdet_jax.datasets.shapes import prepare_shapes
-from scratchdet_jax.datasets.voc_folder import dataset_name, prepare_voc_folder
+from scratchdet_jax.datasets.voc_folder import prepare_voc_folder
 from scratchdet_jax.datasets.yolo_folder import prepare_yolo_folder
 
 _COCO_EXAMPLE = """example:

@@ -10,12 +10,13 @@ import tensorflow_datasets as tfds
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from scratchdet_jax.data.sources import dataset_name
 from scratchdet_jax.datasets.defects import Kind
 from scratchdet_jax.datasets.objects import fit_box
 from scratchdet_jax.datasets.official import VOC_CLASSES
 from scratchdet_jax.datasets.report import PrepareReport
 from scratchdet_jax.datasets.untrusted import MAX_IMAGE_BYTES, MAX_XML_BYTES
-from scratchdet_jax.datasets.voc_folder import dataset_name, prepare_voc_folder
+from scratchdet_jax.datasets.voc_folder import prepare_voc_folder
 from scratchdet_jax.datasets.voc_xml import parse_annotation
 from scratchdet_jax.errors import UserError
 from tests.data.voc_layout import HEIGHT, WIDTH, Folder, annotation, examples, jpeg, obj, with_exif

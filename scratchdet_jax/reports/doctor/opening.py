@@ -8,9 +8,13 @@ from typing import NamedTuple
 
 import tensorflow_datasets as tfds
 
-from scratchdet_jax.data.records import DetectionSource, open_source, parse_spec
-from scratchdet_jax.data.tfds_dataset import open_prepared
-from scratchdet_jax.datasets.shapes import prepare_shapes
+from scratchdet_jax.data.records import (
+    DetectionSource,
+    SpecPart,
+    open_part,
+    open_source,
+    parse_spec,
+)
 from scratchdet_jax.reports.page.layout import Named
 
 
@@ -37,8 +41,6 @@ def open_dataset(dataset: str, data_dir: str) -> Opened:
         UserError: the data set or a split does not exist; see open_source.
     """
     if ":" not in dataset:
-        if dataset == "shapes":
-            prepare_shapes(data_dir)
         directory = _directory(dataset, data_dir)
         known = tfds.builder_from_directory(directory).info.splits
         splits = {
@@ -64,7 +66,7 @@ def open_dataset(dataset: str, data_dir: str) -> Opened:
 
 def _directory(name: str, data_dir: str) -> Path:
     """The directory of a data set's files."""
-    return Path(open_prepared(name, "all", data_dir).shards[0].filename).parent
+    return Path(open_part(SpecPart(name, "all", ""), data_dir).shards[0].filename).parent
 
 
 def _preparation(directory: Path) -> dict[str, Named]:
