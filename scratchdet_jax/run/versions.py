@@ -6,7 +6,7 @@ import platform
 
 import jax
 
-import scratchdet_jax
+from scratchdet_jax.version import VERSION
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -14,7 +14,7 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "nump
 @functools.cache
 def versions() -> dict[str, str]:
     """Versions by name, and "devices": their number, kind and processes."""
-    found = {"scratchdet_jax": scratchdet_jax.__version__, "Python": platform.python_version()}
+    found = {"scratchdet_jax": VERSION, "Python": platform.python_version()}
     for name in PACKAGES:
         try:
             found[name] = importlib.metadata.version(name)
