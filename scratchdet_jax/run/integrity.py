@@ -24,7 +24,7 @@ def write_checksums(directory: Path) -> None:
 
 
 def damage(directory: Path) -> str | None:
-    """What is wrong with the files of a checkpoint, in a few words; None if they are intact.
+    """Says what is wrong with the files of a checkpoint; None if they are intact.
 
     Raises:
         FileNotFoundError: it has no checksums (an older version wrote it).

@@ -13,7 +13,7 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "nump
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """Versions by name, and "devices": their number, kind and processes."""
+    """Returns versions by name, and "devices": their number, kind and processes."""
     found = {"scratchdet_jax": VERSION, "Python": platform.python_version()}
     for name in PACKAGES:
         try:
