@@ -45,7 +45,7 @@ class Curve(NamedTuple):
 
 
 def parse_layout(text: str) -> tuple[int, int]:
-    """(processes, devices per process) of "2x4"; UserError if the text is not a layout."""
+    """Parses "2x4" to (processes, devices per process); UserError if it is not a layout."""
     match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
     if not match:
         raise UserError(f"--layouts has {text!r}: write PROCESSESxDEVICES, such as 2x4")
@@ -111,7 +111,7 @@ def measure(processes: int, devices: int, parallel: str, values: flags.FlagValue
 
 
 def largest_relative_difference(losses: Sequence[float], reference: Sequence[float]) -> float:
-    """The largest |a − b| / |b| over the steps of two curves of the same length."""
+    """Returns the largest |a − b| / |b| over the steps of two curves of the same length."""
     return max(abs(a - b) / abs(b) for a, b in zip(losses, reference, strict=True))
 
 

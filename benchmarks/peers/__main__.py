@@ -126,7 +126,7 @@ def train_peers(output: Path, folder: Path, minutes: float) -> None:
 
 
 def table(output: Path, folder: Path) -> str:
-    """The comparison as Markdown, of those that are finished."""
+    """Writes the comparison of the finished detectors as Markdown."""
     lines = [
         "| detector | AP50 | AP | images seen | parameters | minutes |",
         "|---|---|---|---|---|---|",

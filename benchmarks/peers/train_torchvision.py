@@ -100,7 +100,7 @@ class Photos(torch.utils.data.Dataset):
 
 
 def endless(loader: torch.utils.data.DataLoader) -> Iterator:
-    """Epoch after epoch."""
+    """Yields batches, epoch after epoch."""
     while True:
         yield from loader
 
@@ -144,7 +144,7 @@ def train(model: torch.nn.Module, recipe: Recipe, photos: Photos, seconds: float
 
 @torch.no_grad()
 def detect(model: torch.nn.Module, photos: Photos) -> list[dict[str, Any]]:
-    """The detections of all images as COCO's results."""
+    """Returns the detections of all images as COCO's results."""
     model.eval()
     results = []
     for index, image in enumerate(photos.images):
