@@ -56,11 +56,11 @@ class Runs(NamedTuple):
     choosing: bool = False
 
     def config(self, row: Row, seed: int) -> ml_collections.ConfigDict:
-        """The config of a run."""
+        """Returns the config of a run."""
         return run_config(self.study, row, seed, self.images, self.choosing)
 
     def outcome(self, row: Row, seed: int) -> Outcome | None:
-        """The result of a run; None if it is not finished."""
+        """Returns the result of a run; None if it is not finished."""
         steps = number_of_steps(self.config(row, seed))
         return read_outcome(run_folder(self.output, row.key, seed), steps, self.study.plateau)
 
