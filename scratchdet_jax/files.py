@@ -27,12 +27,12 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 def write_text_atomically(path: Path, text: str) -> None:
-    """`write_atomically` for UTF-8 text."""
+    """Writes UTF-8 text by `write_atomically`."""
     write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def mark_of(path: Path) -> str:
-    """16 hexadecimal digits that stand for a path: files made from a run bear them.
+    """Returns 16 hexadecimal digits that stand for a path; files made from a run carry them.
 
     A file is replaced only by a command for the run that it was made from.
     """

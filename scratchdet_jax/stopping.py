@@ -51,16 +51,16 @@ class Stop:
 
     @property
     def name(self) -> str:
-        """The request in a message: "Ctrl-C" or "SIGTERM"."""
+        """Returns the request in a message: "Ctrl-C" or "SIGTERM"."""
         return _name(self._number)
 
     def error(self) -> Stopped:
-        """What to raise once everything is saved."""
+        """Makes the error to raise once everything is saved."""
         return Stopped(self._number)
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
-        """A part in which a step has to be saved before the process may end.
+        """Marks a part in which a step has to be saved before the process may end.
 
         Raises:
             Stopped: a request came before.
@@ -76,7 +76,7 @@ class Stop:
 
     @contextlib.contextmanager
     def interruptible(self, leave: Callable[[], str]) -> Iterator[None]:
-        """A part, inside a deferred one, that a request may interrupt.
+        """Marks a part, inside a deferred one, that a request may interrupt.
 
         With several processes it may not: all of them have to stop at the same step.
 
@@ -107,7 +107,7 @@ class Stop:
                 raise self.error()
 
     def requested(self) -> bool:
-        """Whether the run must save and stop now; the same answer in all processes.
+        """Returns whether the run must save and stop now; the same answer in all processes.
 
         All processes must call this after every update.
         """
@@ -218,7 +218,7 @@ def listen() -> Stop:
 
 
 def of_command() -> Stop | None:
-    """The Stop of this process if it is one of our commands; otherwise None."""
+    """Returns the Stop of this process if it is one of our commands; otherwise None."""
     return _command
 
 
