@@ -4,7 +4,7 @@ python -m benchmarks.layouts --data_dir=data --layouts=1x1,2x4
 
 A layout is PROCESSESxDEVICES: that many real processes on this machine, each with that many CPU
 devices. In each layout, trains the detector of `make demo` on `shapes` for 30 steps in float32 and
-scores it; prints how far losses and AP are from those of the first layout.
+scores it; prints how far losses and AP are from the first layout's.
 `--init_from=runs/shapes` starts from the detector trained by `make demo`, so that there is an AP to
 compare; a new detector amplifies rounding tenfold per step at a recipe's rate (docs/results.md).
 """

@@ -37,7 +37,7 @@ flags.DEFINE_integer("batch", 8, "Images in a batch.")
 flags.DEFINE_integer("photos", 32, "Photos of 500 x 375 pixels, for the speed.")
 flags.DEFINE_integer("repeats", 3, "Turns; medians are reported.")
 flags.DEFINE_list("memory", [], "Numbers of photos of 12 megapixels; instead of the speed.")
-flags.DEFINE_bool("pictures", False, "With --memory: draw pictures, too.")
+flags.DEFINE_bool("pictures", False, "With --memory: also draw pictures.")
 flags.DEFINE_string("json", None, "Also write the figures to this file.")
 
 

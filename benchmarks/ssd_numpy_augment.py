@@ -1,7 +1,7 @@
 """SSD's augmentation on the host, image by image in NumPy and OpenCV.
 
 Most implementations do this in the workers of a PyTorch DataLoader; here it is a baseline for
-benchmarks.input_pipeline. The steps and ranges are those of scratchdet_jax/ops/augment.py, with
+benchmarks.input_pipeline. The steps and ranges are as in scratchdet_jax/ops/augment.py, with
 linear interpolation only.
 """
 

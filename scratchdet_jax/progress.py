@@ -83,7 +83,7 @@ class Progress:
             return
         parts = [f"{self._title}: {self._unit} {self._done}/{self._total}"]
         parts += [note] if note else []
-        if self._counted and self._seconds >= 1:  # before, too little is known
+        if self._counted and self._seconds >= 1:  # before, it is too early to estimate
             if self._rate:
                 parts.append(f"{self._counted / self._seconds:.3g} {self._unit}s/s")
             left = max(0, self._total - self._done) * self._seconds / self._counted

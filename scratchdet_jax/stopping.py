@@ -39,7 +39,7 @@ class Stop:
 
     def __init__(self) -> None:
         self.advice = ""  # what the user can do after a stop in which nothing was lost
-        self.terminable = True  # SIGTERM is a request to stop, too
+        self.terminable = True  # SIGTERM is also a request to stop
         self._lock = threading.RLock()
         self._number: int | None = None  # of the first signal that came
         self._is_announced = False  # the user knows that the step will be saved

@@ -4,8 +4,8 @@ python benchmarks/peers/train_torchvision.py ssd300_vgg16 --data=FOLDER --minute
 
 FOLDER comes from benchmarks.peers.prepare. Writes FOLDER/MODEL/detections.json (COCO's results
 format, of the split val) and FOLDER/MODEL/summary.json. Augmentation, optimizer and learning rate
-are those of torchvision's reference scripts, the rate scaled linearly with the batch size; the
-schedule runs over the time instead of epochs.
+are torchvision's reference settings, the rate scaled linearly with the batch size; the schedule
+runs over the time instead of epochs.
 """
 
 import json

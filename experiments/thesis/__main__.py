@@ -137,7 +137,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--photos", help="folder of photos with VOC annotations, instead of shapes")
     parser.add_argument("--choose", action="store_true", help="choose the rate without BN")
     parser.add_argument("--quick", action="store_true", help="only the first seed")
-    parser.add_argument("--seeds", type=int, nargs="+", help="default: those of the study")
+    parser.add_argument("--seeds", type=int, nargs="+", help="default: the study's")
     parser.add_argument("--images", type=int, help="training images per run")
     parser.add_argument("--data_dir", default="data", help="folder of the prepared data sets")
     options = parser.parse_args(argv[1:])

@@ -117,7 +117,7 @@ class DetectionSource:
     def record(self, index: int) -> dict[str, Any]:
         """Returns the record at a position as TFDS decodes it, unchecked and with encoded images.
 
-        Names, nesting and types are those of TFDS; labels are 0…C − 1, and −1 for none.
+        Names, nesting and types are TFDS's; labels are 0…C − 1, and −1 for none.
         """
         part, position = self._locate(index)
         return part.read_decoded(position)

@@ -9,7 +9,7 @@ import numpy as np
 from scratchdet_jax.data.records import DetectionSource
 from scratchdet_jax.progress import track
 
-_ROUNDING = 1  # keys the random numbers apart from those of the order
+_ROUNDING = 1  # keys these random numbers apart from the order's
 
 
 def class_factors(labels: Sequence[np.ndarray], class_count: int, threshold: float) -> np.ndarray:

@@ -87,7 +87,7 @@ def check_slots(
 
     Args:
         settings: `config.data`.
-        sources: by field, "train" or "eval"; None is passed over.
+        sources: by field, "train" or "eval"; None is ignored.
 
     Raises:
         UserError: an image has more boxes.

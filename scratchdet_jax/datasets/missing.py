@@ -24,7 +24,7 @@ class _Substitute(NamedTuple):
 
     Attributes:
         published: the missing set.
-        data_dir: the folder that lacks it, where the own set is, too.
+        data_dir: the folder that lacks it, which also holds the own set.
         name: KIND/NAME of the own set.
         splits: its splits.
         command: prepares it; "" if it exists.

@@ -77,9 +77,9 @@ class Tree(NamedTuple):
     """What a folder contains, as paths relative to it.
 
     Attributes:
-        files: files, and folders whose names end as those of images and annotations do.
+        files: files, and folders whose names end like images and annotations.
         folders: the folders.
-        hidden: files and folders that were passed over.
+        hidden: ignored files and folders.
         outside: links to folders outside, which were not followed.
     """
 
@@ -96,7 +96,7 @@ class Files(NamedTuple):
         images: image files by id, in the order of the ids.
         annotations: annotation files by id, in the order of the ids.
         hidden: files that accompany others on macOS and Windows, by kind and id.
-        hidden_names: every file and folder that was passed over.
+        hidden_names: every ignored file and folder.
         defects: files whose id is taken by another file, and links to the outside.
         notes: decisions made for the user.
     """

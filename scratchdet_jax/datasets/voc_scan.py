@@ -190,7 +190,7 @@ def read_ground_truth(folder: Path, split: str) -> GroundTruth:
     """
     layout = find_annotations(folder)
     files = list_files(folder, layout)
-    # An annotation without an image is scored, too.
+    # An annotation without an image is also scored.
     files = files._replace(images={**files.annotations, **files.images})
     lists = read_splits(folder, layout, files, [split])
     (name, source, listed, _) = lists.splits[0]

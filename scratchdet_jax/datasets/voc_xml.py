@@ -43,7 +43,7 @@ class VocAnnotation(NamedTuple):
 
     Attributes:
         size: the image's (height, width) as stated, or None.
-        objects: the objects, those of `repairs` included.
+        objects: all objects, repaired ones included.
         repairs: what was read although it is written in another way than VOC's.
         misplaced: what looks like an object but is not where VOC has it. While there is any, it is
             unknown which objects the image shows.

@@ -29,7 +29,7 @@ from scratchdet_jax.ops import resample
 class AugmentOptions:
     """What to draw from. Hashable, so that it can be a static argument.
 
-    The fields are those of `config.augment`, where their meaning and defaults are
+    The fields are the same as in `config.augment`, where their meaning and defaults are
     (config/defaults.py), and the colour of the expanded canvas.
 
     Attributes:
