@@ -1,4 +1,4 @@
-"""Writing a file so that it is there completely or not at all, and marks of what we wrote."""
+"""Writes a file completely or not at all; marks the files that this program wrote."""
 
 import hashlib
 import os

@@ -1,4 +1,4 @@
-"""Images in, detections out: the one way to detect, of the commands and of the Python interface."""
+"""Images in, detections out: how the commands and the Python interface detect."""
 
 import collections
 import dataclasses
@@ -279,7 +279,7 @@ def load(run: str | os.PathLike, *, batch_size: int = BATCH_SIZE) -> Predictor:
 
     Args:
         run: WORKDIR or WORKDIR@CHECKPOINT; CHECKPOINT is "best" (the default), "latest" or a step.
-            Or a file of `tools.export`.
+            Or a file of `scratchdet export`.
         batch_size: images that are detected at a time, if a call has several.
 
     Raises:

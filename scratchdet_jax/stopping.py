@@ -31,7 +31,7 @@ class Stopped(SystemExit):
 
 
 class Stop:
-    """Whether this process was asked to stop, and what has to be done first.
+    """Knows whether this process was asked to stop, and what has to be done first.
 
     Inside `deferred`, a request is recorded and `requested` reports it. Inside `interruptible`, and
     outside of both, nothing is lost if the process ends. A second request ends a command at once.

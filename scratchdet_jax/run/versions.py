@@ -1,4 +1,4 @@
-"""What a run is made with: versions of the program and of what it stands on, and the devices."""
+"""The versions of the program and of its libraries, and the devices, that a run uses."""
 
 import functools
 import importlib.metadata
