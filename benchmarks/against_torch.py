@@ -115,7 +115,7 @@ def _check(config: ml_collections.ConfigDict) -> None:
 
 
 def _inputs(config: ml_collections.ConfigDict, detector: Detector) -> tuple[jax.Array, Targets]:
-    """Augmented, normalised images and their targets."""
+    """Makes augmented, normalised images and their targets."""
     batch = measure.synthetic_batch(config, config.batch_size)
     keys = example_keys(config.seed, 0, jnp.arange(config.batch_size))
     return jax.jit(detector.inputs)(batch, keys)
@@ -124,7 +124,7 @@ def _inputs(config: ml_collections.ConfigDict, detector: Detector) -> tuple[jax.
 def _our_step(
     config: ml_collections.ConfigDict, detector: Detector, images: jax.Array, targets: Targets
 ) -> tuple[Step, int]:
-    """The compiled step, which gives the loss before its update, and the number of parameters."""
+    """Compiles the step, which returns the loss before its update; counts the parameters."""
     optimizer = make_optimizer(config)
     state = create_state(detector.model, optimizer, config.image_size, config.seed)
 
@@ -151,7 +151,7 @@ def _our_step(
 
 
 def _seconds(step: Step) -> tuple[float, float]:
-    """Seconds of one step: wall time, and CPU time of all threads."""
+    """Times one step, in seconds: wall time, and CPU time of all threads."""
     wall, cpu = time.perf_counter(), time.process_time()
     step()
     return time.perf_counter() - wall, time.process_time() - cpu

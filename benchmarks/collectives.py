@@ -40,14 +40,14 @@ class Traffic(NamedTuple):
 
     @property
     def total(self) -> int:
-        """All bytes sent."""
+        """Returns all bytes sent."""
         return self.gradients + self.statistics + self.averages
 
 
 def expected_traffic(
     config: ml_collections.ConfigDict, variables: dict[str, Any], devices: int
 ) -> Traffic:
-    """The bytes that the step must reduce, from the shapes of `params` and `batch_stats`.
+    """Returns the bytes that the step must reduce, from the shapes of `params` and `batch_stats`.
 
     A BatchNorm of C channels whose span covers several devices reduces mean and mean square (2·C)
     in the forward pass and their cotangents (2·C) in the backward pass. If its span is not the
@@ -82,7 +82,7 @@ def expected_traffic(
 
 
 def compile_step(config: ml_collections.ConfigDict, devices: int) -> tuple[str, dict[str, Any]]:
-    """The HLO of the compiled training step, and the shapes of its variables."""
+    """Returns the HLO of the compiled training step, and the shapes of its variables."""
     import jax
 
     from benchmarks import measure

@@ -100,7 +100,7 @@ def _quartile(ordered: Sequence[float], which: int) -> float:
 
 
 def _log_milliseconds(metrics: dict[str, jax.Array]) -> float:
-    """Milliseconds of log_step, with ready metrics, into metrics.jsonl and TensorBoard."""
+    """Times log_step in milliseconds, with ready metrics, into metrics.jsonl and TensorBoard."""
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
         logger = MetricLogger(
             Path(folder), start_step=0, num_steps=LOGGED_STEPS, batch_size=1, log_every=1

@@ -4,7 +4,7 @@ python -m benchmarks.exported --workdir=runs/bccd BCCD/JPEGImages/*.jpg
 python -m benchmarks.exported --recipe=configs/voc300.py --count=8 photos/*.jpg
 
 With --recipe, the weights are random, and BatchNorm has the statistics of the photos. The
-detections are those of all scores, in float32 on the canvas of the run. The time to the first
+detections include all scores, in float32 on the canvas of the run. The time to the first
 detection is that of a new process, from its start until it has printed the objects in one photo,
 without a compilation cache. ONNX is measured where jax2onnx and onnxruntime are installed.
 """

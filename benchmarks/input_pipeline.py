@@ -88,7 +88,7 @@ def main(argv: Sequence[str]) -> None:
 def _kinds(
     source: DetectionSource, canvas: tuple[int, int], values: flags.FlagValues
 ) -> dict[tuple[str, int], Callable[[], Rate]]:
-    """The measurements, by name and number of threads."""
+    """Returns the measurements, by name and number of threads."""
     count = values.images
     order = TrainingOrder(len(source), SEED, BATCH)
     encoded = [source[order[i]]["image"] for i in range(count)]
@@ -138,7 +138,7 @@ def _table(
 
 
 def _steady(batches: Iterator[Any], count: int) -> Rate:
-    """The rate of a loader that prefetches, timed while it is equally far ahead."""
+    """Returns the rate of a loader that prefetches, timed while it is equally far ahead."""
     for _ in range(WARM_UP):
         jax.block_until_ready(next(batches))
     cpu, wall = time.process_time(), time.perf_counter()
@@ -153,7 +153,7 @@ def _steady(batches: Iterator[Any], count: int) -> Rate:
 
 
 def _one_pass(run: Callable[[], int]) -> Rate:
-    """The rate of a call that returns the number of images it has handled."""
+    """Returns the rate of a call that returns the number of images it has handled."""
     cpu, wall = time.process_time(), time.perf_counter()
     images = run()
     return Rate(images / (time.perf_counter() - wall), images / (time.process_time() - cpu))
@@ -179,7 +179,7 @@ def _batches(
 
 
 def _torch_pass(source: DetectionSource, workers: int, count: int) -> Rate:
-    """The rate of a PyTorch DataLoader, from each worker's first batch on (without its start)."""
+    """Measures a PyTorch DataLoader, from each worker's first batch on (without its start)."""
     from torch.utils import data
 
     loader = data.DataLoader(
@@ -246,7 +246,7 @@ def _one_thread(worker: int) -> None:
 
 
 def _resized(source: DetectionSource, folder: Path, most: int) -> DetectionSource:
-    """The same pictures and boxes at 640×480 or 480×640, JPEG quality 90, as a new data set."""
+    """Resizes pictures and boxes to 640×480 or 480×640, JPEG quality 90, as a new data set."""
     (folder / "images").mkdir()
     images, annotations = [], []
     for i in range(min(len(source), most)):

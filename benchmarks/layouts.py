@@ -4,7 +4,7 @@ python -m benchmarks.layouts --data_dir=data --layouts=1x1,2x4
 
 A layout is PROCESSESxDEVICES: that many real processes on this machine, each with that many CPU
 devices. In each layout, trains the detector of `make demo` on `shapes` for 30 steps in float32 and
-scores it; prints how far losses and AP are from those of the first layout.
+scores it; prints how far losses and AP are from the first layout's.
 `--init_from=runs/shapes` starts from the detector trained by `make demo`, so that there is an AP to
 compare; a new detector amplifies rounding tenfold per step at a recipe's rate (docs/results.md).
 """
@@ -46,7 +46,7 @@ class Curve(NamedTuple):
 
 
 def parse_layout(text: str) -> tuple[int, int]:
-    """(processes, devices per process) of "2x4"; UserError if the text is not a layout."""
+    """Parses "2x4" to (processes, devices per process); UserError if it is not a layout."""
     match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
     if not match:
         raise UserError(f"--layouts has {text!r}: write PROCESSESxDEVICES, such as 2x4")
@@ -112,7 +112,7 @@ def measure(processes: int, devices: int, parallel: str, values: flags.FlagValue
 
 
 def largest_relative_difference(losses: Sequence[float], reference: Sequence[float]) -> float:
-    """The largest |a − b| / |b| over the steps of two curves of the same length."""
+    """Returns the largest |a − b| / |b| over the steps of two curves of the same length."""
     return max(abs(a - b) / abs(b) for a, b in zip(losses, reference, strict=True))
 
 

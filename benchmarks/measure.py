@@ -24,13 +24,13 @@ CLASSES = tuple(f"class {i}" for i in range(1, 21))
 
 
 def peak_tflops(dtype: str) -> float | None:
-    """Peak of one device in TFLOP/s for the compute type; None if unknown."""
+    """Returns the peak of one device in TFLOP/s for the compute type; None if unknown."""
     chip = chips.chip_of(jax.devices()[0].device_kind)
     return chip.peak(dtype) / 1e12 if chip else None
 
 
 def seconds(run: Callable[[], Any], repeats: int) -> float:
-    """Median seconds of a call, with its result, after one warm-up call (which compiles)."""
+    """Measures the median seconds of a call, after one warm-up call (which compiles)."""
     jax.block_until_ready(run())
     times = []
     for _ in range(repeats):
@@ -41,17 +41,17 @@ def seconds(run: Callable[[], Any], repeats: int) -> float:
 
 
 def gflop(compiled: jax.stages.Compiled) -> float:
-    """GFLOP of one call on each device by XLA's count (a multiply-add counts as two)."""
+    """Returns GFLOP of one call on each device by XLA's count (a multiply-add counts as two)."""
     return (cost(compiled, "flops") or float("nan")) / 1e9
 
 
 def device_memory_mib(compiled: jax.stages.Compiled) -> float:
-    """MiB of one call on each device by XLA's plan: arguments, results and temporaries."""
+    """Returns MiB of one call on each device by XLA's plan: arguments, results and temporaries."""
     return device_memory(compiled)["total"] / 2**20
 
 
 def synthetic_batch(config: ml_collections.ConfigDict, count: int) -> dict[str, np.ndarray]:
-    """`count` canvases of noise with 1 to 8 boxes each, in the form of the loader's batches."""
+    """Draws `count` canvases of noise with 1 to 8 boxes each, in the form of loader batches."""
     rng = np.random.default_rng(config.seed)
     height, width = config.data.canvas
     slots = config.data.max_boxes
@@ -88,7 +88,7 @@ class Training(NamedTuple):
     batch: dict[str, jax.Array]
 
     def new_state(self, image_size: int) -> TrainState:
-        """A state with random weights on all devices."""
+        """Returns a state with random weights on all devices."""
         return self.mapping.replicate(
             create_state(self.detector.model, self.optimizer, image_size, 0)
         )

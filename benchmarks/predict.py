@@ -76,7 +76,7 @@ def _save_run(workdir: Path, config: ml_collections.ConfigDict) -> None:
 
 
 def _write_photos(folder: Path, count: int, size: tuple[int, int]) -> list[Path]:
-    """`count` JPEG files of four smooth pictures with some noise, about as large as photos."""
+    """Writes `count` JPEG files: four smooth pictures with some noise, as large as photos."""
     folder.mkdir()
     rng = np.random.default_rng(0)
     files = [folder / f"{number:05d}.jpg" for number in range(count)]
@@ -152,7 +152,7 @@ def _memory(run: Path, folder: Path, values: flags.FlagValues) -> list[tuple[str
 
 
 def _peak_kibibytes(process: int) -> int:
-    """The peak so far, from Linux's /proc; 0 if the process has just ended.
+    """Returns the peak so far, from Linux's /proc; 0 if the process has just ended.
 
     The peak that the system reports at the end would include that of this process at the fork.
     """

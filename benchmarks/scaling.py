@@ -76,7 +76,7 @@ def read_reductions(path: str) -> Reductions:
 
 
 def ring_seconds(size: float, chips: int, network: Network, operations: int = 1) -> float:
-    """Seconds of successive ring all-reduces of `size` bytes in total.
+    """Computes the seconds of successive ring all-reduces of `size` bytes in total.
 
     Each sends 2 (n − 1) messages of 1/n of its bytes: 2 (n − 1) α + 2 (n − 1) / n · size / β.
     """
@@ -85,13 +85,13 @@ def ring_seconds(size: float, chips: int, network: Network, operations: int = 1)
 
 
 def tree_seconds(size: float, chips: int, network: Network, operations: int = 1) -> float:
-    """Seconds of tree all-reduces, used for small sizes: 2 ⌈log₂ n⌉ (α + size / β)."""
+    """Computes the seconds of tree all-reduces, for small sizes: 2 ⌈log₂ n⌉ (α + size / β)."""
     hops = 2 * math.ceil(math.log2(chips)) if chips > 1 else 0
     return hops * (operations * network.latency + size / network.bandwidth)
 
 
 def threshold(seconds: Callable[[int], float], limit: float) -> str:
-    """The smallest power of two of chips, from 2, at which `seconds` exceed `limit`."""
+    """Returns the smallest power of two of chips, from 2, at which `seconds` exceed `limit`."""
     chips = 2
     while chips <= MOST_CHIPS:
         if seconds(chips) > limit:
@@ -101,7 +101,7 @@ def threshold(seconds: Callable[[int], float], limit: float) -> str:
 
 
 def rows(reductions: Reductions, images: int, gflop: float, share: float, matters: float) -> str:
-    """The Markdown tables: milliseconds by network and chips, and thresholds."""
+    """Returns the Markdown tables: milliseconds by network and chips, and thresholds."""
     size, operations = reductions.statistics, reductions.operations
     times = [
         "| network and chip | arithmetic, ms | chips | gradients, ring | statistics, ring "

@@ -1,7 +1,7 @@
 """SSD's augmentation on the host, image by image in NumPy and OpenCV.
 
 Most implementations do this in the workers of a PyTorch DataLoader; here it is a baseline for
-benchmarks.input_pipeline. The steps and ranges are those of scratchdet_jax/ops/augment.py, with
+benchmarks.input_pipeline. The steps and ranges are as in scratchdet_jax/ops/augment.py, with
 linear interpolation only.
 """
 
@@ -16,7 +16,7 @@ TRIALS = 50
 def augment(
     rng: np.random.Generator, image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, side: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """One training sample.
+    """Augments one training sample.
 
     Args:
         rng: the random numbers of this sample.
@@ -106,7 +106,7 @@ def _crop(
 
 
 def _iou(window: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """IoU of one window with boxes [n, 4] → [n]."""
+    """Computes the IoU [n] of one window with boxes [n, 4]."""
     sides = np.minimum(window[2:], boxes[:, 2:]) - np.maximum(window[:2], boxes[:, :2])
     overlap = np.prod(sides.clip(0), axis=1)
     areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)

@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def first_step(command: Sequence[str], workdir: Path, log: Path, leave: bool) -> float:
-    """Seconds from the command to its first new line in the log; then stops the run."""
+    """Times a command to its first new line in the log, in seconds; then stops the run."""
     metrics = workdir / "metrics.jsonl"
     before = _lines(metrics)
     start = time.perf_counter()

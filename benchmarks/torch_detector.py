@@ -16,7 +16,7 @@ threads = torch.get_num_threads
 
 
 def convolution(ins: int, outs: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
-    """A convolution without bias, and BatchNorm."""
+    """Makes a convolution without bias, and BatchNorm."""
     layer = nn.Conv2d(ins, outs, kernel, stride, kernel // 2, bias=False)
     return nn.Sequential(layer, nn.BatchNorm2d(outs))
 
@@ -67,7 +67,7 @@ class RootResNetSSD(nn.Module):
         self.box_predictors = nn.ModuleList(convolution(w, a * 4) for w, a in pairs)
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Images [B, 3, S, S] → logits [B, A, classes] and offsets [B, A, 4]."""
+        """Maps images [B, 3, S, S] to logits [B, A, classes] and offsets [B, A, 4]."""
         x, sources = self.root(images), []
         for part in self.parts:
             x = part(x)
@@ -88,7 +88,7 @@ def multibox_loss(
     target_offsets: torch.Tensor,
     negative_ratio: float,
 ) -> torch.Tensor:
-    """The MultiBox loss over the number of positives; shapes as in `ops.losses`."""
+    """Computes the MultiBox loss over the number of positives; shapes as in `ops.losses`."""
     positive = labels > 0
     losses = cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
     losses = losses.view(labels.shape)
@@ -109,7 +109,7 @@ def make_step(
     anchors: Sequence[int],
     classes: int,
 ) -> tuple[Callable[[], float], nn.Module]:
-    """The step of a detector with random weights, channels last: one update, gives its loss.
+    """Makes the step of a detector with random weights, channels last, that returns its loss.
 
     Args:
         config: the recipe.

@@ -73,7 +73,7 @@ def main(argv: Sequence[str]) -> None:
 def _share(
     config, detector: Detector, example: dict, devices: int, repeats: int
 ) -> tuple[float, float]:
-    """Seconds on one device for its share of a batch: inputs, and the loss with its gradient."""
+    """Times one device's share of a batch, in seconds: inputs, and the loss with its gradient."""
     local = config.batch_size // config.accumulate_steps // devices
     batch = jax.device_put({k: v[:local] for k, v in example.items()})
     keys = example_keys(config.seed, 0, jnp.arange(local))

@@ -40,7 +40,7 @@ PUBLISHED = {name: row.mean_average_precision for name, row in ROWS.items()}
 
 
 def get_config(row: str = "") -> ml_collections.ConfigDict:
-    """SSD300: six maps of 38, 19, 10, 5, 3, 1 and 8,732 anchors; layers as in the Caffe release.
+    """Makes SSD300: maps of 38, 19, 10, 5, 3, 1, 8,732 anchors; layers of the Caffe release.
 
     Rows with a rate of 0.001 have SSD's schedule, the others that of the release. The pretrained
     rows start from torchvision's ImageNet weights and normalise their input with the mean and

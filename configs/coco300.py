@@ -8,7 +8,7 @@ PUBLISHED = 32.7  # AP on test-dev; AP50 52.0, AP75 34.9
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Batch 128, rate 0.05, drops at 150k, 250k, 310k, 320k of 325k updates (Caffe release)."""
+    """Sets batch 128, rate 0.05, drops at 150, 250, 310, 320k of 325k updates (Caffe release)."""
     config = defaults.get_config()
     config.name = "coco300"
     config.train_images = 325_000 * 128

@@ -8,7 +8,7 @@ EPOCHS = 84
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Seven maps of 64, 32, 16, 8, 4, 2, 1; rate 0.03, drops at epochs 38, 70 and 80 of 84.
+    """Sets seven maps of 64, 32, 16, 8, 4, 2, 1; rate 0.03, drops at epochs 38, 70, 80 of 84.
 
     The release trains 20 images per GPU on an unknown number of GPUs; here they are four, as in the
     Caffe release. With less memory, raise accumulate_steps.

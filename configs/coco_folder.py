@@ -10,7 +10,7 @@ from scratchdet_jax.config import defaults
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """As configs/voc_folder.py, with COCO's metric; crowd boxes are not trained on."""
+    """Follows configs/voc_folder.py, with COCO's metric; crowd boxes are not trained on."""
     config = defaults.get_config()
     config.name = "coco_folder"
     defaults.use_own_images(config)

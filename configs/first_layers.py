@@ -34,7 +34,7 @@ PUBLISHED = {name: row.mean_average_precision for name, row in ROWS.items()}
 
 
 def get_config(row: str = "") -> ml_collections.ConfigDict:
-    """Every row has maps of 38, 19, 10, 5, 3, 1 with 256, 512, 512, 256, 256, 256 channels.
+    """Sets maps of 38, 19, 10, 5, 3, 1 with 256, 512, 512, 256, 256, 256 channels in all rows.
 
     root_stride1 is the authors' `Resnet18rootV2`: pre-activation units and SSD's extra layers. The
     other rows differ from it in the first layers alone. Where these reduce the image to a quarter,

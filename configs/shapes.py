@@ -6,7 +6,7 @@ from scratchdet_jax.config import defaults
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """A narrow Root-ResNet-18 at 128 px; trains in about five minutes on two cores."""
+    """Makes a narrow Root-ResNet-18 at 128 px; it trains in about six minutes on two cores."""
     config = defaults.get_config()
     config.name = "shapes"
     config.image_size = 128

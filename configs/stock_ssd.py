@@ -38,7 +38,7 @@ PUBLISHED = {name: row.published for name, row in ROWS.items()}
 
 
 def get_config(row: str = "") -> ml_collections.ConfigDict:
-    """SSD300 or SSD512 without BatchNorm; trained from scratch with SSD's schedule on VOC."""
+    """Makes SSD300 or SSD512 without BatchNorm, trained from scratch with SSD's VOC schedule."""
     defaults.check_row(row, ROWS, FILE)
     fields = ROWS[row]
     config = defaults.get_config()

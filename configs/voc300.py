@@ -24,7 +24,7 @@ PUBLISHED = {
 
 
 def get_config(row: str = "voc07") -> ml_collections.ConfigDict:
-    """Batch 128, rate 0.05, drops at 40k, 75k and 90k of 100k updates (Caffe release).
+    """Sets batch 128, rate 0.05, drops at 40k, 75k and 90k of 100k updates (Caffe release).
 
     The rows with COCO start from the run of configs/coco300.py, at the rate of 0.001 that DSOD's
     authors took for the same steps; the sources do not give ScratchDet's own.

@@ -9,7 +9,7 @@ from scratchdet_jax.config import defaults
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """A narrow Root-ResNet-18 for small data sets; raise depth and width for larger ones."""
+    """Makes a narrow Root-ResNet-18 for small data sets; raise depth and width for larger ones."""
     config = defaults.get_config()
     config.name = "voc_folder"
     config.data.folder = ""  # required: images and their VOC annotations, prepared at first use

@@ -11,7 +11,7 @@ from scratchdet_jax.config import defaults
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Root-ResNet-18 at 0.375 of its width, 160 pixels; SSD's augmentation, the paper's rate.
+    """Makes Root-ResNet-18 × 0.375 at 160 pixels; SSD's augmentation, the paper's rate.
 
     150,000 images are 60 epochs of 2,500 photos; with 25 a batch, an evaluation every 1,000 updates
     is one every 25,000 images.

@@ -3,7 +3,7 @@
 #
 #   sh docs/journey.sh BCCD [FOLDER]       results in FOLDER (default: runs/journey)
 #
-# Run it in the project's folder, in an environment with requirements.txt. Extra flags for training
+# Run it in the project's folder, in the environment that `make setup` makes. Extra flags for training
 # are taken from TRAIN, such as TRAIN="--config.num_steps=50" for a short one.
 set -eu
 photos=${1:?"name the folder with the photos: sh docs/journey.sh BCCD"}
@@ -12,14 +12,14 @@ data="--config.data.dir=$out/data"
 
 step() { printf '\n--- %s\n' "$*"; "$@"; }
 
-step python -m scratchdet_jax.tools.prepare voc --folder="$photos" --name=journey --data_dir="$out/data"
-step python -m scratchdet_jax.tools.doctor voc_folder/journey --data_dir="$out/data" \
+step scratchdet prepare voc --folder="$photos" --name=journey --data_dir="$out/data"
+step scratchdet doctor voc_folder/journey --data_dir="$out/data" \
     --config=configs/voc_folder.py --html="$out/doctor.html"
 step python train.py --config=configs/voc_folder.py --config.data.train=voc_folder/journey:train \
     --config.data.eval=voc_folder/journey:val "$data" --workdir="$out/run" ${TRAIN:-}
 step python eval.py --workdir="$out/run"
-step python -m scratchdet_jax.tools.report "$out/run" --output="$out/report.html"
-step python -m scratchdet_jax.tools.export --workdir="$out/run" --output="$out/detector.jaxexport"
-step python -m scratchdet_jax.tools.predict --workdir="$out/detector.jaxexport" --output="$out/found" \
+step scratchdet report "$out/run" --output="$out/report.html"
+step scratchdet export --workdir="$out/run" --output="$out/detector.jaxexport"
+step scratchdet predict --workdir="$out/detector.jaxexport" --output="$out/found" \
     "$photos/JPEGImages"
 printf '\nthe detector: %s\n' "$out/detector.jaxexport"

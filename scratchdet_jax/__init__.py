@@ -7,13 +7,15 @@ found = detector("photo.jpg")  # boxes (xyxy in pixels), scores, labels, names
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from scratchdet_jax.version import VERSION
+
 if TYPE_CHECKING:
     from scratchdet_jax.errors import UserError as UserError
     from scratchdet_jax.predictor import Detections as Detections
     from scratchdet_jax.predictor import Predictor as Predictor
     from scratchdet_jax.predictor import load as load
 
-__version__ = "0.1.0"
+__version__ = VERSION
 __all__ = ["Detections", "Predictor", "UserError", "load"]
 
 

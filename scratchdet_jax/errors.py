@@ -24,12 +24,12 @@ class FieldsError(UserError):
     """
 
     def __init__(self, message: str, fields: Mapping[str, str], ending: str = "") -> None:
-        """`message` comes before the command with the fields, `ending` after it."""
+        """Takes the `message` before the command with the fields, and the `ending` after it."""
         super().__init__(message, fields, ending)
         self.fields = fields
 
     def text(self, command: str) -> str:
-        """The message, given the user's command without the fields."""
+        """Returns the message, given the user's command without the fields."""
         message, fields, ending = self.args
         overrides = (shlex.quote(f"--config.{name}={value}") for name, value in fields.items())
         return "\n".join(filter(None, [message, f"  {command} {' '.join(overrides)}", ending]))
@@ -39,7 +39,7 @@ class FieldsError(UserError):
 
 
 def one_line(error: object, limit: int = 300) -> str:
-    """The text of an exception on one line, cut after `limit` characters; its type if it has none.
+    """Puts an exception's text on one line, cut after `limit` characters; else its type.
 
     Suitable as part of a UserError's message.
     """
@@ -48,7 +48,7 @@ def one_line(error: object, limit: int = 300) -> str:
 
 
 def plural(count: int, noun: str) -> str:
-    """A count and its noun: "1 image", "2 images", "3 boxes", "2 classes"."""
+    """Writes a count and its noun: "1 image", "2 images", "3 boxes", "2 classes"."""
     many = noun + ("es" if noun.endswith(("s", "x")) else "s")
     return f"{count:,} {noun if count == 1 else many}"
 

@@ -32,7 +32,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 def write_text_atomically(path: Path, text: str) -> None:
-    """`write_atomically` for UTF-8 text."""
+    """Writes UTF-8 text by `write_atomically`."""
     write_atomically(path, lambda file: file.write(text.encode()))
 
 

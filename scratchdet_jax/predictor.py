@@ -1,4 +1,4 @@
-"""Images in, detections out: the one way to detect, of the commands and of the Python interface."""
+"""Images in, detections out: how the commands and the Python interface detect."""
 
 import collections
 import dataclasses
@@ -78,7 +78,7 @@ class Detections:
 
     @property
     def names(self) -> list[str]:
-        """The class name of each object, [n]."""
+        """Returns the class name of each object, [n]."""
         return [self.class_names[label - 1] for label in self.labels]
 
     def draw(self, *, ground_truth: ImageGroundTruth | None = None) -> np.ndarray:
@@ -105,7 +105,7 @@ class Detections:
         )
 
     def to_coco(self, image_id: int | str | None = None) -> list[dict[str, Any]]:
-        """Entries of a COCO results file, which pycocotools' `loadRes` reads.
+        """Returns entries of a COCO results file, which pycocotools' `loadRes` reads.
 
         Args:
             image_id: the id in the annotation file. By default the name of the image file without
@@ -126,7 +126,7 @@ class Detections:
         ]
 
     def to_voc(self, image_id: str | None = None) -> dict[str, list[str]]:
-        """Lines of the VOC devkit's detection files, by class name.
+        """Returns lines of the VOC devkit's detection files, by class name.
 
         Args:
             image_id: by default the name of the image file without its suffix.
@@ -153,7 +153,7 @@ class Detections:
         return f"<{len(self)} detections{where}, {width} × {height} pixels{listed}>"
 
     def _repr_png_(self) -> bytes | None:
-        """The picture that a notebook shows; None if the image file is gone."""
+        """Encodes the picture that a notebook shows; None if the image file is gone."""
         try:
             picture = fit_to_canvas(self.draw(), (_SHOWN, _SHOWN))
         except UserError:
@@ -161,7 +161,7 @@ class Detections:
         return cv2.imencode(".png", np.ascontiguousarray(picture[..., ::-1]))[1].tobytes()
 
     def _rows(self) -> Iterator[tuple[list[float], int, float]]:
-        """(xmin, ymin, xmax, ymax), label and score of each object."""
+        """Yields (xmin, ymin, xmax, ymax), label and score of each object."""
         return zip(self.boxes.tolist(), self.labels.tolist(), self.scores.tolist(), strict=True)
 
     def _stem(self) -> str:
@@ -285,7 +285,7 @@ def load(run: str | os.PathLike[str], *, batch_size: int = BATCH_SIZE) -> Predic
 
     Args:
         run: WORKDIR or WORKDIR@CHECKPOINT; CHECKPOINT is "best" (the default), "latest" or a step.
-            Or a file of `tools.export`.
+            Or a file of `scratchdet export`.
         batch_size: images that are detected at a time, if a call has several.
 
     Raises:
@@ -312,7 +312,7 @@ def from_run(run: SavedRun | ExportedRun, batch_size: int = BATCH_SIZE) -> Predi
 
 
 def _exported_function(run: ExportedRun, canvas: tuple[int, int]) -> DetectFunction:
-    """The program of an exported file, with its weights."""
+    """Returns the program of an exported file, with its weights."""
     height, width = canvas
     try:
         exported = jax.export.deserialize(bytearray(run.function))
@@ -343,7 +343,7 @@ def _exported_function(run: ExportedRun, canvas: tuple[int, int]) -> DetectFunct
 
 
 def map_ahead(function: Callable[[T], R], items: Iterable[T], ahead: int = 0) -> Iterator[R]:
-    """`map`, in order, on one thread per core.
+    """Yields the results of `map`, in order, computed on one thread per core.
 
     Args:
         function: called in the threads.
@@ -409,7 +409,7 @@ def _loaded(image: Image, canvas: tuple[int, int]) -> _Loaded | UserError:
 
 
 def _pixels(image: Image) -> np.ndarray:
-    """All pixels of an image, uint8 [H, W, 3]."""
+    """Reads all pixels of an image, uint8 [H, W, 3]."""
     if isinstance(image, np.ndarray):
         return image
     encoded = _encoded(image)
@@ -439,7 +439,7 @@ def _check_array(image: Any) -> None:
 
 
 def _name(image: Image) -> str:
-    """The name of an image; "" for an array."""
+    """Returns the name of an image; "" for an array."""
     if isinstance(image, np.ndarray):
         return ""
     return image.name if isinstance(image, EncodedImage) else os.fspath(image)
@@ -452,7 +452,7 @@ def _raised(found: Detections | UserError) -> Detections:
 
 
 def _thresholds(threshold: Threshold, class_names: Sequence[str]) -> np.ndarray:
-    """The threshold of each class, float32 [C]."""
+    """Returns the threshold of each class, float32 [C]."""
     if isinstance(threshold, Mapping):
         unknown = [name for name in threshold if name not in class_names]
         if unknown:

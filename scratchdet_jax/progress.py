@@ -24,7 +24,7 @@ class Progress:
     def __init__(
         self, total: int, title: str, unit: str, initial: int = 0, *, rate: bool = False
     ) -> None:
-        """`total` units of work, of which `initial` are done; `rate`: plain lines say it, too."""
+        """Takes `total` units, `initial` of them done; with `rate`, plain lines show the rate."""
         self._rate = rate
         self._total, self._title, self._unit, self._done = total, title, unit, initial
         self._plain = not sys.stderr.isatty()
@@ -39,7 +39,7 @@ class Progress:
 
     @property
     def is_complete(self) -> bool:
-        """Whether all units are done."""
+        """Returns whether all units are done."""
         return self._done >= self._total
 
     def update(self, note: str = "", units: int = 1) -> None:
@@ -60,7 +60,7 @@ class Progress:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Time spent inside, such as compilation, does not count for the time left."""
+        """Excludes the time spent inside, such as compilation, from the time left."""
         self._since = None
         yield
         self._since = time.monotonic()
@@ -83,7 +83,7 @@ class Progress:
             return
         parts = [f"{self._title}: {self._unit} {self._done}/{self._total}"]
         parts += [note] if note else []
-        if self._counted and self._seconds >= 1:  # before, too little is known
+        if self._counted and self._seconds >= 1:  # before, it is too early to estimate
             if self._rate:
                 parts.append(f"{self._counted / self._seconds:.3g} {self._unit}s/s")
             left = max(0, self._total - self._done) * self._seconds / self._counted
@@ -109,7 +109,7 @@ def say(text: str, error: bool = False) -> None:
 
 
 def duration(seconds: float) -> str:
-    """A rounded time in words: "12 s", "3 min 20 s", "5 h 10 min"."""
+    """Rounds a time and words it: "12 s", "3 min 20 s", "5 h 10 min"."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

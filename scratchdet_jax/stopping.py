@@ -33,7 +33,7 @@ class Stopped(SystemExit):
 
 
 class Stop:
-    """Whether this process was asked to stop, and what has to be done first.
+    """Knows whether this process was asked to stop, and what has to be done first.
 
     Inside `deferred`, a request is recorded and `requested` reports it. Inside `interruptible`, and
     outside of both, nothing is lost if the process ends. A second request ends a command at once.
@@ -41,7 +41,7 @@ class Stop:
 
     def __init__(self) -> None:
         self.advice = ""  # what the user can do after a stop in which nothing was lost
-        self.terminable = True  # SIGTERM is a request to stop, too
+        self.terminable = True  # SIGTERM is also a request to stop
         self._lock = threading.RLock()
         self._number: int | None = None  # of the first signal that came
         self._is_announced = False  # the user knows that the step will be saved
@@ -53,16 +53,16 @@ class Stop:
 
     @property
     def name(self) -> str:
-        """The request in a message: "Ctrl-C" or "SIGTERM"."""
+        """Returns the request in a message: "Ctrl-C" or "SIGTERM"."""
         return _name(self._number)
 
     def error(self) -> Stopped:
-        """What to raise once everything is saved."""
+        """Makes the error to raise once everything is saved."""
         return Stopped(self._number or signal.SIGINT)
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
-        """A part in which a step has to be saved before the process may end.
+        """Marks a part in which a step has to be saved before the process may end.
 
         Raises:
             Stopped: a request came before.
@@ -78,7 +78,7 @@ class Stop:
 
     @contextlib.contextmanager
     def interruptible(self, leave: Callable[[], str]) -> Iterator[None]:
-        """A part, inside a deferred one, that a request may interrupt.
+        """Marks a part, inside a deferred one, that a request may interrupt.
 
         With several processes it may not: all of them have to stop at the same step.
 
@@ -109,7 +109,7 @@ class Stop:
                 raise self.error()
 
     def requested(self) -> bool:
-        """Whether the run must save and stop now; the same answer in all processes.
+        """Returns whether the run must save and stop now; the same answer in all processes.
 
         All processes must call this after every update.
         """
@@ -220,7 +220,7 @@ def listen() -> Stop:
 
 
 def of_command() -> Stop | None:
-    """The Stop of this process if it is one of our commands; otherwise None."""
+    """Returns the Stop of this process if it is one of our commands; otherwise None."""
     return _command
 
 

@@ -27,6 +27,7 @@ CORE = (
     "files",
     "stopping",
     "errors",
+    "version",
 )
 ROOMS = APPLICATIONS + CORE
 FILES = sorted((ROOT / PACKAGE).rglob("*.py"))

@@ -25,7 +25,12 @@ def test_from_photos_to_an_exported_detector(tmp_path):
         folder.image(f"p{i}", jpeg(seed=i)).note(f"p{i}", annotation(*boxes))
     folder.split("train", *(f"p{i}" for i in range(8)))
     folder.split("val", *(f"p{i}" for i in range(8, 12)))
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    programs = tmp_path / "programs"  # this Python, and its package as it is here
+    programs.mkdir()
+    for name, module in (("python", ""), ("scratchdet", " -m scratchdet_jax.tools")):
+        (programs / name).write_text(f'#!/bin/sh\nexec "{sys.executable}"{module} "$@"\n')
+        (programs / name).chmod(0o755)
+    path = f"{programs}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
         ["sh", "docs/journey.sh", str(folder.path), str(tmp_path / "out")],
         cwd=ROOT,

@@ -19,6 +19,8 @@ SMALL = (
     "--config.image_size=64 --config.train_images=8 --config.batch_size=4 "
     "--config.eval.batch_size=4 --config.model.width=0.0625"
 )
+# As written, and as it runs without an installed package.
+PROGRAMS = {"python": sys.executable, "scratchdet": f"{sys.executable} -m scratchdet_jax.tools"}
 
 
 def commands():
@@ -26,7 +28,7 @@ def commands():
     text = (ROOT / "docs" / "own-data.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    return [line for line in lines if line.startswith("python ")]
+    return [line for line in lines if line.startswith(("python ", "scratchdet "))]
 
 
 def draw(path, rng):
@@ -100,8 +102,9 @@ def test_every_command_of_the_page_runs(place):
     assert len(lines) >= 10
     for line in lines:
         small = f" {SMALL}" if "train.py" in line else ""
+        program, _, arguments = line.partition(" ")
         result = subprocess.run(
-            ["bash", "-c", line.replace("python ", f"{sys.executable} ", 1) + small],
+            ["bash", "-c", f"{PROGRAMS[program]} {arguments}{small}"],
             cwd=place,
             env=os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"},
             capture_output=True,

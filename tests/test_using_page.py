@@ -23,11 +23,7 @@ from tests.tiny import tiny_config
 
 PAGE = Path(__file__).parents[1] / "docs" / "using.md"
 CLASSES = ("Platelets", "RBC", "WBC")
-COMMANDS = {
-    "scratchdet_jax.tools.predict": predict.main,
-    "scratchdet_jax.tools.report": report.main,
-    "scratchdet_jax.tools.export": export.main,
-}
+COMMANDS = {"predict": predict.main, "report": report.main, "export": export.main}
 
 
 def blocks():
@@ -72,9 +68,9 @@ def test_every_block_of_the_page_runs(place, capsys):
             exec(compile(text, str(PAGE), "exec"), names)
             continue
         for line in text.replace("\\\n", " ").splitlines():
-            program, option, module, *arguments = shlex.split(line)
-            assert (program, option) == ("python", "-m")
-            assert exit_status(COMMANDS[module], *arguments) == 0, line
+            program, name, *arguments = shlex.split(line)
+            assert program == "scratchdet"
+            assert exit_status(COMMANDS[name], *arguments) == 0, line
     printed = capsys.readouterr().out
     assert "there is no image nowhere.jpg" in printed
     assert "clip.mp4#2" in printed  # listed by the block that reads detections.json

@@ -1,10 +1,10 @@
-"""Trains this project's detector and those of other projects on the same photos, and compares them.
+"""Trains this project's detector and others on the same photos, and compares them.
 
 python -m benchmarks.peers --photos=BCCD --output=runs/peers --minutes=20
 
 Every detector starts from random weights and trains for the same time on the split `train`, with
-the settings of its own project. `tools.score` scores all of them on `val`. The others run in an
-environment of their own, which is made in the output folder (several GB). Nothing else should run
+the settings of its own project. `scratchdet score` scores all of them on `val`. The others run in
+their own environment, which is made in the output folder (several GB). Nothing else should run
 on the machine. The same command resumes a stopped comparison; finished detectors are not trained
 again. The table is also written to table.md.
 """
@@ -126,7 +126,7 @@ def train_peers(output: Path, folder: Path, minutes: float) -> None:
 
 
 def table(output: Path, folder: Path) -> str:
-    """The comparison as Markdown, of those that are finished."""
+    """Writes the comparison of the finished detectors as Markdown."""
     lines = [
         "| detector | AP50 | AP | images seen | parameters | minutes |",
         "|---|---|---|---|---|---|",

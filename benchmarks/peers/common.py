@@ -24,7 +24,7 @@ def coco_results(
     scores: Sequence[float],
     category_ids: Sequence[int],
 ) -> list[dict[str, Any]]:
-    """The detections of an image in COCO's format; boxes are (xmin, ymin, xmax, ymax) in pixels."""
+    """Writes an image's detections in COCO's format; takes (xmin, ymin, xmax, ymax) in pixels."""
     return [
         {
             "image_id": image_id,

@@ -4,8 +4,8 @@ python benchmarks/peers/train_torchvision.py ssd300_vgg16 --data=FOLDER --minute
 
 FOLDER comes from benchmarks.peers.prepare. Writes FOLDER/MODEL/detections.json (COCO's results
 format, of the split val) and FOLDER/MODEL/summary.json. Augmentation, optimizer and learning rate
-are those of torchvision's reference scripts, the rate scaled linearly with the batch size; the
-schedule runs over the time instead of epochs.
+are torchvision's reference settings, the rate scaled linearly with the batch size; the schedule
+runs over the time instead of epochs.
 """
 
 import json
@@ -100,7 +100,7 @@ class Photos(torch.utils.data.Dataset):
 
 
 def endless(loader: torch.utils.data.DataLoader) -> Iterator:
-    """Epoch after epoch."""
+    """Yields batches, epoch after epoch."""
     while True:
         yield from loader
 
@@ -144,7 +144,7 @@ def train(model: torch.nn.Module, recipe: Recipe, photos: Photos, seconds: float
 
 @torch.no_grad()
 def detect(model: torch.nn.Module, photos: Photos) -> list[dict[str, Any]]:
-    """The detections of all images as COCO's results."""
+    """Returns the detections of all images as COCO's results."""
     model.eval()
     results = []
     for index, image in enumerate(photos.images):

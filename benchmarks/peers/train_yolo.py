@@ -22,7 +22,7 @@ IMAGE_SIZE = 320
 
 
 def detect(model: YOLO, data: Path) -> list[dict[str, Any]]:
-    """The detections of all images of val as COCO's results."""
+    """Returns the detections of all images of val as COCO's results."""
     results = []
     for image in json.loads((data / "val.json").read_text())["images"]:
         (found,) = model.predict(

@@ -9,7 +9,7 @@ from scratchdet_jax.config.recipes import load_recipe
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """The network of voc300.py with BatchNorm in the head and the anchors of COCO.
+    """Makes the network of voc300.py with BatchNorm in the head and the anchors of COCO.
 
     Batch 128, as 16 on each of four GPUs, accumulated twice; rate 0.05 without warm-up, drops at
     150k, 250k, 310k and 320k of 325k updates.

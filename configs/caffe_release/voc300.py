@@ -6,7 +6,7 @@ from scratchdet_jax.config import defaults
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Pre-activation units; the head, without BatchNorm, reads convolutions before the addition.
+    """Sets pre-activation units, and a head without BatchNorm that reads convolutions.
 
     Maps of 38, 19, 10, 5, 5, 5, the last two with SSD300's steps of 100 and 300. Batch 128, as 32
     on each of four GPUs; rate 0.05 without warm-up, drops at 40k, 75k and 90k of 100k updates.

@@ -8,7 +8,7 @@ EPOCHS = 52
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Six maps of 38, 19, 10, 5, 3, 3; the two 3×3 maps keep SSD300's steps of 100 and 300.
+    """Sets six maps of 38, 19, 10, 5, 3, 3; the two 3×3 maps keep SSD300's steps 100 and 300.
 
     Rate 0.05, drops at epochs 34, 46 and 50 of 52. The release trains 50 images per GPU on an
     unknown number of GPUs; here they are four, as in the Caffe release.

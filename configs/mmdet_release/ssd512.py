@@ -9,7 +9,7 @@ from scratchdet_jax.config.recipes import load_recipe
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Seven maps of 64, 32, 16, 8, 4, 2, 1, the last by a 3×3 and a 4×4 convolution.
+    """Sets seven maps of 64, 32, 16, 8, 4, 2, 1, the last by a 3×3 and a 4×4 convolution.
 
     Differs from configs/coco512.py in the last map, the rounded anchors and the mean colour.
     """

@@ -56,11 +56,11 @@ class Runs(NamedTuple):
     choosing: bool = False
 
     def config(self, row: Row, seed: int) -> ml_collections.ConfigDict:
-        """The config of a run."""
+        """Returns the config of a run."""
         return run_config(self.study, row, seed, self.images, self.choosing)
 
     def outcome(self, row: Row, seed: int) -> Outcome | None:
-        """The result of a run; None if it is not finished."""
+        """Returns the result of a run; None if it is not finished."""
         steps = number_of_steps(self.config(row, seed))
         return read_outcome(run_folder(self.output, row.key, seed), steps, self.study.plateau)
 
@@ -137,7 +137,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--photos", help="folder of photos with VOC annotations, instead of shapes")
     parser.add_argument("--choose", action="store_true", help="choose the rate without BN")
     parser.add_argument("--quick", action="store_true", help="only the first seed")
-    parser.add_argument("--seeds", type=int, nargs="+", help="default: those of the study")
+    parser.add_argument("--seeds", type=int, nargs="+", help="default: the study's")
     parser.add_argument("--images", type=int, help="training images per run")
     parser.add_argument("--data_dir", default="data", help="folder of the prepared data sets")
     options = parser.parse_args(argv[1:])

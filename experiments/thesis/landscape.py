@@ -29,7 +29,7 @@ BATCHES = 4
 
 
 def common_steps(folders: Sequence[Path]) -> list[int]:
-    """The steps at which every run has a checkpoint.
+    """Returns the steps at which every run has a checkpoint.
 
     Raises:
         UserError: there is none.
@@ -46,7 +46,7 @@ def common_steps(folders: Sequence[Path]) -> list[int]:
 
 
 def measure(folders: dict[str, Path], data_dir: str | None) -> dict[str, list[dict[str, Any]]]:
-    """The landscape of each run at the common steps, by the row's key."""
+    """Returns the landscape of each run at the common steps, by the row's key."""
     found: dict[str, list[dict[str, Any]]] = {key: [] for key in folders}
     for step in common_steps(list(folders.values())):
         for key, folder in folders.items():
@@ -58,7 +58,7 @@ def measure(folders: dict[str, Path], data_dir: str | None) -> dict[str, list[di
 
 
 def table(found: dict[str, list[dict[str, Any]]]) -> str:
-    """The figures as Markdown."""
+    """Returns the figures as Markdown."""
     lines = [
         "| update | | loss | gradient norm | range of the loss along the gradient | largest "
         "‖g′ − g‖ / ‖g‖ | effective β |",

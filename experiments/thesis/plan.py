@@ -98,12 +98,12 @@ class Study(NamedTuple):
     images: int
 
     def rows(self) -> tuple[Row, ...]:
-        """The rows of all tables."""
+        """Returns the rows of all tables."""
         return tuple(row for rows in self.tables.values() for row in rows)
 
 
 def norm_rows(image_size: int, rate_without: float) -> tuple[Row, ...]:
-    """The places of BatchNorm in VGG-16, each at its rate; `rate_without` is that without any."""
+    """Lists the places of BatchNorm in VGG-16, each at its rate; without any, `rate_without`."""
     rates = {"none": rate_without, **PAPER_RATES}
     return tuple(
         Row(key, title, rates[key], norm_fields(key, image_size), published)
@@ -112,13 +112,13 @@ def norm_rows(image_size: int, rate_without: float) -> tuple[Row, ...]:
 
 
 def norm_fields(key: str, image_size: int) -> dict[str, object]:
-    """The changes that make a row of NORMS."""
+    """Returns the changes that make a row of NORMS."""
     _, norm, head_norm, _ = NORMS[key]
     return {**VGG, "image_size": image_size, "model.norm": norm, "model.head_norm": head_norm}
 
 
 def stem_rows(image_size: int) -> tuple[Row, ...]:
-    """The first layers of ResNet-18, with BatchNorm in both, at the paper's rate."""
+    """Returns the first layers of ResNet-18, with BatchNorm in both, at the paper's rate."""
     made = []
     for key, (title, stem, stride, published) in STEMS.items():
         fields: dict[str, object] = {"image_size": image_size}
@@ -130,13 +130,13 @@ def stem_rows(image_size: int) -> tuple[Row, ...]:
 
 
 def candidate_rows(image_size: int) -> tuple[Row, ...]:
-    """VGG-16 without BatchNorm at every rate to choose from."""
+    """Returns VGG-16 without BatchNorm at every rate to choose from."""
     title, fields = NORMS["none"][0], norm_fields("none", image_size)
     return tuple(Row(f"none_{rate:g}", title, rate, fields, "–") for rate in CANDIDATES)
 
 
 def norm_orderings(figure: str) -> tuple[Ordering, ...]:
-    """The claims about BatchNorm, each row at its best rate."""
+    """Returns the claims about BatchNorm, each row at its best rate."""
     return (
         Ordering("BN in both above no BN", "both", "none", "78.7 > 67.6", figure),
         Ordering("BN in the backbone above no BN", "backbone", "none", "78.0 > 67.6", figure),
@@ -147,7 +147,7 @@ def norm_orderings(figure: str) -> tuple[Ordering, ...]:
 
 
 def stem_orderings(figure: str, prefix: str = "") -> tuple[Ordering, ...]:
-    """The claims about the first layers."""
+    """Returns the claims about the first layers."""
     root, root2 = "stem_root_stride1", "stem_root_stride2"
     conv, conv2 = "stem_conv7_stride1", "stem_conv7_stride2"
     claims = (
@@ -163,7 +163,7 @@ def stem_orderings(figure: str, prefix: str = "") -> tuple[Ordering, ...]:
 
 
 def shapes_study(data_dir: str) -> Study:
-    """Both tables on the embedded data set, whose images have 128 pixels.
+    """Returns both tables on the embedded data set, whose images have 128 pixels.
 
     At 64 pixels, half of the objects are 7 to 12 pixels wide, which is what the root block is for.
     But a VGG-16 needs half of the run to leave the plateau of a constant answer there; it gets 96.
@@ -196,7 +196,7 @@ def shapes_study(data_dir: str) -> Study:
 
 
 def photo_study(data_dir: str, folder: str) -> Study:
-    """The BatchNorm table on photos such as BCCD's: a rate chosen on `val`, results of `test`."""
+    """Makes the BatchNorm table on photos such as BCCD: rate chosen on `val`, scored on `test`."""
     return Study(
         recipe=voc_folder.get_config,
         fields={"data.dir": data_dir, "data.folder": folder, "data.eval": "test"},
@@ -215,7 +215,7 @@ def photo_study(data_dir: str, folder: str) -> Study:
 def run_config(
     study: Study, row: Row, seed: int, images: int, choosing: bool = False
 ) -> ml_collections.ConfigDict:
-    """The study's recipe with the changes of the row.
+    """Returns the study's recipe with the changes of the row.
 
     The first seed, whose AP is drawn over time, is evaluated six times, the others at the end only.
     """
@@ -236,5 +236,5 @@ def run_config(
 
 
 def run_folder(output: Path, key: str, seed: int) -> Path:
-    """The folder of a run of the row with this key."""
+    """Returns the folder of a run of the row with this key."""
     return output / f"{key}_seed{seed}"

@@ -42,7 +42,7 @@ class Outcome(NamedTuple):
     fluctuation: float | None
 
     def score(self, figure: str) -> float:
-        """The score of a field or class; 0 for a diverged run."""
+        """Returns the score of a field or class; 0 for a diverged run."""
         return (self.figures | self.per_class)[figure] if self.figures else 0.0
 
 
@@ -50,7 +50,7 @@ Outcomes = dict[str, dict[int, Outcome]]  # by the row's key and the seed
 
 
 def read_outcome(workdir: Path, steps: int, plateau: float | None = None) -> Outcome | None:
-    """The result of a run from its metrics.jsonl; None if it is not finished.
+    """Returns the result of a run from its metrics.jsonl; None if it is not finished.
 
     Args:
         workdir: the folder of the run.
@@ -77,7 +77,7 @@ def read_outcome(workdir: Path, steps: int, plateau: float | None = None) -> Out
 
 
 def _left_at(records: Sequence[dict[str, Any]], plateau: float | None) -> int | None:
-    """The step at which the running mean of the classification loss first is below `plateau`."""
+    """Finds the step at which the running mean of the class loss first falls below `plateau`."""
     steps, losses = series(records, "loss_classification")
     if plateau is None or len(losses) < _PLATEAU_UPDATES:
         return None
@@ -88,7 +88,7 @@ def _left_at(records: Sequence[dict[str, Any]], plateau: float | None) -> int | 
 def compare(
     above: dict[int, float], below: dict[int, float]
 ) -> tuple[str, float, float | None] | None:
-    """Whether `above` scores higher than `below`: the verdict, the mean difference, and its noise.
+    """Judges whether `above` beats `below`: the verdict, the mean difference, and its noise.
 
     The scores are by seed. The noise is the half width of the 95 % interval of the mean of the
     differences between runs with the same seed (Student's t); a smaller difference shows neither
@@ -111,7 +111,7 @@ def compare(
 
 
 def judge(ordering: Ordering, outcomes: Outcomes) -> tuple[str, float, float | None] | None:
-    """`compare` for the rows of an ordering; None if they have no finished run in common."""
+    """Compares the rows of an ordering; None if they have no finished run in common."""
     above, below = (
         {seed: run.score(ordering.figure) for seed, run in outcomes.get(key, {}).items()}
         for key in (ordering.above, ordering.below)
@@ -120,7 +120,7 @@ def judge(ordering: Ordering, outcomes: Outcomes) -> tuple[str, float, float | N
 
 
 def columns(study: Study, outcomes: Outcomes) -> dict[str, str]:
-    """Titles of the tables' columns of scores, by figure."""
+    """Returns titles of the tables' columns of scores, by figure."""
     classes: dict[str, float] = {}
     for runs in outcomes.values() if study.per_class else ():
         for run in runs.values():
@@ -129,7 +129,7 @@ def columns(study: Study, outcomes: Outcomes) -> dict[str, str]:
 
 
 def table(study: Study, outcomes: Outcomes, images: int) -> str:
-    """The tables and the verdicts as Markdown."""
+    """Returns the tables and the verdicts as Markdown."""
     device = jax.devices()[0].device_kind
     seeds = sorted({seed for runs in outcomes.values() for seed in runs})
     scores = columns(study, outcomes)
@@ -178,7 +178,7 @@ def _line(row: Row, runs: Sequence[Outcome], figures: Sequence[str]) -> str:
 
 
 def _left(runs: Sequence[Outcome]) -> str:
-    """When each seed left the plateau."""
+    """Returns when each seed left the plateau."""
     left = [run.left_plateau_at for run in runs]
     return ", ".join("–" if step is None else str(step) for step in left) or "–"
 
@@ -191,7 +191,7 @@ def _mean_and_deviation(values: Sequence[float]) -> str:
 
 
 def choice_table(study: Study, outcomes: Outcomes) -> str:
-    """The runs that choose a learning rate as Markdown."""
+    """Returns the runs that choose a learning rate as Markdown."""
     figure, title = next(iter(study.figures.items()))
     lines = [f"| | rate | {title} |", "|---|---|---|"]
     for row in study.candidates:

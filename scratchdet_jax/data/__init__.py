@@ -1,1 +1,1 @@
-"""Data: records, loading, and augmentation on the device."""
+"""What training reads: prepared records, decoded images, batches."""

@@ -65,12 +65,12 @@ class ImageHeader(NamedTuple):
 
     @property
     def displayed_size(self) -> tuple[int, int]:
-        """(height, width) after the turn given by `orientation`."""
+        """Returns (height, width) after the turn given by `orientation`."""
         return _turned_size(self.size, self.orientation)
 
 
 def read_header(encoded: bytes) -> ImageHeader:
-    """Format, size and orientation; no pixel is decoded.
+    """Reads format, size and orientation; decodes no pixel.
 
     Raises:
         ValueError: the bytes are not an image, or it has more than MAX_PIXELS pixels.
@@ -85,7 +85,7 @@ def read_header(encoded: bytes) -> ImageHeader:
 
 
 def decode_image(encoded: bytes, orientation: int = 1) -> np.ndarray:
-    """An encoded image as uint8 [h, w, 3], RGB.
+    """Decodes an image to uint8 [h, w, 3], RGB.
 
     Args:
         encoded: content of the file.
@@ -102,7 +102,7 @@ def decode_image(encoded: bytes, orientation: int = 1) -> np.ndarray:
 def decode_to_canvas(
     encoded: bytes, canvas: tuple[int, int], orientation: int = 1
 ) -> tuple[np.ndarray, tuple[int, int]]:
-    """An image reduced to fit a canvas, keeping its proportions; never enlarged.
+    """Decodes an image, reduced to fit a canvas with its proportions; never enlarges it.
 
     A JPEG of at least twice the target size is decoded at a half, a quarter or an eighth (libjpeg
     then skips most of the work); INTER_AREA does the rest. An edge that this factor does not divide
@@ -188,7 +188,7 @@ def turn_boxes(boxes: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def _turn(image: np.ndarray, orientation: int) -> np.ndarray:
-    """uint8 [h, w, 3] turned according to the EXIF orientation; contiguous."""
+    """Turns uint8 [h, w, 3] according to the EXIF orientation; the result is contiguous."""
     if orientation >= 5:
         image = image.transpose(1, 0, 2)
     if orientation in (2, 3, 6, 7):
@@ -203,7 +203,7 @@ def _turned_size(size: tuple[int, int], orientation: int) -> tuple[int, int]:
 
 
 def _fitted(size: tuple[int, int], canvas: tuple[int, int]) -> tuple[int, int]:
-    """The size reduced to fit a canvas, with the same proportions; never enlarged."""
+    """Reduces a size to fit a canvas, with the same proportions; never enlarges it."""
     scale = min(canvas[0] / size[0], canvas[1] / size[1])
     if scale >= 1:
         return size
@@ -220,7 +220,7 @@ def _reduce(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _size(encoded: bytes) -> tuple[tuple[int, int], bool]:
-    """(height, width) as stored, and whether it is a JPEG.
+    """Returns (height, width) as stored, and whether it is a JPEG.
 
     JPEGs are scanned here, marker by marker, in a fifth of Pillow's time, because the loader does
     it for every image.
@@ -242,7 +242,7 @@ def _bounded(size: tuple[int, int]) -> tuple[int, int]:
 
 
 def _opened(encoded: bytes) -> Image.Image:
-    """The image opened by Pillow, which reads only the header."""
+    """Opens the image by Pillow, which reads only the header."""
     try:
         image = Image.open(io.BytesIO(encoded))
     except Image.DecompressionBombError:
@@ -258,7 +258,7 @@ def _memory_for(pixels: int) -> contextlib.AbstractContextManager[object]:
 
 
 def _decode(encoded: bytes, flags: int) -> np.ndarray:
-    """The pixels uint8 [h, w, 3], decoded by OpenCV or, for some TIFF files, by Pillow."""
+    """Decodes the pixels uint8 [h, w, 3] by OpenCV or, for some TIFF files, by Pillow."""
     deep = encoded.startswith(b"\x89PNG") and encoded[24:25] == b"\x10"
     if encoded[:2] in (b"II", b"MM"):
         with _opened(encoded) as image:
@@ -287,7 +287,7 @@ def _imdecode(encoded: bytes, flags: int) -> np.ndarray:
 
 
 def _from_samples(samples: np.ndarray) -> np.ndarray:
-    """16-bit samples [h, w] or [h, w, 3 or 4] (BGR) to uint8 RGB, by the depth that they use."""
+    """Converts 16-bit [h, w] or [h, w, 3 or 4] (BGR) to uint8 RGB, by the depth in use."""
     colours = samples[..., None] if samples.ndim == 2 else samples[..., 2::-1]
     used = int(colours.max()).bit_length()
     # The usual depths of sensors: one dark image of a set is not brightened more than the others.
@@ -297,7 +297,7 @@ def _from_samples(samples: np.ndarray) -> np.ndarray:
 
 
 def _from_numbers(image: Image.Image) -> np.ndarray:
-    """A grey TIFF of floating-point or 32-bit whole numbers as uint8 [h, w, 3]."""
+    """Converts a grey TIFF of floating-point or 32-bit whole numbers to uint8 [h, w, 3]."""
     try:
         image.load()
         numbers = np.asarray(image)
@@ -317,7 +317,7 @@ def _from_numbers(image: Image.Image) -> np.ndarray:
 
 
 def _straight_colours(image: Image.Image) -> np.ndarray:
-    """The colours of a TIFF with alpha, by Pillow: OpenCV would multiply them by alpha."""
+    """Returns the colours of a TIFF with alpha, by Pillow: OpenCV would multiply them by alpha."""
     try:
         image.load()
         if image.mode == "RGBa":  # stored multiplied by alpha
@@ -328,7 +328,7 @@ def _straight_colours(image: Image.Image) -> np.ndarray:
 
 
 def _jpeg_segments(encoded: bytes) -> Iterator[tuple[int, int]]:
-    """Marker and position of each segment of a JPEG up to the data of its first scan.
+    """Yields the marker and position of each segment of a JPEG up to the data of its first scan.
 
     Stops early at anything unusual, such as a marker without a segment.
     """
@@ -344,7 +344,7 @@ def _jpeg_segments(encoded: bytes) -> Iterator[tuple[int, int]]:
 
 
 def _jpeg_is_buffered(encoded: bytes) -> bool:
-    """Whether libjpeg keeps all coefficients in memory: progressive, or several scans."""
+    """Returns whether libjpeg keeps all coefficients in memory: progressive, or several scans."""
     components = b""
     for marker, position in _jpeg_segments(encoded):
         if marker in _JPEG_FRAMES:

@@ -109,21 +109,21 @@ class DetectionSource:
         return example
 
     def image_id(self, index: int) -> str:
-        """The data set's own id of the image at a position."""
+        """Returns the data set's own id of the image at a position."""
         part, position = self._locate(index)
         fields = part.read(position)
         return _image_id(part, fields, _filename(part, position, fields))
 
     def record(self, index: int) -> dict[str, Any]:
-        """The record at a position as TFDS decodes it, unchecked and with encoded images.
+        """Returns the record at a position as TFDS decodes it, unchecked and with encoded images.
 
-        Names, nesting and types are those of TFDS; labels are 0…C − 1, and −1 for none.
+        Names, nesting and types are TFDS's; labels are 0…C − 1, and −1 for none.
         """
         part, position = self._locate(index)
         return part.read_decoded(position)
 
     def describe(self, index: int) -> str:
-        """Where an image is, for messages: record 3 of voc/2007:train in DIR."""
+        """Says where an image is, for messages: record 3 of voc/2007:train in DIR."""
         part, position = self._locate(index)
         directory = Path(part.shards[0].filename).parent
         return f"record {position} of {part.name} in {directory}"
@@ -155,7 +155,7 @@ class DetectionSource:
             )
 
     def most_boxes(self, enough: int) -> tuple[int, str]:
-        """The largest number of boxes in an image, and the name of that image.
+        """Returns the largest number of boxes in an image, and the name of that image.
 
         A part whose report has no more than `enough` boxes in an image is not read. Of the others,
         every record is read, but no image is decoded.
@@ -181,13 +181,13 @@ class DetectionSource:
 
     @property
     def left_out(self) -> LeftOut:
-        """The boxes left out so far, counted once however often an image is read."""
+        """Returns the boxes left out so far, counted once however often an image is read."""
         with self._lock:
             counts = list(self._left_out.values())
         return LeftOut(sum(n for n, _ in counts), sum(n for _, n in counts), len(counts))
 
     def left_out_line(self) -> str:
-        """A sentence about the boxes left out so far; "" if there is none."""
+        """Returns a sentence about the boxes left out so far; "" if there is none."""
         found = self.left_out
         if not found.images:
             return ""
@@ -206,7 +206,7 @@ class DetectionSource:
         return self._parts[which], index - (self._ends[which - 1] if which else 0)
 
     def _usable(self, index: int, example: Example, part: PreparedSplit) -> np.ndarray | None:
-        """Which boxes are usable, bool [n], or None for all; counts the others, warns once."""
+        """Finds the usable boxes, bool [n], or None for all; counts the others, warns once."""
         boxes, labels = example["boxes"], example["labels"]
         has_area = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
         has_label = (labels > 0) & (labels <= len(self.class_names))
@@ -248,7 +248,7 @@ def open_source(spec: str, data_dir: str | Path) -> DetectionSource:
 
 
 def parse_spec(spec: str) -> list[SpecPart]:
-    """The parts of a spec; see `open_source`.
+    """Parses the parts of a spec; see `open_source`.
 
     Raises:
         UserError: a part does not have the form NAME[/CONFIG]:SPLIT[@DIR].
@@ -285,7 +285,7 @@ def open_part(part: SpecPart, data_dir: str) -> PreparedSplit:
 
 
 def _example(part: PreparedSplit, position: int, fields: Any) -> Example:
-    """A record as an example, with clipped boxes; nothing is left out yet.
+    """Returns a record as an example, with clipped boxes; nothing is left out yet.
 
     Raises:
         ValueError, IndexError, KeyError, OverflowError: it is incomplete or inconsistent.
@@ -315,7 +315,7 @@ def _example(part: PreparedSplit, position: int, fields: Any) -> Example:
 
 
 def _values(fields: Any, key: str, kind: str) -> Any:
-    """The values of one field of a record (reading a missing key directly would add it)."""
+    """Returns the values of one field of a record (reading a missing key directly would add it)."""
     if key not in fields:
         raise KeyError(f"it has no {key}")
     return getattr(fields[key], kind).value

@@ -9,11 +9,11 @@ import numpy as np
 from scratchdet_jax.data.records import DetectionSource
 from scratchdet_jax.progress import track
 
-_ROUNDING = 1  # keys the random numbers apart from those of the order
+_ROUNDING = 1  # keys these random numbers apart from the order's
 
 
 def class_factors(labels: Sequence[np.ndarray], class_count: int, threshold: float) -> np.ndarray:
-    """The repeat factor of each class: r(c) = max(1, √(t / f(c))).
+    """Returns the repeat factor of each class: r(c) = max(1, √(t / f(c))).
 
     Args:
         labels: of each image, int [n], 1…C.
@@ -32,12 +32,12 @@ def class_factors(labels: Sequence[np.ndarray], class_count: int, threshold: flo
 
 
 def image_factors(labels: Sequence[np.ndarray], factors: np.ndarray) -> np.ndarray:
-    """The repeat factor of each image: the largest of its classes; 1 without a box. float64 [n]."""
+    """Returns each image's repeat factor, float64 [n]: its classes' largest; 1 without a box."""
     return np.array([max(factors[np.unique(own) - 1], default=1.0) for own in labels])
 
 
 def labels_of(source: DetectionSource, with_ignored: bool) -> list[np.ndarray]:
-    """The labels of each image; reads every record, decodes none."""
+    """Returns the labels of each image; reads every record, decodes none."""
     labels = []
     for i in track(range(len(source)), len(source), "counting classes", "image"):
         example = source[i]
@@ -46,7 +46,7 @@ def labels_of(source: DetectionSource, with_ignored: bool) -> list[np.ndarray]:
 
 
 def random_state(*key: int) -> np.random.RandomState:
-    """Random numbers by key; RandomState is frozen, so they are the same in all NumPy versions."""
+    """Seeds random numbers by key; RandomState is frozen, so all NumPy versions agree."""
     return np.random.RandomState(np.random.MT19937(np.random.SeedSequence(key)))
 
 
@@ -59,19 +59,19 @@ class Repeats:
     """
 
     def __init__(self, factors: np.ndarray, seed: int) -> None:
-        """`factors`: float64 [n], of each image."""
+        """Takes `factors`: float64 [n], of each image."""
         self._whole = np.floor(factors).astype(np.int64)
         self._part, self._seed = factors - self._whole, seed
         self._ends = [0]  # of the epochs whose length is known, after the 0 where the first begins
         self._lock = threading.Lock()
 
     def indices(self, epoch: int) -> np.ndarray:
-        """The images of an epoch in split order, each as often as it occurs."""
+        """Returns the images of an epoch in split order, each as often as it occurs."""
         random = random_state(self._seed, epoch, _ROUNDING).random_sample(len(self._part))
         return np.repeat(np.arange(len(self._part)), self._whole + (random < self._part))
 
     def locate(self, position: int) -> tuple[int, int]:
-        """The epoch that a position of the endless stream is in, and its place in that epoch."""
+        """Finds the epoch of a position of the endless stream, and its place in that epoch."""
         with self._lock:
             while self._ends[-1] <= position:
                 self._ends.append(self._ends[-1] + len(self.indices(len(self._ends) - 1)))
@@ -80,7 +80,7 @@ class Repeats:
 
 
 def repeated_line(factors: np.ndarray, total: float, class_names: Sequence[str]) -> str:
-    """A sentence about what is repeated.
+    """Returns a sentence about what is repeated.
 
     Args:
         factors: of each class, [C].

@@ -19,7 +19,7 @@ NO_EVALUATION = (
 
 
 def chosen_on_test(config: ml_collections.ConfigDict) -> str:
-    """A warning if the best checkpoint of a run is chosen on a test split; else "".
+    """Returns a warning if the best checkpoint of a run is chosen on a test split; else "".
 
     Such a figure is too good: the split that is reported has taken part in a choice.
     """
@@ -74,7 +74,7 @@ def dataset_name(folder: str | Path) -> str:
 
 
 def _names_data_sets(spec: str) -> bool:
-    """Whether a spec is NAME:SPLIT, …, and not a split of the user's folder."""
+    """Returns whether a spec is NAME:SPLIT, …, and not a split of the user's folder."""
     return ":" in re.sub(r"\[[^\]]*\]", "", spec)  # not the colon of a slice, train[:80%]
 
 
@@ -87,7 +87,7 @@ def check_slots(
 
     Args:
         settings: `config.data`.
-        sources: by field, "train" or "eval"; None is passed over.
+        sources: by field, "train" or "eval"; None is ignored.
 
     Raises:
         UserError: an image has more boxes.
@@ -107,7 +107,7 @@ def check_slots(
 
 
 def _prepared_folder(settings: ml_collections.ConfigDict) -> str:
-    """The name of the data set made of `config.data.folder`, after preparing it if necessary."""
+    """Names the data set made of `config.data.folder`; prepares it if necessary."""
     name = dataset_name(settings.folder)
     prepared = Path(settings.dir) / "voc_folder" / name
     if Path(settings.folder).is_dir() or not prepared.is_dir():
@@ -116,7 +116,7 @@ def _prepared_folder(settings: ml_collections.ConfigDict) -> str:
 
 
 def _advice(settings: ml_collections.ConfigDict, field: str, error: NoSplitError) -> str:
-    """What to do where a set has only one split: divide it, or train without evaluation."""
+    """Advises what to do if a set has only one split: divide it, or train without evaluation."""
     if len(error.known) != 1:
         return ""
     kind, _, name = error.dataset.partition("/")

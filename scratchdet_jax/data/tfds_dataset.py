@@ -86,7 +86,7 @@ class PreparedSplit(NamedTuple):
     records: Any
 
     def most_boxes(self) -> int | None:
-        """No image has more boxes than this, says report.json of own sets; None: unknown.
+        """Reads the largest number of boxes in an image from report.json; None if unknown.
 
         Sets prepared by TFDS have no report.
         """
@@ -97,11 +97,11 @@ class PreparedSplit(NamedTuple):
             return None
 
     def size(self) -> int:
-        """Number of records."""
+        """Returns the number of records."""
         return len(self.records)
 
     def read(self, index: int) -> Any:
-        """The fields of a record by flat name, as TensorFlow's Example holds them.
+        """Reads the fields of a record by flat name, as TensorFlow's Example holds them.
 
         Raises:
             UserError: the file is damaged.
@@ -112,7 +112,7 @@ class PreparedSplit(NamedTuple):
             raise self.damaged(index, error) from error
 
     def read_decoded(self, index: int) -> dict[str, Any]:
-        """A record as TFDS decodes it, with encoded images.
+        """Reads a record as TFDS decodes it, with encoded images.
 
         Raises:
             UserError: the file is damaged.
@@ -129,7 +129,7 @@ class PreparedSplit(NamedTuple):
             raise self.damaged(index, error) from error
 
     def damaged(self, index: int, reason: object) -> UserError:
-        """The error for an unusable record: its number, its file and the reason."""
+        """Returns the error for an unusable record: its number, its file and the reason."""
         ends = list(itertools.accumulate(shard.take for shard in self.shards))
         file = self.shards[bisect.bisect_right(ends, index)].filename
         return UserError(
@@ -182,17 +182,17 @@ def open_prepared(name: str, split: str, data_dir: str) -> PreparedSplit:
 
 
 def is_prepared(name: str, data_dir: str) -> bool:
-    """Whether a version of the data set exists."""
+    """Returns whether a version of the data set exists."""
     return bool(_versions(epath.Path(data_dir) / name))
 
 
 def configs(name: str, data_dir: str) -> list[str]:
-    """Every CONFIG for which NAME/CONFIG exists."""
+    """Returns every CONFIG for which NAME/CONFIG exists."""
     return _configs(epath.Path(data_dir) / name)
 
 
 def classes_and_splits(name: str, data_dir: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The class names, in the order of the labels, and the splits of a prepared data set.
+    """Returns the class names, in the order of the labels, and the splits of a prepared data set.
 
     Raises:
         UserError: it is missing or cannot be read.
@@ -220,7 +220,7 @@ def _open_builder(directory: epath.Path) -> Any:
 
 
 def _split_names(name: str, split: str, splits: Any) -> set[str]:
-    """The splits used by an expression in TFDS's split language."""
+    """Returns the splits used by an expression in TFDS's split language."""
     try:
         pieces = tfds.core.ReadInstruction.from_spec(split).to_absolute(splits)
         # TFDS reads train[2:1] as train[2:].
@@ -240,7 +240,7 @@ def _known(splits: Any) -> str:
 
 
 def _check_features(name: str, features: Any) -> frozenset[str]:
-    """The flat names of the features, if they are those of a detection data set."""
+    """Returns the flat names of the features; refuses features that hold no detection data."""
     kinds = tfds.features
     known = dict(features.items())  # TFDS's FeaturesDict has no get
     image, objects = known.get("image"), known.get("objects")
@@ -294,7 +294,7 @@ def _check_shards(name: str, shards: list[Any]) -> None:
 
 
 def _flaw(shard: Any) -> str:
-    """What is wrong with a file, or ""; damaged records are found only when they are read."""
+    """Says what is wrong with a file, or ""; damaged records are found only when read."""
     advice = "delete the data set and prepare it again"
     try:
         with epath.Path(shard.filename).open("rb"):
@@ -319,7 +319,7 @@ def _flaw(shard: Any) -> str:
 def _category_ids(
     name: str, directory: epath.Path, class_names: tuple[str, ...]
 ) -> tuple[int, ...] | None:
-    """From report.json for own COCO and YOLO sets, COCO's table for TFDS's coco, else None."""
+    """Reads report.json of own COCO and YOLO sets, or COCO's table for TFDS's coco; else None."""
     head = name.partition("/")[0]
     if head == "coco" and set(class_names) <= set(coco_classes.IDS):
         return tuple(coco_classes.IDS[class_name] for class_name in class_names)
@@ -335,7 +335,7 @@ def _category_ids(
 
 
 def _newest_version(name: str, data_dir: str) -> epath.Path:
-    """The directory of the highest version of a prepared data set."""
+    """Returns the directory of the highest version of a prepared data set."""
     root = epath.Path(data_dir) / name
     if versions := _versions(root):
         directory = root / max(versions, key=lambda v: tuple(map(int, v.split("."))))
@@ -351,7 +351,7 @@ def _newest_version(name: str, data_dir: str) -> epath.Path:
 
 
 def _list(directory: epath.Path) -> list[str]:
-    """Names in a directory; empty if it does not exist."""
+    """Lists the names in a directory; empty if it does not exist."""
     try:
         return sorted(path.name for path in directory.iterdir())
     except (FileNotFoundError, NotADirectoryError):
@@ -369,7 +369,7 @@ def _configs(directory: epath.Path) -> list[str]:
 
 
 def inventory(data_dir: str) -> str:
-    """The names of the prepared data sets, in words."""
+    """Returns the names of the prepared data sets, in words."""
     root = epath.Path(data_dir)
     names = []
     for name in _list(root):
@@ -379,7 +379,7 @@ def inventory(data_dir: str) -> str:
 
 
 def tfds_build(name: str, data_dir: str) -> str:
-    """TFDS's command that makes one of its data sets."""
+    """Returns TFDS's command that makes one of its data sets."""
     return f"tfds build {name} --file_format=array_record --data_dir={shlex.quote(data_dir)}"
 
 
@@ -400,5 +400,5 @@ def _damage(directory: epath.Path, reason: object) -> str:
 
 
 def _cause(reason: object) -> str:
-    """An error's text on one line, without the source positions that C++ adds after a semicolon."""
+    """Puts an error's text on one line, without C++'s source positions after a semicolon."""
     return one_line(reason).partition(";")[0]

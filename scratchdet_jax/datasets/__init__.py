@@ -1,1 +1,1 @@
-"""TFDS builders that do not need TensorFlow."""
+"""Own photos and annotations → prepared data sets, without TensorFlow."""

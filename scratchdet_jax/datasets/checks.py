@@ -50,7 +50,7 @@ class Journal:
     """
 
     def __init__(self, path: Path) -> None:
-        """`path` is the file; it is created with the first entry."""
+        """Takes the `path` of the file, which is created with the first entry."""
         self._path = path
         self._file: TextIO | None = None
         self._entries: dict[tuple[str, Stamp], Checked] = {}
@@ -73,7 +73,7 @@ class Journal:
                 self._file.close()
 
     def find(self, path: Path, stamp: Stamp) -> Checked | None:
-        """The recorded result for a file, or None."""
+        """Returns the recorded result for a file, or None."""
         return self._entries.get((str(path), stamp))
 
     def add(self, path: Path, checked: Checked) -> None:

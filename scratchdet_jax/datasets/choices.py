@@ -61,11 +61,11 @@ class Choices(NamedTuple):
 
     @property
     def divides(self) -> bool:
-        """Whether a split is divided."""
+        """Returns whether a split is divided."""
         return self.val > 0 or self.test > 0
 
     def record(self) -> dict[str, Any]:
-        """The choices that were made, as JSON."""
+        """Returns the choices that were made, as JSON."""
         values = json.loads(json.dumps(self._asdict()))
         defaults = json.loads(json.dumps(NO_CHOICES._asdict()))
         chosen = {key: value for key, value in values.items() if value != defaults[key]}
@@ -73,7 +73,7 @@ class Choices(NamedTuple):
         return {**chosen, "seed": self.seed} if self.divides else chosen
 
     def sign(self, fingerprint: str) -> str:
-        """The fingerprint of an input with these choices; unchanged if there are none."""
+        """Returns the fingerprint of an input with these choices; unchanged if there are none."""
         record = self.record()
         if not record:
             return fingerprint
@@ -81,14 +81,14 @@ class Choices(NamedTuple):
         return hashlib.sha256(text.encode()).hexdigest()
 
     def names_before_renaming(self, names: Sequence[str] | None) -> list[str] | None:
-        """The classes that `names` are called in the input, beside the names themselves."""
+        """Returns the classes that `names` are called in the input, beside the names themselves."""
         if names is None:
             return None
         return [*names, *(old for old, new in self.rename if new in names and old not in names)]
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> "Choices":
-        """The reverse of `record`."""
+        """Inverts `record`."""
         values = {key: value for key, value in record.items() if key in cls._fields}
         if values.get("classes") is not None:
             values["classes"] = tuple(values["classes"])
@@ -173,7 +173,7 @@ def note_unused_classes(contents: Contents) -> Contents:
 def _chosen_table(
     contents: Contents, choices: Choices
 ) -> tuple[tuple[str, ...], tuple[int, ...] | None]:
-    """The chosen class names and their category ids."""
+    """Returns the chosen class names and their category ids."""
     renamed = dict(choices.rename)
     first: dict[str, int] = {}
     for position, name in enumerate(contents.class_names):

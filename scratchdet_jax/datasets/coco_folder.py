@@ -94,7 +94,7 @@ def prepare_coco_folder(
 
 
 def _inventory(listings: Mapping[str, Listing]) -> dict[str, str]:
-    """The versions of the annotation files and the images, by split."""
+    """Returns the versions of the annotation files and the images, by split."""
     found = {}
     for split, listing in listings.items():
         found[f"{split}: {as_text(listing.file.path.name)}"] = listing.file.digest

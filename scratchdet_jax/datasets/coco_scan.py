@@ -111,7 +111,7 @@ def list_split(file: CocoFile, folder: Path) -> Listing:
 
 
 def fingerprint(listings: Mapping[str, Listing]) -> str:
-    """A hash of the splits, the annotation files, and the images' names and file sizes."""
+    """Hashes the splits, the annotation files, and the images' names and file sizes."""
     digest = hashlib.sha256()
     for split, listing in listings.items():
         digest.update(json.dumps([split, listing.file.digest]).encode())
@@ -184,7 +184,7 @@ def read_ground_truth(file: CocoFile) -> GroundTruth:
 
 
 def _of_table(table: CategoryTable) -> tuple[list[Defect], list[str]]:
-    """The defects of a category table, and notes on what was left out of it."""
+    """Returns the defects of a category table, and notes on what was left out of it."""
     return (
         [Defect.of(Kind.CATEGORY_NAME, path.name, text) for path, text in table.repaired],
         [f"category left out, because no annotation uses it: {text}" for text in table.left_out],
@@ -198,7 +198,7 @@ def _distinct(
     find_problem: Callable[[Any], str],
     key: Callable[[Any], Any],
 ) -> tuple[dict[Any, dict[str, Any]], set[Any], int]:
-    """Readable image entries by id, all ids, and the number of different images."""
+    """Returns readable image entries by id, all ids, and the number of different images."""
     by_id: dict[Any, list[dict[str, Any]]] = {}
     unreadable = 0
     for position, entry in enumerate(file.images):
@@ -253,7 +253,7 @@ def _note_shared(images: Mapping[int, ListedImage], name: str, defects: list[Def
 def _scan_split(
     listing: Listing, categories: Mapping[int, str], journal: Journal
 ) -> tuple[list[UsableImage], list[Defect]]:
-    """The usable images in the order of their list, and the defects."""
+    """Returns the usable images in the order of their list, and the defects."""
     name = as_text(listing.file.path.name)
     paths = list(dict.fromkeys(image.path for image in listing.images.values()))
     checked = check_images(paths, listing.root, journal)
@@ -302,7 +302,7 @@ def _by_image(
     name: str,
     key: Callable[[Any], Any],
 ) -> tuple[dict[Any, list[tuple[int, dict[str, Any]]]], list[Defect]]:
-    """Annotations and their positions by image, without those of images that are left out."""
+    """Groups annotations and their positions by image, except for images that are left out."""
     entries: dict[Any, list[tuple[int, dict[str, Any]]]] = {i: [] for i in images}
     defects = []
     for position, entry in enumerate(annotations):
@@ -343,7 +343,7 @@ class _AnnotationReader:
         self._defects.append(Defect.of(kind, self._name, reason))
 
     def read(self, position: int, entry: Mapping[str, Any], frame: Frame) -> CocoItem | None:
-        """The object of an annotation, its box in the displayed frame; None if unusable."""
+        """Reads the object of an annotation, its box in the displayed frame; None if unusable."""
         where = _place(position, entry)
         found = self._category_and_corners(entry, where)
         if found is None:
@@ -365,7 +365,7 @@ class _AnnotationReader:
     def read_pixels(
         self, position: int, entry: Mapping[str, Any], image: Mapping[str, Any]
     ) -> tuple[str, dict[str, Any]] | None:
-        """The category and the fields "bbox", "area" and "iscrowd"; None if unusable.
+        """Reads the category and the fields "bbox", "area" and "iscrowd"; None if unusable.
 
         The box has its corners in order, but is not clipped to the image. Scoring does not use the
         annotation's id.
@@ -411,7 +411,7 @@ class _AnnotationReader:
             self.note(kind, f"{where}: x {x:g}, y {y:g}, w {right - x:g}, h {bottom - y:g}{of}")
 
     def _area(self, entry: Mapping[str, Any], box: Box, frame: Frame, where: str) -> int:
-        """An integer, as TFDS stores it. Rounding up would change COCO's size classes."""
+        """Returns an integer, as TFDS stores it. Rounding up would change COCO's size classes."""
         found = self._stated_area(entry, where)
         if found is not None:
             return int(found)

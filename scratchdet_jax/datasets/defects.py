@@ -51,5 +51,5 @@ class Defect(NamedTuple):
 
     @classmethod
     def of(cls, kind: Kind, file: str, reason: str) -> "Defect":
-        """A defect whose texts fit on one line, whatever names and values they contain."""
+        """Returns a defect whose texts fit on one line, whatever names and values they contain."""
         return cls(kind, printable(file), printable(reason))

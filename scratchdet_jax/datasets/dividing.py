@@ -78,7 +78,7 @@ def divide(contents: Contents, choices: Choices, source: str) -> Contents:
 
 
 def assign(items: Sequence[Item], shares: Mapping[str, float], seed: int) -> list[str]:
-    """A split for every item, so that the images and those of each class are in proportion.
+    """Chooses a split for every item, so that all images and each class are in proportion.
 
     Items with rare classes are placed first, each where it brings the counts closest to the shares;
     then single items are moved as long as that improves them. The order of the items has no
@@ -128,7 +128,7 @@ class _Division:
     """
 
     def __init__(self, counts: np.ndarray, shares: Sequence[float]) -> None:
-        """`counts`: [n, 1 + C], images of each item, in all and by class."""
+        """Takes `counts`: [n, 1 + C], images of each item, in all and by class."""
         self._counts = counts
         self._expected = np.outer(shares, counts.sum(axis=0))  # [splits, 1 + C]
         weights = np.ones(counts.shape[1])
@@ -138,7 +138,7 @@ class _Division:
         self.places = np.full(len(counts), -1)
 
     def costs(self, i: int) -> np.ndarray:
-        """By how much the cost grows if the item is added to each split, rounded."""
+        """Computes the rounded growth of the cost if the item is added to each split."""
         added, apart = self._counts[i], self._found - self._expected
         growth = (self._weights * (2 * apart + added) * added).sum(axis=1)
         return np.round(growth, 9)
@@ -173,7 +173,7 @@ class _Division:
                 self._give([i for i in order if boxed[i] and self._spares(i, boxed, split)], split)
 
     def _spares(self, i: int, boxed: np.ndarray, split: int) -> bool:
-        """Whether the item's split keeps boxes without it, or comes after `split`."""
+        """Returns whether the item's split keeps boxes without it, or comes after `split`."""
         return self.places[i] > split or (boxed & (self.places == self.places[i])).sum() > 1
 
     def _give(self, candidates: Sequence[int], split: int) -> None:
@@ -195,7 +195,7 @@ class _Division:
 
 
 def _counts(items: Sequence[Item]) -> np.ndarray:
-    """[n, 1 + C]: the images of each item, in all and by class (no class is one too)."""
+    """Counts the images of each item, [n, 1 + C]: all, and by class ("no class" is a class)."""
     names = sorted({name for item in items for name in item.classes})
     table = np.zeros((len(items), 1 + len(names)))
     column = {name: 1 + i for i, name in enumerate(names)}
@@ -290,7 +290,7 @@ def _record(
     groups: Sequence[Sequence[int]],
     together: Sequence[Sequence[str]],
 ) -> dict[str, Any]:
-    """What report.json holds of the division."""
+    """Returns the division for report.json."""
     return {
         "from": divided,
         "seed": choices.seed,

@@ -33,7 +33,7 @@ class Signature(NamedTuple):
 
 
 def read_signature(encoded: bytes, orientation: int) -> Signature:
-    """The signature of an encoded image, as displayed after the turn `orientation` (1…8).
+    """Computes an encoded image's signature, as displayed after the turn `orientation` (1…8).
 
     Raises:
         ValueError: it cannot be decoded.
@@ -43,7 +43,7 @@ def read_signature(encoded: bytes, orientation: int) -> Signature:
 
 
 def signature(image: np.ndarray) -> Signature:
-    """The signature of an image uint8 [h, w, 3], RGB.
+    """Computes the signature of an image uint8 [h, w, 3], RGB.
 
     Bit (row, column) of the hash says whether brightness rises from one column to the next of the
     image reduced to 8 × 9 (dHash, N. Krawetz 2013).
@@ -56,7 +56,7 @@ def signature(image: np.ndarray) -> Signature:
 
 
 def near_pairs(signatures: Sequence[Signature]) -> list[tuple[int, int, int]]:
-    """All pairs (i, j, differing bits), i < j, of near signatures; nearest first.
+    """Finds all pairs (i, j, differing bits), i < j, of near signatures; nearest first.
 
     The time is quadratic, but only 8 bytes are read per comparison: seconds for 20,000 images. At
     most MOST_PAIRS are returned.
@@ -80,7 +80,7 @@ def near_pairs(signatures: Sequence[Signature]) -> list[tuple[int, int, int]]:
 
 
 def near_groups(signatures: Sequence[Signature]) -> list[list[int]]:
-    """The groups that near pairs connect, directly or through others; every index is in one.
+    """Groups what near pairs connect, directly or through others; every index is in one.
 
     Unlike `near_pairs` it misses none, however many there are. Groups are in the order of their
     first members.
@@ -110,7 +110,7 @@ def _stacked(signatures: Sequence[Signature]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Mean absolute differences of thumbnails int16 [..., 16, 16, 3]."""
+    """Computes mean absolute differences of thumbnails int16 [..., 16, 16, 3]."""
     return np.abs(a - b).mean(axis=(-3, -2, -1))
 
 

@@ -17,7 +17,7 @@ def describe_files(
     others: Mapping[str, Any],
     root: Path | None = None,
 ) -> dict[str, str]:
-    """A version of every input file by its name.
+    """Returns a version of every input file by its name.
 
     Args:
         folder: the resolved folder; names are relative to it.

@@ -24,7 +24,7 @@ class _Substitute(NamedTuple):
 
     Attributes:
         published: the missing set.
-        data_dir: the folder that lacks it, where the own set is, too.
+        data_dir: the folder that lacks it, which also holds the own set.
         name: KIND/NAME of the own set.
         splits: its splits.
         command: prepares it; "" if it exists.
@@ -40,7 +40,7 @@ class _Substitute(NamedTuple):
 def missing_error(
     settings: ml_collections.ConfigDict, fields: Sequence[str], dataset: str
 ) -> FieldsError | None:
-    """The error that says what to download, and gives the commands and fields to train on it.
+    """Words the error: what to download, and the commands and fields to train on it.
 
     Args:
         settings: `config.data`.
@@ -86,7 +86,7 @@ def _has_all(splits: Sequence[str], known: Collection[str]) -> bool:
 
 
 def _substitute(published: Official, data_dir: str, splits: Sequence[str]) -> _Substitute:
-    """A prepared own set that has all of `splits`; else the one that a command prepares."""
+    """Finds a prepared own set that has all of `splits`; else the one that a command prepares."""
     usual = published.own_name
     names = configs(published.kind, data_dir)
     candidates = [name for name in names if published.is_called(name)]

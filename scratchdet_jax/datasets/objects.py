@@ -26,7 +26,7 @@ class VocItem(NamedTuple):
 
     @property
     def is_ignored(self) -> bool:
-        """Whether training and scoring ignore it."""
+        """Returns whether training and scoring ignore it."""
         return self.is_difficult
 
 
@@ -41,7 +41,7 @@ class CocoItem(NamedTuple):
 
     @property
     def is_ignored(self) -> bool:
-        """Whether training and scoring ignore it."""
+        """Returns whether training and scoring ignore it."""
         return self.is_crowd
 
 
@@ -53,7 +53,7 @@ class YoloItem(NamedTuple):
 
     @property
     def is_ignored(self) -> bool:
-        """Never: YOLO has no such flag."""
+        """Returns False: YOLO has no such flag."""
         return False
 
 
@@ -136,7 +136,7 @@ def annotated_frame(stated: tuple[int, int] | None, header: ImageHeader) -> Fram
 
 
 def turned(box: Box, orientation: int) -> Box:
-    """A normalised box of the stored image, in the displayed image."""
+    """Turns a normalised box of the stored image into the displayed image."""
     if orientation == 1:
         return box
     ymin, xmin, ymax, xmax = turn_boxes(np.array([box]), orientation)[0].tolist()
@@ -144,7 +144,7 @@ def turned(box: Box, orientation: int) -> Box:
 
 
 def order_box(corners: Box) -> tuple[Box | None, list[Kind]]:
-    """The box (ymin, xmin, ymax, xmax) in pixels with its corners in order, and the defects.
+    """Orders the corners of a box (ymin, xmin, ymax, xmax) in pixels; notes the defects.
 
     None if it has no area.
     """

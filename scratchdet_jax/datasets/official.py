@@ -55,7 +55,7 @@ class Official(NamedTuple):
     class_names: tuple[str, ...]
 
     def command(self, data_dir: str, again: bool = False) -> str:
-        """The command that prepares it, or prepares it `again`."""
+        """Returns the command that prepares it, or prepares it `again`."""
         where = f"--data_dir={shlex.quote(data_dir)}{' --force' if again else ''}"
         return (
             f"python -m scratchdet_jax.tools.prepare {self.arguments} --name={self.own_name} "
@@ -63,7 +63,7 @@ class Official(NamedTuple):
         )
 
     def is_called(self, own_name: str) -> bool:
-        """Whether an own set has the name of this one: voc2007, my_voc07; or just coco."""
+        """Returns whether an own set has the name of this one: voc2007, my_voc07; or just coco."""
         if self.kind == "coco_folder" and not re.search(r"\d", own_name):
             return True
         return bool(re.search(rf"(?<!\d)(20)?{self.name[-2:]}(?!\d)", own_name))
@@ -114,12 +114,12 @@ _ALL = (
 
 
 def official(name: str) -> Official | None:
-    """The published data set that TFDS calls `name`; its usual year if `name` has none."""
+    """Returns the published data set that TFDS calls `name`; its usual year if `name` has none."""
     return next((o for o in _ALL if name in (o.name, o.name.partition("/")[0])), None)
 
 
 def translated(split: str, known: Collection[str]) -> str | None:
-    """A split in TFDS's names, in terms of the splits `known` of an own set.
+    """Returns a split in TFDS's names, in terms of the splits `known` of an own set.
 
     None if one is missing. Sets with the split trainval may lack train and val.
     """

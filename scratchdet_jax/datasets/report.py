@@ -65,11 +65,11 @@ class PrepareReport:
     most_boxes: int = 0
 
     def counts(self) -> dict[str, int]:
-        """Number of defects by kind."""
+        """Returns the number of defects by kind."""
         return dict(collections.Counter(str(defect.kind) for defect in self.defects))
 
     def summary(self, stored: bool = True) -> str:
-        """The report in a few lines, with the first defects of each kind.
+        """Returns the report in a few lines, with the first defects of each kind.
 
         `stored`: whether report.json, which has all defects, was written.
         """
@@ -119,7 +119,7 @@ class PrepareReport:
         return "\n".join(lines)
 
     def _ignored_text(self) -> str:
-        """The number of ignored boxes; nothing for YOLO, whose boxes have no flags."""
+        """Returns the number of ignored boxes; nothing for YOLO, whose boxes have no flags."""
         flag = {"voc_folder": "difficult", "coco_folder": "crowd"}.get(self.name.partition("/")[0])
         return f" ({self.ignored:,} {flag})" if flag else ""
 
@@ -127,7 +127,7 @@ class PrepareReport:
         return defect_lines(self.defects, reference) or ["  no defects"]
 
     def to_json(self) -> str:
-        """The complete report, for report.json."""
+        """Returns the complete report, for report.json."""
         fields = dataclasses.asdict(self)
         fields["counts"] = self.counts()
         fields["defects"] = [defect._asdict() for defect in self.defects]
@@ -153,7 +153,7 @@ class PrepareReport:
 
 
 def defect_lines(defects: Sequence[Defect], reference: str = "") -> list[str]:
-    """The kinds of defect, with their counts and the first of each; `reference` names the rest."""
+    """Lists the kinds of defect with counts and first cases; `reference` names the rest."""
     lines = []
     for kind, count in collections.Counter(str(defect.kind) for defect in defects).items():
         lines.append(f"  {count} × {kind}")
@@ -167,7 +167,7 @@ def defect_lines(defects: Sequence[Defect], reference: str = "") -> list[str]:
 def statistics(
     splits: Mapping[str, Sequence[UsableImage]], class_names: Sequence[str]
 ) -> dict[str, Any]:
-    """The fields of a report that count usable data; an image in several splits counts once."""
+    """Counts usable data for a report; an image in several splits counts once."""
     unique = {(image.path, image.image_id): image for m in splits.values() for image in m}
     images = list(unique.values())
     boxes = collections.Counter(o.name for image in images for o in image.objects)
@@ -190,7 +190,7 @@ def statistics(
 
 
 def _area(box: tuple[float, float, float, float], size: tuple[int, int]) -> float:
-    """Area in pixels of a normalised box in an image of (height, width)."""
+    """Computes the area in pixels of a normalised box in an image of (height, width)."""
     ymin, xmin, ymax, xmax = box
     # Rounded, because normalising can make a box of exactly 32² pixels slightly smaller.
     return round((ymax - ymin) * (xmax - xmin) * size[0] * size[1], 3)

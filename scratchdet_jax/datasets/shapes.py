@@ -94,7 +94,7 @@ def prepare_shapes(data_dir: str | Path) -> None:
 
 
 def encode_scene(split: str, index: int) -> dict[str, Any]:
-    """Scene `index` of `split` as a TFDS example."""
+    """Encodes scene `index` of `split` as a TFDS example."""
     scene = make_scene(split, index)
     encoded = cv2.imencode(
         ".jpg", cv2.cvtColor(scene.image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 95]
@@ -156,13 +156,13 @@ def _place_objects(
 
 
 def _object_size(rng: np.random.Generator) -> float:
-    """Longer side of an object's box in pixels, mostly small."""
+    """Draws the longer side of an object's box in pixels, mostly small."""
     low, high = ((14, 24), (24, 44), (44, 76))[rng.choice(3, p=(0.5, 0.3, 0.2))]
     return float(rng.uniform(low, high))
 
 
 def _outline(rng: np.random.Generator, name: str) -> list[np.ndarray]:
-    """Contours [k, 2] of a shape around the origin; a second contour is a hole."""
+    """Returns contours [k, 2] of a shape around the origin; a second contour is a hole."""
     if name == "circle":
         return [_regular(48)]
     if name == "ring":
@@ -273,7 +273,7 @@ def _paint_object(
 def _contrasting(
     rng: np.random.Generator, other: np.ndarray, hue: float | None = None
 ) -> np.ndarray:
-    """A vivid colour, near `hue` (degrees) or any, that contrasts with `other`."""
+    """Draws a vivid colour, near `hue` (degrees) or any, that contrasts with `other`."""
     while True:
         colour = _vivid(rng, hue)
         if np.linalg.norm(colour - other) >= _MIN_CONTRAST:
@@ -281,13 +281,13 @@ def _contrasting(
 
 
 def _vivid(rng: np.random.Generator, hue: float | None = None) -> np.ndarray:
-    """A saturated colour, RGB float32 [3]; its hue is spread around `hue` or uniform."""
+    """Draws a saturated colour, RGB float32 [3]; its hue is spread around `hue` or uniform."""
     angle = rng.uniform(0, 360) if hue is None else rng.normal(hue, _HUE_SPREAD)
     return _colour(angle, rng.uniform(0.5, 1.0), rng.uniform(0.55, 1.0))
 
 
 def _muted(rng: np.random.Generator) -> np.ndarray:
-    """A greyish colour of any hue, RGB float32 [3]."""
+    """Draws a greyish colour of any hue, RGB float32 [3]."""
     return _colour(rng.uniform(0, 360), rng.uniform(0.0, 0.35), rng.uniform(0.15, 0.75))
 
 
@@ -297,7 +297,7 @@ def _colour(hue: float, saturation: float, value: float) -> np.ndarray:
 
 
 def _texture(rng: np.random.Generator, shape: tuple[int, int], colour: np.ndarray) -> np.ndarray:
-    """float32 [h, w, 3] around `colour`: plain, a gradient, stripes or speckles."""
+    """Draws float32 [h, w, 3] around `colour`: plain, a gradient, stripes or speckles."""
     kind = rng.integers(4)
     if kind == 0:
         return np.broadcast_to(colour, (*shape, 3))
@@ -308,7 +308,7 @@ def _texture(rng: np.random.Generator, shape: tuple[int, int], colour: np.ndarra
 
 
 def _waves(rng: np.random.Generator, shape: tuple[int, int], periods: float) -> np.ndarray:
-    """A sine in a random direction, float32 [h, w] in ±1, `periods` over the longer side."""
+    """Draws a sine in a random direction, float32 [h, w] in ±1, `periods` over the longer side."""
     angle, phase = rng.uniform(0, 2 * np.pi, 2)
     rate = 2 * np.pi * periods / max(shape)
     y = rate * np.sin(angle) * np.arange(shape[0])[:, None]
@@ -319,13 +319,13 @@ def _waves(rng: np.random.Generator, shape: tuple[int, int], periods: float) -> 
 
 
 def _smooth_noise(rng: np.random.Generator, shape: tuple[int, int], cell: float) -> np.ndarray:
-    """Noise of about ±1, float32 [h, w], that varies over `cell` pixels."""
+    """Draws noise of about ±1, float32 [h, w], that varies over `cell` pixels."""
     coarse = rng.uniform(-1, 1, [int(np.ceil(s / cell)) + 1 for s in shape]).astype(np.float32)
     return cv2.resize(coarse, shape[::-1], interpolation=cv2.INTER_LINEAR)
 
 
 def _background(rng: np.random.Generator) -> np.ndarray:
-    """float32 [128, 128, 3]: a gradient overlaid with noise, stripes or blobs."""
+    """Draws float32 [128, 128, 3]: a gradient overlaid with noise, stripes or blobs."""
     shape = SIZE, SIZE
     first, second = _muted(rng), _muted(rng)
     blend = 0.5 + 0.5 * _waves(rng, shape, periods=rng.uniform(0.2, 0.6))
@@ -375,12 +375,12 @@ def _draw_clutter(rng: np.random.Generator, image: np.ndarray, count: int) -> No
 
 
 def _clutter_colour(rng: np.random.Generator) -> np.ndarray:
-    """As vivid as an object's in half of the cases: colour alone does not reveal clutter."""
+    """Draws a colour, in half of the cases as vivid as an object's: colour reveals no clutter."""
     return _vivid(rng) if rng.random() < 0.5 else _muted(rng)
 
 
 def _wobble(rng: np.random.Generator) -> np.ndarray:
-    """Radii [24] of a smooth closed outline that is far from round."""
+    """Draws radii [24] of a smooth closed outline that is far from round."""
     angles = np.arange(24) * (2 * np.pi / 24)
     amplitude, phase = rng.uniform(0.15, 0.3, 3), rng.uniform(0, 2 * np.pi, 3)
     return 1 + sum(
@@ -406,7 +406,7 @@ def _draw_line(rng: np.random.Generator, image: np.ndarray, thickness: int) -> N
 
 
 def _finish(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
-    """Brightness, a slight blur in half of the scenes, and sensor noise; uint8."""
+    """Returns the brightness, a slight blur in half of the scenes, and sensor noise; uint8."""
     image = image * np.float32(rng.uniform(0.7, 1.2)) + np.float32(rng.uniform(-20, 20))
     if rng.random() < 0.5:
         image = cv2.GaussianBlur(image, (3, 3), float(rng.uniform(0.3, 0.8)))

@@ -41,13 +41,13 @@ class Stamp(NamedTuple):
 
 
 def printable(text: str) -> str:
-    """The text on one line: unprintable characters are escaped, and a long text is cut."""
+    """Puts the text on one line: escapes unprintable characters, cuts a long text."""
     cut = text if len(text) <= _LONGEST else text[:_LONGEST] + "…"
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut)
 
 
 def as_text(name: str) -> str:
-    """A file name as Unicode text: bytes that are not UTF-8 are decoded as Latin-1.
+    """Decodes a file name to Unicode text: bytes that are not UTF-8 as Latin-1.
 
     Python represents such bytes as lone surrogates, which a text file cannot hold.
     """
@@ -62,7 +62,7 @@ def as_text(name: str) -> str:
 
 
 def as_key(name: str) -> str:
-    """One key for all encodings of a name: é as one or two characters, UTF-8 or Latin-1."""
+    """Returns one key for all encodings of a name: é as one or two characters, UTF-8 or Latin-1."""
     return unicodedata.normalize("NFC", as_text(name))
 
 
@@ -81,7 +81,7 @@ def decode_text(data: bytes) -> str:
 
 
 def _encoding_without_mark(data: bytes) -> str:
-    """UTF-16 if many of every other byte are zero, as in Latin letters, and none between them."""
+    """Guesses UTF-16 if many of every other byte, and none between, are zero (Latin letters)."""
     first, second = data[::2].count(0), data[1::2].count(0)
     if min(first, second) > 0 or 8 * max(first, second) <= len(data):
         return "utf-8"
@@ -139,7 +139,7 @@ class ImageFolder:
     """Finds listed image files in a folder, and nothing outside it."""
 
     def __init__(self, root: Path) -> None:
-        """`root` is the resolved folder."""
+        """Takes `root`, the resolved folder."""
         self.root = root
         self._spellings: dict[Path, dict[str, list[str]]] = {}
         self._folders: list[str] | None = None
@@ -174,7 +174,7 @@ class ImageFolder:
         return None, self._hint(parts) if parts else ""
 
     def _hint(self, parts: list[str]) -> str:
-        """Where a missing file may be: in the folder itself or in one of its subfolders."""
+        """Says where a missing file may be: in the folder itself or in one of its subfolders."""
         if len(parts) > 1 and self._same_spelling(self.root, parts[-1]):
             return f"but {parts[-1]} is there without the leading folders"
         if self._folders is None:

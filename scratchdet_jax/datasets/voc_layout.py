@@ -65,11 +65,11 @@ class Layout(NamedTuple):
 
     @property
     def is_standard(self) -> bool:
-        """Whether the folders are named as in PASCAL VOC."""
+        """Returns whether the folders are named as in PASCAL VOC."""
         return (self.images.label, self.annotations.label) == _STANDARD
 
     def label(self, path: Path) -> str:
-        """The path of a file relative to the named folder, for messages."""
+        """Returns the path of a file relative to the named folder, for messages."""
         return as_text(path.relative_to(self.folder).as_posix())
 
 
@@ -77,9 +77,9 @@ class Tree(NamedTuple):
     """What a folder contains, as paths relative to it.
 
     Attributes:
-        files: files, and folders whose names end as those of images and annotations do.
+        files: files, and folders whose names end like images and annotations.
         folders: the folders.
-        hidden: files and folders that were passed over.
+        hidden: ignored files and folders.
         outside: links to folders outside, which were not followed.
     """
 
@@ -96,7 +96,7 @@ class Files(NamedTuple):
         images: image files by id, in the order of the ids.
         annotations: annotation files by id, in the order of the ids.
         hidden: files that accompany others on macOS and Windows, by kind and id.
-        hidden_names: every file and folder that was passed over.
+        hidden_names: every ignored file and folder.
         defects: files whose id is taken by another file, and links to the outside.
         notes: decisions made for the user.
     """
@@ -144,7 +144,7 @@ def find_layout(folder: Path, images: str | None = None, annotations: str | None
 
 
 def find_annotations(folder: Path) -> Layout:
-    """As `find_layout`, but the images need not be there."""
+    """Finds the layout as `find_layout` does, but the images need not exist."""
     layout = find_layout(folder)
     name = _subfolder(layout.folder, ANNOTATION_FOLDERS, (".xml",))
     if not layout.is_mixed or name is None:
@@ -192,7 +192,7 @@ def list_files(folder: Path, layout: Layout) -> Files:
 def _with_ids_of_images(
     layout: Layout, images: Mapping[str, Path], annotations: Mapping[str, Path]
 ) -> tuple[dict[str, Path], list[str]]:
-    """The annotations under the ids of their images if only one of the two has sub-folders.
+    """Returns the annotations under the ids of their images if only one of the two has sub-folders.
 
     f1.jpg and cam1/f1.xml belong together if no other file of either kind is called f1.
     """
@@ -223,19 +223,19 @@ def _with_ids_of_images(
 
 
 def split_folders(names: Iterable[str]) -> list[str]:
-    """The folders that are splits: all if one is for training or all sound like splits."""
+    """Returns the folders that are splits: all if one is for training or all sound like splits."""
     folders = sorted(set(names))
     training = [name for name in folders if re.match("train", name, re.IGNORECASE)]
     return folders if training or all(map(_sounds_like_split, folders)) else []
 
 
 def is_hidden(name: str) -> bool:
-    """Whether it is a file that macOS or Windows puts beside others, such as ._a.jpg."""
+    """Returns whether it is a file that macOS or Windows puts beside others, such as ._a.jpg."""
     return bool(_HIDDEN.fullmatch(name))
 
 
 def subfolder_of_any_case(folder: Path, name: str) -> Path | None:
-    """The folder of that name, if need be in other upper and lower case."""
+    """Finds the folder of that name, in any upper and lower case."""
     if (folder / name).is_dir():
         return folder / name
     same = [other for other in _folders(folder) if other.lower() == name.lower()]
@@ -252,7 +252,7 @@ def _folders(folder: Path) -> list[str]:
 
 
 def _subfolder(folder: Path, names: Sequence[str], suffixes: Sequence[str]) -> str | None:
-    """The subfolder of a known name with such files; VOC's own name may be empty."""
+    """Returns the subfolder of a known name with such files; VOC's own name may be empty."""
     known = [name for name in _folders(folder) if name.lower() in names]
     known.sort(key=lambda name: (name not in _STANDARD, names.index(name.lower()), name))
     for name in known:
@@ -269,7 +269,7 @@ def _visible_files(folder: Path) -> Iterator[str]:
 
 
 def _below_xmls(images: Part, annotations: Part) -> Part:
-    """The annotations' subfolder xmls if all of them are there, as in Annotations/xmls."""
+    """Returns the annotations' subfolder xmls if all of them are there, as in Annotations/xmls."""
     with os.scandir(annotations.path) as entries:
         names = sorted(entry.name for entry in entries if not is_hidden(entry.name))
     inner = [name for name in names if name.lower() in ("xmls", "xml")]
@@ -287,7 +287,7 @@ def _below_xmls(images: Part, annotations: Part) -> Part:
 
 
 def _named_layout(folder: Path, root: Path, images: str | None, annotations: str | None) -> Layout:
-    """The layout with what the user names; the other part is found, or is the same folder."""
+    """Takes what the user names; finds the other part, or takes the same folder."""
     found: list[Part | None] = []
     kinds: tuple[tuple[str | None, str, tuple[str, ...], tuple[str, ...]], ...] = (
         (images, "--images", IMAGE_FOLDERS, IMAGE_SUFFIXES),
@@ -371,7 +371,7 @@ def _walk_folder(part: Part, place: str, above: tuple[str, ...], tree: Tree) -> 
 def _by_id(
     layout: Layout, part: Part, names: Iterable[str], suffixes: Sequence[str], defects: list[Defect]
 ) -> dict[str, Path]:
-    """The files of one kind by id; of several with one id, the earliest in `suffixes` is used."""
+    """Finds the files of one kind by id; of several, the earliest in `suffixes` counts."""
     found: list[tuple[str, int, str]] = []
     for name in names:
         path_stem, suffix = os.path.splitext(name)
@@ -390,7 +390,7 @@ def _by_id(
 
 
 def _without_kind(stem: str) -> str | None:
-    """The stem without folders such as images; None in folders that hold no images to train on."""
+    """Removes folders such as images from the stem; None in folders without training images."""
     *folders, name = stem.split("/")
     if any(folder.lower() in _NO_IMAGES for folder in folders):
         return None
@@ -425,7 +425,7 @@ def _refuse_outer_folder(folder: Path, tree: Tree) -> None:
 
 
 def _has_both(tree: Tree, place: str) -> bool:
-    """Whether there are images and annotations in a folder or further inside."""
+    """Returns whether there are images and annotations in a folder or further inside."""
     suffixes = {
         os.path.splitext(name)[1].lower() for name in tree.files if name.startswith(f"{place}/")
     }
@@ -433,7 +433,7 @@ def _has_both(tree: Tree, place: str) -> bool:
 
 
 def _not_understood(folder: Path, tree: Tree) -> str:
-    """What was found, what was expected and how to name the folders."""
+    """Says what was found, what was expected and how to name the folders."""
     counts: collections.Counter[tuple[str, str]] = collections.Counter()
     for name in tree.files:
         suffix = os.path.splitext(name)[1].lower()
@@ -461,7 +461,7 @@ def _not_understood(folder: Path, tree: Tree) -> str:
 
 
 def _likely_folder(counts: collections.Counter[tuple[str, str]], suffixes: Sequence[str]) -> str:
-    """What to name in a flag: the folder with most files, as far inside as has all of them."""
+    """Suggests a folder for a flag: the one with most files, as far inside as has all of them."""
     tops: collections.Counter[str] = collections.Counter()
     for (place, suffix), count in counts.items():
         tops[place.partition("/")[0]] += count * (suffix in suffixes)

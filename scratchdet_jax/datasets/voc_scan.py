@@ -114,7 +114,7 @@ def list_folder(
 def fingerprint(
     listing: Listing, class_names: Sequence[str] | None, splits: Sequence[str] | None
 ) -> str:
-    """A hash of the options, the lists, the annotations, and the images' names and file sizes."""
+    """Hashes the options, the lists, the annotations, and the images' names and file sizes."""
     layout, files, lists = listing.layout, listing.files, listing.lists
     options: list[Any] = [list(class_names or []), list(splits or []), lists.lines]
     if not layout.is_standard:
@@ -136,7 +136,7 @@ def fingerprint(
 def _hashed(
     part: Part, files: Mapping[str, Path], hidden: Mapping[str, Path], used: Collection[str]
 ) -> Iterator[tuple[str, Path]]:
-    """Files that identify the input, with their names: all but unused ones in subfolders."""
+    """Yields files that identify the input, with their names: all but unused ones in subfolders."""
     for image_id, path in sorted({**hidden, **files}.items()):
         name = path.relative_to(part.path).as_posix()
         if "/" not in name or image_id in used:
@@ -190,7 +190,7 @@ def read_ground_truth(folder: Path, split: str) -> GroundTruth:
     """
     layout = find_annotations(folder)
     files = list_files(folder, layout)
-    # An annotation without an image is scored, too.
+    # An annotation without an image is also scored.
     files = files._replace(images={**files.annotations, **files.images})
     lists = read_splits(folder, layout, files, [split])
     (name, source, listed, _) = lists.splits[0]
@@ -218,7 +218,7 @@ def read_ground_truth(folder: Path, split: str) -> GroundTruth:
 def _scored_objects(
     annotation: VocAnnotation, file: str, defects: list[Defect]
 ) -> Iterator[VocObject]:
-    """The usable objects with their corners in order; adds the rest to `defects`."""
+    """Yields the usable objects with their corners in order; adds the rest to `defects`."""
     for number, item in enumerate(annotation.objects, start=1):
         where = f"object {number} ({item.name or 'no name'})"
         if item.box_pixels is None:
@@ -239,7 +239,7 @@ def _scored_objects(
 def _listed_splits(
     listing: Listing, defects: list[Defect], notes: list[str]
 ) -> dict[str, list[str]]:
-    """Unique ids by split; adds missing and repeated ones to `defects`."""
+    """Returns unique ids by split; adds missing and repeated ones to `defects`."""
     files, layout = listing.files, listing.layout
     splits: dict[str, list[str]] = {}
     for split, source, ids, is_list in listing.lists.splits:
@@ -270,7 +270,7 @@ def _missing_image(source: str, image_id: str, folder: str) -> Defect:
 def _read_annotations(
     listing: Listing, ids: Iterable[str], defects: list[Defect]
 ) -> dict[str, VocAnnotation]:
-    """The annotations that can be relied on, by image id."""
+    """Returns the annotations that can be relied on, by image id."""
     layout, files = listing.layout, listing.files
     annotations = {}
     for image_id in ids:
@@ -326,7 +326,7 @@ def _usable_image(
     checked: Checked,
     class_names: Sequence[str] | None,
 ) -> tuple[UsableImage | None, list[Defect]]:
-    """The image with its usable objects (None if the image is unusable), and its defects."""
+    """Returns the image with its usable objects (None if it is unusable), and its defects."""
     layout, path = listing.layout, listing.files.images[image_id]
     if isinstance(checked, Broken):
         return None, [Defect.of(checked.kind, layout.label(path), checked.reason)]
@@ -350,7 +350,7 @@ def _usable_image(
 def _usable_objects(
     annotation: VocAnnotation, size: tuple[int, int], class_names: Sequence[str] | None
 ) -> tuple[list[VocItem], list[tuple[Kind, str]]]:
-    """Objects with boxes normalised to an image of (height, width), and the defects found."""
+    """Normalises the objects' boxes to an image of (height, width); returns the defects found."""
     objects, problems = [], []
     for number, item in enumerate(annotation.objects, start=1):
         where = f"object {number} ({item.name or 'no name'})"

@@ -43,7 +43,7 @@ class VocAnnotation(NamedTuple):
 
     Attributes:
         size: the image's (height, width) as stated, or None.
-        objects: the objects, those of `repairs` included.
+        objects: all objects, repaired ones included.
         repairs: what was read although it is written in another way than VOC's.
         misplaced: what looks like an object but is not where VOC has it. While there is any, it is
             unknown which objects the image shows.
@@ -94,7 +94,7 @@ class _Reader:
         )
 
     def _objects(self, root: ElementTree.Element) -> list[ElementTree.Element]:
-        """The elements of the objects in order; notes what else may be one."""
+        """Finds the elements of the objects in order; notes what else may be one."""
         found: list[ElementTree.Element] = []
         unknown = []
         for child in root:
@@ -129,7 +129,7 @@ class _Reader:
         return element
 
     def _child(self, element: ElementTree.Element, tag: str) -> ElementTree.Element | None:
-        """The first child with a tag, if need be in other upper and lower case."""
+        """Finds the first child with a tag, in any upper and lower case."""
         child = element.find(tag)
         if child is None:
             child = next((other for other in element if other.tag.lower() == tag), None)
@@ -184,7 +184,7 @@ class _Reader:
 
 
 def _box_problem(element: ElementTree.Element) -> str:
-    """Why the <bndbox> of an object may not be its only box, or is none; "" if it is fine."""
+    """Says why an object's <bndbox> may not be its only box, or is none; "" if it is fine."""
     boxes = [child for child in element if child.tag.lower() == "bndbox"]
     # A <part> of an object (head, hand, foot) has a box of its own.
     rest = [child for child in element if child.tag.lower() not in ("bndbox", "part")]
@@ -207,7 +207,7 @@ def _box_problem(element: ElementTree.Element) -> str:
 
 
 def _shows_object(element: ElementTree.Element) -> bool:
-    """Whether the element itself is a box or an object by its tag or its attributes."""
+    """Returns whether the element itself is a box or an object by its tag or its attributes."""
     return _has_box_attribute(element) or (
         element.tag.lower() in _GEOMETRY and _has_content(element)
     )

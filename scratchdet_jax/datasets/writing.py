@@ -119,7 +119,7 @@ def _swap(first: Path, second: Path) -> bool:
 
 
 def _write_failure(error: OSError | RuntimeError) -> str:
-    """Why writing failed; "" if the error has another cause."""
+    """Says why writing failed; "" if the error has another cause."""
     if isinstance(error, OSError):
         return error.strerror or str(error)
     # From array_record: "write() failed: No space left on device; writing FILE; at byte …"

@@ -105,7 +105,7 @@ def list_yolo(data: Path, folder: Path | None) -> YoloListing:
 
 
 def label_path(name: str) -> str:
-    """Where the label file of an image is: `labels` for the last folder `images`, suffix `.txt`."""
+    """Locates an image's label file: `labels` for the last folder `images`, suffix `.txt`."""
     *folders, file = name.split("/")
     if "images" in folders:
         last = len(folders) - 1 - folders[::-1].index("images")
@@ -189,7 +189,7 @@ def _class_name(data: Path, number: int, value: Any, defects: list[Defect]) -> s
 
 
 def _split_entries(data: Path, content: Mapping[str, Any]) -> dict[str, list[str]]:
-    """The folders and lists of each split, as written."""
+    """Returns the folders and lists of each split, as written."""
     entries = {}
     for split, keys in _SPLITS.items():
         value = next((content[key] for key in keys if content.get(key)), None)
@@ -222,7 +222,7 @@ class _Finder:
         self._stated = stated if isinstance(stated, str) and stated.strip() else None
 
     def base(self, entries: Mapping[str, Sequence[str]]) -> Path:
-        """The folder that the entries are relative to: `path`, or else the root."""
+        """Returns the folder that the entries are relative to: `path`, or else the root."""
         split, texts = next(iter(entries.items()))
         bases = [self._root]
         if self._stated is not None:
@@ -246,7 +246,7 @@ class _Finder:
         )
 
     def find(self, base: Path, split: str, text: str) -> Path | None:
-        """An existing folder or list; None if there is none inside the root."""
+        """Returns an existing folder or list; None if there is none inside the root."""
         text = _slashes(text)
         inner = text
         while inner.startswith("../"):  # as Roboflow writes: ../train/images beside data.yaml
@@ -262,7 +262,7 @@ class _Finder:
         return None
 
     def _advice(self, text: str) -> str:
-        """Where the images may be, if they are outside the root."""
+        """Says where the images may be, if they are outside the root."""
         stated = _slashes(self._stated or "")
         for start in (self._root / stated, Path.cwd() / stated):
             place = start / _slashes(text)
@@ -294,7 +294,7 @@ class _Lister:
             self.listed += self._names[name] == 1
 
     def images(self) -> list[YoloImage]:
-        """The images, each once; of several with one id the first in IMAGE_SUFFIXES."""
+        """Returns the images, each once; of several with one id the first in IMAGE_SUFFIXES."""
         by_id: dict[str, list[str]] = {}
         for name, count in self._names.items():
             by_id.setdefault(as_key(os.path.splitext(name)[0]), []).append(name)
@@ -310,7 +310,7 @@ class _Lister:
         return found
 
     def _label(self, name: str) -> Path | None:
-        """The label file: in the folder labels, or else beside the image."""
+        """Returns the label file: in the folder labels, or else beside the image."""
         for candidate in (label_path(name), os.path.splitext(name)[0] + ".txt"):
             if os.path.lexists(self._root / candidate):
                 return self._root / candidate
@@ -327,7 +327,7 @@ class _Lister:
                         yield Path(parent, file).relative_to(self._root).as_posix()
 
     def _read_list(self, path: Path) -> Iterator[str]:
-        """The images that a file lists, relative to it or to the base."""
+        """Yields the images that a file lists, relative to it or to the base."""
         try:
             text = decode_text(read_inside(path, self._root, MAX_LIST_BYTES))
         except ValueError as error:

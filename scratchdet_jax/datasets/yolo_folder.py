@@ -77,7 +77,7 @@ def prepare_yolo_folder(
 
 
 def _inventory(listing: YoloListing) -> dict[str, str]:
-    """The versions of the class names, the splits, the label files and the images."""
+    """Returns the versions of the class names, the splits, the label files and the images."""
     images = [image for members in listing.splits.values() for image in members]
     members = {f"split {split}": [i.name for i in m] for split, m in listing.splits.items()}
     return describe_files(

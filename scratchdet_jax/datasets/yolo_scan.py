@@ -76,7 +76,7 @@ def parse_line(line: str, keypoint_values: int = 0) -> Label:
 
 
 def fingerprint(listing: YoloListing) -> str:
-    """A hash of the classes, the splits, the label files, and the images' names and sizes."""
+    """Hashes the classes, the splits, the label files, and the images' names and sizes."""
     members = {split: [i.name for i in images] for split, images in listing.splits.items()}
     head = [list(listing.class_names), listing.keypoint_values, members, listing.listed]
     digest = hashlib.sha256(json.dumps(head).encode())
@@ -133,7 +133,7 @@ def scan(listing: YoloListing, journal: Journal) -> Contents:
 
 
 def _unique(listing: YoloListing) -> dict[str, YoloImage]:
-    """Every image once, by name."""
+    """Returns every image once, by name."""
     return {image.name: image for images in listing.splits.values() for image in images}
 
 
@@ -165,7 +165,7 @@ class _LabelReader:
         self.labels = self.polygons = 0
 
     def read(self, image: YoloImage, checked: Checked) -> UsableImage | None:
-        """The image with its usable objects; None if it or its label file is unusable."""
+        """Reads the image with its usable objects; None if it or its label file is unusable."""
         if isinstance(checked, Broken):
             self.defects.append(Defect.of(checked.kind, image.name, checked.reason))
             return None

@@ -60,12 +60,12 @@ have other sizes, e.g. `specification._replace(steps=(8, 16, 32, 64, 100, 150))`
 
 
 def anchors_per_cell(aspect_ratios: Sequence[Sequence[float]]) -> tuple[int, ...]:
-    """Number of anchors in a cell of each level: two squares, and two for each aspect ratio."""
+    """Counts the anchors in a cell of each level: two squares, and two for each aspect ratio."""
     return tuple(2 + 2 * len(ratios) for ratios in aspect_ratios)
 
 
 def sizes_in_pixels(specification: AnchorSpecification) -> tuple[tuple[int, int], ...]:
-    """(min, max) size of each level in whole pixels, truncated as in SSD's PriorBox layer."""
+    """Returns (min, max) size of each level in whole pixels, truncated as in SSD's PriorBox."""
     size = specification.image_size
     percents = zip(specification.min_percent, specification.max_percent, strict=True)
     return tuple((int(size * low / 100), int(size * high / 100)) for low, high in percents)
@@ -123,7 +123,7 @@ def make_anchors(
 
 
 def _cell_sides(low: int, high: int, ratios: Sequence[float]) -> np.ndarray:
-    """Heights and widths in pixels of the anchors in one cell, [n, 2]."""
+    """Returns heights and widths in pixels of the anchors in one cell, [n, 2]."""
     sides = [(low, low), (np.sqrt(low * high), np.sqrt(low * high))]
     for ratio in ratios:
         root = np.sqrt(ratio)

@@ -29,7 +29,7 @@ from scratchdet_jax.ops import resample
 class AugmentOptions:
     """What to draw from. Hashable, so that it can be a static argument.
 
-    The fields are those of `config.augment`, where their meaning and defaults are
+    The fields are the same as in `config.augment`, where their meaning and defaults are
     (config/defaults.py), and the colour of the expanded canvas.
 
     Attributes:
@@ -150,7 +150,7 @@ def apply_colours(image: jax.Array, colours: Colours) -> jax.Array:
 
 
 def _draw_samples(key: jax.Array, count: int, options: AugmentOptions) -> jax.Array:
-    """Random rectangles in the unit square, [count, 4] (SSD's SampleBBox)."""
+    """Draws random rectangles in the unit square, [count, 4] (SSD's SampleBBox)."""
     uniform = jax.random.uniform(key, (4, count))
     low, high = options.crop_scale
     scale = low + (high - low) * uniform[0]
@@ -166,7 +166,7 @@ def _draw_samples(key: jax.Array, count: int, options: AugmentOptions) -> jax.Ar
 def draw_crop(
     key: jax.Array, boxes: jax.Array, valid: jax.Array, options: AugmentOptions
 ) -> jax.Array:
-    """SSD's batch sampler, with all trials of all samplers evaluated at once.
+    """Draws a crop by SSD's batch sampler, with all trials of all samplers evaluated at once.
 
     Each constrained sampler proposes its first trial whose IoU with some box reaches the sampler's
     minimum, if there is one. The full image and the free sample are always proposed. One of the
@@ -276,7 +276,7 @@ def augment(
     options: AugmentOptions,
     image_size: int,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """SSD's augmentation of one image; every draw comes from `key`.
+    """Augments one image as SSD does; every draw comes from `key`.
 
     Args:
         key: typed key (`jax.random.key`), one per image.

@@ -46,14 +46,14 @@ def from_cyxhw(boxes_cyxhw: jax.Array) -> jax.Array:
 
 
 def area(boxes: jax.Array) -> jax.Array:
-    """Area of boxes [..., 4] as [...]; 0 where a box is empty or its corners are swapped."""
+    """Computes the area [...] of boxes [..., 4]; 0 if a box is empty or its corners are swapped."""
     height = jnp.maximum(boxes[..., 2] - boxes[..., 0], 0)
     width = jnp.maximum(boxes[..., 3] - boxes[..., 1], 0)
     return height * width
 
 
 def iou(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Intersection over union of every pair (SSD's JaccardOverlap, normalised boxes).
+    """Computes intersection over union of every pair (SSD's JaccardOverlap, normalised boxes).
 
     Args:
         a: boxes [N, 4].

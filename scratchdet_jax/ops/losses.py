@@ -25,7 +25,7 @@ class MultiBoxSums(NamedTuple):
 
     @property
     def total(self) -> jax.Array:
-        """Sum of both; the loss is this divided by `positives`."""
+        """Returns the sum of both; the loss is this divided by `positives`."""
         return self.classification + self.localization
 
 
@@ -36,7 +36,7 @@ def multibox_sums(
     target_offsets: jax.Array,
     negative_ratio: float,
 ) -> MultiBoxSums:
-    """Sums of the MultiBox loss over a batch.
+    """Returns sums of the MultiBox loss over a batch.
 
     In each image, the floor(`negative_ratio` · positives) negatives of highest cross-entropy count,
     or all negatives if there are fewer. An image without positives contributes nothing. No gradient
@@ -70,14 +70,14 @@ def multibox_sums(
 
 
 def softmax_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Cross-entropy [...] of logits [..., K] and labels int32 [...] in 0..K-1."""
+    """Computes the cross-entropy [...] of logits [..., K] and labels int32 [...] in 0..K-1."""
     # A masked sum, not a gather: the gradient of a gather is a scatter, slow on accelerators.
     own = labels[..., None] == jnp.arange(logits.shape[-1])
     return jax.nn.logsumexp(logits, axis=-1) - jnp.sum(jnp.where(own, logits, 0), axis=-1)
 
 
 def smooth_l1(difference: jax.Array) -> jax.Array:
-    """Elementwise smooth L1: d² / 2 where |d| < 1, else |d| - 1/2 (Fast R-CNN, eq. 3)."""
+    """Computes smooth L1 by element: d² / 2 where |d| < 1, else |d| - 1/2 (Fast R-CNN, eq. 3)."""
     distance = jnp.abs(difference)
     return jnp.where(distance < 1, 0.5 * difference * difference, distance - 0.5)
 

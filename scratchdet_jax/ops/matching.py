@@ -99,7 +99,7 @@ def _bipartite(overlaps: jax.Array) -> jax.Array:
 def _max_and_argmax(
     values: jax.Array, axis: int, excluded: jax.Array | bool = False
 ) -> tuple[jax.Array, jax.Array]:
-    """Maximum of a matrix along an axis and the lowest index where it occurs (int32).
+    """Returns the maximum of a matrix along an axis and the lowest index where it occurs (int32).
 
     Excluded values count as 0 in the maximum and are never found; the index is the size of the axis
     if no other value is the maximum.

@@ -81,7 +81,7 @@ def select_detections(
 
 
 def nms_mask(boxes: jax.Array, valid: jax.Array, iou_threshold: float) -> jax.Array:
-    """Greedy non-maximum suppression, exact at any threshold.
+    """Suppresses non-maxima greedily, exactly at any threshold.
 
     A box is kept if its IoU with every kept box before it is at most the threshold. The rule is
     applied to all boxes at once until nothing changes. Each box depends only on earlier ones, so

@@ -32,7 +32,7 @@ def _linear(distance: jax.Array) -> jax.Array:
 
 
 def _cubic(distance: jax.Array) -> jax.Array:
-    """Keys' cubic convolution with OpenCV's a = −0.75."""
+    """Computes Keys' cubic convolution with OpenCV's a = −0.75."""
     d, a = jnp.abs(distance), _CUBIC_A
     near = ((a + 2.0) * d - (a + 3.0)) * d * d + 1.0
     far = ((a * d - 5.0 * a) * d + 8.0 * a) * d - 4.0 * a
@@ -40,7 +40,7 @@ def _cubic(distance: jax.Array) -> jax.Array:
 
 
 def _lanczos(distance: jax.Array) -> jax.Array:
-    """Lanczos with four lobes over the eight taps of the last axis, summing to 1 as in OpenCV."""
+    """Weighs the eight taps of the last axis by Lanczos with four lobes; sums to 1 as in OpenCV."""
     weights = jnp.sinc(distance) * jnp.sinc(distance / 4.0)
     return weights / jnp.sum(weights, axis=-1, keepdims=True)
 
@@ -48,7 +48,7 @@ def _lanczos(distance: jax.Array) -> jax.Array:
 def _interpolation_taps(
     kernel: jax.Array | int, out_size: int, length: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Base pixel int32 [S] and coefficients float32 [S, 8] at `_TAPS` around it.
+    """Returns the base pixel int32 [S] and coefficients float32 [S, 8] at `_TAPS` around it.
 
     For `area` these are the weights that OpenCV uses when it does not shrink: linear interpolation
     with positions measured from pixel edges.
@@ -80,7 +80,7 @@ def _interpolation_taps(
 def _area_weights(
     out_size: int, start: jax.Array, length: jax.Array, canvas_size: int
 ) -> jax.Array:
-    """Share of each canvas pixel in each output cell's part of the window, [S, canvas_size]."""
+    """Computes each canvas pixel's share in each output cell of the window, [S, canvas_size]."""
     low = jnp.arange(out_size)[:, None] * length  # in 1 / S of a source pixel
     pixel = (jnp.arange(canvas_size)[None, :] - start) * out_size
     overlap = jnp.minimum(pixel + out_size, low + length) - jnp.maximum(pixel, low)
@@ -96,7 +96,7 @@ def axis_weights(
     canvas_size: int,
     shrinks: jax.Array | bool,
 ) -> jax.Array:
-    """Weights that resample a window of one axis.
+    """Returns weights that resample a window of one axis.
 
     Args:
         kernel: index into `KERNELS`; may be traced.

@@ -21,7 +21,7 @@ class DeviceMapping:
     """The devices of a run, and how functions and arrays are distributed over them."""
 
     def __init__(self, kind: str, devices: Sequence[jax.Device] | None = None) -> None:
-        """`kind` is `config.parallel`: "shard_map" or "pmap"; `devices`: all by default."""
+        """Takes `config.parallel`, "shard_map" or "pmap", and `devices`: all by default."""
         self.kind = kind
         if devices is None:  # grouped by process: each feeds consecutive rows
             devices = sorted(jax.devices(), key=lambda d: (d.process_index, d.id))
@@ -29,7 +29,7 @@ class DeviceMapping:
 
     @property
     def replicated(self) -> NamedSharding:
-        """The sharding of the state: one copy per device."""
+        """Returns the sharding of the state: one copy per device."""
         return NamedSharding(self.mesh, P())
 
     def replicate(self, tree: Any) -> Any:
@@ -44,7 +44,7 @@ class DeviceMapping:
         )
 
     def shapes(self, make: Callable[[], Any]) -> Any:
-        """What `replicate(make())` would be, as shapes, types and sharding, without computing."""
+        """Returns shapes, types and sharding of `replicate(make())`, without computing."""
         return jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.replicated),
             jax.eval_shape(make),
@@ -52,7 +52,7 @@ class DeviceMapping:
 
     @property
     def platform(self) -> str:
-        """What the devices are: "cpu", "gpu" or "tpu"."""
+        """Returns what the devices are: "cpu", "gpu" or "tpu"."""
         return self.mesh.devices.flat[0].platform
 
     def map_train_step(self, step: Callable[..., Any]) -> Callable[..., Any]:
@@ -82,7 +82,7 @@ class DeviceMapping:
         return mapped.lower(*arguments).compile()
 
     def _joined(self, copies: jax.Array) -> jax.Array:
-        """One global array from the copies in this process, which pmap returns."""
+        """Joins the copies in this process, which pmap returns, to one global array."""
         shards = [shard.data for shard in copies.addressable_shards]
         return jax.make_array_from_single_device_arrays(copies.shape, self.replicated, shards)
 
@@ -109,7 +109,7 @@ class DeviceMapping:
         )
 
     def local_rows(self, tree: Any) -> Any:
-        """The rows [b, …] of this process, of the outputs of a mapped evaluation, in NumPy."""
+        """Returns this process's rows [b, …] of the outputs of a mapped evaluation, in NumPy."""
         if jax.process_count() == 1:
             return jax.device_get(tree)
 
@@ -128,7 +128,7 @@ class DeviceMapping:
         return jax.make_array_from_process_local_data(self._split, array)
 
     def batch_shapes(self, batch: dict[str, jax.ShapeDtypeStruct]) -> Any:
-        """What `put_batch` would return for the whole batch [parts, B, …], in shapes and types."""
+        """Returns shapes and types of `put_batch` for the whole batch [parts, B, …]."""
         return {
             key: jax.ShapeDtypeStruct(
                 self._rows(x.shape, self.mesh.size), x.dtype, sharding=self._split
@@ -141,7 +141,7 @@ class DeviceMapping:
         return NamedSharding(self.mesh, P(None, AXIS))
 
     def _rows(self, shape: Sequence[int], devices: int) -> tuple[int, ...]:
-        """The shape in which a batch [parts, B, …] is split: pmap wants an axis of devices."""
+        """Returns the shape that splits a batch [parts, B, …]: pmap wants an axis of devices."""
         parts, examples, *rest = shape
         if self.kind == "pmap":
             return (parts, devices, examples // devices, *rest)

@@ -42,7 +42,7 @@ class Settings(NamedTuple):
 def explicit_settings(
     given: Mapping[str, Any], environment: Mapping[str, str] = os.environ
 ) -> Settings | None:
-    """The settings from flags, else from the environment; None if there are none.
+    """Returns the settings from flags, else from the environment; None if there are none.
 
     Args:
         given: values of the flags coordinator, num_processes and process_id, or None.
@@ -83,7 +83,7 @@ def explicit_settings(
 
 
 def cluster(environment: Mapping[str, str] = os.environ) -> str | None:
-    """The launcher that started several processes, by the environment; None for a single one.
+    """Names the launcher of several processes, by the environment; None for a single process.
 
     JAX then finds their number and the coordinator's address.
     """
@@ -181,7 +181,7 @@ def _give_up(problem: str) -> None:
 
 
 def is_first() -> bool:
-    """Whether this process prints, logs and writes for all processes."""
+    """Returns whether this process prints, logs and writes for all processes."""
     return jax.process_index() == 0
 
 
@@ -243,7 +243,7 @@ def _touch(path: Path) -> str:
 
 
 def _broadcast_text(text: str) -> str:
-    """The first process's text, in all processes (at most 255 bytes)."""
+    """Returns the first process's text, in all processes (at most 255 bytes)."""
     from jax.experimental import multihost_utils
 
     block = np.zeros(256, np.uint8)
@@ -252,7 +252,7 @@ def _broadcast_text(text: str) -> str:
 
 
 def from_first(tree: Any) -> Any:
-    """The first process's arrays, in all processes, as NumPy arrays.
+    """Returns the first process's arrays, in all processes, as NumPy arrays.
 
     The same computation may round differently on another kind of processor.
     """
@@ -264,7 +264,7 @@ def from_first(tree: Any) -> Any:
 
 
 def gather(tree: Any) -> Any:
-    """NumPy arrays [n, …] of all processes, concatenated in the order of the processes."""
+    """Concatenates NumPy arrays [n, …] of all processes, in the order of the processes."""
     if jax.process_count() == 1:
         return tree
     from jax.experimental import multihost_utils

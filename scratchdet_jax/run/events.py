@@ -24,7 +24,7 @@ class JsonLines:
     """Appends lines to a file, each completely or not at all."""
 
     def __init__(self, path: Path, waiting: Sequence[str] = ()) -> None:
-        """`waiting`: earlier lines that did not fit on the disk."""
+        """Takes `waiting`: earlier lines that did not fit on the disk."""
         self._path = path
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         self.waiting = list(waiting)

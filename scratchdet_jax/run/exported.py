@@ -46,29 +46,29 @@ class ExportedRun(NamedTuple):
 
     @property
     def info(self) -> RunInfo:
-        """The config that the detector was trained with, and its classes."""
+        """Returns the config that the detector was trained with, and its classes."""
         config = ml_collections.ConfigDict(tuples(self.metadata["config"]))
         return RunInfo(with_defaults(config), tuple(self.metadata["class_names"]))
 
     @property
     def step(self) -> int:
-        """The step of the checkpoint that was exported."""
+        """Returns the step of the checkpoint that was exported."""
         return self.metadata["origin"]["step"]
 
     @property
     def variables(self) -> dict[str, Any]:
-        """The weights as `params` and `batch_stats`."""
+        """Returns the weights as `params` and `batch_stats`."""
         return nested_weights(self.weights)
 
 
 def flat_weights(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """`params` and `batch_stats` as NumPy arrays by name."""
+    """Returns `params` and `batch_stats` as NumPy arrays by name."""
     flat = traverse_util.flatten_dict(dict(variables), sep="/")
     return {name: np.asarray(value) for name, value in sorted(flat.items())}
 
 
 def nested_weights(weights: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of `flat_weights`."""
+    """Inverts `flat_weights`."""
     return {"batch_stats": {}, **traverse_util.unflatten_dict(dict(weights), sep="/")}
 
 

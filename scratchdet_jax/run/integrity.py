@@ -24,7 +24,7 @@ def write_checksums(directory: Path) -> None:
 
 
 def damage(directory: Path) -> str | None:
-    """Returns what is wrong with the files of a checkpoint, in a few words; None if intact."""
+    """Says what is wrong with the files of a checkpoint, in a few words; None if intact."""
     try:
         text = (directory / CHECKSUMS).read_bytes()
         sums = {str(name): (int(size), int(crc)) for name, (size, crc) in json.loads(text).items()}

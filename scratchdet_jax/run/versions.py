@@ -1,4 +1,4 @@
-"""What a run is made with: versions of the program and of what it stands on, and the devices."""
+"""The versions of the program and of its libraries, and the devices, that a run uses."""
 
 import functools
 import importlib.metadata
@@ -6,15 +6,15 @@ import platform
 
 import jax
 
-import scratchdet_jax
+from scratchdet_jax.version import VERSION
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """Versions by name, and "devices": their number, kind and processes."""
-    found = {"scratchdet_jax": scratchdet_jax.__version__, "Python": platform.python_version()}
+    """Returns versions by name, and "devices": their number, kind and processes."""
+    found = {"scratchdet_jax": VERSION, "Python": platform.python_version()}
     for name in PACKAGES:
         try:
             found[name] = importlib.metadata.version(name)

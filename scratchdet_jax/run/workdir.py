@@ -20,7 +20,7 @@ from scratchdet_jax.run.checkpoints import RunInfo
 
 
 def differences(saved: ml_collections.ConfigDict, now: ml_collections.ConfigDict) -> list[str]:
-    """The fields that differ and affect the result, such as "config.seed: was 0, now 5".
+    """Returns the fields that differ and affect the result, such as "config.seed: was 0, now 5".
 
     The length of training is compared as the number of updates, and `config.data.folder` as the
     name of its data set. A further extension of the run (`config.extend`) is no difference.
