@@ -8,7 +8,8 @@
 # make thesis       test the paper's thesis on small detectors: table and figure in runs/thesis
 #                   (about 5 h on one core; QUICK=1: one seed, about 1 h); run again to resume
 # make lint         check style, format and types
-# make setup        install the requirements into .venv-VERSION; all targets above do this first
+# make setup        install the requirements and the command scratchdet into .venv-VERSION; all
+#                   targets above do this first
 # make clean        delete the virtual environments and caches
 #
 # make LOCK=1 …             install exactly the versions of CI (requirements-lock.txt; Python 3.11)
@@ -38,12 +39,13 @@ help:
 
 setup: $(VENV)/.installed
 
-$(VENV)/.installed: requirements.txt requirements-dev.txt requirements-tpu.txt $(if $(LOCK),requirements-lock.txt)
+$(VENV)/.installed: requirements.txt requirements-dev.txt requirements-tpu.txt pyproject.toml $(if $(LOCK),requirements-lock.txt)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
 	  { echo "error: $(PYTHON) $(if $(VERSION),is Python $(VERSION),does not start);" \
 	    "3.11 or newer is needed: make PYTHON=python3.12 …"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) -r requirements-dev.txt
+	$(PIP) --no-deps --no-build-isolation -e .
 	touch $@
 
 torch: setup
@@ -52,8 +54,8 @@ torch: setup
 demo: setup
 	$(BIN)/python train.py --config=configs/shapes.py --workdir=$(DEMO_DIR)
 	$(BIN)/python eval.py --workdir=$(DEMO_DIR)
-	$(BIN)/python -m scratchdet_jax.tools.predict --workdir=$(DEMO_DIR) --output=$(DEMO_DIR)/pictures
-	$(BIN)/python -m scratchdet_jax.tools.plot $(DEMO_DIR) --output=$(DEMO_DIR)/pictures/curves.png
+	X predict --workdir=$(DEMO_DIR) --output=$(DEMO_DIR)/pictures
+	X plot $(DEMO_DIR) --output=$(DEMO_DIR)/pictures/curves.png
 	@echo "pictures: $(DEMO_DIR)/pictures"
 
 thesis: setup

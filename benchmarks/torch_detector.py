@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, relu, smooth_l1_loss
 
-from scratchdet_jax.models.resnet import BLOCKS_PER_STAGE, STAGE_CHANNELS, STAGE_STRIDES
+from scratchdet_jax.models.resnet import BLOCKS_PER_STAGE, STAGE_CHANNELS
 from scratchdet_jax.training.schedule import learning_rate
 
 VERSION = torch.__version__
@@ -51,7 +51,7 @@ class RootResNetSSD(nn.Module):
         self.parts, ins = nn.ModuleList(), STAGE_CHANNELS[0]
         widths = []
         for count, outs, stride in zip(
-            BLOCKS_PER_STAGE[config.depth], STAGE_CHANNELS, STAGE_STRIDES, strict=True
+            BLOCKS_PER_STAGE[config.depth], STAGE_CHANNELS, config.stage_strides, strict=True
         ):
             blocks = [Block(outs if i else ins, outs, 1 if i else stride) for i in range(count)]
             self.parts.append(nn.Sequential(*blocks))

@@ -176,7 +176,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.augment.flip_probability = 0.5  # of a left–right flip
 
     config.model = ml_collections.ConfigDict()
-    config.model.backbone = "resnet"  # resnet | vgg16 (truncated, as in SSD)
+    # resnet | vgg16 (truncated, as in SSD) | package.module:NAME, a Backbone of your own
+    config.model.backbone = "resnet"
     # The next nine fields apply to resnet, and extras.
     config.model.depth = 34  # layers of the ResNet: 18 | 34 | 50 | 101
     config.model.stem = "root"  # first layers: root (3×3 convolutions: Root-ResNet) | conv7 (7×7)

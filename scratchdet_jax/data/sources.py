@@ -14,7 +14,7 @@ from scratchdet_jax.errors import UserError
 
 NO_EVALUATION = (
     "no evaluation: config.data.eval= is empty; for mAP while training, name a split there "
-    "(NAME:SPLIT); scratchdet_jax.tools.prepare divides a set of one split with --val=0.2"
+    "(NAME:SPLIT); scratchdet prepare divides a set of one split with --val=0.2"
 )
 
 
@@ -125,7 +125,7 @@ def _advice(settings: ml_collections.ConfigDict, field: str, error: NoSplitError
     if given:
         folder = f" --folder={shlex.quote(settings.folder)}" if settings.folder else " …"
         where = f" --name={name} --data_dir={shlex.quote(str(settings.dir))}"
-        command = f"python -m scratchdet_jax.tools.prepare {given}{folder}{where} --val=0.2 --force"
+        command = f"scratchdet prepare {given}{folder}{where} --val=0.2 --force"
         advice.append(f"divide it with `{command}`")
     if field == "eval":
         advice.append("train without evaluation, with --config.data.eval=")

@@ -41,7 +41,7 @@ def how_to_provide(name: str, data_dir: str) -> str:
     where = f"--data_dir={shlex.quote(data_dir)}"
 
     def own(arguments: str, own_name: str) -> str:
-        return f"`python -m scratchdet_jax.tools.prepare {arguments} --name={own_name} {where}`"
+        return f"`scratchdet prepare {arguments} --name={own_name} {where}`"
 
     if head == "voc_folder":
         return "run " + own("voc --folder=FOLDER", config or "NAME")

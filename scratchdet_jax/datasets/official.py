@@ -57,10 +57,7 @@ class Official(NamedTuple):
     def command(self, data_dir: str, again: bool = False) -> str:
         """Returns the command that prepares it, or prepares it `again`."""
         where = f"--data_dir={shlex.quote(data_dir)}{' --force' if again else ''}"
-        return (
-            f"python -m scratchdet_jax.tools.prepare {self.arguments} --name={self.own_name} "
-            f"{where}"
-        )
+        return f"scratchdet prepare {self.arguments} --name={self.own_name} {where}"
 
     def is_called(self, own_name: str) -> bool:
         """Returns whether an own set has the name of this one: voc2007, my_voc07; or just coco."""

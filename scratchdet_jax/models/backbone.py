@@ -1,10 +1,12 @@
 """What a backbone's file gives the detector; `ssd.BACKBONES` is the table of them."""
 
+import importlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 
+from scratchdet_jax.errors import UserError, one_line
 from scratchdet_jax.models.layers import Layers
 
 Check = tuple[bool, str]
@@ -34,6 +36,27 @@ class Backbone(NamedTuple):
     sources: Callable[[Any], int]
     checks: Callable[[Any], dict[str, Check]]
     packs: bool = False
+
+
+def imported(path: str) -> Backbone:
+    """Imports a backbone from outside the package by its path, "package.module:NAME".
+
+    Raises:
+        UserError: the module cannot be imported, or it has no such `Backbone`.
+    """
+    module, _, name = path.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), name, None)
+    except Exception as error:  # a user's module may fail in any way
+        raise UserError(
+            f"config.model.backbone is {path!r}, but {module!r} cannot be imported "
+            f"({one_line(error)}): run the command in the folder of the module, or install it"
+        ) from None
+    if not isinstance(found, Backbone):
+        raise UserError(
+            f"config.model.backbone is {path!r}, but {module} has no Backbone called {name!r}"
+        )
+    return found
 
 
 def one_of(value: object, allowed: Sequence[object]) -> Check:

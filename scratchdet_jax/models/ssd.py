@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.models import resnet, vgg
-from scratchdet_jax.models.backbone import Backbone, Check, one_of
+from scratchdet_jax.models.backbone import Backbone, Check, imported, one_of
 from scratchdet_jax.models.layers import (
     CAFFE_GAUSSIAN,
     CAFFE_XAVIER,
@@ -22,7 +22,7 @@ from scratchdet_jax.models.layers import (
 from scratchdet_jax.models.norm_groups import check_norm_span
 
 BACKBONES: dict[str, Backbone] = {"resnet": resnet.BACKBONE, "vgg16": vgg.BACKBONE}
-"""The backbones by the value of `config.model.backbone`; add a row to add a backbone."""
+"""The package's backbones by the value of `config.model.backbone`; others have an import path."""
 
 
 class PredictionLevel(nn.Module):
@@ -191,8 +191,11 @@ def feature_shapes(
 
 
 def _backbone(config: Any) -> Backbone:
-    """The row of the table that `config.model.backbone` names."""
-    _require(config, {"backbone": one_of(config.backbone, tuple(BACKBONES))})
+    """Returns the backbone that `config.model.backbone` names in the table or by import path."""
+    if ":" in config.backbone:
+        return imported(config.backbone)
+    known, names = one_of(config.backbone, tuple(BACKBONES))
+    _require(config, {"backbone": (known, f"{names}, or package.module:NAME for one of your own")})
     return BACKBONES[config.backbone]
 
 

@@ -136,6 +136,4 @@ def _check_format(path: Path, metadata: Any) -> None:
 
 
 def _foreign(path: Path) -> UserError:
-    return UserError(
-        f"{path} is not an exported detector: make one with python -m scratchdet_jax.tools.export"
-    )
+    return UserError(f"{path} is not an exported detector: make one with scratchdet export")

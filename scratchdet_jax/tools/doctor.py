@@ -1,6 +1,6 @@
 """Examines a data set before training.
 
-python -m scratchdet_jax.tools.doctor DATASET [options]
+scratchdet doctor DATASET [options]
 
 The report is printed; --html writes it as one page with pictures. The recipe defines anchors, image
 size, canvas and augmentation; any of its fields can be overridden, for example

@@ -1,6 +1,6 @@
 """Exports a trained detector to one file that runs without this package.
 
-python -m scratchdet_jax.tools.export --workdir=runs/voc300 --output=voc300.jaxexport
+scratchdet export --workdir=runs/voc300 --output=voc300.jaxexport
 
 The file holds the program (resizing, network, decoding, NMS) for CPUs, NVIDIA GPUs and TPUs and any
 batch size, the weights, the class names and the config. scratchdet_jax.load, predict and

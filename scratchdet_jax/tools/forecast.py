@@ -1,7 +1,7 @@
 """Compiles a run for accelerators that are not here, and says what to expect of them.
 
-python -m scratchdet_jax.tools.forecast train --config=FILE --device=v5e:16x16
-python -m scratchdet_jax.tools.forecast eval --config=FILE --device=h100
+scratchdet forecast train --config=FILE --device=v5e:16x16
+scratchdet forecast eval --config=FILE --device=h100
 
 Devices: a TPU slice (v4:2x2x1, v5e:16x16, v5p:4x4x4, v6e:2x2) or NVIDIA GPUs (a100, h100, h200,
 h100:8). The chip's own compiler does the work, on this machine and without the chip:

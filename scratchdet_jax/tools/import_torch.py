@@ -1,6 +1,6 @@
 r"""Imports PyTorch weights into a run.
 
-python -m scratchdet_jax.tools.import_torch --checkpoint=F.pth \
+scratchdet import_torch --checkpoint=F.pth \
     --config=configs/mmdet_release/ssd300.py --workdir=runs/release300
 python eval.py --workdir=runs/release300
 

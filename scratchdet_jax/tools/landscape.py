@@ -1,6 +1,6 @@
 """Measures how smooth the loss is along its gradient.
 
-python -m scratchdet_jax.tools.landscape RUN [RUN …] --checkpoint=latest --output=landscape.json
+scratchdet landscape RUN [RUN …] --checkpoint=latest --output=landscape.json
 
 This is the measurement behind the claim that BatchNorm smooths the loss surface (Santurkar et al.
 2018, "How Does Batch Normalization Help Optimization?", section 3.1). From the parameters x of a

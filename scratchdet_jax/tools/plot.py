@@ -1,6 +1,6 @@
 """Draws the curves of runs from their metrics.jsonl.
 
-python -m scratchdet_jax.tools.plot RUN [RUN …] --output=curves.png
+scratchdet plot RUN [RUN …] --output=curves.png
 
 The first row is the paper's figure: loss, L2 norm of the gradient, fluctuation of that norm.
 Curves are named by the fields in which the runs' configs differ.

@@ -1,6 +1,6 @@
 """Checks a data set and prepares it for training.
 
-python -m scratchdet_jax.tools.prepare {voc,coco,yolo,shapes} [options]
+scratchdet prepare {voc,coco,yolo,shapes} [options]
 
 `voc` prepares images with VOC annotations as voc_folder/NAME, `coco` COCO annotation files and
 their images as coco_folder/NAME, and `yolo` a data.yaml with its text labels as yolo_folder/NAME.

@@ -1,6 +1,6 @@
 """Repeats a diverged training step and reports what is not finite.
 
-python -m scratchdet_jax.tools.replay --workdir=runs/voc300 [--step=1234]
+scratchdet replay --workdir=runs/voc300 [--step=1234]
 """
 
 import argparse

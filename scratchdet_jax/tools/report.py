@@ -1,6 +1,6 @@
 """Reports on a trained run, or compares several, on one page.
 
-python -m scratchdet_jax.tools.report RUN [RUN …] --output=report.html
+scratchdet report RUN [RUN …] --output=report.html
 
 RUN is WORKDIR or WORKDIR@CHECKPOINT; a checkpoint is "best" (the default), "latest" or a step. Each
 run is evaluated once on its eval split. The figures are printed first; then the images are read

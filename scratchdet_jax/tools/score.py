@@ -1,7 +1,7 @@
 """Scores detection files against annotations.
 
-python -m scratchdet_jax.tools.score voc --devkit=VOCdevkit/VOC2007 --split=test --detections=DIR
-python -m scratchdet_jax.tools.score coco --annotations=instances.json --detections=results.json
+scratchdet score voc --devkit=VOCdevkit/VOC2007 --split=test --detections=DIR
+scratchdet score coco --annotations=instances.json --detections=results.json
 """
 
 import argparse

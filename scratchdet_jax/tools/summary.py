@@ -1,6 +1,6 @@
 """Describes the network of a recipe.
 
-python -m scratchdet_jax.tools.summary --config=FILE
+scratchdet summary --config=FILE
 
 Prints layers, shapes, parameters and GFLOP, source maps and anchors. Only shapes are computed, so
 this is fast for any network. Any field can be overridden, such as --config.model.depth=101.

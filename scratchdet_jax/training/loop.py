@@ -344,7 +344,7 @@ class _Loop:
             return UserError(f"{error}; its batch could not be saved for replay ({failure})")
         return UserError(
             f"{error}. The batch ({', '.join(ids)}) and the state before the step are in {path}: "
-            f"python -m scratchdet_jax.tools.replay --workdir={run.workdir} shows what is not "
+            f"scratchdet replay --workdir={run.workdir} shows what is not "
             "finite"
         )
 
@@ -385,6 +385,6 @@ def _conclusion(run: _Run, step: int, improvement: Improvement) -> str:
     return (
         f"{reached}\n"
         f"next: python eval.py --workdir={run.workdir}\n"
-        f"      python -m scratchdet_jax.tools.predict --workdir={run.workdir} "
+        f"      scratchdet predict --workdir={run.workdir} "
         f"--output={run.workdir / 'pictures'} [IMAGE …]"
     )

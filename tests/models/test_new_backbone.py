@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import scratchdet_jax
 from scratchdet_jax.config import defaults
 from scratchdet_jax.config.validation import validate
 from scratchdet_jax.detector import build_detector
@@ -14,6 +15,12 @@ from scratchdet_jax.models import BACKBONES, Backbone, backbone_name, feature_si
 from scratchdet_jax.models.backbone import scale_channels
 from scratchdet_jax.models.layers import Layers
 from scratchdet_jax.models.resnet import extra_blocks
+from scratchdet_jax.run.open import open_run
+from scratchdet_jax.tools import eval as eval_command
+from scratchdet_jax.tools import export
+from scratchdet_jax.tools.predict import __main__ as predict
+from tests.command import exit_status
+from tests.training.small_run import small_config, train
 
 CLASSES = ("a", "b", "c")
 
@@ -153,3 +160,40 @@ def test_unknown_names_list_the_known(config):
     config.model.backbone = "other"
     with pytest.raises(UserError, match=r"is 'other': use 'resnet' or 'vgg16' or 'plain'"):
         build_detector(config, CLASSES)
+
+
+def test_an_import_path_names_a_backbone():
+    config = defaults.get_config()
+    config.model.backbone = "tests.plain:PLAIN"
+    assert backbone_name(config.model) == "Plain"
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("nowhere.module:BACKBONE", r"'nowhere\.module' cannot be imported \(No module named"),
+        ("tests.plain:NOTHING", r"tests\.plain has no Backbone called 'NOTHING'"),
+        ("tests.plain:FIELDS", r"tests\.plain has no Backbone called 'FIELDS'"),
+    ],
+)
+def test_a_backbone_that_cannot_be_imported_is_named(path, message):
+    config = defaults.get_config()
+    config.model.backbone = path
+    with pytest.raises(UserError, match=message):
+        backbone_name(config.model)
+
+
+def test_a_run_with_an_outside_backbone_is_evaluated_drawn_and_exported(tmp_path, monkeypatch):
+    """The package knows the backbone only by the import path that the run records."""
+    outside = {"model.backbone": "tests.plain:PLAIN", "num_steps": 1, "eval.every_steps": 0}
+    config = small_config(tmp_path, monkeypatch, **outside)
+    monkeypatch.delitem(BACKBONES, "plain")
+    workdir = tmp_path / "run"
+    train(config, workdir)
+    assert open_run(workdir, "latest").info.config.model.backbone == "tests.plain:PLAIN"
+    assert exit_status(eval_command.main, f"--workdir={workdir}", "--checkpoint=latest") == 0
+    drawn = (f"--workdir={workdir}", f"--output={tmp_path / 'pictures'}", "--count=1")
+    assert exit_status(predict.main, *drawn) == 0
+    file = tmp_path / "plain.jaxexport"
+    assert exit_status(export.main, f"--workdir={workdir}", f"--output={file}") == 0
+    assert scratchdet_jax.load(file).class_names == scratchdet_jax.load(workdir).class_names

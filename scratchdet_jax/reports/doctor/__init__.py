@@ -1,1 +1,1 @@
-"""Checks of a data set before training; run as `python -m scratchdet_jax.tools.doctor`."""
+"""Checks of a data set before training; run as `scratchdet doctor`."""

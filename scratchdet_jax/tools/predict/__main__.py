@@ -1,6 +1,6 @@
 """Detects objects in photos, folders and videos, or in images of the run's eval split.
 
-python -m scratchdet_jax.tools.predict --workdir=runs/voc300 --output=found a.jpg photos clip.mp4
+scratchdet predict --workdir=runs/voc300 --output=found a.jpg photos clip.mp4
 
 The results are written as they come: detections.json in COCO's format (or CSV, or VOC's text
 files), a picture of each image, an annotated copy of each video, and a grid of a few images. Images
