@@ -219,11 +219,13 @@ def test_an_evaluation_covers_the_split_once(source, kind, devices, rows, proces
 
 @pytest.mark.parametrize(("batch_size", "threads"), [(8, 1), (16, 2), (4, 3), (1, 2), (6, 2)])
 def test_the_number_of_live_batches_is_as_documented(source, batch_size, threads, monkeypatch):
-    alive, most, make = weakref.WeakSet(), [0], loading._aligned_zeros
+    alive, most, make = set(), [0], loading._aligned_zeros
 
     def counted(shape):
         array = make(shape)
-        alive.add(array.base)
+        number = id(array.base)
+        alive.add(number)
+        weakref.finalize(array.base, alive.discard, number)
         most[0] = max(most[0], len(alive))
         return array
 

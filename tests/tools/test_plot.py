@@ -41,8 +41,10 @@ def test_picture_of_runs_with_different_lengths_records_and_ends(tmp_path, capsy
 
 
 def test_what_is_drawn():
-    norms = ((1, 3.0), (2, 5.0), (3, 1))
-    first = RunRecords("a", [train(s, gradient_norm=n) for s, n in norms], [], diverged_at=4)
+    norms = ({"gradient_norm": 3.0}, {"gradient_norm": 5.0}, {"gradient_norm": 1})
+    changes = ({}, {"gradient_fluctuation": 2.0}, {"gradient_fluctuation": 4.0})
+    records = [train(s, **n, **c) for s, n, c in zip((1, 2, 3), norms, changes, strict=True)]
+    first = RunRecords("a", records, [], diverged_at=4)
     second = RunRecords("b", [train(9, images_per_second=7.0)], [evaluation(5, 0.25)])
     panels = draw_runs([first, second]).axes
     titles = [panel.get_title() for panel in panels]
