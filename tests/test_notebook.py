@@ -1,4 +1,4 @@
-"""docs/quickstart.ipynb: what is saved is a notebook, and its cells run."""
+"""docs/quickstart.ipynb: what is saved is complete, and its cells run."""
 
 import ast
 from pathlib import Path
@@ -27,12 +27,16 @@ def pictures(notebook):
     return [output.data["image/png"] for output in outputs if "image/png" in output.get("data", {})]
 
 
-def test_the_saved_page_is_a_notebook():
+def test_the_saved_page_is_complete():
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     nbformat.validate(notebook)
     cells = code_cells(notebook)
     for cell in cells:
         ast.parse(cell.source)
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    kinds = {output.output_type for cell in cells for output in cell.outputs}
+    assert "error" not in kinds
+    assert len(pictures(notebook)) == 3
     assert NOTEBOOK.stat().st_size < 500_000
     assert str(ROOT) not in NOTEBOOK.read_text(encoding="utf-8")
 
