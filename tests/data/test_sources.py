@@ -37,8 +37,8 @@ def command_of(error):
 
     text = str(error.value).partition("`")[2].partition("`")[0]
     words = shlex.split(text)
-    assert words[:3] == ["python", "-m", "scratchdet_jax.tools.prepare"]
-    return words[3:]
+    assert words[:2] == ["scratchdet", "prepare"]
+    return words[2:]
 
 
 def test_a_folder_without_lists_trains_and_says_how_to_evaluate(folder, tmp_path):

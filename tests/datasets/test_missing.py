@@ -89,8 +89,8 @@ def with_fields(settings, error):
 
 
 def run_prepare(command):
-    assert command[:3] == ["python", "-m", "scratchdet_jax.tools.prepare"]
-    assert exit_status(prepare.main, *command[3:]) == 0
+    assert command[:2] == ["scratchdet", "prepare"]
+    assert exit_status(prepare.main, *command[2:]) == 0
 
 
 @pytest.mark.parametrize("data_dir", ["data", "my data"])
@@ -285,8 +285,9 @@ def test_a_user_copies_the_commands_and_trains(recipe, counts, tmp_path):
     write_coco(tmp_path)
 
     def run(words):
+        start = {"python": [sys.executable], "scratchdet": [sys.executable, "-m", "scratchdet_jax"]}
         return subprocess.run(
-            [sys.executable if word == "python" else word for word in words],
+            [*start[words[0]], *words[1:]],
             cwd=tmp_path,
             env=os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": ""},  # one device
             capture_output=True,

@@ -20,7 +20,7 @@ from scratchdet_jax.models.ssd import PredictionLevel
 torch = pytest.importorskip("torch")
 nn, relu = torch.nn, torch.nn.functional.relu
 
-from tests.models.torch_comparison import NETWORK_TOLERANCE, assert_same, to_nchw  # noqa: E402
+from tests.models.torch_comparison import assert_same, assert_same_network, to_nchw  # noqa: E402
 
 
 class TorchRoot(nn.Module):
@@ -254,4 +254,4 @@ def test_complete_network(make_config, preactivation, head_norm):
     torch_model = TorchDetector(
         preactivation, head_norm == "batch", config.extra_strides, anchors, 3
     )
-    assert_same(model, torch_model, (4, 72, 72, 3), NETWORK_TOLERANCE)
+    assert_same_network(model, torch_model, (4, 72, 72, 3))
