@@ -22,7 +22,7 @@ from pathlib import Path
 import jax
 
 from scratchdet_jax import cli
-from scratchdet_jax.config.fields import number_of_steps
+from scratchdet_jax.config.defaults import number_of_steps
 from scratchdet_jax.data.loading import usable_cores
 from scratchdet_jax.errors import UserError, writable_folder
 from scratchdet_jax.reports.reading import read_run
