@@ -1,7 +1,8 @@
 """Every program answers --help, and every documented command is one that its program takes.
 
-Nothing is run here: each command line is parsed by the program's own parser, and its config is
-validated as train.py does before it opens data.
+Each command line is parsed by the program's own parser, and its config is validated as train.py
+does before it opens data. What takes a second or so is run. The commands that train are run by the
+slow tests of the pages and of docs/journey.sh.
 """
 
 import argparse
@@ -9,6 +10,7 @@ import functools
 import importlib
 import inspect
 import itertools
+import json
 import re
 import shutil
 from pathlib import Path
@@ -23,8 +25,10 @@ from scratchdet_jax.config.recipes import load_recipe
 from scratchdet_jax.config.validation import validate
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.tools.__main__ import COMMANDS
-from tests import documented
+from tests import documented, run_records
+from tests.command import exit_status
 from tests.faults import campaign, signals
+from tests.own_photos import write_photos
 
 ROOT = Path(__file__).parents[1]
 TOOLS = "scratchdet_jax.tools"
@@ -352,6 +356,51 @@ def test_mistakes_in_commands_are_found(strict, command, reason):
     (found,) = documented.of_shell(command, "a.md")
     with pytest.raises(UserError, match=re.escape(reason)):
         Checker().check(found)
+
+
+def fast_commands():
+    """(module, arguments) of documented commands that take seconds, each once.
+
+    Left out: prepare of COCO's test images, which are not in docs/own-data.md.
+    """
+    fast = ("prepare", "plot", "summary", "benchmarks.scaling")
+    found = {}
+    for command in documented.commands():
+        words = list(command.words)
+        name = next((word for word in words[:3] if word in fast), None)
+        if name and ".md:" in command.where and "…" not in str(command) and len(words) > 2:
+            arguments = words[words.index(name) + 1 :]
+            found[name, *arguments] = name if "." in name else f"{TOOLS}.{name}", arguments
+    return [pair for key, pair in found.items() if "--name=coco_test" not in key]
+
+
+def test_documented_commands_that_take_seconds_run(tmp_path, monkeypatch, capsys):
+    write_photos(tmp_path)
+    (tmp_path / "VOCdevkit").mkdir()
+    shutil.copytree(tmp_path / "BCCD", tmp_path / "VOCdevkit" / "VOC2007")
+    counts = {
+        "gradients and loss sums": 98_353_788,
+        "BatchNorm statistics, forward and backward": 174_816,
+        "all-reduce operations as compiled": 95,
+    }
+    (tmp_path / "counts.json").write_text(json.dumps(counts))
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    monkeypatch.chdir(tmp_path)
+    wrong, printed = [], {}
+    for name, arguments in fast_commands():
+        if name.endswith(".plot"):
+            for run in (word for word in arguments if not word.startswith("--")):
+                run_records.write(tmp_path / run, [run_records.train(step) for step in range(1, 9)])
+        status = exit_status(program_module(name).main, *arguments)
+        program = name.rpartition(".")[2]
+        printed[program], error = capsys.readouterr()
+        if status:
+            wrong.append(f"{name} {' '.join(arguments)}: {error}")
+        shutil.rmtree("data", ignore_errors=True)
+    assert not wrong
+    assert printed.keys() == {"prepare", "plot", "summary", "scaling"}
+    page = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
+    assert all(line in page for line in printed["scaling"].splitlines())
 
 
 def all_flags():
