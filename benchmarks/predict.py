@@ -35,7 +35,7 @@ from scratchdet_jax.training.optimizer import make_optimizer
 
 
 def define_flags() -> flags.FlagValues:
-    """The flags besides the config."""
+    """Returns the flags besides the config."""
     values = flags.FlagValues()
     flags.DEFINE_integer("batch", 8, "Images in a batch.", flag_values=values)
     flags.DEFINE_integer(
