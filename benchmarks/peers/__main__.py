@@ -144,15 +144,20 @@ def table(output: Path, folder: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main(argv: Sequence[str]) -> None:
-    """Parses the command line, trains all detectors and prints the table."""
+def parser(program: str) -> argparse.ArgumentParser:
+    """Returns the options of the command line."""
     parser = argparse.ArgumentParser(
-        prog=argv[0], description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=program, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--photos", required=True, help="VOC annotations, lists train and val")
     parser.add_argument("--output", required=True, help="folder of everything that is made")
     parser.add_argument("--minutes", type=float, default=20, help="training time of each")
-    options = parser.parse_args(argv[1:])
+    return parser
+
+
+def main(argv: Sequence[str]) -> None:
+    """Parses the command line, trains all detectors and prints the table."""
+    options = parser(argv[0]).parse_args(argv[1:])
     output = writable_folder(Path(options.output), "--output")
     folder = prepare_data(options.photos, output)
     if not (output / OURS / "summary.json").exists():
