@@ -3,18 +3,17 @@
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from scratchdet_jax.datasets.checks import in_threads
 from scratchdet_jax.datasets.choices import Choices
 from scratchdet_jax.datasets.duplicates import Signature, near_groups, read_signature
-from scratchdet_jax.datasets.objects import Contents, UsableImage
-from scratchdet_jax.datasets.untrusted import as_text, read_inside
+from scratchdet_jax.datasets.objects import Contents, UsableImage, read_unchanged
+from scratchdet_jax.datasets.untrusted import as_text
 from scratchdet_jax.errors import UserError, plural
-from scratchdet_jax.progress import track
 
 _PASSES = 20  # of the local search; it usually ends after a few
 _GROUPS_LISTED = 100  # groups of near-duplicates whose names are recorded
@@ -234,21 +233,9 @@ def _item(images: Sequence[UsableImage], root: Path) -> Item:
 
 def _signatures(images: Sequence[UsableImage], root: Path) -> list[Signature]:
     def read(image: UsableImage) -> Signature:
-        try:
-            encoded = read_inside(image.path, root, image.stamp.size)
-            return read_signature(encoded, image.orientation)
-        except ValueError as error:
-            raise UserError(
-                f"{image.path} changed after it was checked ({error}): run the same command again"
-            ) from None
+        return read_signature(read_unchanged(image, root), image.header.orientation)
 
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
-        try:
-            found = threads.map(read, images)
-            return list(track(found, len(images), "comparing images", "image"))
-        except BaseException:  # Ctrl-C, for example, must not wait for the rest
-            threads.shutdown(wait=False, cancel_futures=True)
-            raise
+    return in_threads(read, images, "comparing images")
 
 
 def _notes(

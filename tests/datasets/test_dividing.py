@@ -204,7 +204,7 @@ def test_the_same_options_give_the_same_sets_and_others_another_fingerprint(fold
     val = ids(tmp_path, "val")
     assert prepare(folder, tmp_path, val=0.2) == first
     for changed in ({"val": 0.3}, {"val": 0.2, "seed": 1}, {"val": 0.2, "test": 0.1}, {}):
-        with pytest.raises(UserError, match="files are the same, but not the options"):
+        with pytest.raises(UserError, match="options were not those given now"):
             prepare(folder, tmp_path, **changed)
     folder.split("everything", *sorted(ids(tmp_path, "train+val"), reverse=True))
     prepare(folder, tmp_path, force=True, val=0.2)
