@@ -193,7 +193,7 @@ def read_ground_truth(folder: Path, split: str) -> GroundTruth:
     files = files._replace(images={**files.annotations, **files.images})
     lists = read_splits(folder, layout, files, [split])
     listing, defects = Listing(layout, files, lists, []), list[Defect]()
-    listed = _unique_ids(lists.splits[0], listing, defects)
+    listed = _unique_ids(lists.splits[0], listing, defects, Kind.NO_ANNOTATION)
     objects = {}
     ids = [image_id for image_id in listed if image_id in files.images]
     for image_id, annotation in _read_annotations(listing, ids, defects).items():
@@ -208,27 +208,29 @@ def read_ground_truth(folder: Path, split: str) -> GroundTruth:
     return GroundTruth(lists.splits[0].split, objects, left_out, defects, notes)
 
 
-def _unique_ids(members: SplitList, listing: Listing, defects: list[Defect]) -> list[str]:
+def _unique_ids(
+    members: SplitList, listing: Listing, defects: list[Defect], missing: Kind = Kind.NO_IMAGE
+) -> list[str]:
     """Returns the ids of a split, each once; adds missing and repeated ones to `defects`."""
     files, layout = listing.files, listing.layout
     for image_id, count in collections.Counter(members.ids).items():
         if count > 1:
             reason = f"{image_id} is listed {count} times"
             defects.append(Defect.of(Kind.LISTED_TWICE, members.source, reason))
-        if image_id not in files.images:
-            listed = members.is_list
-            where = members.source if listed else layout.label(files.annotations[image_id])
-            defects.append(_missing_image(where, image_id, layout.images.label))
+        if image_id in files.images:
+            continue
+        listed = members.is_list
+        where = members.source if listed else layout.label(files.annotations[image_id])
+        path = PureWindowsPath(image_id)
+        if path.root or ".." in path.parts:
+            kind, reason = Kind.OUT_OF_FOLDER, f"{image_id} is not an id but a path"
+        elif missing == Kind.NO_ANNOTATION:
+            kind, reason = missing, f"{image_id} has no annotation in {layout.annotations.label}"
+        else:
+            place = f" in {layout.images.label}" if layout.images.label else ""
+            kind, reason = missing, f"{image_id} has no image{place} ({', '.join(IMAGE_SUFFIXES)})"
+        defects.append(Defect.of(kind, where, reason))
     return list(dict.fromkeys(members.ids))
-
-
-def _missing_image(source: str, image_id: str, folder: str) -> Defect:
-    parts = PureWindowsPath(image_id)
-    if parts.root or ".." in parts.parts:
-        return Defect.of(Kind.OUT_OF_FOLDER, source, f"{image_id} is not an id but a path")
-    place = f" in {folder}" if folder else ""
-    reason = f"{image_id} has no image{place} ({', '.join(IMAGE_SUFFIXES)})"
-    return Defect.of(Kind.NO_IMAGE, source, reason)
 
 
 def _read_annotations(
