@@ -57,9 +57,7 @@ def score_voc(
     _report(str(devkit), truth.defects, truth.notes, strict)
     of_truth = {item.name for items in truth.objects.values() for item in items}
     file_split = _split_of_files(detections, split, truth.split)
-    of_files, foreign = detection_files.classes_of_files(detections, file_split, of_truth)
-    if foreign:
-        _note(f"files of another split are passed over: {len(foreign)}, such as {foreign[0]}")
+    of_files = detection_files.classes_of_files(detections, file_split, of_truth)
     names = sorted(of_truth | set(of_files))
     ground_truth = {i: _ground_truth(items, names) for i, items in truth.objects.items()}
     found = detection_files.read_voc_files(detections, file_split, names)

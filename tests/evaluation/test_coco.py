@@ -314,7 +314,7 @@ def test_bad_annotation_files(tmp_path, change, message):
     }
     (tmp_path / "a.json").write_text(json.dumps({**content, **change}))
     with pytest.raises(UserError, match=message):
-        read_coco(tmp_path / "a.json")
+        read_ground_truth(read_coco(tmp_path / "a.json"))
 
 
 def test_missing_file(tmp_path):
