@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import xla
 from tests.own_photos import write_photos
 
 ROOT = Path(__file__).parents[1]
@@ -48,7 +49,7 @@ def test_every_command_of_the_page_runs(place):
         result = subprocess.run(
             ["bash", "-c", f"{PROGRAMS[program]} {arguments}{small}"],
             cwd=place,
-            env=os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"},
+            env=os.environ | {"XLA_FLAGS": xla.flags(devices=1)},
             capture_output=True,
             text=True,
         )
