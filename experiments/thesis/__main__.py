@@ -32,7 +32,7 @@ from experiments.thesis.plan import Row, Study, run_config, run_folder
 from experiments.thesis.report import Outcome, Outcomes, choice_table, read_outcome, write_report
 from scratchdet_jax import cli, stopping
 from scratchdet_jax.config import defaults
-from scratchdet_jax.config.fields import WITHOUT_EFFECT, flatten, number_of_steps
+from scratchdet_jax.config.defaults import WITHOUT_EFFECT, flatten, number_of_steps
 from scratchdet_jax.errors import UserError, writable_folder
 from scratchdet_jax.files import write_text_atomically
 from scratchdet_jax.training.loop import train_and_evaluate

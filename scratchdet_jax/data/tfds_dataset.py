@@ -186,11 +186,6 @@ def is_prepared(name: str, data_dir: str) -> bool:
     return bool(_versions(epath.Path(data_dir) / name))
 
 
-def configs(name: str, data_dir: str) -> list[str]:
-    """Returns every CONFIG for which NAME/CONFIG exists."""
-    return _configs(epath.Path(data_dir) / name)
-
-
 def classes_and_splits(name: str, data_dir: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Returns the class names, in the order of the labels, and the splits of a prepared data set.
 

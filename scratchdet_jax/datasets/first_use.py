@@ -15,6 +15,12 @@ from scratchdet_jax.datasets.voc_folder import VocFolder, prepare_voc_folder
 MAKERS = {"shapes": prepare_shapes}
 """Data sets that make themselves, by name; each takes the folder of the prepared data sets."""
 
+_ARGUMENTS = {
+    "voc_folder": "voc --folder=FOLDER",
+    "coco_folder": "coco --split=SPLIT:ANNOTATIONS.json:IMAGE_FOLDER",
+    "yolo_folder": "yolo --data=data.yaml",
+}
+
 substitute_error = missing_error
 
 
@@ -39,22 +45,12 @@ def how_to_provide(name: str, data_dir: str) -> str:
     """Returns the commands that create a missing data set, as the end of a sentence."""
     head, _, config = name.partition("/")
     where = f"--data_dir={shlex.quote(data_dir)}"
-
-    def own(arguments: str, own_name: str) -> str:
-        return f"`scratchdet prepare {arguments} --name={own_name} {where}`"
-
-    if head == "voc_folder":
-        return "run " + own("voc --folder=FOLDER", config or "NAME")
-    if head == "coco_folder":
-        command = own("coco --split=SPLIT:ANNOTATIONS.json:IMAGE_FOLDER", config or "NAME")
-        return f"run {command}, with one --split for each split"
-    if head == "yolo_folder":
-        return "run " + own("yolo --data=data.yaml", config or "NAME")
+    if head in _ARGUMENTS:
+        return f"run `scratchdet prepare {_ARGUMENTS[head]} --name={config or 'NAME'} {where}`"
     build = f"run `{tfds_build(name, data_dir)}`, in a separate environment {FOR_TFDS}"
     if published := official(name):
-        own_set = f"{published.kind}/{published.own_name}"
         return (
             f"{build}; or download {published.download}, run `{published.command(data_dir)}` and "
-            f"use {own_set}"
+            f"use {published.own}"
         )
     return build

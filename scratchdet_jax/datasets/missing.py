@@ -1,8 +1,7 @@
 """VOC or COCO is missing: the commands that prepare it, and the fields that then fit."""
 
 import os
-from collections.abc import Collection, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import ml_collections
 
@@ -10,31 +9,12 @@ from scratchdet_jax.data.records import SpecPart, parse_spec
 from scratchdet_jax.data.tfds_dataset import (
     FOR_TFDS,
     classes_and_splits,
-    configs,
     inventory,
     is_prepared,
     tfds_build,
 )
-from scratchdet_jax.datasets.official import Official, official, translated
-from scratchdet_jax.errors import FieldsError, UserError
-
-
-class _Substitute(NamedTuple):
-    """The own set that stands in for a missing published one.
-
-    Attributes:
-        published: the missing set.
-        data_dir: the folder that lacks it, which also holds the own set.
-        name: KIND/NAME of the own set.
-        splits: its splits.
-        command: prepares it; "" if it exists.
-    """
-
-    published: Official
-    data_dir: str
-    name: str
-    splits: Collection[str]
-    command: str
+from scratchdet_jax.datasets.official import Official, official
+from scratchdet_jax.errors import FieldsError
 
 
 def missing_error(
@@ -50,74 +30,57 @@ def missing_error(
     Returns:
         None if `dataset` is neither VOC nor COCO, or the boxes of a split are not published.
     """
-    parts = {field: parse_spec(settings[field]) for field in fields if ":" in settings[field]}
-    wanted: dict[tuple[str, str], list[str]] = {}
-    for part in (part for members in parts.values() for part in members):
-        wanted.setdefault((part.name, _directory(part, settings)), []).append(part.split)
-    substitutes: dict[tuple[str, str], _Substitute] = {}
-    for (name, data_dir), splits in wanted.items():
-        published = official(name)
-        if published is None or is_prepared(name, data_dir):
-            continue
-        if not _has_all(splits, published.splits.values()):
-            return None
-        substitutes[name, data_dir] = _substitute(published, data_dir, splits)
-    if dataset not in {name for name, _ in substitutes}:
-        return None
+    missing: dict[tuple[str, str], Official] = {}
 
-    def translate(part: SpecPart) -> str:
+    def directory(part: SpecPart) -> str:
+        return os.path.expanduser(part.directory) or str(settings.dir)
+
+    def own(part: SpecPart) -> str | None:
+        """Returns the part in terms of the set that `prepare` makes; as it is if it exists."""
         place = f"@{part.directory}" if part.directory else ""
-        substitute = substitutes.get((part.name, _directory(part, settings)))
-        if substitute is None:
+        published = official(part.name)
+        if published is None or is_prepared(part.name, directory(part)):
             return f"{part.name}:{part.split}{place}"
-        return f"{substitute.name}:{translated(part.split, substitute.splits)}{place}"
+        missing[part.name, directory(part)] = published
+        split = published.translated(part.split)
+        return split and f"{published.own}:{split}{place}"
 
-    specs = {field: ",".join(map(translate, members)) for field, members in parts.items()}
-    new = {f"data.{field}": spec for field, spec in specs.items() if spec != settings[field]}
-    return _error(list(substitutes.values()), new)
-
-
-def _directory(part: SpecPart, settings: ml_collections.ConfigDict) -> str:
-    return os.path.expanduser(part.directory) or str(settings.dir)
-
-
-def _has_all(splits: Sequence[str], known: Collection[str]) -> bool:
-    return all(translated(split, known) is not None for split in splits)
-
-
-def _substitute(published: Official, data_dir: str, splits: Sequence[str]) -> _Substitute:
-    """Finds a prepared own set that has all of `splits`; else the one that a command prepares."""
-    usual = published.own_name
-    names = configs(published.kind, data_dir)
-    candidates = [name for name in names if published.is_called(name)]
-    for name in sorted(candidates, key=lambda name: name != usual):
-        own = f"{published.kind}/{name}"
-        try:
-            classes, found = classes_and_splits(own, data_dir)
-        except UserError:  # it cannot be used
-            continue
-        if _has_all(splits, found) and classes == published.class_names:
-            return _Substitute(published, data_dir, own, found, "")
-    command = published.command(data_dir, again=usual in names)
-    own = f"{published.kind}/{usual}"
-    return _Substitute(published, data_dir, own, published.splits.values(), command)
+    new = {}
+    for field in fields:
+        parts = parse_spec(settings[field]) if ":" in settings[field] else []
+        specs = [own(part) for part in parts]
+        if None in specs:
+            return None
+        if missing and specs and ",".join(filter(None, specs)) != settings[field]:
+            new[f"data.{field}"] = ",".join(filter(None, specs))
+    if dataset not in {name for name, _ in missing}:
+        return None
+    return _error(missing, new)
 
 
-def _error(substitutes: Sequence[_Substitute], fields: Mapping[str, str]) -> FieldsError:
-    names = " or ".join(dict.fromkeys(s.published.name for s in substitutes))
-    folders = " or ".join(dict.fromkeys(s.data_dir for s in substitutes))
-    found = "; ".join(dict.fromkeys(inventory(s.data_dir) for s in substitutes))
-    problem = f"there is no data set {names} in {folders} (it has {found})"
-    if ready := " and ".join(s.name for s in substitutes if not s.command):
-        problem += f", but {ready}, prepared from a folder, can be used instead"
-    rest = [s for s in substitutes if s.command]
+def _error(missing: dict[tuple[str, str], Official], fields: dict[str, str]) -> FieldsError:
+    names = " or ".join(dict.fromkeys(name for name, _ in missing))
+    folders = dict.fromkeys(folder for _, folder in missing)
+    found = "; ".join(map(inventory, folders))
+    problem = f"there is no data set {names} in {' or '.join(folders)} (it has {found})"
+    rest = {key: o for key, o in missing.items() if not _is_ready(o, key[1])}
+    ready = [o.own for key, o in missing.items() if key not in rest]
+    if ready:
+        problem += f", but {' and '.join(ready)}, prepared from a folder, can be used instead"
     if not rest:
         return FieldsError(f"{problem}:", fields)
-    downloads = "; ".join(f"download {s.published.download}" for s in rest)
-    commands = "".join(f"\n  {s.command}" for s in rest)
-    builds = " and ".join(f"`{tfds_build(s.published.name, s.data_dir)}`" for s in rest)
+    downloads = "; ".join(f"download {o.download}" for o in rest.values())
+    commands = [o.command(folder, is_prepared(o.own, folder)) for (_, folder), o in rest.items()]
+    builds = " and ".join(f"`{tfds_build(o.name, folder)}`" for (_, folder), o in rest.items())
     return FieldsError(
-        f"{problem}: {downloads}; then run, in this order{commands}",
+        "\n  ".join([f"{problem}: {downloads}; then run, in this order", *commands]),
         fields,
         f"or run {builds}, in a separate environment {FOR_TFDS}, and then the command as it was",
     )
+
+
+def _is_ready(published: Official, data_dir: str) -> bool:
+    """Returns whether `prepare` has made the set, with all of its splits."""
+    if not is_prepared(published.own, data_dir):
+        return False
+    return {*published.splits.values()} <= {*classes_and_splits(published.own, data_dir)[1]}

@@ -8,7 +8,8 @@ import numpy as np
 
 from scratchdet_jax.data.images import ImageHeader, turn_boxes
 from scratchdet_jax.datasets.defects import Defect, Kind
-from scratchdet_jax.datasets.untrusted import Stamp
+from scratchdet_jax.datasets.untrusted import Stamp, read_inside, stamp_inside
+from scratchdet_jax.errors import UserError
 
 Box = tuple[float, float, float, float]
 
@@ -16,45 +17,20 @@ Box = tuple[float, float, float, float]
 _ROUNDING = 0.02  # pixels
 
 
-class VocItem(NamedTuple):
-    """An object of a VOC annotation; `box` as in `fit_box`."""
+class Item(NamedTuple):
+    """An annotated object.
+
+    Attributes:
+        name: its class.
+        box: as `fit_box` returns it.
+        is_ignored: whether training and scoring ignore it (difficult or crowd).
+        features: the other features that are stored, as the builder names them.
+    """
 
     name: str
     box: Box
-    is_difficult: bool
-    is_truncated: bool
-
-    @property
-    def is_ignored(self) -> bool:
-        """Returns whether training and scoring ignore it."""
-        return self.is_difficult
-
-
-class CocoItem(NamedTuple):
-    """An object of a COCO annotation; `box` as in `fit_box`, `area` in pixels."""
-
-    name: str
-    box: Box
-    area: int
-    id: int
-    is_crowd: bool
-
-    @property
-    def is_ignored(self) -> bool:
-        """Returns whether training and scoring ignore it."""
-        return self.is_crowd
-
-
-class YoloItem(NamedTuple):
-    """An object of a YOLO label file; `box` as in `fit_box`."""
-
-    name: str
-    box: Box
-
-    @property
-    def is_ignored(self) -> bool:
-        """Returns False: YOLO has no such flag."""
-        return False
+    is_ignored: bool
+    features: Mapping[str, Any]
 
 
 class UsableImage(NamedTuple):
@@ -62,21 +38,33 @@ class UsableImage(NamedTuple):
 
     Attributes:
         path: its file.
-        stamp: version of the file that was checked.
         filename: name stored in the data set.
         image_id: text (VOC, YOLO) or number (COCO).
-        orientation: the EXIF orientation, 1…8.
-        size: (height, width) as displayed, which the boxes refer to.
-        objects: VocItem, CocoItem or YoloItem.
+        stamp: version of the file that was checked.
+        header: its size, which the boxes refer to as displayed, and its EXIF orientation.
+        objects: its usable objects.
     """
 
     path: Path
-    stamp: Stamp
     filename: str
     image_id: str | int
-    orientation: int
-    size: tuple[int, int]
-    objects: Sequence[VocItem | CocoItem | YoloItem]
+    stamp: Stamp
+    header: ImageHeader
+    objects: Sequence[Item]
+
+
+def read_unchanged(image: UsableImage, root: Path) -> bytes:
+    """Reads the image's bytes; a UserError says that the file has changed since it was checked."""
+    try:
+        data = read_inside(image.path, root, image.stamp.size)
+        if stamp_inside(image.path, root, image.stamp.size) == image.stamp:
+            return data
+        reason = "its size or modification time differs"
+    except ValueError as error:
+        reason = str(error)
+    raise UserError(
+        f"{image.path} changed after it was checked ({reason}): run the same command again"
+    )
 
 
 class Contents(NamedTuple):
@@ -103,6 +91,46 @@ class Contents(NamedTuple):
     defects: list[Defect]
     division: dict[str, Any] = {}  # noqa: RUF012, never changed
     test_set: bool = False
+
+
+class SplitScan(NamedTuple):
+    """What a scan found of one split.
+
+    Attributes:
+        where: the list or folder of the split, for messages.
+        root: the resolved folder of its images.
+        listed: number of different images that it names.
+        images: the usable ones.
+    """
+
+    where: str
+    root: Path
+    listed: int
+    images: Sequence[UsableImage]
+
+
+def join_splits(
+    splits: Mapping[str, SplitScan],
+    class_names: Sequence[str],
+    category_ids: Sequence[int] | None,
+    notes: list[str],
+    defects: list[Defect],
+) -> Contents:
+    """Joins the splits to the contents of a data set; one without usable images is a defect."""
+    for split in splits.values():
+        if not split.images:
+            reason = f"none of its images is usable; listed: {split.listed}"
+            defects.append(Defect.of(Kind.EMPTY_SPLIT, split.where, reason))
+    used = {name: split for name, split in splits.items() if split.images}
+    return Contents(
+        splits={name: split.images for name, split in used.items()},
+        roots={name: split.root for name, split in used.items()},
+        class_names=tuple(class_names),
+        category_ids=None if category_ids is None else tuple(category_ids),
+        left_out={name: split.listed - len(split.images) for name, split in splits.items()},
+        notes=notes,
+        defects=defects,
+    )
 
 
 class Frame(NamedTuple):

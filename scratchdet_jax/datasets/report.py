@@ -171,8 +171,10 @@ def statistics(
     unique = {(image.path, image.image_id): image for m in splits.values() for image in m}
     images = list(unique.values())
     boxes = collections.Counter(o.name for image in images for o in image.objects)
-    sizes = sorted((image.size for image in images), key=lambda size: size[0] * size[1])
-    areas = [_area(o.box, image.size) for image in images for o in image.objects]
+    sizes = sorted(
+        (image.header.displayed_size for image in images), key=lambda size: size[0] * size[1]
+    )
+    areas = [_area(o.box, image.header.displayed_size) for image in images for o in image.objects]
     small, large = sum(a < _SMALL for a in areas), sum(a >= _LARGE for a in areas)
     return {
         "images": {split: len(members) for split, members in splits.items()},

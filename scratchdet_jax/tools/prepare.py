@@ -5,15 +5,14 @@ scratchdet prepare {voc,coco,yolo,shapes} [options]
 `voc` prepares images with VOC annotations as voc_folder/NAME, `coco` COCO annotation files and
 their images as coco_folder/NAME, and `yolo` a data.yaml with its text labels as yolo_folder/NAME.
 `shapes` makes the embedded data set, as training does at its first use. Classes can be chosen
-(--classes, --drop, --rename), and a set with one split can be divided (--val, --test). After an
-interruption, the same command resumes.
+(--classes, --drop, --rename), and a set with one split can be divided (--val, --test).
 """
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from scratchdet_jax import cli, stopping
+from scratchdet_jax import cli
 from scratchdet_jax.data.sources import dataset_name
 from scratchdet_jax.datasets.choices import Choices
 from scratchdet_jax.datasets.coco_folder import CocoSplit, prepare_coco_folder
@@ -36,7 +35,6 @@ _YOLO_EXAMPLE = """example:
 def main(argv: Sequence[str]) -> None:
     """Parses the command line and prepares."""
     options = parser(argv[0]).parse_args(argv[1:])
-    stopping.resumable()
     options.run(options)
 
 

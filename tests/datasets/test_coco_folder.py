@@ -253,7 +253,7 @@ DEFECTS = {
             [entry(name="3.jpg"), entry(2)], [box(), box(2, number=2)]
         ),
         Kind.NO_IMAGE,
-        "train, but in its subfolder below",
+        "image 1, 3.jpg: not in ",
         None,
     ),
     "broken": (
@@ -415,11 +415,11 @@ def test_the_categories_of_splits_must_not_contradict_each_other(files):
     files.image("1.jpg", split="val")
     other = [CATEGORIES[0], {"id": 3, "name": "lamp"}]
     files.notes([entry()], [box()], other, split="val")
-    with pytest.raises(UserError, match=r"val\.json has 3 = 'lamp', train\.json has 'traffic li"):
+    with pytest.raises(UserError, match=r"train\.json and .*val\.json: id 3, named 'traffic li"):
         files.prepare("train", "val")
     files.notes([entry()], [box(category=8)], [{"id": 8, "name": "dog"}], split="val")
     files.notes([entry()], [box(category=7)])
-    with pytest.raises(UserError, match=r"names must be unique, but 'dog' .* ids 7 and 8"):
+    with pytest.raises(UserError, match=r"id 8, named 'dog' like id 7, and annotations use it"):
         files.prepare("train", "val")
 
 
@@ -463,7 +463,7 @@ def test_an_unusable_category_stands_in_the_way_only_if_it_is_used(entry_, words
     assert report.class_names == ("traffic light",)
     assert words in report.notes[0]
     files.notes([entry()], [box(), box(category=9, number=2)], [CATEGORIES[1], entry_])
-    with pytest.raises(UserError, match=r"train\.json.*(must have a 'name'|names must be unique)"):
+    with pytest.raises(UserError, match=r"train\.json.* must have its own id and name"):
         files.prepare(force=True)
 
 
@@ -493,7 +493,7 @@ def test_names_that_are_numbers_or_null_are_read_as_text(name, text, files):
         [box(), box(category=4, number=2)],
         [{"id": 3, "name": name}, {"id": 4, "name": text}],
     )
-    with pytest.raises(UserError, match="names must be unique"):
+    with pytest.raises(UserError, match="must have its own id and name"):
         files.prepare(force=True)
 
 

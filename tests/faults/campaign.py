@@ -235,11 +235,15 @@ def disturbed_run(
 def outcome(workdir: Path) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
     """All arrays of the last checkpoint, and the lines of metrics.jsonl without the speed."""
     import jax
+    import orbax.checkpoint as ocp
 
-    from scratchdet_jax.run.checkpoints import read_arrays
     from scratchdet_jax.run.metrics import MEASURED
 
-    tree = read_arrays(workdir.absolute() / f"checkpoints/{STEPS}/state")
+    item = workdir.absolute() / f"checkpoints/{STEPS}/state"
+    with ocp.PyTreeCheckpointer() as reader:  # NumPy arrays, whatever devices wrote them
+        tree = reader.metadata(item).item_metadata.tree
+        arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+        tree = reader.restore(item, args=ocp.args.PyTreeRestore(restore_args=arguments))
     arrays = {
         jax.tree_util.keystr(path): np.asarray(leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
