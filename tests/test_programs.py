@@ -20,7 +20,6 @@ from absl import flags
 
 from scratchdet_jax import cli, detector
 from scratchdet_jax.config import defaults
-from scratchdet_jax.config.fields import flatten
 from scratchdet_jax.config.recipes import load_recipe
 from scratchdet_jax.config.validation import validate
 from scratchdet_jax.errors import UserError
@@ -258,7 +257,7 @@ def _relax(parser, everything):
 
 def check_field(name):
     """Checks that a config has the field or group `config.NAME`."""
-    fields = flatten(defaults.get_config())
+    fields = defaults.flatten(defaults.get_config())
     path = name.removeprefix("config.")
     if not any(field == path or field.startswith(f"{path}.") for field in fields):
         raise UserError(f"there is no field config.{path}")
