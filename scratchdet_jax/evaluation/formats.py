@@ -34,7 +34,7 @@ def split_name(spec: str) -> str:
 
 
 def escaped(class_name: str) -> str:
-    """A class name as part of a file name; most names are unchanged, and no two become the same.
+    """Writes a class name as part of a file name; no two names become the same.
 
     Slashes, backslashes and control characters are percent-encoded, and so is a percent sign that
     would be read as the start of a code: "car/truck" becomes "car%2Ftruck".
@@ -47,7 +47,7 @@ def escaped(class_name: str) -> str:
 
 
 def unescaped(text: str) -> str:
-    """The class name of which `escaped` made the text."""
+    """Returns the class name of which `escaped` made the text."""
 
     def decoded(match: re.Match[str]) -> str:
         return bytes.fromhex(match[0].replace("%", "")).decode("utf-8", "surrogatepass")
@@ -108,7 +108,7 @@ def write_voc(
 
 
 def voc_line(image_id: str, score: float, box_xyxy: Sequence[float]) -> str:
-    """A line of the devkit's files: "image_id score xmin ymin xmax ymax", in pixels."""
+    """Writes a line of the devkit's files: "image_id score xmin ymin xmax ymax", in pixels."""
     return " ".join([image_id, f"{score:.9g}", *(f"{value:.3f}" for value in box_xyxy)])
 
 
@@ -154,7 +154,7 @@ def write_coco(
 def coco_entry(
     image_id: int | str, category_id: int, bbox: Sequence[float], score: float
 ) -> dict[str, Any]:
-    """One entry of a results file; `bbox` is (x, y, width, height) in pixels.
+    """Returns one entry of a results file; `bbox` is (x, y, width, height) in pixels.
 
     Coordinates are rounded to a thousandth of a pixel; scores keep nine digits, enough to restore a
     float32 exactly.
@@ -168,5 +168,5 @@ def coco_entry(
 
 
 def as_number(image_id: str) -> int | str:
-    """An image id as a number if it is a decimal number, as COCO's are."""
+    """Returns an image id as a number if it is a decimal number, as COCO's are."""
     return int(image_id) if re.fullmatch("-?[0-9]+", image_id) else image_id

@@ -121,7 +121,7 @@ def curves(
     class_names: Sequence[str],
     iou_threshold: float = 0.5,
 ) -> dict[str, Curve | None]:
-    """The precision–recall curves of which `evaluate`, with the same arguments, computes the AP.
+    """Returns the precision–recall curves behind the AP of `evaluate`, for the same arguments.
 
     None stands for a class without ground truth that counts.
     """
@@ -132,7 +132,7 @@ def curves(
 
 
 def best_precision(curve: Curve, recalls: np.ndarray) -> np.ndarray:
-    """The best precision at each recall or any higher one; 0 beyond the last recall."""
+    """Returns the best precision at each recall or any higher one; 0 beyond the last recall."""
     envelope = np.append(np.maximum.accumulate(curve.precision[::-1])[::-1], 0.0)
     return envelope[np.searchsorted(curve.recall, recalls, side="left")]
 
@@ -153,7 +153,7 @@ def _by_class(
 
 
 def _curve(found: FlatDetections, truth: FlatGroundTruth, iou_threshold: float) -> Curve | None:
-    """The curve of one class; None without ground truth that counts."""
+    """Returns the curve of one class; None without ground truth that counts."""
     positives = int(np.sum(~truth.ignore))
     if positives == 0:
         return None

@@ -1,4 +1,4 @@
-"""Compiles a run for accelerators that are not here, and says what to expect of them.
+"""Compiles a run for absent accelerators, and says what to expect of them.
 
 scratchdet forecast train --config=FILE --device=v5e:16x16
 scratchdet forecast eval --config=FILE --device=h100

@@ -23,7 +23,7 @@ from scratchdet_jax.interop.torch_weights import check_version
 
 
 def define_flags() -> flags.FlagValues:
-    """The flags besides the config."""
+    """Returns the flags besides the config."""
     values = flags.FlagValues()
     flags.DEFINE_string("checkpoint", None, "The PyTorch or safetensors file.", values)
     flags.DEFINE_string("workdir", None, "Folder of the new run; must not hold a run.", values)
