@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
 import numpy as np
 
@@ -22,8 +23,7 @@ DEVKIT_SPLITS = {"validation": "val", "train+validation": "trainval"}
 
 _MAX_FILE_NAME = 255  # bytes, on all common file systems
 # What `escaped` encodes. Lone surrogates cannot be written in a file name.
-_UNSAFE = re.compile(r"[/\\\x00-\x1f\x7f\ud800-\udfff]|%(?=[0-9A-F]{2})")
-_CODES = re.compile(r"(?:%[0-9A-F]{2})+")
+_UNSAFE = re.compile(r"[/\\\x00-\x1f\x7f\ud800-\udfff]|%(?=[0-9A-Fa-f]{2})")
 
 
 def split_name(spec: str) -> str:
@@ -39,21 +39,13 @@ def escaped(class_name: str) -> str:
     Slashes, backslashes and control characters are percent-encoded, and so is a percent sign that
     would be read as the start of a code: "car/truck" becomes "car%2Ftruck".
     """
-
-    def encoded(match: re.Match[str]) -> str:
-        return "".join(f"%{byte:02X}" for byte in match[0].encode("utf-8", "surrogatepass"))
-
-    return _UNSAFE.sub(encoded, class_name)
+    return _UNSAFE.sub(lambda found: quote(found[0], "", errors="surrogatepass"), class_name)
 
 
 def unescaped(text: str) -> str:
     """Returns the class name of which `escaped` made the text."""
-
-    def decoded(match: re.Match[str]) -> str:
-        return bytes.fromhex(match[0].replace("%", "")).decode("utf-8", "surrogatepass")
-
     try:
-        return _CODES.sub(decoded, text)
+        return unquote(text, errors="surrogatepass")
     except UnicodeDecodeError:  # not made by `escaped`
         return text
 
