@@ -22,7 +22,7 @@ _WHITE, _BLACK = (255, 255, 255), (0, 0, 0)
 
 
 def class_color(label: int) -> tuple[int, int, int]:
-    """Returns the colour (R, G, B) of a class: fixed, and far from those of neighbouring labels.
+    """Returns the colour (R, G, B) of a class: fixed, and unlike its neighbours'.
 
     Hues advance by the golden ratio, so any first n are spread over the circle. Brightness and
     saturation alternate because hues alone become similar with many classes.

@@ -62,7 +62,7 @@ class Evaluator:
     """Evaluates variables of one detector on one split; compiles once per scale."""
 
     def __init__(self, detector: Detector, mapping: DeviceMapping, source: DetectionSource) -> None:
-        """`source` is the split; `config.eval` of the detector holds the settings."""
+        """Takes the split as `source`; `config.eval` of the detector holds the settings."""
         config = detector.config
         self._detector, self._source = detector, source
         self._mapping = mapping

@@ -175,9 +175,8 @@ def suppress(
     """Merges the detections of one image by greedy NMS per class; NumPy.
 
     In descending order of score, a detection removes the later ones of its class that overlap it by
-    more than the threshold. Detections of the same scale have already passed NMS, so only those of
-    different scales are compared: a single scale is returned unchanged. Equal scores keep the order
-    of the input.
+    more than the threshold. Detections of the same scale have already passed NMS and are not
+    compared: a single scale is returned unchanged. Equal scores keep the order of the input.
 
     Args:
         found: [N], in any order; label 0 is an empty slot.

@@ -192,7 +192,7 @@ def _best_overlaps(
 
     Returns:
         IoU float [n], −1 if the image has no ground truth, and the index of the ground truth
-        int [n], the first of equals, 0 if there is none.
+        int [n], the first if several are equal, 0 if there is none.
     """
     start = np.searchsorted(truth_image, image, side="left")
     count = np.searchsorted(truth_image, image, side="right") - start
