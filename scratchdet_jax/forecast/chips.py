@@ -43,7 +43,7 @@ class Chip(NamedTuple):
         return 1e12 * (self.bfloat16 if dtype == "bfloat16" else self.float32)
 
 
-# TPUs: peaks and bandwidth are those of Google's page on each version (cloud.google.com/tpu/docs).
+# TPUs: peaks and bandwidth are from Google's page on each version (cloud.google.com/tpu/docs).
 # Memory is what the compiler says is available. The clock follows from the peak: multiply-adds a
 # cycle are 128² in each of 4 units of a core (256² on v6e), and v4 and v5p have two cores a chip.
 # NVIDIA: data sheets of the SXM modules. Memory is what the driver reports.

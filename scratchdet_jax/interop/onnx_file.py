@@ -114,7 +114,7 @@ def _replace_boolean_where(graph: Any) -> None:
 
 
 def _shrink_constants(graph: Any) -> None:
-    """Writes large constants that repeat themselves as an Expand; those of NMS would be huge."""
+    """Writes large constants that repeat themselves as an Expand, because NMS has huge ones."""
     from onnx import helper, numpy_helper
 
     kept, nodes = [], []

@@ -278,7 +278,7 @@ def _torchvision_layer(number: int) -> str:
 
 
 def _absorb_biases(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Moves the biases of vgg16_bn's convolutions into the running means; drops those of fc6, 7."""
+    """Moves the biases of vgg16_bn's convolutions into the running means; drops fc6's and fc7's."""
     absorbed = dict(state)
     for name in state:
         match = re.fullmatch(r"features\.(\d+)\.running_mean", name)
