@@ -140,23 +140,14 @@ def number_of_classes(state: Mapping[str, np.ndarray]) -> int | None:
         UserError: the format is unknown.
     """
     classes = _classes(state, _format(state))
-    return None if classes is None else len(classes.rows) - 1
+    return None if classes is None else len(classes[1]) - 1
 
 
-class _Classes(NamedTuple):
-    """The classes of a checkpoint's head.
+def _classes(state: Mapping[str, np.ndarray], form: "_Format") -> tuple[int, Sequence[int]] | None:
+    """Returns the outputs of the head for an anchor, and which is each of our classes' output.
 
-    Attributes:
-        outputs: how many it has for each anchor.
-        rows: the number among them of each of our classes, background first.
+    The background is the first class. None stands for a head that is missing or impossible.
     """
-
-    outputs: int
-    rows: Sequence[int]
-
-
-def _classes(state: Mapping[str, np.ndarray], form: "_Format") -> _Classes | None:
-    """Returns the classes of the head; None if there is none, or none that can be."""
     logits, boxes = (
         state.get(_full_name(form.name(("head", "level1", f"{part}_conv")), "weight"))
         for part in ("class", "box")
@@ -164,7 +155,7 @@ def _classes(state: Mapping[str, np.ndarray], form: "_Format") -> _Classes | Non
     if not form.detector or logits is None or boxes is None or len(boxes) < 4:
         return None
     outputs, left_over = divmod(len(logits), len(boxes) // 4)
-    return None if left_over else _Classes(outputs, form.rows(outputs))
+    return None if left_over else (outputs, form.rows(outputs))
 
 
 def _full_name(layer: str, leaf: str) -> str:
@@ -306,7 +297,7 @@ class _Format(NamedTuple):
         fits: whether a checkpoint is of this kind.
         name: its name of a layer, from the path of ours.
         detector: whether it is a complete detector.
-        rows: from the number of its head's outputs for an anchor, `_Classes.rows`.
+        rows: from the outputs of its head for an anchor, the output of each of our classes.
         prepare: makes arrays that have a counterpart in our model.
     """
 
@@ -403,16 +394,17 @@ def _only_in_detectors(part: str) -> bool:
     return part in ("head", "conv4_3_l2", "fc6_norm", "fc7_norm") or part.startswith("extra")
 
 
-def _layout(name: Name, found: np.ndarray, classes: _Classes | None) -> np.ndarray:
+def _layout(name: Name, found: np.ndarray, classes: tuple[int, Sequence[int]] | None) -> np.ndarray:
     """Converts a PyTorch array to the layout of our variable `name`."""
+    outputs, rows = classes or (1, [0])  # without classes, the order stays
     if name[1] in ("fc6", "fc7") and found.shape[0] == 4096:
         found = _decimate(name, found)
     if name[1] == "head" and name[3].startswith("box_"):  # (x, y, w, h) for each anchor
         by_anchor = found.reshape(-1, 4, *found.shape[1:])
         found = by_anchor[:, _XYWH_TO_YXHW].reshape(found.shape)
-    elif name[1] == "head" and classes is not None and len(found) % classes.outputs == 0:
-        by_anchor = found.reshape(-1, classes.outputs, *found.shape[1:])
-        found = by_anchor[:, classes.rows].reshape(-1, *found.shape[1:])
+    elif name[1] == "head" and len(found) % outputs == 0:
+        by_anchor = found.reshape(-1, outputs, *found.shape[1:])
+        found = by_anchor[:, rows].reshape(-1, *found.shape[1:])
     return found.transpose(2, 3, 1, 0) if found.ndim == 4 else found
 
 
