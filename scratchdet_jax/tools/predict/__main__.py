@@ -160,7 +160,7 @@ def _check_output(
             `check_replaceable`.
     """
     output = Path(options.output)
-    images = {Path(name).resolve() for name in work.files}
+    images = {_identity(file) for file in map(Path, work.files) if file.exists()}
     written = [output / f"{stem}.png" for stem in (*work.photos, _GRID)]
     for stem in work.videos:
         inside = output / stem
@@ -169,13 +169,19 @@ def _check_output(
         elif inside.exists():
             written += inside.iterdir() if inside.is_dir() else [inside]
     for file in (*(written if options.pictures else []), *results):
-        if file.resolve() in images:
+        if file.exists() and _identity(file) in images:
             raise UserError(
                 f"{file} is one of the images and would be replaced: choose another folder with "
                 "--output"
             )
         mark = software if file.suffix in (".png", ".json", ".jsonl") else ""
         check_replaceable(str(file), file, mark, options.overwrite)
+
+
+def _identity(file: Path) -> tuple[int, int]:
+    """Returns what all names of a file have in common: links, or other case on some systems."""
+    status = file.stat()
+    return status.st_dev, status.st_ino
 
 
 def _threshold(texts: Sequence[str], class_names: Sequence[str]) -> Threshold:
