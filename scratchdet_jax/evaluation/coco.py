@@ -2,7 +2,7 @@
 
 import contextlib
 import io
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,6 +10,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from scratchdet_jax.evaluation.detections import (
+    FlatDetections,
+    FlatGroundTruth,
     ImageDetections,
     ImageGroundTruth,
     flatten_detections,
@@ -79,15 +81,11 @@ def evaluate(
             is not finite.
     """
     truth = flatten_ground_truth(ground_truth, len(class_names))
-    columns = (truth.image, truth.labels, _to_xywh(truth.boxes_pixels), truth.ignore)
-    annotations = [
-        {"image_id": image, "category_id": label, "bbox": box, "iscrowd": int(ignore)}
-        for image, label, box, ignore in zip(*(c.tolist() for c in columns), strict=True)
-    ]
-    labels = range(1, len(class_names) + 1)
-    found = result_rows(detections, ground_truth, labels)
-    categories = list(zip(labels, class_names, strict=True))
-    return evaluate_rows(len(ground_truth), annotations, found, categories, only_ap=only_ap)
+    found = flatten_detections(detections, ground_truth, len(class_names))
+    annotations = _entries(truth, "iscrowd", truth.ignore.astype(int))
+    results = _entries(found, "score", found.scores)
+    categories = list(enumerate(class_names, start=1))
+    return evaluate_rows(len(ground_truth), annotations, results, categories, only_ap=only_ap)
 
 
 def evaluate_rows(
@@ -162,19 +160,14 @@ def _index(
     return coco
 
 
-def result_rows(
-    detections: Mapping[str, ImageDetections], images: Collection[str], category_ids: Sequence[int]
+def _entries(
+    table: FlatGroundTruth | FlatDetections, key: str, values: np.ndarray
 ) -> list[dict[str, Any]]:
-    """Returns one row per detection; "image_id" is the position of the image's id in `images`."""
-    table = flatten_detections(detections, images, len(category_ids))
-    columns = (table.image, table.labels, _to_xywh(table.boxes_pixels), table.scores)
+    """Converts rows to entries of COCO's files; a class's category is its label."""
+    ymin, xmin, ymax, xmax = table.boxes_pixels.T
+    boxes_xywh = np.stack([xmin, ymin, xmax - xmin, ymax - ymin], axis=-1)
+    columns = (table.image, table.labels, boxes_xywh, values)
     return [
-        {"image_id": image, "category_id": category_ids[label - 1], "bbox": box, "score": score}
-        for image, label, box, score in zip(*(c.tolist() for c in columns), strict=True)
+        {"image_id": image, "category_id": label, "bbox": box, key: value}
+        for image, label, box, value in zip(*(c.tolist() for c in columns), strict=True)
     ]
-
-
-def _to_xywh(boxes: np.ndarray) -> np.ndarray:
-    """Converts (ymin, xmin, ymax, xmax) [n, 4] to (xmin, ymin, width, height)."""
-    ymin, xmin, ymax, xmax = np.moveaxis(boxes, -1, 0)
-    return np.stack([xmin, ymin, xmax - xmin, ymax - ymin], axis=-1)

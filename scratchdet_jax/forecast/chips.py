@@ -43,7 +43,7 @@ class Chip(NamedTuple):
         return 1e12 * (self.bfloat16 if dtype == "bfloat16" else self.float32)
 
 
-# TPUs: peaks and bandwidth are those of Google's page on each version (cloud.google.com/tpu/docs).
+# TPUs: peaks and bandwidth are from Google's page on each version (cloud.google.com/tpu/docs).
 # Memory is what the compiler says is available. The clock follows from the peak: multiply-adds a
 # cycle are 128² in each of 4 units of a core (256² on v6e), and v4 and v5p have two cores a chip.
 # NVIDIA: data sheets of the SXM modules. Memory is what the driver reports.
@@ -118,27 +118,24 @@ def devices(name: str) -> tuple[Chip, list[Any]]:
     """
     known, _, shape = name.partition(":")
     chip = next((chip for chip in CHIPS if chip.name == known), None)
-    if chip is None:
+    wanted = r"[1-9]\d*(x[1-9]\d*){1,2}" if chip and chip.clock else r"([1-9]\d*)?"
+    if chip is None or not re.fullmatch(wanted, shape):
         raise UserError(
-            f"--device={name}: the chip is not known; use one of "
-            f"{', '.join(chip.name for chip in CHIPS)}, for TPUs with a topology, as in v5e:16x16"
+            f"--device={name} is not known: name a TPU slice by its sides, such as v5e:2x2 or "
+            "v5p:2x2x1, or GPUs by their number, such as h100 or h100:8; the chips are "
+            f"{', '.join(chip.name for chip in CHIPS)}"
         )
     return chip, _tpus(chip, shape) if chip.clock else _gpus(chip, shape)
 
 
 def _tpus(chip: Chip, shape: str) -> list[Any]:
-    sides = shape.split("x")
-    if not all(side.isdecimal() and int(side) > 0 for side in sides) or len(sides) not in (2, 3):
-        raise UserError(
-            f"--device={chip.name}:{shape}: the topology is not known; use the sides of the slice, "
-            f"as in {chip.name}:{'2x2x1' if chip.name in ('v4', 'v5p') else '2x2'}"
-        )
     _check_libtpu()
     from jax.experimental import topologies
 
+    sides = list(map(int, shape.split("x")))
     options: dict[str, Any] = {}
-    if math.prod(map(int, sides)) < 4:  # part of a host
-        options["chips_per_host_bounds"] = [*map(int, sides), 1][:3]
+    if math.prod(sides) < 4:  # part of a host
+        options["chips_per_host_bounds"] = [*sides, 1][:3]
     if chip.name == "v4":  # both cores of a chip are one device, as on Cloud TPU
         options["chip_config_name"] = "megacore"
     try:
@@ -178,11 +175,6 @@ def _check_libtpu() -> None:
 
 
 def _gpus(chip: Chip, shape: str) -> list[Any]:
-    if shape and not (shape.isdecimal() and int(shape) > 0):
-        raise UserError(
-            f"--device={chip.name}:{shape}: use the number of GPUs in the machine, as in "
-            f"{chip.name}:8"
-        )
     if not any(importlib.util.find_spec(f"jax_cuda{n}_plugin") for n in (12, 13)):
         raise UserError(
             "a forecast for NVIDIA GPUs needs their compiler (no GPU): "

@@ -13,11 +13,7 @@ _COLLECTIVE = re.compile(
     r"= (?P<result>\([^=]*?\)|\S+) (?P<kind>all-reduce|all-gather|reduce-scatter|all-to-all|"
     r"collective-permute|collective-broadcast)(?P<start>-start)?\("
 )
-_COMMENT = re.compile(r"/\*.*?\*/")
-# Lists of devices, {} for all, an iota ([4,2]<=[8]: 4 groups of 2), or a mesh (JAX 0.12).
-_GROUPS = re.compile(
-    r"replica_groups=(\{\{.*?\}\}|\{\}|\[[\d,]+\]<=[^,\s]+|mesh\[[^\]]*\] \{[^}]*\})"
-)
+_COMMENT = re.compile(r"/\*.*?\*/")  # long tuples are numbered: /*index=5*/
 _COMPUTATION = re.compile(r"(?P<entry>ENTRY )?%?(?P<name>[\w.\-]+) \(.*\{$")
 _OPERATION = re.compile(
     r"\s+(?:ROOT )?%?(?P<name>[\w.\-]+) = (?P<result>\(.*?\)|\S+) (?P<kind>[\w\-]+)"
@@ -49,7 +45,6 @@ class Collective(NamedTuple):
 
     kind: str
     bytes: int
-    groups: str
 
 
 class Operation(NamedTuple):
@@ -166,18 +161,13 @@ def collectives(program: str) -> list[Collective]:
     """Returns the collectives in the text of a compiled HLO module."""
     found = []
     for line in program.splitlines():
-        line = _COMMENT.sub("", line)  # long tuples are numbered: /*index=5*/
-        match = _COLLECTIVE.search(line)
+        match = _COLLECTIVE.search(_COMMENT.sub("", line))
         if match is None:
             continue
-        size = array_bytes(match["result"])
         # The start of an asynchronous collective other than all-reduce returns (input, output).
         if match["start"] and match["kind"] != "all-reduce":
             raise ValueError(f"asynchronous {match['kind']}: input and output bytes are mixed")
-        groups = _GROUPS.search(line)
-        if "replica_groups=" in line and not groups:
-            raise ValueError(f"replica groups in an unknown notation: {line.strip()[:300]}")
-        found.append(Collective(match["kind"], size, groups[1] if groups else "{}"))
+        found.append(Collective(match["kind"], array_bytes(match["result"])))
     return found
 
 

@@ -21,17 +21,8 @@ from scratchdet_jax.parallel.devices import DeviceMapping
 
 GPU_SHARE = 0.75  # of a GPU's memory that JAX takes at its start, unless told otherwise
 _GPU_OPTIONS = {"xla_gpu_autotune_level": 0}  # autotuning would need the GPU
-_PLACES = {  # the order of the forward pass; blocks of the backbone come between root and extras
-    "inputs": 0,
-    "root": 1,
-    "extras": 3,
-    "head": 4,
-    "loss": 5,
-    "detections": 5,
-    "update": 6,
-    "rest": 7,
-}
-_BACKBONE = 2
+# The order of the forward pass; "" stands for the blocks of the backbone.
+_PLACES = ("inputs", "root", "", "extras", "head", "loss", "detections", "update", "rest")
 
 
 class Part(NamedTuple):
@@ -109,6 +100,11 @@ class Forecast(NamedTuple):
 class TooLarge(UserError):
     """The program needs more memory than a chip has."""
 
+    def __init__(self, why: str) -> None:
+        super().__init__(
+            f"the batch does not fit: {why}; use a smaller one, more chips, or --largest_batch"
+        )
+
 
 def forecast(
     mode: str, config: ml_collections.ConfigDict, classes: int, chip: Chip, devices: list[Any]
@@ -185,7 +181,7 @@ def _compile(program: Program, chip: Chip) -> jax.stages.Compiled:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         text = one_line(error).removeprefix("RESOURCE_EXHAUSTED: ")
-        raise TooLarge(_too_large(f"the compiler says {text}")) from None
+        raise TooLarge(f"the compiler says {text}") from None
     finally:
         jax.config.update("jax_enable_compilation_cache", cached)
 
@@ -195,12 +191,8 @@ def _memory(compiled: list[jax.stages.Compiled], available: float) -> dict[str, 
     largest_program = max(map(device_memory, compiled), key=lambda memory: memory["total"])
     total = largest_program["total"]
     if total > available:
-        raise TooLarge(_too_large(f"it needs {memory_text(total)} of {memory_text(available)}"))
+        raise TooLarge(f"it needs {memory_text(total)} of {memory_text(available)}")
     return largest_program
-
-
-def _too_large(why: str) -> str:
-    return f"the batch does not fit: {why}; use a smaller one, more chips, or --largest_batch"
 
 
 def _flop_by_place(
@@ -237,7 +229,12 @@ def _parts(
         else:
             seconds = max(flop[where] / peak, moved[where] / chip.bandwidth)
         parts.append(Part(*where, flop[where], moved[where], seconds))
-    return tuple(sorted(parts, key=lambda p: (_PLACES.get(p.name, _BACKBONE), p.name, p.backward)))
+
+    def order(part: Part) -> tuple[int, str, bool]:
+        place = _PLACES.index(part.name if part.name in _PLACES else "")
+        return place, part.name, part.backward
+
+    return tuple(sorted(parts, key=order))
 
 
 def _collectives(texts: list[str]) -> dict[str, tuple[int, int]]:

@@ -32,7 +32,7 @@ class Program(NamedTuple):
     arguments: tuple[Any, Any]
 
     def compile(self, **options: Any) -> jax.stages.Compiled:
-        """Compiles it; `options` are those of the compiler."""
+        """Compiles it with the compiler's `options`."""
         return self.function.lower(*self.arguments).compile(compiler_options=options)
 
     def flop(self) -> Counter[str]:
@@ -71,7 +71,7 @@ def evaluation_programs(
 ) -> list[Program]:
     """Returns the functions `(variables, batch) → Detections` of an evaluation, one per scale.
 
-    The arguments are those of `training_program`.
+    Takes the arguments of `training_program`.
     """
     detector, _, state = _setting(config, classes, mapping)
     batch = mapping.batch_shapes(_images(config, (1, config.eval.batch_size)))
@@ -108,7 +108,8 @@ def count_flop(jaxpr: Jaxpr, scope: str = "") -> Counter[str]:
     """Counts the FLOP of the convolutions and matrix products of a program, by scope.
 
     A multiply-add counts as two. The zeros with which the gradient of a strided convolution is
-    dilated do not count; those of its padding do. The body of a loop of unknown length counts once.
+    dilated do not count; the zeros of its padding do. The body of a loop of unknown length counts
+    once.
     """
     total: Counter[str] = Counter()
     for equation in jaxpr.eqns:
@@ -139,7 +140,7 @@ def _flop(equation: JaxprEqn) -> int:
 def place(scope: str) -> tuple[str, bool]:
     """Returns the part of a program that a scope is in, and whether it is of the backward pass.
 
-    The parts are "inputs", "loss", "update", "detections", those of the network by the names of
+    The parts are "inputs", "loss", "update", "detections", the parts of the network by the names of
     its modules ("root", "stage1", …, "conv4" for conv4_1 to conv4_3, "extras", "head"), and "rest".
     """
     backward = "transpose(" in scope

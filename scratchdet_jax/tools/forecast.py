@@ -1,4 +1,4 @@
-"""Compiles a run for accelerators that are not here, and says what to expect of them.
+"""Compiles a run for absent accelerators, and says what to expect of them.
 
 scratchdet forecast train --config=FILE --device=v5e:16x16
 scratchdet forecast eval --config=FILE --device=h100
@@ -7,8 +7,8 @@ Devices: a TPU slice (v4:2x2x1, v5e:16x16, v5p:4x4x4, v6e:2x2) or NVIDIA GPUs (a
 h100:8). The chip's own compiler does the work, on this machine and without the chip:
 requirements-tpu.txt and requirements-cuda.txt install it. A full step takes minutes to compile.
 
-The program is the one that training or evaluation would run. Memory and collectives are those of
-the compiled program. Speed is an estimate: on TPUs by the compiler, on GPUs a bound from the peak
+The program is the one that training or evaluation would run. Memory and collectives are the
+compiled program's. Speed is an estimate: on TPUs by the compiler, on GPUs a bound from the peak
 of the chip and from its memory. docs/speed.md says how to read them.
 """
 

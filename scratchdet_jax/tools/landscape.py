@@ -23,6 +23,7 @@ from scratchdet_jax import cli
 from scratchdet_jax.data.loading import train_loader
 from scratchdet_jax.data.sources import open_split
 from scratchdet_jax.errors import UserError
+from scratchdet_jax.evaluation.saved_run import check_classes
 from scratchdet_jax.files import write_json
 from scratchdet_jax.reports.page.tables import text_table
 from scratchdet_jax.run.open import SavedRun, load_detector, open_run
@@ -90,11 +91,7 @@ def measure_run(
     if data_dir:
         config.data.dir = data_dir
     source = open_split(config.data, "train")
-    if source.class_names != run.info.class_names:
-        raise UserError(
-            f"{run.workdir} was trained on the classes {', '.join(run.info.class_names)}, but "
-            f"{source.spec} has {', '.join(source.class_names)}"
-        )
+    check_classes(run, source)
     detector, variables = load_detector(run, config)
     count = config.batch_size // config.accumulate_steps
 

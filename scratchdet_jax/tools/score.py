@@ -36,7 +36,7 @@ def score_voc(
 
     The annotations are read as `prepare voc` reads them, in the same layouts and with the same
     repairs, which are reported on stderr. Boxes are not clipped, because no image is opened. The
-    classes are those of the split's annotations and those of the files. A class without a file has
+    classes are all that the split's annotations or the files name. A class without a file has
     no detections; this is noted on stderr.
 
     Args:

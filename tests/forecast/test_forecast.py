@@ -168,7 +168,7 @@ def test_the_largest_batch_that_fits_is_forecast(config, monkeypatch, capsys):
     [
         ((), "name what to forecast: program train or eval"),
         (("train", "--config=configs/shapes.py"), "name what to compile for"),
-        (("eval", "--config=configs/shapes.py", "--device=tpu9"), "--device=tpu9: the chip is"),
+        (("eval", "--config=configs/shapes.py", "--device=tpu9"), "--device=tpu9 is not known"),
     ],
 )
 def test_mistakes_are_one_sentence(arguments, sentence, capsys, monkeypatch):
