@@ -19,7 +19,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from scratchdet_jax import libraries, stopping
-from scratchdet_jax.config.fields import flatten
+from scratchdet_jax.config.defaults import flatten
 from scratchdet_jax.config.recipes import known_recipes, load_recipe
 from scratchdet_jax.errors import FieldsError, UserError, one_line
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from scratchdet_jax.config import defaults
-from scratchdet_jax.config.fields import number_of_steps
+from scratchdet_jax.config.defaults import number_of_steps
 from scratchdet_jax.config.recipes import load_recipe
 from scratchdet_jax.config.validation import validate
 from scratchdet_jax.detector import build_detector

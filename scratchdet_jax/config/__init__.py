@@ -1,1 +1,1 @@
-"""The config of a run: defaults, fields, validation, scales of multi-scale testing."""
+"""The config of a run: defaults, recipes, validation, scales of multi-scale testing."""

@@ -7,7 +7,7 @@ import jax
 import ml_collections
 from flax import traverse_util
 
-from scratchdet_jax.config.fields import get, run_ends
+from scratchdet_jax.config.defaults import get, run_ends
 from scratchdet_jax.config.scales import MERGE_METHODS, parse_scales, preset_of
 from scratchdet_jax.detector import Detector, augment_options, build_detector
 from scratchdet_jax.errors import UserError

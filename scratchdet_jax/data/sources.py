@@ -10,7 +10,7 @@ import ml_collections
 from scratchdet_jax.data.first_use import provider
 from scratchdet_jax.data.records import DetectionSource, open_source, parse_spec
 from scratchdet_jax.data.tfds_dataset import NoDataSetError, NoSplitError
-from scratchdet_jax.errors import UserError
+from scratchdet_jax.errors import UserError, plural
 
 NO_EVALUATION = (
     "no evaluation: config.data.eval= is empty; for mAP while training, name a split there "
@@ -67,6 +67,49 @@ def open_split(settings: ml_collections.ConfigDict, field: str) -> DetectionSour
         raise UserError(f"config.data.{field}: {error}{_advice(settings, field, error)}") from None
 
 
+def open_splits(
+    config: ml_collections.ConfigDict,
+) -> tuple[DetectionSource, DetectionSource | None]:
+    """Opens the training split and, if one is named, the evaluation split.
+
+    Both have boxes, of the same classes. Data sets that the program can make or prepare itself are
+    prepared at first use.
+
+    Raises:
+        UserError: a split cannot be opened, has no boxes, or does not fit the config or the other.
+    """
+    train = open_split(config.data, "train")
+    train.require_boxes("config.data.train")
+    if not config.data.eval:
+        check_slots(config.data, {"train": train})
+        return train, None
+    evaluation = open_split(config.data, "eval")
+    evaluation.require_boxes("config.data.eval")
+    if train.class_names != evaluation.class_names:
+        raise UserError(
+            f"config.data.train {train.spec} has classes {', '.join(train.class_names)}, but "
+            f"config.data.eval {evaluation.spec} has {', '.join(evaluation.class_names)}: they "
+            "must be the same, in the same order"
+        )
+    check_slots(config.data, {"train": train, "eval": evaluation})
+    return train, evaluation
+
+
+def check_batch_size(
+    config: ml_collections.ConfigDict, source: DetectionSource, devices: int
+) -> None:
+    """Refuses a batch that would hold images of the training split twice."""
+    if config.batch_size <= len(source):
+        return
+    part = devices * config.accumulate_steps
+    largest = len(source) // part * part
+    raise UserError(
+        f"config.batch_size is {config.batch_size}, but config.data.train {source.spec} has only "
+        f"{plural(len(source), 'image')}: "
+        + (f"use at most {largest}" if largest else f"it needs at least {part} images")
+    )
+
+
 def dataset_name(folder: str | Path) -> str:
     """Returns the default name of a folder's data set: VOCdevkit/VOC2007 → voc2007."""
     name = re.sub(r"[^\w.+-]+", "_", Path(folder).resolve().name.lower()).strip("._+-")
@@ -79,7 +122,7 @@ def _names_data_sets(spec: str) -> bool:
 
 
 def check_slots(
-    settings: ml_collections.ConfigDict, sources: Mapping[str, DetectionSource | None]
+    settings: ml_collections.ConfigDict, sources: Mapping[str, DetectionSource]
 ) -> None:
     """Refuses data with an image of more boxes than `config.data.max_boxes`.
 
@@ -87,23 +130,19 @@ def check_slots(
 
     Args:
         settings: `config.data`.
-        sources: by field, "train" or "eval"; None is ignored.
+        sources: by field, "train" or "eval".
 
     Raises:
         UserError: an image has more boxes.
     """
     slots = settings.max_boxes
-    found = [
-        (*data.most_boxes(slots), f"config.data.{field} {data.spec}")
-        for field, data in sources.items()
-        if data
-    ]
-    most, image, where = max(found)
-    if most > slots:
-        raise UserError(
-            f"{image} of {where} has {most} boxes, more than config.data.max_boxes = {slots}: set "
-            f"it to {most} or more"
-        )
+    for field, data in sources.items():
+        most, image = data.most_boxes(slots)
+        if most > slots:
+            raise UserError(
+                f"{image} of config.data.{field} {data.spec} has {most} boxes, more than "
+                f"config.data.max_boxes = {slots}: set it to {most} or more"
+            )
 
 
 def _prepared_folder(settings: ml_collections.ConfigDict) -> str:

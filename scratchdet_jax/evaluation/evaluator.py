@@ -195,7 +195,7 @@ class Evaluator:
         else:
             kind = metric.removeprefix("voc_")
             record = voc.evaluate(detections, ground_truth, names, metric=kind).record()
-            strict = coco.mean_average_precision(detections, ground_truth, names).record()
+            strict = coco.evaluate(detections, ground_truth, names, only_ap=True).record()
             record = {"mAP": record["mAP"], coco.MAP_KEY: strict["mAP"], **record}
         return {"mAP": record["mAP"], "label": METRIC_LABELS[metric], **record}
 

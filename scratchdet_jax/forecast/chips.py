@@ -39,7 +39,7 @@ class Chip(NamedTuple):
     clock: float | None = None
 
     def peak(self, dtype: str) -> float:
-        """FLOP a second for a compute type (`config.model.dtype`)."""
+        """Returns the FLOP a second for a compute type (`config.model.dtype`)."""
         return 1e12 * (self.bfloat16 if dtype == "bfloat16" else self.float32)
 
 
@@ -102,12 +102,12 @@ _LIBTPU = {
 
 
 def chip_of(kind: str) -> Chip | None:
-    """The chip of a JAX device kind, such as "TPU v5 lite"; None if it is not in the table."""
+    """Returns the chip of a JAX device kind, such as "TPU v5 lite"; None of an unknown kind."""
     return next((chip for chip in CHIPS if kind.startswith(chip.kind)), None)
 
 
 def devices(name: str) -> tuple[Chip, list[Any]]:
-    """JAX devices that programs can be compiled for, but not run on.
+    """Returns JAX devices that programs can be compiled for, but not run on.
 
     Args:
         name: a TPU slice, such as "v5e:16x16" or "v5p:4x4x4"; or a GPU, such as "h100" or, for
@@ -166,11 +166,9 @@ def _check_libtpu() -> None:
     install = "pip install -r requirements-tpu.txt (Linux, x86-64)"
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(f"a forecast for TPUs needs their compiler, libtpu: {install}")
-    (named,) = {
-        found[1]
-        for line in importlib.metadata.requires("jax") or []
-        if (found := re.match(r"libtpu==([\d.]+)\.\*", line))
-    } or {""}
+    requirements = "\n".join(importlib.metadata.requires("jax") or [])
+    found = re.search(r"^libtpu==([\d.]+)\.\*", requirements, re.M)
+    named = found[1] if found else ""
     version = importlib.metadata.version("libtpu")
     if not version.startswith(named):
         raise UserError(
@@ -199,7 +197,7 @@ def _gpus(chip: Chip, shape: str) -> list[Any]:
 
 
 def _target(chip: Chip) -> str:
-    """The figures of a GPU's data sheet as the compiler takes them (a text protocol buffer)."""
+    """Returns a GPU's data sheet as the compiler takes it (a text protocol buffer)."""
     sheet = "\n".join(f"  {name}: {value}" for name, value in (_ANY_GPU | _GPUS[chip.name]).items())
     capability = 9 if chip.name.startswith("h") else 8
     return f"""

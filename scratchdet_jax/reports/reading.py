@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from scratchdet_jax.config.fields import WITHOUT_EFFECT, flatten
+from scratchdet_jax.config.defaults import WITHOUT_EFFECT, flatten
 from scratchdet_jax.errors import UserError
 
 # Runs that differ in more fields than this are named by their folders.

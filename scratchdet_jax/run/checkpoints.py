@@ -1,30 +1,35 @@
 """Orbax checkpoints: asynchronous, atomic and checked; keeps the latest few and the best."""
 
+import functools
+import importlib.metadata
 import json
+import platform
 import shutil
 import sys
-from collections.abc import Sequence
+import zlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import ml_collections
-import numpy as np
 import orbax.checkpoint as ocp
 
 from scratchdet_jax.errors import UserError, one_line
 from scratchdet_jax.files import write_text_atomically
 from scratchdet_jax.parallel.processes import is_first
 from scratchdet_jax.progress import say
-from scratchdet_jax.run.integrity import damage, write_checksums
 from scratchdet_jax.run.state import TrainState
-from scratchdet_jax.run.versions import versions
+from scratchdet_jax.version import VERSION
 
 BEST_METRIC = "mAP"
 IMPORTED = "imported.json"  # marks a workdir whose weights were imported by tools/import_torch
 SCORE = "score.json"  # in the directory of a checkpoint, once it was evaluated
 FULL_DISK = ("No space left on device", "Disk quota exceeded", "File too large")
 CORRUPT = "corrupt"  # folder for damaged checkpoints, beside `checkpoints`
+CHECKSUMS = "checksums.json"  # in the directory of a checkpoint: size and CRC-32 of each file
+STAMPED = "_CHECKPOINT_METADATA"  # written last: Orbax adds the time of completion
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
 class RunInfo(NamedTuple):
@@ -220,7 +225,7 @@ class Checkpoints:
         return self._about(step).get("progress")
 
     def versions(self, step: int) -> dict[str, str]:
-        """Returns what wrote `step` (see run.versions)."""
+        """Returns what wrote `step`; see the function `versions`."""
         return dict(self._about(step)["versions"])
 
     def find(self, which: str) -> int:
@@ -331,14 +336,14 @@ class Checkpoints:
             step, lambda: self._manager.restore(step, args=ocp.args.Composite(**arguments))
         )
 
-    def _reading(self, step: int, read: Any) -> Any:
+    def _reading(self, step: int, read: Callable[[], Any]) -> Any:
         try:
             return read()
         except Exception as error:
             raise UserError(
                 f"the checkpoint of step {step} in {self.directory} cannot be read "
-                f"({one_line(error)}): choose another with --checkpoint, or resume training, which "
-                "uses the previous one"
+                f"({one_line(error)}): choose another with --checkpoint, or delete it and resume "
+                "training from the previous one"
             ) from error
 
 
@@ -349,12 +354,55 @@ def _reason(error: Exception) -> str:
     return full.lower() if full else one_line(error)
 
 
-def read_arrays(item: Path) -> Any:
-    """The arrays in `checkpoints/STEP/state` as NumPy arrays, whatever devices wrote them."""
-    with ocp.PyTreeCheckpointer() as reader:
-        tree = reader.metadata(item).item_metadata.tree
-        arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-        return reader.restore(item, args=ocp.args.PyTreeRestore(restore_args=arguments))
+def write_checksums(directory: Path) -> None:
+    """Adds the sizes and CRC-32 of all files to a complete checkpoint."""
+    names = sorted(str(p.relative_to(directory)) for p in directory.rglob("*") if p.is_file())
+    sums = {n: _size_and_crc(directory / n) for n in names if n not in (CHECKSUMS, STAMPED)}
+    write_text_atomically(directory / CHECKSUMS, json.dumps(sums))
+
+
+def damage(directory: Path) -> str | None:
+    """Says what is wrong with the files of a checkpoint, in a few words; None if intact.
+
+    Orbax alone writes no checksums: such a checkpoint is taken as it is.
+    """
+    if not (directory / CHECKSUMS).exists():
+        return None
+    name = CHECKSUMS
+    try:
+        sums = dict(json.loads((directory / CHECKSUMS).read_bytes()))
+        name = STAMPED
+        json.loads((directory / STAMPED).read_bytes())
+        for name, expected in sums.items():
+            if _size_and_crc(directory / name) != expected:
+                return f"the content of {name} has changed"
+    except FileNotFoundError:
+        return f"{name} is missing"
+    except (OSError, ValueError, TypeError):
+        return f"{name} cannot be read"
+    return None
+
+
+def _size_and_crc(path: Path) -> list[int]:
+    value = 0
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 22):
+            value = zlib.crc32(chunk, value)
+        return [file.tell(), value]
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """Returns the versions of the program and its libraries, and "devices": number and kind."""
+    devices = f"{jax.device_count()} × {jax.devices()[0].device_kind}"
+    if jax.process_count() > 1:
+        devices += f" in {jax.process_count()} processes"
+    return {
+        "scratchdet_jax": VERSION,
+        "Python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in PACKAGES},
+        "devices": devices,
+    }
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

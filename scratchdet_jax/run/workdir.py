@@ -12,8 +12,7 @@ from pathlib import Path
 
 import ml_collections
 
-from scratchdet_jax.config.defaults import with_defaults
-from scratchdet_jax.config.fields import WITHOUT_EFFECT, flatten, run_ends
+from scratchdet_jax.config.defaults import WITHOUT_EFFECT, flatten, run_ends, with_defaults
 from scratchdet_jax.data.sources import dataset_name
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.run.checkpoints import RunInfo

@@ -11,7 +11,7 @@ import ml_collections
 from scratchdet_jax import stopping
 from scratchdet_jax.config.validation import validate
 from scratchdet_jax.data.loading import substituted_line, substitutes, to_device, train_loader
-from scratchdet_jax.data.sources import NO_EVALUATION, chosen_on_test
+from scratchdet_jax.data.sources import NO_EVALUATION, check_batch_size, chosen_on_test, open_splits
 from scratchdet_jax.detector import Batch, build_detector
 from scratchdet_jax.errors import UserError, plural, writable_folder
 from scratchdet_jax.evaluation.evaluator import Evaluator, summary_line
@@ -25,11 +25,9 @@ from scratchdet_jax.run.replay import save_replay
 from scratchdet_jax.run.state import TrainState, create_state
 from scratchdet_jax.run.watchdog import Watchdog
 from scratchdet_jax.run.workdir import check_resume, locked
-from scratchdet_jax.training.early_stop import Improvement
 from scratchdet_jax.training.init_from import init_from_run
 from scratchdet_jax.training.optimizer import make_optimizer
-from scratchdet_jax.training.schedule import Schedule
-from scratchdet_jax.training.splits import check_batch_size, open_splits
+from scratchdet_jax.training.schedule import Improvement, Schedule
 from scratchdet_jax.training.step import make_train_step
 
 

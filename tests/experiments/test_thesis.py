@@ -11,7 +11,7 @@ import pytest
 
 from experiments.thesis import __main__ as thesis
 from experiments.thesis import plan, report
-from scratchdet_jax.config.fields import flatten, number_of_steps
+from scratchdet_jax.config.defaults import flatten, number_of_steps
 from scratchdet_jax.detector import build_detector
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.models import feature_sizes

@@ -235,11 +235,15 @@ def disturbed_run(
 def outcome(workdir: Path) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
     """All arrays of the last checkpoint, and the lines of metrics.jsonl without the speed."""
     import jax
+    import orbax.checkpoint as ocp
 
-    from scratchdet_jax.run.checkpoints import read_arrays
     from scratchdet_jax.run.metrics import MEASURED
 
-    tree = read_arrays(workdir.absolute() / f"checkpoints/{STEPS}/state")
+    item = workdir.absolute() / f"checkpoints/{STEPS}/state"
+    with ocp.PyTreeCheckpointer() as reader:  # NumPy arrays, whatever devices wrote them
+        tree = reader.metadata(item).item_metadata.tree
+        arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+        tree = reader.restore(item, args=ocp.args.PyTreeRestore(restore_args=arguments))
     arrays = {
         jax.tree_util.keystr(path): np.asarray(leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
@@ -335,15 +339,20 @@ def by_moment(kills: Sequence[Kill]) -> dict[str, dict[str, Any]]:
     return table
 
 
-def main() -> None:
-    """Runs a campaign from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def parser(program: str) -> argparse.ArgumentParser:
+    """Returns the options of the command line."""
+    parser = argparse.ArgumentParser(prog=program, description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, default=Path("runs/faults"))
     parser.add_argument("--output", type=Path, default=None, help="where the JSON goes")
-    options = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    """Runs a campaign from the command line."""
+    options = parser(sys.argv[0]).parse_args()
     record = campaign(
         options.folder, options.kills, options.processes, options.seed, output=options.output
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scratchdet_jax.config.fields import flatten
+from scratchdet_jax.config.defaults import flatten
 from scratchdet_jax.datasets.shapes import prepare_shapes
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.parallel import processes

@@ -18,9 +18,8 @@ import pytest
 
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.run import watchdog as watchdogs
-from scratchdet_jax.run.checkpoints import Checkpoints, RunInfo
+from scratchdet_jax.run.checkpoints import CHECKSUMS, Checkpoints, RunInfo
 from scratchdet_jax.run.events import JsonLines
-from scratchdet_jax.run.integrity import CHECKSUMS
 from scratchdet_jax.run.state import FINITE, TrainState
 from scratchdet_jax.run.workdir import check_resume, differences, locked
 from scratchdet_jax.training.step import update_unless_diverged
@@ -72,19 +71,11 @@ def spoil_checksums(directory):
     (directory / CHECKSUMS).write_text("{")
 
 
-def truncate_without_checksums(directory):
-    (directory / CHECKSUMS).unlink()
-    truncate(directory)
+def stamp_badly(directory):
+    (directory / "_CHECKPOINT_METADATA").write_text("{")
 
 
-DAMAGES = (
-    truncate,
-    overwrite,
-    remove_file,
-    remove_recipe,
-    spoil_checksums,
-    truncate_without_checksums,
-)
+DAMAGES = (truncate, overwrite, remove_file, remove_recipe, spoil_checksums, stamp_badly)
 
 
 @pytest.mark.parametrize("harm", DAMAGES)
@@ -101,6 +92,17 @@ def test_a_damaged_checkpoint_is_moved_and_the_previous_one_used(saved, harm, ca
     checkpoints.save(30, state(30), INFO)  # the step can be written again
     checkpoints.close()
     assert Checkpoints(saved, read_only=True).latest_step == 30
+
+
+def test_a_checkpoint_without_checksums_is_used_as_it_is(saved):
+    (saved / "checkpoints/30" / CHECKSUMS).unlink()
+    checkpoints = Checkpoints(saved, keep=3)
+    assert checkpoints.newest_sound_step() == 30
+    jax.tree.map(np.testing.assert_array_equal, checkpoints.restore(30, state(0)), state(30))
+    truncate(saved / "checkpoints/30")
+    assert checkpoints.newest_sound_step() == 30
+    with pytest.raises(UserError, match=r"step 30 in .* cannot be read .*delete it and resume"):
+        checkpoints.restore(30, state(0))
 
 
 def test_if_all_are_damaged_nothing_is_moved_and_the_run_stops(saved):

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import scratchdet_jax
-from scratchdet_jax.config.fields import flatten
+from scratchdet_jax.config.defaults import flatten
 from scratchdet_jax.detector import build_detector
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.interop import onnx_file

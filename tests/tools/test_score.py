@@ -319,7 +319,7 @@ def result(**changes):
 
 def test_coco_table_and_json(tmp_path, capsys):
     assert run_coco(tmp_path, [result()], ANNOTATIONS, f"--json={tmp_path / 's.json'}") == 0
-    rows = [line.rsplit(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
+    rows = [line.strip().rsplit(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
     assert rows[1:4] == [["hydrant", "–"], ["stop sign", "1.0000"], ["mean", "1.0000"]]
     assert ["AP75", "1.0000"] in rows
     record = json.loads((tmp_path / "s.json").read_text())

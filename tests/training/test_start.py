@@ -4,11 +4,12 @@ import json
 
 import pytest
 
+from scratchdet_jax.data import sources
 from scratchdet_jax.data.records import open_source
 from scratchdet_jax.datasets.report import PrepareReport
 from scratchdet_jax.datasets.voc_folder import prepare_voc_folder
 from scratchdet_jax.errors import UserError
-from scratchdet_jax.training import loop, splits
+from scratchdet_jax.training import loop
 from tests.data.voc_layout import Folder, obj
 from tests.tiny import tiny_config
 
@@ -73,9 +74,9 @@ def test_a_crowded_image_is_reported_before_training(data, crowded, reported, tm
 
 
 def test_enough_slots_and_a_slice_without_the_crowd_are_accepted(data):
-    _, crowded = splits.open_splits(config(data, **{"data.max_boxes": 101}))
+    _, crowded = sources.open_splits(config(data, **{"data.max_boxes": 101}))
     assert crowded.most_boxes(100) == (101, "b.jpg")
-    _, part = splits.open_splits(config(data, **{"data.eval": "voc_folder/mine:train[:1]"}))
+    _, part = sources.open_splits(config(data, **{"data.eval": "voc_folder/mine:train[:1]"}))
     assert len(part) == 1
 
 
@@ -98,5 +99,5 @@ def test_a_batch_above_the_size_of_the_split(data, tmp_path):
     )
     source = open_source("voc_folder/mine:train", data)
     with pytest.raises(UserError, match="has only 3 images: use at most 2"):
-        splits.check_batch_size(config(data, **fields), source, devices=2)
-    splits.check_batch_size(config(data, batch_size=3), source, devices=1)
+        sources.check_batch_size(config(data, **fields), source, devices=2)
+    sources.check_batch_size(config(data, batch_size=3), source, devices=1)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import ml_collections
 
-from scratchdet_jax.config.fields import flatten
+from scratchdet_jax.config.defaults import flatten
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.files import check_replaceable, write_text_atomically
 from scratchdet_jax.reports.doctor.sections.unreached import WhatIf

@@ -16,7 +16,7 @@ from scratchdet_jax.reports.report.sections.setup import Setup
 from scratchdet_jax.reports.report.sections.sizes import Sizes
 from scratchdet_jax.reports.report.sections.training import Training
 from scratchdet_jax.reports.report.study import OpenedRun, RunStudy
-from scratchdet_jax.run.versions import versions
+from scratchdet_jax.run.checkpoints import versions
 
 _NOT_IN_JSON = {"training": ("curves",), "images": ("worst", "best", "class_names")}
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import ml_collections
 
 from scratchdet_jax.config import defaults
-from scratchdet_jax.config.fields import flatten
+from scratchdet_jax.config.defaults import flatten
 from scratchdet_jax.config.recipes import load_recipe
 from scratchdet_jax.reports.page.tables import Cell, Wrapped
 from scratchdet_jax.reports.report.study import RunStudy

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from markupsafe import Markup
 
-from scratchdet_jax.config.fields import number_of_steps
+from scratchdet_jax.config.defaults import number_of_steps
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.reports.curves import draw_curve, set_scale
 from scratchdet_jax.reports.page.charts import new_chart, run_colour, set_tooltip, to_svg
