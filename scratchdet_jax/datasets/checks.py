@@ -12,8 +12,7 @@ from scratchdet_jax.datasets.untrusted import (
     MAX_IMAGE_BYTES,
     OutsideFolderError,
     Stamp,
-    read_inside,
-    stamp_inside,
+    read_stamped,
 )
 from scratchdet_jax.progress import track
 
@@ -22,8 +21,9 @@ R = TypeVar("R")
 
 
 class Intact(NamedTuple):
-    """An image file that can be decoded whole."""
+    """An image file in the folder `root` that can be decoded whole."""
 
+    root: Path
     stamp: Stamp
     header: ImageHeader
 
@@ -64,12 +64,11 @@ def in_threads(function: Callable[[T], R], items: Sequence[T], title: str) -> li
 
 def _check(path: Path, root: Path) -> Checked:
     try:
-        stamp = stamp_inside(path, root, MAX_IMAGE_BYTES)
-        encoded = read_inside(path, root, MAX_IMAGE_BYTES)
+        encoded, stamp = read_stamped(path, root, MAX_IMAGE_BYTES)
         header = read_header(encoded)
         check_complete(encoded)
     except OutsideFolderError as error:
         return Broken(Kind.OUT_OF_FOLDER, str(error))
     except ValueError as error:
         return Broken(Kind.BROKEN_IMAGE, str(error))
-    return Intact(stamp, header)
+    return Intact(root, stamp, header)

@@ -56,9 +56,6 @@ def prepare_coco_folder(
         choices: classes to rename, to keep or to drop, and a division.
         force: prepare it again if it exists, and replace it.
 
-    Returns:
-        The report, read back if the data set existed.
-
     Raises:
         UserError: a file or folder is missing, a file is not a COCO annotation file, categories
             with annotations contradict each other, or an error of `prepare_dataset`.
@@ -72,9 +69,9 @@ def prepare_coco_folder(
             print(f"reading {split.annotations}", flush=True)
             file = read_coco(split.annotations, test_set=True)
             listings[split.name] = list_split(file, split.images)
-        table = join_categories([listing.file for listing in listings.values()])
-        check_names(choices, [name for _, name in table.categories], source)
-        return FolderInput(source, fingerprint(listings), lambda: scan(listings, table))
+        categories, _ = join_categories([listing.file for listing in listings.values()])
+        check_names(choices, [name for _, name in categories], source)
+        return FolderInput(source, fingerprint(listings), lambda: scan(listings))
 
     return prepare_dataset(source, read, CocoFolder, name, data_dir, choices, strict, force)
 

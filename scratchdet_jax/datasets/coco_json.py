@@ -9,7 +9,7 @@ from reprlib import repr as brief
 from typing import Any, NamedTuple
 
 from scratchdet_jax.datasets.untrusted import MAX_JSON_BYTES, decode_text, printable, read_inside
-from scratchdet_jax.errors import UserError
+from scratchdet_jax.errors import UserError, one_line
 
 _LISTS = ("images", "annotations", "categories")
 # Other fields are dropped during parsing to save memory: segmentations are most of a file.
@@ -30,18 +30,6 @@ _INT64 = 2**63
 _MAX_AREA = 2.0**62  # pixels; it has to fit an int64
 
 
-class ListedCategory(NamedTuple):
-    """One entry of a category table: its id, its name, and where it is ("categories[3] …").
-
-    `name` is "" if it cannot be used. `stated` is the name as written if it is not a text.
-    """
-
-    id: int
-    name: str
-    where: str
-    stated: str
-
-
 class CocoFile(NamedTuple):
     """An annotation file: its category table and its unchecked entries.
 
@@ -50,7 +38,8 @@ class CocoFile(NamedTuple):
         digest: SHA-256 of its bytes.
         images: entries of any type and content.
         annotations: entries of any type and content.
-        listed: the category entries, for `join_categories`.
+        categories: (id, name) as listed; the name is "" if it cannot be used.
+        repaired: names that are not texts and were read as texts, in words.
         used: ids of the categories that annotations name.
         labelled: whether it has a list of annotations, which may be empty.
     """
@@ -59,23 +48,10 @@ class CocoFile(NamedTuple):
     digest: str
     images: list[Any]
     annotations: list[Any]
-    listed: tuple[ListedCategory, ...]
+    categories: tuple[tuple[int, str], ...]
+    repaired: tuple[str, ...]
     used: frozenset[int]
     labelled: bool
-
-
-class CategoryTable(NamedTuple):
-    """The categories of one or several files.
-
-    Attributes:
-        categories: (id, name) sorted by id; ids and names are unique.
-        left_out: entries that stand in the way, but that no annotation uses, in words.
-        repaired: (file, words) of names that are not texts and were read as texts.
-    """
-
-    categories: tuple[tuple[int, str], ...]
-    left_out: tuple[str, ...]
-    repaired: tuple[tuple[Path, str], ...]
 
 
 def read_coco(path: Path, test_set: bool = False) -> CocoFile:
@@ -98,13 +74,16 @@ def read_coco(path: Path, test_set: bool = False) -> CocoFile:
             f"{path} is not a COCO annotation file: it must be an object with the lists 'images', "
             "'annotations' and 'categories'"
         )
+    repaired: list[str] = []
+    categories = [_category(path, i, c, repaired) for i, c in enumerate(content["categories"])]
     used = (integer(e.get("category_id")) for e in content["annotations"] if isinstance(e, dict))
     return CocoFile(
         path,
         digest,
         content["images"],
         content["annotations"],
-        tuple(_listed(path, i, c) for i, c in enumerate(content["categories"])),
+        tuple(categories),
+        tuple(repaired),
         frozenset(number for number in used if number is not None),
         labelled,
     )
@@ -120,18 +99,22 @@ def _parse(path: Path) -> tuple[Any, str]:
         return content, hashlib.sha256(data).hexdigest()
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
-    except RecursionError:
-        raise UserError(f"{path} cannot be read: its JSON is nested too deeply") from None
-    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a link to itself
-        reason = printable(getattr(error, "strerror", None) or str(error))
-        raise UserError(f"{path} cannot be read as COCO annotations: {reason}") from None
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a link to itself, nesting
+        raise UserError(
+            f"{path} cannot be read as COCO annotations: {printable(one_line(error))}"
+        ) from None
 
 
-def join_categories(files: Sequence[CocoFile]) -> CategoryTable:
+def join_categories(
+    files: Sequence[CocoFile],
+) -> tuple[tuple[tuple[int, str], ...], tuple[str, ...]]:
     """Returns the category table that files of one data set share.
 
     An entry that no annotation of any file uses does not matter: if it contradicts another one, it
     is left out.
+
+    Returns:
+        (id, name) sorted by id, unique ids and names; and the entries that are left out, in words.
 
     Raises:
         UserError: categories with annotations contradict each other, or none is left.
@@ -150,11 +133,11 @@ def join_categories(files: Sequence[CocoFile]) -> CategoryTable:
 
     names: dict[int, list[str]] = {}
     for file in files:
-        for entry in file.listed:
-            if not entry.name:
-                leave_out(entry.id, f"{printable(file.path.name)}: {entry.where}, without a name")
-            elif entry.name not in names.setdefault(entry.id, []):
-                names[entry.id].append(entry.name)
+        for number, name in file.categories:
+            if not name:
+                leave_out(number, f"{printable(file.path.name)}: id {number}, without a name")
+            elif name not in names.setdefault(number, []):
+                names[number].append(name)
     ids: dict[str, list[int]] = {}
     for number, found in sorted(names.items()):
         if len(found) == 1:
@@ -169,14 +152,7 @@ def join_categories(files: Sequence[CocoFile]) -> CategoryTable:
     if not chosen:
         reason = f" ({left_out[0]})" if left_out else ""
         raise UserError(f"{files[0].path} has no categories{reason}: there is nothing to detect")
-    repaired = tuple(
-        (file.path, f"{entry.where}: its name is {entry.stated}, read as {entry.name!r}")
-        for file in files
-        for entry in file.listed
-        if entry.stated
-    )
-    categories = sorted((number, name) for name, number in chosen.items())
-    return CategoryTable(tuple(categories), tuple(left_out), repaired)
+    return tuple(sorted((n, name) for name, n in chosen.items())), tuple(left_out)
 
 
 def integer(value: Any) -> int | None:
@@ -222,8 +198,8 @@ def _slim(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     return {key: value for key, value in pairs if key in _FIELDS}
 
 
-def _listed(path: Path, position: int, entry: Any) -> ListedCategory:
-    """Reads an entry of the category table."""
+def _category(path: Path, position: int, entry: Any, repaired: list[str]) -> tuple[int, str]:
+    """Reads an entry of the category table: its id and its name, which is "" if unusable."""
     number = integer(entry.get("id")) if isinstance(entry, dict) else None
     if number is None:
         raise UserError(
@@ -231,12 +207,13 @@ def _listed(path: Path, position: int, entry: Any) -> ListedCategory:
             f"{printable(brief(entry))}"
         )
     value = entry.get("name", "")
-    where = f"categories[{position}] (id {number})"
-    if isinstance(value, str):
-        return ListedCategory(number, _one_per_line(value), where, "")
     if value is None or (isinstance(value, (int, float)) and not isinstance(value, bool)):
-        return ListedCategory(number, json.dumps(value), where, json.dumps(value))
-    return ListedCategory(number, "", where, "")
+        name = json.dumps(value)
+        repaired.append(
+            f"categories[{position}] (id {number}): its name is {name}, read as {name!r}"
+        )
+        return number, name
+    return number, _one_per_line(value) if isinstance(value, str) else ""
 
 
 def _one_per_line(name: str) -> str:

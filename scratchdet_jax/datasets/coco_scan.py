@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 from scratchdet_jax.datasets.checks import Broken, check_images
 from scratchdet_jax.datasets.coco_json import (
-    CategoryTable,
     CocoFile,
     crowd_flag,
     image_key,
@@ -27,12 +26,10 @@ from scratchdet_jax.datasets.objects import (
     Contents,
     Frame,
     Item,
-    SplitScan,
     UsableImage,
     annotated_frame,
     fit_box,
     join_splits,
-    order_box,
     turned,
 )
 from scratchdet_jax.datasets.untrusted import ImageFolder, OutsideFolderError, as_text, file_size
@@ -105,9 +102,7 @@ def list_split(file: CocoFile, folder: Path) -> Listing:
             continue
         if remark:
             defects.append(Defect.of(Kind.RENAMED, name, f"{where}: found as {as_text(remark)}"))
-        height, width = integer(entry.get("height")), integer(entry.get("width"))
-        stated = None if height is None or width is None else (height, width)
-        images[image_id] = ListedImage(path, entry["file_name"], stated)
+        images[image_id] = ListedImage(path, entry["file_name"], _stated_size(entry))
     _note_shared(images, name, defects)
     return Listing(file, root, images, ids, count, defects)
 
@@ -123,15 +118,11 @@ def fingerprint(listings: Mapping[str, Listing]) -> str:
     return digest.hexdigest()
 
 
-def scan(listings: Mapping[str, Listing], table: CategoryTable) -> Contents:
-    """Decodes the images and checks the annotations.
-
-    Args:
-        listings: by split.
-        table: the categories of all of them.
-    """
+def scan(listings: Mapping[str, Listing]) -> Contents:
+    """Decodes the images and checks the annotations of all splits."""
     splits = {}
-    defects, notes = _of_table(table)
+    files = [listing.file for listing in listings.values()]
+    categories, defects, notes = _read_table(files)
     for split, listing in listings.items():
         name = as_text(listing.file.path.name)
         if not listing.file.labelled:
@@ -139,12 +130,12 @@ def scan(listings: Mapping[str, Listing], table: CategoryTable) -> Contents:
                 f"{name} has no annotations, as that of a test set: {split} can be predicted on, "
                 "but neither trained on nor scored"
             )
-        images, problems = _scan_split(listing, name, dict(table.categories))
+        images, problems = _scan_split(listing, name, dict(categories))
         defects += listing.defects + problems
-        splits[split] = SplitScan(f"{name} ({split})", listing.root, listing.listed, images)
-    numbers, names = zip(*table.categories, strict=True)
+        splits[split] = f"{name} ({split})", listing.listed, images
+    numbers, names = zip(*categories, strict=True)
     contents = join_splits(splits, names, numbers, notes, defects)
-    return contents._replace(test_set=not any(given.file.labelled for given in listings.values()))
+    return contents._replace(test_set=not any(file.labelled for file in files))
 
 
 def read_ground_truth(file: CocoFile) -> GroundTruth:
@@ -152,19 +143,18 @@ def read_ground_truth(file: CocoFile) -> GroundTruth:
 
     Unlike there, image ids may be texts, and images need no file name.
     """
-    name, table = as_text(file.path.name), join_categories([file])
-    defects, notes = _of_table(table)
+    name = as_text(file.path.name)
+    categories, defects, notes = _read_table([file])
     entries, ids, _ = _distinct(file, name, defects, image_key, False)
     by_image, problems = _by_image(file.annotations, entries, ids, name, image_key)
     defects += problems
-    reader = _AnnotationReader(name, dict(table.categories), defects)
-    number = {category: i for i, category in table.categories}
+    reader = _AnnotationReader(name, dict(categories), defects)
+    number = {category: i for i, category in categories}
     annotations = []
     for image_id, items in by_image.items():
-        image = entries[image_id]
-        size = integer(image.get("height")), integer(image.get("width"))
+        size = _stated_size(entries[image_id])
         for position, entry in items:
-            found = reader.read(position, entry, order_box, size)
+            found = reader.read(position, entry, size, clipped=False)
             if found is None:
                 continue
             # From the numbers as written, because sums of them are rounded.
@@ -178,15 +168,21 @@ def read_ground_truth(file: CocoFile) -> GroundTruth:
             }
             annotations.append(row)
     left_out = [image_id for image_id in ids if image_id not in entries]
-    return GroundTruth(list(entries), table.categories, annotations, left_out, defects, notes)
+    return GroundTruth(list(entries), categories, annotations, left_out, defects, notes)
 
 
-def _of_table(table: CategoryTable) -> tuple[list[Defect], list[str]]:
-    """Returns the defects of a category table, and notes on what was left out of it."""
-    return (
-        [Defect.of(Kind.CATEGORY_NAME, path.name, text) for path, text in table.repaired],
-        [f"category left out, because no annotation uses it: {text}" for text in table.left_out],
-    )
+def _read_table(
+    files: Sequence[CocoFile],
+) -> tuple[tuple[tuple[int, str], ...], list[Defect], list[str]]:
+    """Returns the category table, its defects, and notes on what was left out of it."""
+    categories, left_out = join_categories(files)
+    defects = [
+        Defect.of(Kind.CATEGORY_NAME, file.path.name, text)
+        for file in files
+        for text in file.repaired
+    ]
+    notes = [f"category left out, because no annotation uses it: {text}" for text in left_out]
+    return categories, defects, notes
 
 
 def _distinct(
@@ -227,6 +223,12 @@ def _entry_problem(entry: Any, key: Callable[[Any], Any], needs_file: bool) -> s
     return ""
 
 
+def _stated_size(entry: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Returns (height, width) of an image entry; None if it does not have both."""
+    height, width = integer(entry.get("height")), integer(entry.get("width"))
+    return None if height is None or width is None else (height, width)
+
+
 def _note_shared(images: Mapping[int, ListedImage], name: str, defects: list[Defect]) -> None:
     by_path: dict[Path, list[int]] = collections.defaultdict(list)
     for image_id, image in images.items():
@@ -249,7 +251,8 @@ def _scan_split(
     reader = _AnnotationReader(name, categories, defects)
     annotations = [entry for entry in listing.file.annotations if isinstance(entry, dict)]
     given = {number for e in annotations if (number := integer(e.get("id"))) is not None}
-    fresh, taken = itertools.count(max(given, default=0) + 1), set[int]()
+    fresh = itertools.count(max(given, default=0) + 1)
+    taken: set[int] = set()
     images = []
     for image_id, image in listing.images.items():
         found = checked[image.path]
@@ -261,13 +264,9 @@ def _scan_split(
         if frame.problem:
             kind, reason = frame.problem
             reader.note(kind, f"{where}: {reason}")
-
-        def fit(corners: Box, size: tuple[int, int] = frame.size) -> tuple[Box | None, list[Kind]]:
-            return fit_box(corners, size)
-
         items = []
         for position, entry in entries[image_id]:
-            read = reader.read(position, entry, fit, frame.size)
+            read = reader.read(position, entry, frame.size, clipped=True)
             if read is not None:
                 features = {
                     "area": _area(read, frame),
@@ -355,19 +354,15 @@ class _AnnotationReader:
         self._defects.append(Defect.of(kind, self._name, reason))
 
     def read(
-        self,
-        position: int,
-        entry: Mapping[str, Any],
-        fit: Callable[[Box], tuple[Box | None, list[Kind]]],
-        size: tuple[int | None, int | None],
+        self, position: int, entry: Mapping[str, Any], size: tuple[int, int] | None, clipped: bool
     ) -> _Read | None:
         """Reads an annotation; None if it is unusable.
 
         Args:
             position: in the list of annotations.
             entry: the annotation.
-            fit: returns the box that is used, and the kinds of what is wrong with it.
-            size: (height, width) that the box refers to, for messages; None: unknown.
+            size: (height, width) that the box refers to; None: unknown.
+            clipped: whether the box is clipped to the size and normalised.
         """
         where = _place(position, entry)
         values = numbers(entry.get("bbox"), 4)
@@ -382,8 +377,9 @@ class _AnnotationReader:
             self.note(Kind.UNKNOWN_CLASS, f"{where}: category {brief(entry.get('category_id'))}")
             return None
         x, y, width, height = values
-        box, kinds = fit((y, x, y + height, x + width))
-        of = "" if None in size else f" of {size[1]}×{size[0]}"
+        corners = y, x, y + height, x + width
+        box, kinds = fit_box(corners, size if clipped else None)
+        of = f" of {size[1]}×{size[0]}" if size else ""
         for kind in kinds:
             self.note(kind, f"{where}: x {x:g}, y {y:g}, w {width:g}, h {height:g}{of}")
         if box is None:

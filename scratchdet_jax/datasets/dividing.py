@@ -3,7 +3,6 @@
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -43,10 +42,10 @@ def divide(contents: Contents, choices: Choices, source: str) -> Contents:
         UserError: it is not clear which split is meant, a new split has the name of another one, or
             there are too few images that are not near-duplicates.
     """
-    if not choices.divides:
+    if not choices.divides or not contents.splits:
         return contents
     divided = _divided_split(contents, choices, source)
-    images, root = contents.splits[divided], contents.roots[divided]
+    images = contents.splits[divided]
     shares = {"val": choices.val, "test": choices.test}
     shares = {"train": 1 - sum(shares.values()), **{k: v for k, v in shares.items() if v}}
     others = {split: members for split, members in contents.splits.items() if split != divided}
@@ -57,10 +56,10 @@ def divide(contents: Contents, choices: Choices, source: str) -> Contents:
         )
 
     def read(image: UsableImage) -> Signature:
-        return read_signature(read_unchanged(image, root), image.header.orientation)
+        return read_signature(read_unchanged(image), image.header.orientation)
 
     groups = near_groups(in_threads(read, images, "comparing images"))
-    items = [_item([images[i] for i in group], root) for group in groups]
+    items = [_item([images[i] for i in group]) for group in groups]
     places = assign(items, shares, choices.seed)
     place_of = {i: place for group, place in zip(groups, places, strict=True) for i in group}
     parts = {
@@ -73,7 +72,6 @@ def divide(contents: Contents, choices: Choices, source: str) -> Contents:
     left_out = {k: n for k, n in contents.left_out.items() if k != divided}
     return contents._replace(
         splits={**parts, **others},
-        roots={**dict.fromkeys(parts, root), **{k: contents.roots[k] for k in others}},
         left_out={**dict.fromkeys(parts, 0), **left_out, "train": contents.left_out[divided]},
         notes=[*contents.notes, *_notes(divided, parts, others, choices, together)],
         division={
@@ -197,27 +195,22 @@ def _counts(items: Sequence[Item]) -> np.ndarray:
 
 def _divided_split(contents: Contents, choices: Choices, source: str) -> str:
     names = list(contents.splits)
-    if choices.divided:
-        if choices.divided not in names:
-            raise UserError(
-                f"--from names the split {choices.divided!r}, which {source} does not have: it has "
-                f"{', '.join(names) or 'none with usable images'}"
-            )
+    if choices.divided in names:
         return choices.divided
-    if len(names) != 1:
+    if choices.divided or len(names) > 1:
         raise UserError(
-            f"{source} has {'no usable split' if not names else 'the splits ' + ', '.join(names)}: "
-            "name the one that --val and --test divide, such as --from=train"
+            f"{source} has the {'split' if len(names) == 1 else 'splits'} {', '.join(names)}: name "
+            f"the one that --val and --test divide, such as --from={names[-1]}"
         )
     return names[0]
 
 
-def _item(images: Sequence[UsableImage], root: Path) -> Item:
+def _item(images: Sequence[UsableImage]) -> Item:
     classes: dict[str, int] = {}
     for image in images:
         for name in {o.name for o in image.objects} or {""}:
             classes[name] = classes.get(name, 0) + 1
-    keys = (f"{as_text(os.path.relpath(i.path, root))}\0{i.image_id}" for i in images)
+    keys = (f"{as_text(os.path.relpath(i.path, i.root))}\0{i.image_id}" for i in images)
     return Item(min(keys), len(images), classes)
 
 

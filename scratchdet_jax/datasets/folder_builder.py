@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.utils import shard_utils
 
-from scratchdet_jax.datasets.choices import Choices, choose_classes, note_unused_classes
+from scratchdet_jax.datasets.choices import Choices, choose_classes
 from scratchdet_jax.datasets.dividing import divide
 from scratchdet_jax.datasets.objects import Contents, UsableImage, read_unchanged
 from scratchdet_jax.datasets.report import PrepareReport, statistics
@@ -95,17 +95,16 @@ class FolderBuilder(tfds.core.ShardBasedBuilder):
         ends = shard_utils.get_shard_boundaries(len(images), count)
         progress = Progress(len(images), f"writing {split}", "image")
         return [
-            functools.partial(self._generate, split, images[start:end], progress)
+            functools.partial(self._generate, images[start:end], progress)
             for start, end in zip([0, *ends], ends, strict=False)
         ]
 
-    def _generate(self, split: str, images: Sequence[UsableImage], progress: Progress) -> Examples:
-        root = self._contents.roots[split]
+    def _generate(self, images: Sequence[UsableImage], progress: Progress) -> Examples:
         for image in images:
             yield (
                 image.image_id,
                 {
-                    "image": read_unchanged(image, root),
+                    "image": read_unchanged(image),
                     "image/filename": image.filename,
                     "image/id": image.image_id,
                     "image/orientation": image.header.orientation,
@@ -168,12 +167,18 @@ def prepare_dataset(
     restore(directory)
     if directory.exists() and not force:
         report = _stored_report(directory, given, choices)
-        print(_reuse_message(report), flush=True)
+        splits = ", ".join(f"{name} {plural(n, 'image')}" for name, n in report.images.items())
+        print(
+            f"{report.name}: already prepared in {report.directory} ({splits}; "
+            f"{plural(len(report.defects), 'defect')}, see report.json)",
+            flush=True,
+        )
         _refuse_defects(report, strict, "it was prepared with them")
         return report
     writable_folder(data_dir, "the data folder")
     with as_user_errors(given.source):
-        contents = _chosen(given.scan(), choices, given.source)
+        contents = choose_classes(given.scan(), choices, given.source)
+        contents = divide(contents, choices, given.source)
         report = PrepareReport(
             name=f"{builder.name}/{name}",
             source=printable(given.source),
@@ -248,15 +253,6 @@ def _stored_report(directory: Path, given: FolderInput, choices: Choices) -> Pre
     return report
 
 
-def _chosen(contents: Contents, choices: Choices, source: str) -> Contents:
-    """Returns the contents with the chosen classes, divided into splits."""
-    contents = choose_classes(contents, choices, source)
-    if contents.category_ids is not None and not contents.test_set:
-        # Otherwise the classes are those found, or no box is known.
-        contents = note_unused_classes(contents)
-    return divide(contents, choices, source)
-
-
 def _refuse_empty(source: str, report: PrepareReport, test_set: bool) -> None:
     """Raises a UserError if there is no usable image or, but in a test set, no usable box."""
     if report.images and (test_set or sum(report.boxes.values())):
@@ -274,13 +270,3 @@ def _refuse_defects(report: PrepareReport, strict: bool, consequence: str) -> No
             f"{report.source} has {plural(len(report.defects), 'defect')}, which --strict does not "
             f"allow: {consequence}"
         )
-
-
-def _reuse_message(report: PrepareReport) -> str:
-    splits = ", ".join(
-        f"{split} {plural(count, 'image')}" for split, count in report.images.items()
-    )
-    return (
-        f"{report.name}: already prepared in {report.directory} ({splits}; "
-        f"{plural(len(report.defects), 'defect')}, see report.json)"
-    )

@@ -8,7 +8,7 @@ import numpy as np
 
 from scratchdet_jax.data.images import ImageHeader, turn_boxes
 from scratchdet_jax.datasets.defects import Defect, Kind
-from scratchdet_jax.datasets.untrusted import Stamp, read_inside, stamp_inside
+from scratchdet_jax.datasets.untrusted import Stamp, read_stamped
 from scratchdet_jax.errors import UserError
 
 Box = tuple[float, float, float, float]
@@ -40,6 +40,7 @@ class UsableImage(NamedTuple):
         path: its file.
         filename: name stored in the data set.
         image_id: text (VOC, YOLO) or number (COCO).
+        root: the resolved folder that the file is in.
         stamp: version of the file that was checked.
         header: its size, which the boxes refer to as displayed, and its EXIF orientation.
         objects: its usable objects.
@@ -48,16 +49,17 @@ class UsableImage(NamedTuple):
     path: Path
     filename: str
     image_id: str | int
+    root: Path
     stamp: Stamp
     header: ImageHeader
     objects: Sequence[Item]
 
 
-def read_unchanged(image: UsableImage, root: Path) -> bytes:
+def read_unchanged(image: UsableImage) -> bytes:
     """Reads the image's bytes; a UserError says that the file has changed since it was checked."""
     try:
-        data = read_inside(image.path, root, image.stamp.size)
-        if stamp_inside(image.path, root, image.stamp.size) == image.stamp:
+        data, stamp = read_stamped(image.path, image.root, image.stamp.size)
+        if stamp == image.stamp:
             return data
         reason = "its size or modification time differs"
     except ValueError as error:
@@ -72,7 +74,6 @@ class Contents(NamedTuple):
 
     Attributes:
         splits: the usable images by split, in the order of their list.
-        roots: the resolved folder of the images, by split.
         class_names: in the order of the labels.
         category_ids: the source's number of each class (COCO, YOLO); None for VOC.
         left_out: number of listed images that cannot be used, by split.
@@ -83,7 +84,6 @@ class Contents(NamedTuple):
     """
 
     splits: Mapping[str, Sequence[UsableImage]]
-    roots: Mapping[str, Path]
     class_names: tuple[str, ...]
     category_ids: tuple[int, ...] | None
     left_out: dict[str, int]
@@ -93,41 +93,32 @@ class Contents(NamedTuple):
     test_set: bool = False
 
 
-class SplitScan(NamedTuple):
-    """What a scan found of one split.
-
-    Attributes:
-        where: the list or folder of the split, for messages.
-        root: the resolved folder of its images.
-        listed: number of different images that it names.
-        images: the usable ones.
-    """
-
-    where: str
-    root: Path
-    listed: int
-    images: Sequence[UsableImage]
-
-
 def join_splits(
-    splits: Mapping[str, SplitScan],
+    splits: Mapping[str, tuple[str, int, Sequence[UsableImage]]],
     class_names: Sequence[str],
     category_ids: Sequence[int] | None,
     notes: list[str],
     defects: list[Defect],
 ) -> Contents:
-    """Joins the splits to the contents of a data set; one without usable images is a defect."""
-    for split in splits.values():
-        if not split.images:
-            reason = f"none of its images is usable; listed: {split.listed}"
-            defects.append(Defect.of(Kind.EMPTY_SPLIT, split.where, reason))
-    used = {name: split for name, split in splits.items() if split.images}
+    """Joins the splits to the contents of a data set; one without usable images is a defect.
+
+    Args:
+        splits: by name, the list or folder that it comes from, for messages; the number of
+            different images that it names; and the usable ones.
+        class_names: see `Contents`.
+        category_ids: see `Contents`.
+        notes: see `Contents`.
+        defects: everything that was left out or repaired so far.
+    """
+    for where, listed, images in splits.values():
+        if not images:
+            reason = f"none of its images is usable; listed: {listed}"
+            defects.append(Defect.of(Kind.EMPTY_SPLIT, where, reason))
     return Contents(
-        splits={name: split.images for name, split in used.items()},
-        roots={name: split.root for name, split in used.items()},
+        splits={name: images for name, (_, _, images) in splits.items() if images},
         class_names=tuple(class_names),
         category_ids=None if category_ids is None else tuple(category_ids),
-        left_out={name: split.listed - len(split.images) for name, split in splits.items()},
+        left_out={name: listed - len(images) for name, (_, listed, images) in splits.items()},
         notes=notes,
         defects=defects,
     )
@@ -171,33 +162,24 @@ def turned(box: Box, orientation: int) -> Box:
     return ymin, xmin, ymax, xmax
 
 
-def order_box(corners: Box) -> tuple[Box | None, list[Kind]]:
-    """Orders the corners of a box (ymin, xmin, ymax, xmax) in pixels; notes the defects.
+def fit_box(corners: Box, size: tuple[int, int] | None) -> tuple[Box | None, list[Kind]]:
+    """Orders the corners of a box; clips and normalises it.
 
-    None if it has no area.
+    Args:
+        corners: (ymin, xmin, ymax, xmax) in pixels.
+        size: (height, width) of the image; None: only order the corners.
+
+    Returns:
+        (ymin, xmin, ymax, xmax), of positive area also in float32, in which it is stored, or None;
+        and the defects found. It is in [0, 1] if `size` is given, else in pixels.
     """
     (ymin, ymax), (xmin, xmax) = sorted(corners[::2]), sorted(corners[1::2])
     if ymin == ymax or xmin == xmax:
         return None, [Kind.NO_AREA]
     ordered = ymin, xmin, ymax, xmax
-    return ordered, [Kind.SWAPPED] if ordered != tuple(corners) else []
-
-
-def fit_box(corners: Box, size: tuple[int, int]) -> tuple[Box | None, list[Kind]]:
-    """Orders, clips and normalises a box.
-
-    Args:
-        corners: (ymin, xmin, ymax, xmax) in pixels.
-        size: (height, width) of the image.
-
-    Returns:
-        (ymin, xmin, ymax, xmax) in [0, 1], of positive area also in float32, in which it is stored,
-        or None; and the defects found.
-    """
-    ordered, kinds = order_box(corners)
-    if ordered is None:
-        return None, kinds
-    ymin, xmin, ymax, xmax = ordered
+    kinds = [Kind.SWAPPED] if ordered != tuple(corners) else []
+    if size is None:
+        return ordered, kinds
     height, width = size
     if ymin >= height or xmin >= width or ymax <= 0 or xmax <= 0:
         return None, [Kind.OUTSIDE]

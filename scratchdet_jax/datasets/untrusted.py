@@ -64,8 +64,8 @@ def decode_text(data: bytes) -> str:
     return data.decode(encoding, "surrogateescape" if "utf-8" in encoding else "replace")
 
 
-def stamp_inside(path: Path, root: Path, limit: int) -> Stamp:
-    """Checks a file before it is read.
+def read_stamped(path: Path, root: Path, limit: int) -> tuple[bytes, Stamp]:
+    """Reads a file and its version.
 
     The texts of the errors are hashed into fingerprints of data sets, so they must not change.
 
@@ -76,29 +76,25 @@ def stamp_inside(path: Path, root: Path, limit: int) -> Stamp:
 
     Raises:
         OutsideFolderError: the path leads outside `root`, through ".." or a link.
-        ValueError: the file does not exist, is not a regular file, or is too large.
+        ValueError: the file does not exist, is not a regular file, is too large or unreadable.
     """
     try:
         if not Path(os.path.realpath(path)).is_relative_to(root):
             raise OutsideFolderError("it is a link to something outside; copy that into the folder")
         status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("it is not a file")
+        if status.st_size > limit:
+            raise ValueError(f"it has {status.st_size} bytes; at most {limit >> 20} MiB are read")
+        with path.open("rb") as file:
+            return file.read(limit), Stamp(status.st_size, status.st_mtime_ns)
     except OSError as error:
         raise ValueError(error.strerror or str(error)) from None
-    if not stat.S_ISREG(status.st_mode):
-        raise ValueError("it is not a file")
-    if status.st_size > limit:
-        raise ValueError(f"it has {status.st_size} bytes; at most {limit >> 20} MiB are read")
-    return Stamp(status.st_size, status.st_mtime_ns)
 
 
 def read_inside(path: Path, root: Path, limit: int) -> bytes:
-    """Reads a file; arguments and errors as in `stamp_inside`."""
-    stamp_inside(path, root, limit)
-    try:
-        with path.open("rb") as file:
-            return file.read(limit)
-    except OSError as error:
-        raise ValueError(error.strerror or str(error)) from None
+    """Reads a file; arguments and errors as in `read_stamped`."""
+    return read_stamped(path, root, limit)[0]
 
 
 def file_size(path: Path) -> int:

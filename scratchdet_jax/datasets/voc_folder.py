@@ -57,9 +57,6 @@ def prepare_voc_folder(
         images: folder of the images, relative to `folder` or absolute inside it; None: found.
         annotations: the same for the annotations.
 
-    Returns:
-        The report, read back if the data set existed.
-
     Raises:
         UserError: the folder is not in a known layout, the class names are invalid, or an error of
             `prepare_dataset`.

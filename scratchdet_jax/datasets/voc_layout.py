@@ -22,7 +22,7 @@ from scratchdet_jax.datasets.untrusted import IMAGE_SUFFIXES, as_key, as_text, p
 from scratchdet_jax.errors import UserError
 
 
-class _Kind(NamedTuple):
+class _FileKind(NamedTuple):
     """The files of one kind: their flag, the names of their folders and their suffixes.
 
     The names are in lower case; earlier ones are preferred, and so are earlier suffixes.
@@ -35,8 +35,8 @@ class _Kind(NamedTuple):
 
 IMAGE_FOLDERS = ("jpegimages", "images", "image", "imgs", "img")
 
-_IMAGES = _Kind("--images", IMAGE_FOLDERS, IMAGE_SUFFIXES)
-_ANNOTATIONS = _Kind(
+_IMAGES = _FileKind("--images", IMAGE_FOLDERS, IMAGE_SUFFIXES)
+_ANNOTATIONS = _FileKind(
     "--annotations", ("annotations", "annotation", "labels", "xmls", "xml"), (".xml",)
 )
 
@@ -141,14 +141,12 @@ def find_layout(folder: Path, images: str | None = None, annotations: str | None
     root = folder.resolve()
     photos = _find_part(folder, root, _IMAGES, images)
     xmls = _find_part(folder, root, _ANNOTATIONS, annotations)
+    whole = Part(root, root, "")
     if (photos is None or xmls is None) and images is None and annotations is None:
-        whole = Part(root, root, "")
         return Layout(root, whole, whole, True)
     if xmls is not None and annotations is None:
         xmls = _below_xmls(xmls)
-    part = photos or xmls
-    assert part is not None  # the flags name at least one
-    return Layout(root, photos or part, xmls or part, False)
+    return Layout(root, photos or xmls or whole, xmls or photos or whole, False)
 
 
 def find_annotations(folder: Path) -> Layout:
@@ -247,7 +245,7 @@ def _folders(folder: Path) -> list[str]:
         return sorted(entry.name for entry in entries if entry.is_dir())
 
 
-def _find_part(folder: Path, root: Path, kind: _Kind, named: str | None = None) -> Part | None:
+def _find_part(folder: Path, root: Path, kind: _FileKind, named: str | None = None) -> Part | None:
     """Returns the folder that is `named`, or else the one of a known name; None if there is none.
 
     The folder in `root` must have files of the kind; VOC's own may be empty.

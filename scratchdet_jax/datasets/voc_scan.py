@@ -5,7 +5,7 @@ import difflib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PureWindowsPath
 from typing import Any, NamedTuple
 
@@ -15,12 +15,10 @@ from scratchdet_jax.datasets.objects import (
     Box,
     Contents,
     Item,
-    SplitScan,
     UsableImage,
     annotated_frame,
     fit_box,
     join_splits,
-    order_box,
     turned,
 )
 from scratchdet_jax.datasets.official import VOC_CLASSES
@@ -174,7 +172,7 @@ def scan(listing: Listing, class_names: Sequence[str] | None) -> Contents:
         place = os.path.dirname(source) if is_list else source
         usable = [images[i] for i in listed[split] if i in images]
         where = f"{place or 'all images'} ({split})"
-        splits[split] = SplitScan(where, root, len(listed[split]), usable)
+        splits[split] = where, len(listed[split]), usable
     names = _resolve_classes(
         {o.name for i in images.values() for o in i.objects}, class_names, notes
     )
@@ -192,13 +190,14 @@ def read_ground_truth(folder: Path, split: str) -> GroundTruth:
     # An annotation without an image is also scored.
     files = files._replace(images={**files.annotations, **files.images})
     lists = read_splits(folder, layout, files, [split])
-    listing, defects = Listing(layout, files, lists, []), list[Defect]()
+    listing = Listing(layout, files, lists, [])
+    defects: list[Defect] = []
     listed = _unique_ids(lists.splits[0], listing, defects, Kind.NO_ANNOTATION)
     objects = {}
     ids = [image_id for image_id in listed if image_id in files.images]
     for image_id, annotation in _read_annotations(listing, ids, defects).items():
         file = layout.label(files.annotations[image_id])
-        found = _read_objects(annotation, annotation.size, order_box, file, defects)
+        found = _read_objects(annotation, annotation.size, False, file, defects)
         objects[image_id] = tuple(item._replace(box_pixels=box) for item, box in found)
     if not objects:
         first = f"; the first: {defects[0].file}: {defects[0].reason}" if defects else ""
@@ -299,11 +298,7 @@ def _usable_image(
     frame = annotated_frame(annotation.size, checked.header)
     if frame.problem:
         defects.append(Defect.of(frame.problem[0], file, frame.problem[1]))
-
-    def fit(corners: Box) -> tuple[Box | None, list[Kind]]:
-        return fit_box(corners, frame.size)
-
-    found = _read_objects(annotation, frame.size, fit, file, defects, class_names)
+    found = _read_objects(annotation, frame.size, True, file, defects, class_names)
     items = [
         Item(
             item.name,
@@ -320,7 +315,7 @@ def _usable_image(
 def _read_objects(
     annotation: VocAnnotation,
     size: tuple[int, int] | None,
-    fit: Callable[[Box], tuple[Box | None, list[Kind]]],
+    clipped: bool,
     file: str,
     defects: list[Defect],
     class_names: Sequence[str] | None = None,
@@ -329,8 +324,8 @@ def _read_objects(
 
     Args:
         annotation: of one image.
-        size: (height, width) that the boxes refer to, for messages.
-        fit: returns the box that is used, and the kinds of what is wrong with it.
+        size: (height, width) that the boxes refer to; None: unknown.
+        clipped: whether boxes are clipped to the size and normalised.
         file: of the annotation.
         defects: of the data set.
         class_names: the chosen classes; None: all.
@@ -347,7 +342,7 @@ def _read_objects(
             hint = f"; did you mean {' or '.join(close)}?" if close else ""
             defects.append(Defect.of(Kind.UNKNOWN_CLASS, file, where + hint))
             continue
-        box, kinds = fit(item.box_pixels)
+        box, kinds = fit_box(item.box_pixels, size if clipped else None)
         ymin, xmin, ymax, xmax = item.box_pixels
         of = f" of {size[1]}×{size[0]}" if size else ""
         text = f"{where}: x {xmin:g}…{xmax:g}, y {ymin:g}…{ymax:g}{of}"

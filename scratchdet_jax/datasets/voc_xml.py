@@ -87,32 +87,23 @@ def _objects(
     """Finds the elements of the objects in order; notes what else may be one."""
     found: list[ElementTree.Element] = []
     unknown = []
+    children: list[ElementTree.Element] = []
     for child in root:
+        is_wrapper = child.tag == "objects" and len(child) > 0
+        children += child if is_wrapper else [child]
+        if is_wrapper and child.find("object") is not None:
+            repairs.append("<object> inside <objects>")
+    for child in children:
         if child.tag == "object":
             found.append(child)
-        elif child.tag == "objects":
-            found += _inside_objects(child, repairs, misplaced)
         elif any(_shows_object(element) for element in child.iter()):
             misplaced.append(f"<{child.tag}> shows an object and is no <object>")
-        elif child.tag not in _METADATA and (len(child) or child.attrib):
+        elif child.tag not in _METADATA and (
+            len(child) or child.attrib or (child.tag == "objects" and _has_content(child))
+        ):
             unknown.append(f"there is no <object>, but there is <{child.tag}>")
     if not found:
         misplaced += unknown
-    return found
-
-
-def _inside_objects(
-    wrapper: ElementTree.Element, repairs: list[str], misplaced: list[str]
-) -> list[ElementTree.Element]:
-    found = [child for child in wrapper if child.tag == "object"]
-    if found:
-        repairs.append("<object> inside <objects>")
-    rest = [child for child in wrapper if child.tag != "object"]
-    others = [child.tag for child in rest if len(child) or child.attrib or _shows_object(child)]
-    if others:
-        misplaced.append(f"<objects> has <{others[0]}>, which is no <object>")
-    elif not found and _has_content(wrapper):
-        misplaced.append("<objects> has content, but no <object>")
     return found
 
 

@@ -21,7 +21,7 @@ from scratchdet_jax.datasets.untrusted import (
     read_inside,
     read_list,
 )
-from scratchdet_jax.errors import UserError, plural
+from scratchdet_jax.errors import UserError, one_line, plural
 
 _MAX_YAML_BYTES = 4 << 20
 # Keys of data.yaml by split; Ultralytics reads the second one too.
@@ -98,11 +98,11 @@ def list_yolo(data: Path, folder: Path | None) -> YoloListing:
                 reason = f"{text!r} does not exist in {base}"
                 defects.append(Defect.of(Kind.EMPTY_SPLIT, where, reason))
         if places:
-            found = _list_names(root, base, where, places, defects)
-            if found.hidden:
-                notes.append(f"{split}: hidden files passed over: {found.hidden}")
-            splits[split] = _images(root, where, found.names, defects)
-            listed[split] = len(found.names) + found.missing
+            found, missing, hidden = _list_names(root, base, where, places, defects)
+            if hidden:
+                notes.append(f"{split}: hidden files passed over: {hidden}")
+            splits[split] = _images(root, where, found, defects)
+            listed[split] = len(found) + missing
     _note_unused_labels(root, splits, defects)
     return YoloListing(root, names, _keypoint_values(content), splits, listed, defects, notes)
 
@@ -124,11 +124,8 @@ def _read_yaml(data: Path) -> Mapping[str, Any]:
         content = yaml.safe_load(decode_text(read_inside(file, file.parent, _MAX_YAML_BYTES)))
     except FileNotFoundError:
         raise UserError(f"{data} does not exist") from None
-    except RecursionError:
-        raise UserError(f"{data} cannot be read: its YAML is nested too deeply") from None
     except (OSError, ValueError, RuntimeError, yaml.YAMLError) as error:
-        reason = " ".join((getattr(error, "strerror", None) or str(error)).split())
-        raise UserError(f"{data} cannot be read as YAML: {printable(reason)}") from None
+        raise UserError(f"{data} cannot be read as YAML: {printable(one_line(error))}") from None
     if not isinstance(content, dict):
         raise UserError(
             f"{data} is not a YOLO data file: it must have the fields train and names, such as "
@@ -251,21 +248,15 @@ def _slashes(text: str) -> str:
     return text.replace("\\", "/")
 
 
-class _Names(NamedTuple):
-    """The names of a split's images, relative to the root, and how often each is listed.
-
-    `missing` lines of lists name no image; `hidden` image files are passed over.
-    """
-
-    names: Counter[str]
-    missing: int
-    hidden: int
-
-
 def _list_names(
     root: Path, base: Path, where: str, places: Sequence[Path], defects: list[Defect]
-) -> _Names:
-    """Returns the images in folders, and those that files list."""
+) -> tuple[Counter[str], int, int]:
+    """Lists the images in folders, and those that files list.
+
+    Returns:
+        How often each image is listed, by its name relative to the root; the number of lines that
+        name no image; and the number of hidden images, which are passed over.
+    """
     names: Counter[str] = Counter()
     missing = hidden = 0
     for place in places:
@@ -284,7 +275,7 @@ def _list_names(
             hint = f"is not in {root}" if kind == Kind.OUT_OF_FOLDER else "does not exist"
             reason = f"{as_text(place.name)}: {as_text(line)} {hint}"
             defects.append(Defect.of(kind, where, reason))
-    return _Names(names, missing, hidden)
+    return names, missing, hidden
 
 
 def _listed_name(root: Path, base: Path, file: Path, line: str) -> tuple[str, Kind]:

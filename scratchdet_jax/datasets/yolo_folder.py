@@ -46,9 +46,6 @@ def prepare_yolo_folder(
         choices: classes to rename, to keep or to drop, and a division.
         force: prepare it again if it exists, and replace it.
 
-    Returns:
-        The report, read back if the data set existed.
-
     Raises:
         UserError: a file or folder is missing, `data` is not a YOLO data file, no image has a label
             file, or an error of `prepare_dataset`.

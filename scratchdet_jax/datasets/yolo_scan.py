@@ -8,14 +8,7 @@ from typing import NamedTuple
 
 from scratchdet_jax.datasets.checks import Broken, Checked, check_images
 from scratchdet_jax.datasets.defects import Defect, Kind
-from scratchdet_jax.datasets.objects import (
-    Contents,
-    Item,
-    SplitScan,
-    UsableImage,
-    fit_box,
-    join_splits,
-)
+from scratchdet_jax.datasets.objects import Contents, Item, UsableImage, fit_box, join_splits
 from scratchdet_jax.datasets.untrusted import (
     MAX_XML_BYTES,
     OutsideFolderError,
@@ -120,7 +113,7 @@ def scan(listing: YoloListing) -> Contents:
     splits, notes = {}, list(listing.notes)
     for split, members in listing.splits.items():
         chosen = [usable[image.name] for image in members if image.name in usable]
-        splits[split] = SplitScan(split, listing.root, listing.listed[split], chosen)
+        splits[split] = split, listing.listed[split], chosen
         unlabelled = [i.name for i in members if i.name in usable and i.label is None]
         if unlabelled:
             notes.append(

@@ -211,7 +211,7 @@ def test_a_split_to_divide_is_named_where_there_are_several(folder, tmp_path):
     folder.split("train", *(f"p{n:02}" for n in range(20))).split("test", "p25", "p26")
     with pytest.raises(UserError, match=r"has the splits test, train: name the one .*--from=train"):
         prepare(folder, tmp_path, val=0.2)
-    with pytest.raises(UserError, match=r"--from names the split 'trian'.*it has test, train"):
+    with pytest.raises(UserError, match=r"has the splits test, train: name the one .*--from=train"):
         prepare(folder, tmp_path, val=0.2, divided="trian")
     with pytest.raises(UserError, match="has a split test beside train"):
         prepare(folder, tmp_path, val=0.2, test=0.1, divided="train")
@@ -232,6 +232,13 @@ def test_left_out_images_are_counted_for_train(folder, tmp_path):
     folder.image("broken", photo(0)[:-50]).note("broken", "<annotation></annotation>")
     report = prepare(folder, tmp_path, val=0.2)
     assert report.left_out == {"train": 1, "val": 0}
+
+
+def test_without_usable_images_the_reason_comes_first(tmp_path):
+    folder = Folder(tmp_path / "Photos")
+    folder.both("a").image("a", photo(0)[:-50])
+    with pytest.raises(UserError, match="has no usable image: 1 × image that cannot be decoded"):
+        prepare(folder, tmp_path, val=0.2)
 
 
 def test_classes_that_val_lacks_are_named(folder, tmp_path):

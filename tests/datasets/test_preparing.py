@@ -51,10 +51,10 @@ def test_a_failed_preparation_leaves_nothing_that_looks_complete(
     folder.both("a").both("b").split("train", "a", "b")
     read = folder_builder.read_unchanged
 
-    def stop_after_one(image, root):
+    def stop_after_one(image):
         if image.image_id == "b":
             raise RuntimeError("power cut")
-        return read(image, root)
+        return read(image)
 
     monkeypatch.setattr(folder_builder, "read_unchanged", stop_after_one)
     with pytest.raises(RuntimeError, match="power cut"):

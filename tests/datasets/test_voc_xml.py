@@ -48,7 +48,7 @@ def test_other_case_and_a_wrapper_are_read_and_reported(text, repair):
         (f"<obj><name>cell</name>{BOX}</obj>", "<obj> shows an object"),
         (f"<item><name>cell</name>{BOX}</item>", "<item> shows an object"),
         ("<item><name>cell</name></item>", "no <object>, but there is <item>"),
-        (f"<objects><item><name>cell</name>{BOX}</item></objects>", "<objects> has <item>"),
+        (f"<objects><item><name>cell</name>{BOX}</item></objects>", "<item> shows an object"),
         (f"<outputs><object><item>{BOX}</item></object></outputs>", "<outputs> shows an object"),
         (f"<object><object><name>cell</name>{BOX}</object></object>", "another <object>|no <bnd"),
         (f"<size><object><name>cell</name>{BOX}</object></size>", "<size> shows an object"),
