@@ -45,7 +45,8 @@ def main(argv: Sequence[str]) -> None:
     check_replaceable(f"--output {output}", output, _mark(run), options.overwrite)
     with writing(f"--output {output}"):
         if as_onnx:
-            write_atomically(output, lambda file: file.write(onnx_model(run).SerializeToString()))
+            content = onnx_model(run).SerializeToString()
+            write_atomically(output, lambda file: file.write(content))
         else:
             write_export(export_run(run, output))
     megabytes = output.stat().st_size / 1e6
