@@ -1,9 +1,10 @@
 """Writes files completely or not at all, and decides which ones may be replaced."""
 
+import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -79,10 +80,16 @@ def write_json(path: str | Path, record: Any, flag: str) -> None:
         UserError: the file cannot be written.
     """
     path = Path(path)
-    try:
+    with writing(f"{flag} {path}"):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+@contextlib.contextmanager
+def writing(named: str, instead: str = "choose another file") -> Iterator[None]:
+    """Turns an OSError inside into a UserError about the file `named`, and what to do `instead`."""
+    try:
+        yield
     except OSError as error:
-        raise UserError(
-            f"{flag} {path} cannot be written ({error.strerror}): choose another file"
-        ) from None
+        reason = error.strerror or os.strerror(error.errno or 0)
+        raise UserError(f"{named} cannot be written ({reason}): {instead}") from None

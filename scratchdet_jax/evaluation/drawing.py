@@ -10,9 +10,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from scratchdet_jax.errors import UserError
 from scratchdet_jax.evaluation.detections import ImageGroundTruth
-from scratchdet_jax.files import write_atomically
+from scratchdet_jax.files import write_atomically, writing
 
 # Legible text would cover too much of a smaller image.
 SMALLEST_SIDE = 384
@@ -127,13 +126,9 @@ def save_png(path: str | Path, image: np.ndarray, software: str = "") -> None:
     text = b"tEXtSoftware\0" + software.encode("latin-1")
     chunk = struct.pack(">I", len(text) - 4) + text + struct.pack(">I", zlib.crc32(text))
     content = encoded[:_PNG_HEADER] + (chunk if software else b"") + encoded[_PNG_HEADER:]
-    try:
+    with writing(f"picture {path}"):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, lambda file: file.write(content))
-    except OSError as error:
-        raise UserError(
-            f"picture {str(path)!r} cannot be written ({error.strerror}): choose another path"
-        ) from error
 
 
 def _enlarged(image: np.ndarray) -> tuple[np.ndarray, float]:

@@ -25,7 +25,7 @@ from scratchdet_jax import cli
 from scratchdet_jax.config.scales import Scale
 from scratchdet_jax.errors import UserError, plural
 from scratchdet_jax.evaluation.multiscale import make_scale_step
-from scratchdet_jax.files import check_replaceable, mark_of, write_atomically
+from scratchdet_jax.files import check_replaceable, mark_of, write_atomically, writing
 from scratchdet_jax.interop import onnx_file
 from scratchdet_jax.ops.nms import Detections
 from scratchdet_jax.run.checkpoints import BEST_METRIC, IMPORTED, Checkpoints
@@ -43,15 +43,12 @@ def main(argv: Sequence[str]) -> None:
     if as_onnx:
         onnx_file.check_installed()
     check_replaceable(f"--output {output}", output, _mark(run), options.overwrite)
-    try:
+    with writing(f"--output {output}"):
         if as_onnx:
-            write_atomically(output, lambda file: file.write(onnx_model(run).SerializeToString()))
+            content = onnx_model(run).SerializeToString()
+            write_atomically(output, lambda file: file.write(content))
         else:
             write_export(export_run(run, output))
-    except OSError as error:
-        raise UserError(
-            f"--output {output} cannot be written ({error.strerror}): choose another file"
-        ) from None
     megabytes = output.stat().st_size / 1e6
     target = "ONNX" if as_onnx else f"JAX on {', '.join(PLATFORMS)}"
     print(

@@ -20,7 +20,7 @@ from absl import flags
 
 from scratchdet_jax import cli
 from scratchdet_jax.errors import UserError
-from scratchdet_jax.files import write_json
+from scratchdet_jax.files import write_json, writing
 from scratchdet_jax.forecast import chips
 from scratchdet_jax.reports.page.tables import text_table
 
@@ -71,12 +71,8 @@ def main(argv: Sequence[str]) -> None:
     if values.json:
         write_json(values.json, made.record(), "--json")
     if values.hlo:
-        try:
+        with writing(f"--hlo {values.hlo}"):
             Path(values.hlo).write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise UserError(
-                f"--hlo {values.hlo} cannot be written ({error.strerror}): choose another file"
-            ) from None
 
 
 def to_text(made: "Forecast") -> str:

@@ -20,13 +20,13 @@ import numpy as np
 import optax
 
 from scratchdet_jax import cli
-from scratchdet_jax.data.loading import train_loader
 from scratchdet_jax.data.sources import open_split
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.evaluation.saved_run import check_classes
 from scratchdet_jax.files import write_json
 from scratchdet_jax.reports.page.tables import text_table
 from scratchdet_jax.run.open import SavedRun, load_detector, open_run
+from scratchdet_jax.run.replay import batch_of_step
 from scratchdet_jax.training.step import example_keys
 
 STEP_SIZES = (0.0005, 0.002, 0.01, 0.05, 0.2)
@@ -108,14 +108,11 @@ def measure_run(
 
     walk = make_walk(loss_and_gradient)
 
-    loader = train_loader(config, source, start_step=run.step)
     walks = []
-    try:
-        for i in range(batches):
-            first = {key: value[0] for key, value in next(loader).items()}  # one microbatch
-            walks.append(walk(variables["params"], prepare(first, run.step + i), step_sizes))
-    finally:
-        loader.close()
+    for step in range(run.step, run.step + batches):
+        batch = batch_of_step(config, source, step + 1)
+        first = {key: value[0] for key, value in batch.items()}  # one microbatch
+        walks.append(walk(variables["params"], prepare(first, step), step_sizes))
     return walks
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from scratchdet_jax.data.images import fit_to_canvas
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.evaluation.drawing import save_png
+from scratchdet_jax.files import writing
 from scratchdet_jax.predictor import Detections, map_ahead
 from scratchdet_jax.tools.predict.inputs import Item
 
@@ -88,9 +89,8 @@ def video_writer(path: Path, rate: float) -> Iterator[Callable[[np.ndarray], Non
         yield write
         if writer is not None:
             writer.release()
-            part.replace(path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror})") from None
+            with writing(str(path), "choose another folder with --output"):
+                part.replace(path)
     finally:
         if writer is not None:
             writer.release()

@@ -4,18 +4,17 @@ import contextlib
 import csv
 import itertools
 import json
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from scratchdet_jax.errors import UserError
 from scratchdet_jax.evaluation import formats
-from scratchdet_jax.files import write_atomically
+from scratchdet_jax.files import write_atomically, writing
 from scratchdet_jax.predictor import Detections
 from scratchdet_jax.tools.predict.inputs import Item
 
 FORMATS = ("coco", "csv", "voc")
+_INSTEAD = "choose another folder with --output"
 
 
 class Results:
@@ -79,7 +78,7 @@ class _Coco(Results):
         self._write(json.dumps({**image, "detections": found.to_coco(self._images)}))
 
     def close(self) -> None:
-        with _writing(self._path):
+        with writing(str(self._path), _INSTEAD):
             write_atomically(self._path, lambda file: file.writelines(map(str.encode, self._all())))
             self._lines.unlink()
 
@@ -143,19 +142,7 @@ class _Voc(Results):
 def _opened(path: Path, mode: str) -> Iterator[IO[str]]:
     """Opens a text file; names of images that are not UTF-8 keep their bytes."""
     with (
-        _writing(path),
+        writing(str(path), _INSTEAD),
         path.open(mode, encoding="utf-8", errors="surrogateescape", newline="") as file,
     ):
         yield file
-
-
-@contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Turns an OSError inside into a UserError about the file."""
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or os.strerror(error.errno or 0)
-        raise UserError(
-            f"{path} cannot be written ({reason}): choose another folder with --output"
-        ) from None
