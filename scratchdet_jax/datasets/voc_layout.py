@@ -192,16 +192,15 @@ def _with_ids_of_images(
     """
     if layout.is_mixed:
         return dict(annotations), []
-    called: tuple[dict[str, list[str]], ...] = ({}, {})
-    for table, names in zip((images, annotations), called, strict=True):
+    called: dict[str, tuple[list[str], list[str]]] = {}
+    for position, table in enumerate((images, annotations)):
         for file_id in table:
-            names.setdefault(file_id.rpartition("/")[2], []).append(file_id)
-    ids: dict[str, str] = {}
-    for name, of_annotation in called[1].items():
-        of_image = called[0].get(name, [])
-        unique = len(of_image) == len(of_annotation) == 1 and of_image != of_annotation
-        if unique and name in (*of_image, *of_annotation):
-            ids[of_annotation[0]] = of_image[0]
+            called.setdefault(file_id.rpartition("/")[2], ([], []))[position].append(file_id)
+    ids = {
+        xmls[0]: photos[0]
+        for name, (photos, xmls) in called.items()
+        if len(photos) == len(xmls) == 1 and photos != xmls and name in (photos[0], xmls[0])
+    }
     if not ids:
         return dict(annotations), []
     first = min(ids)

@@ -79,7 +79,13 @@ def read_splits(folder: Path, layout: Layout, files: Files, wanted: Sequence[str
     found = []
     for name, lines in plain.items():
         ids = _read_as_ids(lines, files, layout)
-        notes += _changed_lines(f"{place}/{name}", lines, ids)
+        changed = [pair for pair in zip(lines, ids, strict=True) if pair[0] != pair[1]]
+        if changed:
+            line, image_id = map(printable, changed[0])
+            notes.append(
+                f"{place}/{printable(name)}: {plural(len(changed), 'line')} read as ids, such as "
+                f"{line} as {image_id}"
+            )
         found.append(SplitList(split_of[name], f"{place}/{name}", ids, True))
     if not plain:
         found = _splits_without_lists(layout, files, place, notes)
@@ -157,20 +163,6 @@ def _prefix_and_id(line: str, images: Collection[str]) -> tuple[tuple[str, ...],
         if suffix.lower() in (*IMAGE_SUFFIXES, ".xml") and stem in images:
             return parts[:start], stem
     return None
-
-
-def _changed_lines(source: str, lines: Sequence[str], ids: Sequence[str]) -> list[str]:
-    """Returns a note about the lines that were read as other ids, or none."""
-    changed = [
-        (line, image_id) for line, image_id in zip(lines, ids, strict=True) if line != image_id
-    ]
-    if not changed:
-        return []
-    line, image_id = changed[0]
-    return [
-        f"{printable(source)}: {plural(len(changed), 'line')} read as ids, such as "
-        f"{printable(line)} as {printable(image_id)}"
-    ]
 
 
 def _splits_without_lists(
