@@ -320,7 +320,7 @@ def matrix_rows(confusion: Figures) -> list[list[str]]:
             Cell(f"{count:,}", kind, count / total)
             for count, kind in zip(counts, kinds, strict=True)
         ]
-        rows.append([names[n], *cells])
+        rows.append([Cell(names[n], "bold"), *cells])
     rows[-1][-1] = ""  # background that is background is not counted
     return rows
 
