@@ -15,7 +15,6 @@ detections. All detections that are given count; tidecv takes 100 of an image by
 """
 
 import functools
-import itertools
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -105,11 +104,9 @@ def analyse(
     ignored = np.zeros(len(order), bool)
     hit, corrected = np.zeros((2, len(truth.labels)), bool)
     ends = np.arange(len(ground_truth) + 1)
-    found_slices = itertools.pairwise(np.searchsorted(found.image, ends))
-    truth_slices = itertools.pairwise(np.searchsorted(truth.image, ends))
-    for rows, boxes in zip(
-        itertools.starmap(slice, found_slices), itertools.starmap(slice, truth_slices), strict=True
-    ):
+    found_ends, truth_ends = (np.searchsorted(image, ends) for image in (found.image, truth.image))
+    for i in range(len(ground_truth)):
+        rows, boxes = slice(*found_ends[i : i + 2]), slice(*truth_ends[i : i + 2])
         if rows.start == rows.stop or boxes.start == boxes.stop:
             continue
         kind[rows], wanted, ignored[rows], hit[boxes] = _image(

@@ -174,8 +174,9 @@ def fit_boxes(
     """
     boxes, best = np.zeros((0, 4), np.float32), np.zeros((0, len(levels.ends)), np.float32)
     none = np.zeros(0, np.int32)
-    parts = [(boxes, none, none.astype(np.int64), best, none, none)]
+    parts: list[tuple[np.ndarray, ...]] = [(boxes, none, none.astype(np.int64), best, none, none)]
     title = "anchors" if draw is None else f"augmented, draw {draw + 1}"
+    options = augment_options(config)
     for rows, slots in _chunks(table, len(levels.anchors), title):
         real, index, rows = slots >= 0, np.maximum(slots, 0), np.maximum(rows, 0)
         chunk: tuple[Any, ...] = (
@@ -185,15 +186,13 @@ def fit_boxes(
         )
         if draw is not None:
             keys = example_keys(config.seed, draw, jnp.asarray(rows))
-            options = augment_options(config)
             chunk = _augment_boxes(options, levels.image_size, keys, table.sizes[rows], *chunk)
         boxes, labels, ignore = map(np.asarray, chunk)
         if not config.data.train_on_ignored:
             labels = np.where(ignore, 0, labels)
         found = _fit(levels.anchors, levels.ends, boxes, labels, config.loss.match_iou)
-        best, positives, reaching = (np.asarray(values)[labels > 0] for values in found)
-        kept = labels > 0
-        parts.append((boxes[kept], labels[kept], slots[kept], best, positives, reaching))
+        columns = (boxes, labels, slots, *map(np.asarray, found))
+        parts.append(tuple(column[labels > 0] for column in columns))
     fit = Fit(*map(np.concatenate, zip(*parts, strict=True)))
     return fit if draw is not None else Fit(*(values[np.argsort(fit.source)] for values in fit))
 
