@@ -4,6 +4,8 @@ No image is looked at, so this is what a detector has to beat. Where it is high,
 large and in the same place, and a good average precision says little about the detector.
 """
 
+import collections
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -58,9 +60,8 @@ class ConstantBox(NamedTuple):
         """
         if np.isnan(self.mean):
             return None
-        where = "every image"
-        if self.images < images:
-            where = f"each of {self.images:,} images drawn at random"
+        drawn = f"each of {self.images:,} images drawn at random"
+        where = drawn if self.images < images else "every image"
         return (
             f"for comparison, one constant box per class on {where}: mAP {self.mean:.4f} ({label})"
         )
@@ -111,7 +112,7 @@ def constant_box(
 
 
 def choose_boxes(truth: FlatGroundTruth, class_count: int) -> np.ndarray:
-    """For each class, the ground-truth box that meets a box of the class in most images.
+    """Chooses for each class the ground-truth box that meets a box of the class in most images.
 
     Boxes meet at IoU ≥ 0.5; of equals, the box with the largest sum of its best IoU in each image
     is chosen, then the first. If a class has more than 256 boxes, 256 of them are drawn at random
@@ -149,7 +150,7 @@ def choose_boxes(truth: FlatGroundTruth, class_count: int) -> np.ndarray:
 def _guesses(
     truth: FlatGroundTruth, boxes: np.ndarray, scales: np.ndarray
 ) -> tuple[dict[str, ImageDetections], list[str]]:
-    """Every class's box on every image, with falling scores from image to image.
+    """Puts every class's box on every image, with falling scores from image to image.
 
     A guess in an image without its class is wrong wherever it is. So up to 100 such guesses of a
     class share a spare image without ground truth. The result is the same, and pycocotools, which
@@ -166,19 +167,16 @@ def _guesses(
     count = len(scales)
     has = np.zeros((count, len(boxes)), bool)
     has[truth.image, truth.labels - 1] = True
-    guessed = np.flatnonzero(np.isfinite(boxes[:, 0]))
-    if not guessed.size:
-        return {}, []
-    spare = count + (np.cumsum(~has, axis=0) - 1) // _TOGETHER
-    place = np.where(has, np.arange(count)[:, None], spare)[:, guessed].ravel()
-    order = np.argsort(place, kind="stable")
-    image, column = np.divmod(order, len(guessed))
-    guess = guessed[column]
-    places, first = np.unique(place[order], return_index=True)
-    columns = (boxes[guess] * scales[image], 1 - image / count, guess + 1)
-    parts = (np.split(values, first[1:]) for values in columns)
-    found = {
-        str(number): ImageDetections(*values)
-        for number, *values in zip(places.tolist(), *parts, strict=True)
-    }
-    return found, [str(number) for number in places[places >= count].tolist()]
+    pairs = collections.defaultdict(list)  # (image, class) by the number of the place
+    for column in np.flatnonzero(np.isfinite(boxes[:, 0])).tolist():
+        absent = itertools.count()
+        for image, present in enumerate(has[:, column].tolist()):
+            place = image if present else count + next(absent) // _TOGETHER
+            pairs[place].append((image, column))
+    found = {}
+    for place, own in pairs.items():
+        image, column = np.array(own).T
+        found[str(place)] = ImageDetections(
+            boxes[column] * scales[image], 1 - image / count, column + 1
+        )
+    return found, [str(place) for place in sorted(pairs) if place >= count]

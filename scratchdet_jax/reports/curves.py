@@ -1,5 +1,6 @@
 """Draws curves of runs with matplotlib, for `plot`, the report's page and the experiments."""
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,14 +11,31 @@ from matplotlib.figure import Figure
 from matplotlib.typing import ColorType
 
 from scratchdet_jax.errors import UserError
-from scratchdet_jax.reports.reading import RunRecords, fluctuation, running, series
+from scratchdet_jax.reports.reading import RunRecords, running
 
 # Curves with at least twice as many points are drawn as a running mean with a min–max band.
 _POINTS_PER_CURVE = 80
-# Relative deviations are taken over this many records.
-_WINDOW = 20
 # A panel gets a logarithmic axis if its largest value is more than this many times its median.
 _LOGARITHMIC_FROM = 100
+CHARTS = {
+    "loss": "Loss",
+    "loss_classification": "Loss of the classes",
+    "loss_localization": "Loss of the boxes",
+    "learning_rate": "Learning rate",
+    "gradient_norm": "Gradient norm (L2)",
+    "gradient_fluctuation": "Fluctuation of the gradient norm: mean |‖g(t)‖ − ‖g(t − 1)‖| over the "
+    "updates since the previous line of the log",
+    "mAP": "mAP on the eval split while training",
+    "images_per_second": "Images per second",
+    "loader_wait": "Share of the time in which the loop waits for the loader",
+}
+"""What the curves show, by field of the log."""
+PAPER = {
+    "loss": "loss",
+    "gradient_norm": "gradient L2 norm",
+    "gradient_fluctuation": "fluctuation: mean |change of the gradient norm|",
+}
+"""Titles of the paper's three panels."""
 
 
 def draw_curve(
@@ -27,7 +45,6 @@ def draw_curve(
     color: ColorType,
     name: str | None = None,
     *,
-    style: str = "-",
     dots: bool = False,
 ) -> None:
     """Draws one curve; a long one as a running mean with a min–max band.
@@ -38,7 +55,6 @@ def draw_curve(
         values: [n]; NaN is a gap, and a point between two gaps is drawn as a dot.
         color: of the curve.
         name: in the legend.
-        style: of the line, by matplotlib's names.
         dots: whether to mark every point.
     """
     window = len(values) // _POINTS_PER_CURVE
@@ -53,7 +69,6 @@ def draw_curve(
     (line,) = panel.plot(
         steps,
         values,
-        style,
         color=color,
         label=name,
         linewidth=1.5,
@@ -89,33 +104,15 @@ def finish(panel: Axes, title: str) -> None:
 
 
 def draw_runs(runs: Sequence[RunRecords]) -> Figure:
-    """Draws the paper's three panels; below them parts, evaluations, rate and throughput."""
+    """Draws the paper's three panels, and below them the other curves of `CHARTS`."""
     figure = Figure((16, 12), layout="constrained")
     panels = figure.subplots(3, 3, sharex=True)
     draw_paper_panels(panels[0], runs)
-    (parts, part_norms, deviation), (average_precision, rate, throughput) = panels[1:]
-    for run, color in zip(runs, _colors(runs), strict=True):
-        for panel, field, style in (
-            (parts, "loss_classification", "-"),
-            (parts, "loss_localization", "--"),
-            (part_norms, "gradient_norm_backbone", "-"),
-            (part_norms, "gradient_norm_extras", ":"),
-            (part_norms, "gradient_norm_head", "--"),
-            (rate, "learning_rate", "-"),
-            (throughput, "images_per_second", "-"),
-        ):
-            draw_curve(panel, *series(run.train, field), color, style=style)
-        for field, style in (("loss", "-"), ("gradient_norm", "--")):
-            steps, values = series(run.train, field)
-            changes = relative_deviation(values, _WINDOW)
-            draw_curve(deviation, steps[_WINDOW - 1 :], changes, color, style=style)
-        draw_curve(average_precision, *series(run.eval, "mAP"), color, dots=True)
-    finish(parts, "loss: classification (solid), localization (dashed)")
-    finish(part_norms, "gradient: backbone (solid), extras (dotted), head (dashed)")
-    finish(deviation, f"deviation / mean, {_WINDOW} records: loss (solid), gradient (dashed)")
-    finish(average_precision, "mAP")
-    finish(rate, "learning rate")
-    finish(throughput, "images per second")
+    others = [field for field in CHARTS if field not in PAPER]
+    for panel, field in zip(panels[1:].flat, others, strict=True):
+        for run, color in _colored(runs):
+            draw_curve(panel, *run.curve(field), color, dots=field == "mAP")
+        finish(panel, CHARTS[field])
     handles, names = panels[0, 0].get_legend_handles_labels()
     columns = max(1, min(len(runs), 180 // (max(map(len, names)) + 8)))
     figure.legend(handles, names, loc="outside lower center", ncols=columns)
@@ -127,32 +124,16 @@ def draw_paper_panels(panels: Sequence[Axes], runs: Sequence[RunRecords]) -> Non
 
     A cross marks where a run diverged.
     """
-    loss, norm, change = panels
-    for run, color in zip(runs, _colors(runs), strict=True):
-        name = run.name
-        if run.diverged_at is not None:
-            name += f" (diverged at step {run.diverged_at})"
-        for panel, (steps, values) in (
-            (loss, series(run.train, "loss")),
-            (norm, series(run.train, "gradient_norm")),
-            (change, fluctuation(run.train)),
-        ):
+    for panel, (field, title) in zip(panels, PAPER.items(), strict=True):
+        for run, color in _colored(runs):
+            name = run.name
+            if run.diverged_at is not None:
+                name += f" (diverged at step {run.diverged_at})"
+            steps, values = run.curve(field)
             draw_curve(panel, steps, values, color, name)
             if run.diverged_at is not None and len(values):
                 panel.plot(steps[-1], values[-1], "x", color=color, markersize=9, mew=2)
-    finish(loss, "loss")
-    finish(norm, "gradient L2 norm")
-    finish(change, "fluctuation: mean |change of the gradient norm|")
-
-
-def relative_deviation(values: np.ndarray, window: int) -> np.ndarray:
-    """Returns standard deviation / mean [n − window + 1] of each window; empty if n < window."""
-    if len(values) < window:
-        return np.zeros(0)
-    windows = np.lib.stride_tricks.sliding_window_view(values, window)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        deviation = windows.std(axis=-1) / windows.mean(axis=-1)
-    return np.where(np.isfinite(deviation), deviation, np.nan)
+        finish(panel, title)
 
 
 def save(figure: Figure, output: str | Path) -> None:
@@ -168,6 +149,6 @@ def save(figure: Figure, output: str | Path) -> None:
         raise UserError(f"--output {output} cannot be written: {error}") from error
 
 
-def _colors(runs: Sequence[RunRecords]) -> list[ColorType]:
-    colors = mpl.color_sequences["tab10" if len(runs) <= 10 else "tab20"]
-    return [colors[i % len(colors)] for i in range(len(runs))]
+def _colored(runs: Sequence[RunRecords]) -> list[tuple[RunRecords, ColorType]]:
+    colors = itertools.cycle(mpl.color_sequences["tab10" if len(runs) <= 10 else "tab20"])
+    return list(zip(runs, colors, strict=False))

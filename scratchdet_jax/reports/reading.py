@@ -9,11 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from scratchdet_jax.config.defaults import WITHOUT_EFFECT, flatten
 from scratchdet_jax.errors import UserError
-
-# Runs that differ in more fields than this are named by their folders.
-_FIELDS_IN_A_NAME = 6
 
 
 class RunRecords(NamedTuple):
@@ -30,6 +26,10 @@ class RunRecords(NamedTuple):
     train: list[dict[str, Any]]
     eval: list[dict[str, Any]]
     diverged_at: int | None = None
+
+    def curve(self, field: str) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the `series` of a field of the log."""
+        return series(self.eval if field == "mAP" else self.train, field)
 
 
 def read_run(workdir: str | Path, name: str) -> RunRecords:
@@ -70,20 +70,6 @@ def read_run(workdir: str | Path, name: str) -> RunRecords:
     return RunRecords(name, train, evaluation, diverged[-1]["step"] if diverged else None)
 
 
-def read_config(workdir: str | Path) -> dict[str, object] | None:
-    """Reads the config from a run's newest checkpoint, by dotted field name; None without one."""
-    if not (Path(workdir) / "checkpoints").is_dir():
-        return None
-    from scratchdet_jax.run.checkpoints import Checkpoints  # JAX and Orbax: slow
-
-    checkpoints = Checkpoints(Path(workdir), read_only=True)
-    try:
-        step = checkpoints.latest_step
-        return None if step is None else flatten(checkpoints.info(step).config)
-    finally:
-        checkpoints.close()
-
-
 def run_names(workdirs: Sequence[str | Path]) -> list[str]:
     """Names the runs by the shortest ends of their paths that are all different.
 
@@ -94,70 +80,23 @@ def run_names(workdirs: Sequence[str | Path]) -> list[str]:
     for path in paths:
         if paths.count(path) > 1:
             raise UserError(f"run {path} is given twice")
-    longest = max(len(path.parts) for path in paths)
-    for length in range(1, longest + 1):
+    length, names = 1, [path.name for path in paths]
+    while len(set(names)) < len(names):
+        length += 1
         names = ["/".join(path.parts[-length:]) for path in paths]
-        if len(set(names)) == len(names):
-            break
     return names
 
 
-def label_by_difference(
-    names: Sequence[str], configs: Sequence[dict[str, object] | None]
-) -> list[str]:
-    """Names curves by the fields in which the runs differ, among those that all configs have.
-
-    Args:
-        names: the names of runs without a config, and of all runs if no fields differ, or too many.
-        configs: by dotted field name; None for a run without one.
-
-    Returns:
-        One label per run, such as "norm=none, learning_rate=0.005"; all are different.
-    """
-    known = [config for config in configs if config is not None]
-    differing = [
-        field
-        for field in (known[0] if known else ())
-        if field not in WITHOUT_EFFECT
-        and all(field in config for config in known)
-        and any(config[field] != known[0][field] for config in known)
-    ]
-    if not 0 < len(differing) <= _FIELDS_IN_A_NAME:
-        return list(names)
-    leaves = [field.rpartition(".")[2] for field in differing]
-    shown = [
-        leaf if leaves.count(leaf) == 1 else field
-        for leaf, field in zip(leaves, differing, strict=True)
-    ]
-    labels = []
-    for name, config in zip(names, configs, strict=True):
-        fields = zip(shown, differing, strict=True)
-        labels.append(
-            name
-            if config is None
-            else ", ".join(f"{leaf}={_text(config[field])}" for leaf, field in fields)
-        )
-    return [
-        label if labels.count(label) == 1 else f"{label} ({name})"
-        for label, name in zip(labels, names, strict=True)
-    ]
-
-
-def _text(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value) or "none"
-
-
 def series(records: Sequence[Mapping[str, Any]], field: str) -> tuple[np.ndarray, np.ndarray]:
-    """(steps int [n], values float [n]) of the records that have the field; null becomes NaN."""
-    rows = [(record["step"], record[field]) for record in records if field in record]
+    """Returns the steps int [n] and values float [n] of a field; null becomes NaN.
+
+    Records without the field, or with something else than a number in it, are passed over.
+    """
+    numbers = int | float | None
+    rows = [(r["step"], r[field]) for r in records if isinstance(r.get(field, ""), numbers)]
     steps = np.array([step for step, _ in rows], np.int64)
     values = np.array([math.nan if value is None else value for _, value in rows], np.float64)
     return steps, values
-
-
-def fluctuation(records: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the steps and the mean |‖g_t‖₂ − ‖g_{t−1}‖₂| as logged."""
-    return series(records, "gradient_fluctuation")
 
 
 def running(values: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -165,11 +104,6 @@ def running(values: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarray, np
 
     A window of NaN alone gives NaN.
     """
-    windows = np.lib.stride_tricks.sliding_window_view(values, window)
-    finite = np.isfinite(windows)
-    count = finite.sum(axis=-1)
-    total = np.where(finite, windows, 0.0).sum(axis=-1)
-    low = np.where(finite, windows, np.inf).min(axis=-1)
-    high = np.where(finite, windows, -np.inf).max(axis=-1)
-    mean = np.where(count > 0, total / np.maximum(count, 1), np.nan)
-    return mean, np.where(count > 0, low, np.nan), np.where(count > 0, high, np.nan)
+    windows = np.ma.masked_invalid(np.lib.stride_tricks.sliding_window_view(values, window))
+    mean, low, high = windows.mean(axis=-1), windows.min(axis=-1), windows.max(axis=-1)
+    return mean.filled(np.nan), low.filled(np.nan), high.filled(np.nan)

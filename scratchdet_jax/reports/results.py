@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,6 @@ import ml_collections
 
 from scratchdet_jax.data.records import DetectionSource
 from scratchdet_jax.data.sources import chosen_on_test
-from scratchdet_jax.datasets.untrusted import printable
 from scratchdet_jax.errors import UserError, writable_folder
 from scratchdet_jax.evaluation import formats
 from scratchdet_jax.evaluation.evaluator import Evaluation, summary_line
@@ -111,21 +110,6 @@ def _write_files(
     formats.write_coco(output / "coco_results.json", evaluation.detections, categories)
     split = formats.split_name(source.spec)
     formats.write_voc(output, evaluation.detections, source.class_names, split)
-    if line := escaped_line(split, source.class_names):
-        print(line)
-
-
-def escaped_line(split: str, class_names: Sequence[str]) -> str | None:
-    """Returns one line about the classes whose VOC file has another name; None without any."""
-    names = [
-        f"{printable(repr(name))}: {printable(file)}"
-        for name in class_names
-        if (file := formats.voc_file(".", split, name).name) != f"comp4_det_{split}_{name}.txt"
-    ]
-    if not names:
-        return None
-    more = f" and {len(names) - 3} more" * (len(names) > 3)
-    return f"class names that cannot be file names are escaped: {', '.join(names[:3])}{more}"
 
 
 def _print_results(

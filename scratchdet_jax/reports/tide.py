@@ -14,11 +14,13 @@ Classes without ground truth are left out of the mean; tidecv counts them as AP 
 detections. All detections that are given count; tidecv takes 100 of an image by default.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 
+from scratchdet_jax.evaluation import voc
 from scratchdet_jax.evaluation.detections import (
     FlatDetections,
     FlatGroundTruth,
@@ -100,26 +102,22 @@ def analyse(
     kind = np.full(len(order), _BACKGROUND)
     target = np.full(len(order), -1)
     ignored = np.zeros(len(order), bool)
-    hit = np.zeros(len(truth.labels), bool)
-    corrected = np.zeros(len(truth.labels), bool)
-    numbers = np.arange(len(ground_truth) + 1)
-    found_ends = np.searchsorted(found.image, numbers).tolist()
-    truth_ends = np.searchsorted(truth.image, numbers).tolist()
+    hit, corrected = np.zeros((2, len(truth.labels)), bool)
+    ends = np.arange(len(ground_truth) + 1)
+    found_ends, truth_ends = (np.searchsorted(image, ends) for image in (found.image, truth.image))
     for i in range(len(ground_truth)):
         rows, boxes = slice(*found_ends[i : i + 2]), slice(*truth_ends[i : i + 2])
         if rows.start == rows.stop or boxes.start == boxes.stop:
             continue
-        image_truth = FlatGroundTruth(*(column[boxes] for column in truth))
-        counted = boxes.start + np.flatnonzero(~image_truth.ignore)
-        kind[rows], wanted, ignored[rows], hit[counted] = _image(
-            FlatDetections(*(column[rows] for column in found)), image_truth
+        kind[rows], wanted, ignored[rows], hit[boxes] = _image(
+            FlatDetections(*(column[rows] for column in found)),
+            FlatGroundTruth(*(column[boxes] for column in truth)),
         )
-        free = wanted >= 0
-        free[free] = ~hit[counted[wanted[free]]]
+        asking = np.flatnonzero((wanted >= 0) & ~hit[boxes][wanted])
         # The highest score of all errors that ask for a box is the first: it gets the box.
-        got, first = np.unique(counted[wanted[free]], return_index=True)
-        target[rows.start + np.flatnonzero(free)[first]] = got
-        corrected[got] = True
+        got, first = np.unique(wanted[asking], return_index=True)
+        target[rows][asking[first]] = boxes.start + got
+        corrected[boxes][got] = True
     return Analysis(
         found, truth, kind, target, ignored, hit, missed=~hit & ~corrected & ~truth.ignore
     )
@@ -132,7 +130,9 @@ def summarize(analysis: Analysis, class_count: int) -> Tide:
     both, duplicates and background are removed; missed boxes are no longer counted.
     """
     found, truth, kind, target, ignored, hit, missed = analysis
-    positives = _per_label(truth.labels[~truth.ignore], class_count)
+    count = functools.partial(np.bincount, minlength=class_count + 1)
+    positives = count(truth.labels[~truth.ignore])
+    classes = np.flatnonzero(positives)
     correct = kind == CORRECT
     counts = {name: int(np.sum((kind == i) & ~ignored)) for i, name in enumerate(KINDS[:-1])}
     counts[KINDS[-1]] = int(missed.sum())
@@ -144,8 +144,16 @@ def summarize(analysis: Analysis, class_count: int) -> Tide:
         kept: np.ndarray = ~ignored,
         counted: np.ndarray = positives,
     ) -> float:
-        of_class = positives > 0
-        return _mean_ap(labels[kept], scores[kept], hits[kept], counted, of_class)
+        """Returns the mean over the classes that have ground truth or detections left."""
+        rows = np.argsort(-scores, kind="stable")
+        rows = rows[kept[rows]]
+        own = {label: hits[rows[labels[rows] == label]] for label in classes.tolist()}
+        values = [
+            _average_precision(hit, int(counted[label]))
+            for label, hit in own.items()
+            if counted[label] or len(hit)
+        ]
+        return float(np.mean(values)) if values else 0.0 if len(classes) else float("nan")
 
     before = ap()
     costs = {}
@@ -155,8 +163,8 @@ def summarize(analysis: Analysis, class_count: int) -> Tide:
         labels = found.labels.copy()
         labels[made] = truth.labels[target[made]]
         costs[name] = ap(labels, hits=correct | made, kept=(~ignored & ~errors) | made)
-    costs[KINDS[-1]] = ap(counted=positives - _per_label(truth.labels[missed], class_count))
-    unfound = _per_label(truth.labels[~hit & ~truth.ignore], class_count)
+    costs[KINDS[-1]] = ap(counted=positives - count(truth.labels[missed]))
+    unfound = count(truth.labels[~hit & ~truth.ignore])
     return Tide(
         before,
         {name: max(after - before, 0.0) for name, after in costs.items()},
@@ -169,40 +177,30 @@ def summarize(analysis: Analysis, class_count: int) -> Tide:
 def _image(
     found: FlatDetections, truth: FlatGroundTruth
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Kind, wanted box and `ignored` of an image's detections, and `hit` of its counted boxes.
-
-    Boxes are numbered without the ignored ones.
-    """
-    count = len(found.labels)
-    counted, regions = ~truth.ignore, truth.ignore
-    iou = overlaps(found.boxes_pixels, truth.boxes_pixels[counted])
-    same = found.labels[:, None] == truth.labels[counted]
-    kind, wanted = np.full(count, _BACKGROUND), np.full(count, -1)
-    hit = np.zeros(iou.shape[1], bool)
-    if iou.shape[1]:
-        own, other = iou * same, iou * ~same
-        best_own, best_other = own.max(axis=1), other.max(axis=1)
-        free = own.copy()
-        for i in np.flatnonzero(best_own >= FOREGROUND):
-            box = free[i].argmax()
-            if free[i, box] >= FOREGROUND:
-                kind[i], hit[box], free[:, box] = CORRECT, True, 0.0
-        open_ = kind != CORRECT
-        kind[open_ & (iou.max(axis=1) > BACKGROUND)] = _BOTH
-        # The later of these rules win.
-        kind[open_ & (best_own >= FOREGROUND)] = _DUPLICATE
-        kind[open_ & (best_other >= FOREGROUND)] = _CLASSIFICATION
-        near = open_ & (best_own >= BACKGROUND) & (best_own <= FOREGROUND)
-        kind[near] = _LOCALIZATION
-        wanted[kind == _CLASSIFICATION] = other.argmax(axis=1)[kind == _CLASSIFICATION]
-        wanted[near] = own.argmax(axis=1)[near]
-    inside = _share_inside(found.boxes_pixels, truth.boxes_pixels[regions]) > FOREGROUND
-    inside &= found.labels[:, None] == truth.labels[regions]
-    return kind, wanted, inside.any(axis=1) & (kind != CORRECT), hit
+    """Returns kind, wanted box and `ignored` of an image's detections, and `hit` of its boxes."""
+    iou = np.where(truth.ignore, 0.0, overlaps(found.boxes_pixels, truth.boxes_pixels))
+    same = found.labels[:, None] == truth.labels
+    own, other = iou * same, iou * ~same
+    best_own, best_other = own.max(axis=1), other.max(axis=1)
+    # The later of these rules win.
+    kind = np.where(iou.max(axis=1) > BACKGROUND, _BOTH, _BACKGROUND)
+    kind[best_own >= FOREGROUND] = _DUPLICATE
+    kind[best_other >= FOREGROUND] = _CLASSIFICATION
+    kind[(best_own >= BACKGROUND) & (best_own <= FOREGROUND)] = _LOCALIZATION
+    wanted = np.where(kind == _CLASSIFICATION, other.argmax(axis=1), own.argmax(axis=1))
+    hit = np.zeros(len(truth.labels), bool)
+    for i in np.flatnonzero(best_own >= FOREGROUND):
+        box = own[i].argmax()
+        if own[i, box] >= FOREGROUND:
+            kind[i], hit[box], own[:, box] = CORRECT, True, 0.0
+    wanted[(kind != _CLASSIFICATION) & (kind != _LOCALIZATION)] = -1
+    inside = _share_inside(found.boxes_pixels, truth.boxes_pixels) > FOREGROUND
+    on_ignored = (inside & same & truth.ignore).any(axis=1)
+    return kind, wanted, on_ignored & (kind != CORRECT), hit
 
 
 def _share_inside(boxes: np.ndarray, regions: np.ndarray) -> np.ndarray:
-    """The share of the area of each box [n, 4] inside each region [m, 4], float64 [n, m]."""
+    """Returns the share of each box's area [n, 4] inside each region [m, 4], float64 [n, m]."""
     low = np.maximum(boxes[:, None, :2], regions[:, :2])
     high = np.minimum(boxes[:, None, 2:], regions[:, 2:])
     inside = np.maximum(high - low, 0).prod(axis=-1)
@@ -210,42 +208,19 @@ def _share_inside(boxes: np.ndarray, regions: np.ndarray) -> np.ndarray:
     return np.divide(inside, area, out=np.zeros_like(inside), where=area > 0)
 
 
-def _per_label(labels: np.ndarray, class_count: int) -> np.ndarray:
-    return np.bincount(labels, minlength=class_count + 1)
-
-
-def _mean_ap(
-    labels: np.ndarray,
-    scores: np.ndarray,
-    hits: np.ndarray,
-    positives: np.ndarray,
-    of_class: np.ndarray,
-) -> float:
-    """The mean AP of the classes `of_class` that have ground truth or detections left."""
-    order = np.argsort(-scores, kind="stable")
-    labels, hits = labels[order], hits[order]
-    values = []
-    for label in np.flatnonzero(of_class):
-        own = hits[labels == label]
-        if positives[label] or len(own):
-            values.append(_average_precision(own, int(positives[label])))
-    return float(np.mean(values)) if values else float("nan") if not of_class.any() else 0.0
-
-
 def _average_precision(hits: np.ndarray, positives: int) -> float:
-    """AP of the detections of a class, bool [n] by descending score, at 101 recalls."""
+    """Returns the AP of a class's detections, bool [n] by descending score, at 101 recalls."""
     if not positives:
         return 0.0
     true = np.cumsum(hits)
-    precision = true / np.arange(1, len(hits) + 1)
-    envelope = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)
-    return float(envelope[np.searchsorted(true / positives, _RECALLS, side="left")].mean())
+    curve = voc.Curve(true / positives, true / np.arange(1, len(hits) + 1))
+    return float(voc.best_precision(curve, _RECALLS).mean())
 
 
 def totals(
     analysis: Analysis, threshold: float, images: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Correct, false and missed [images] of each image, of detections from a score on.
+    """Counts the correct, false and missed [images] of each image, from a score on.
 
     Matching goes by descending score, so detections below the threshold change nothing above it.
     """

@@ -19,111 +19,85 @@ from absl import flags
 
 from scratchdet_jax import cli
 from scratchdet_jax.config import defaults
-from scratchdet_jax.config.recipes import load_recipe
 from scratchdet_jax.config.validation import validate
 from scratchdet_jax.errors import UserError
-from scratchdet_jax.reports.doctor.opening import open_dataset
-from scratchdet_jax.reports.doctor.recipe_file import check_recipe, write_recipe
-from scratchdet_jax.reports.doctor.report import DataSetReport
-from scratchdet_jax.reports.doctor.sections.unreached import WhatIf
+from scratchdet_jax.reports.doctor.anchors import better_sizes, recipe_text
+from scratchdet_jax.reports.doctor.report import MARK, DataSetReport
 from scratchdet_jax.reports.doctor.study import DataSetStudy
+from scratchdet_jax.reports.page.output import write_output
 
 
 def main(argv: Sequence[str]) -> None:
     """Parses the command line, examines the data set, prints and writes the report."""
     started = time.perf_counter()
-    options, config, original = _parse(argv)
+    options, config = _parse(argv)
     validate(config, device_count=1)
-    for flag in ("html", "json"):
+    recipe = options.write_anchors
+    if recipe and recipe.suffix != ".py":
+        raise UserError(f"--write_anchors {recipe} is no recipe: give a file FILE.py")
+
+    def write(flag: str, text: str | None = None) -> None:
         if path := getattr(options, flag):
-            _write(Path(path), "", flag)  # fail now rather than after minutes
-    if options.write_anchors:
-        check_recipe(options.write_anchors, options.overwrite)
-    opened = open_dataset(options.dataset, options.data_dir or config.data.dir)
-    page = None
+            # Recipes have no mark, because they are meant to be edited.
+            mark = "" if flag == "write_anchors" else MARK
+            write_output(path, f"--{flag}", mark, options.overwrite, text)
+
+    for flag in ("html", "json", "write_anchors"):
+        write(flag)  # only checks: fails now rather than after minutes
+    page, data_dir = None, options.data_dir or config.data.dir
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about skipped boxes, which the report lists
-        study = DataSetStudy(options.dataset, opened, config, options.images)
-        report = DataSetReport.measure(study)
+        report = DataSetReport(DataSetStudy(options.dataset, data_dir, config, options.images))
         if options.html:
-            page = report.to_html(study, options.samples, lambda: time.perf_counter() - started)
+            page = report.to_html(options.samples, started)
     seconds = time.perf_counter() - started
-    print(report.to_text(study, seconds))
+    print(report.to_text(seconds))
     if page:
-        _write(Path(options.html), page, "html")
+        write("html", page)
         print(f"page: {options.html}")
-    if options.write_anchors:
-        print(_write_anchors(options, report.unreached.better_sizes(study), original, config))
+    if recipe and (advice := better_sizes(report.figures)):
+        examined = options.config or ""
+        text = recipe_text(recipe, advice, options.dataset, examined, config)
+        write("write_anchors", text)
+        print(f"anchors: {recipe}, for train.py --config={recipe}")
+    elif recipe:
+        print(f"no other anchor sizes clearly help: {recipe} was not written")
     if options.json:
-        figures = report.to_dict(study, seconds)
-        _write(Path(options.json), json.dumps(figures, indent=1) + "\n", "json")
-
-
-def _write_anchors(
-    options: argparse.Namespace,
-    advice: WhatIf | None,
-    original: ml_collections.ConfigDict,
-    config: ml_collections.ConfigDict,
-) -> str:
-    path = options.write_anchors
-    if advice is None:
-        return f"no other anchor sizes clearly help: {path} was not written"
-    write_recipe(
-        path,
-        advice,
-        dataset=options.dataset,
-        recipe=options.config or "",
-        original=original,
-        config=config,
-    )
-    return f"anchors: {path}, for train.py --config={path}"
-
-
-def _write(path: Path, text: str, flag: str) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise UserError(
-            f"--{flag}={path} cannot be written ({error.strerror}): choose another path"
-        ) from None
+        write("json", json.dumps(report.to_dict(seconds), indent=1) + "\n")
 
 
 def parser(program: str) -> argparse.ArgumentParser:
-    """The options of the command line, without the overrides."""
+    """Returns the options of the command line, without the overrides."""
     parser = argparse.ArgumentParser(
         prog=program,
         allow_abbrev=False,
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "dataset",
         metavar="DATASET",
         help="NAME[/CONFIG] for all splits, or NAME[/CONFIG]:SPLIT[,…] as in config.data.train",
     )
-    parser.add_argument(
-        "--data_dir", help="directory of the prepared data sets (default: the recipe's)"
-    )
-    parser.add_argument("--config", metavar="FILE", help="recipe (default: configs/voc300.py)")
-    parser.add_argument("--html", metavar="FILE", help="write the report as a page with pictures")
-    parser.add_argument("--json", metavar="FILE", help="write the numbers as JSON")
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace the file of --write_anchors"
-    )
-    parser.add_argument(
+    add("--data_dir", help="directory of the prepared data sets (default: the recipe's)")
+    add("--config", metavar="FILE", help="recipe (default: configs/voc300.py)")
+    add("--html", type=Path, metavar="FILE", help="write the report as a page with pictures")
+    add("--json", type=Path, metavar="FILE", help="write the numbers as JSON")
+    add("--overwrite", action="store_true", help="replace files that this command did not write")
+    add(
         "--write_anchors",
         type=Path,
         metavar="FILE.py",
         help="write a recipe with the anchor sizes that are advised, if others would clearly help",
     )
-    parser.add_argument(
+    add(
         "--samples",
         type=cli.whole_number(0),
         default=24,
         help="augmented samples on the page (default: 24)",
     )
-    parser.add_argument(
+    add(
         "--images",
         type=cli.whole_number(0),
         default=20_000,
@@ -132,18 +106,14 @@ def parser(program: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _parse(
-    argv: Sequence[str],
-) -> tuple[argparse.Namespace, ml_collections.ConfigDict, ml_collections.ConfigDict]:
-    """The options, the config, and the config without the overrides."""
+def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, ml_collections.ConfigDict]:
+    """Returns the options and the config."""
     options, rest = parser(argv[0]).parse_known_args(argv[1:])
     if options.config:
         rest = [f"--config={options.config}", *rest]
     default = defaults.get_config()
     default.name = "voc300"  # the defaults equal that recipe
-    recipe = default.copy_and_resolve_references()
-    config = cli.parse_config([argv[0], *rest], flags.FlagValues(), recipe)
-    return options, config, load_recipe(options.config) if options.config else default
+    return options, cli.parse_config([argv[0], *rest], flags.FlagValues(), default)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 scratchdet plot RUN [RUN …] --output=curves.png
 
 The first row is the paper's figure: loss, L2 norm of the gradient, fluctuation of that norm.
-Curves are named by the fields in which the runs' configs differ.
+Curves are named by the runs' folders.
 """
 
 import argparse
@@ -11,11 +11,11 @@ from collections.abc import Sequence
 
 from scratchdet_jax import cli
 from scratchdet_jax.reports.curves import draw_runs, save
-from scratchdet_jax.reports.reading import label_by_difference, read_config, read_run, run_names
+from scratchdet_jax.reports.reading import read_run, run_names
 
 
 def parser(program: str) -> argparse.ArgumentParser:
-    """The options of the command line."""
+    """Returns the options of the command line."""
     parser = argparse.ArgumentParser(
         prog=program,
         description="Draws the curves of runs from their metrics.jsonl: loss, gradient norm and "
@@ -29,9 +29,7 @@ def parser(program: str) -> argparse.ArgumentParser:
 def main(argv: Sequence[str]) -> None:
     """Parses the command line and draws."""
     options = parser(argv[0]).parse_args(argv[1:])
-    configs = [read_config(run) for run in options.runs]
-    names = label_by_difference(run_names(options.runs), configs)
-    runs = [read_run(run, name) for run, name in zip(options.runs, names, strict=True)]
+    runs = list(map(read_run, options.runs, run_names(options.runs)))
     save(draw_runs(runs), options.output)
     print(f"wrote {options.output}")
 

@@ -3,20 +3,18 @@
 scratchdet report RUN [RUN …] --output=report.html
 
 RUN is WORKDIR or WORKDIR@CHECKPOINT; a checkpoint is "best" (the default), "latest" or a step. Each
-run is evaluated once on its eval split. The figures are printed first; then the images are read
-again for the pictures, and the page appears. It needs no other file and no network.
+run is evaluated once on its eval split. The page needs no other file and no network.
 """
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from scratchdet_jax import cli
-from scratchdet_jax.errors import UserError, one_line
-from scratchdet_jax.reports.page.output import check_output, write_output
+from scratchdet_jax.errors import UserError
+from scratchdet_jax.reports.page.output import write_output
 
 MARK = "scratchdet report"
 """What the page and the JSON file hold near their beginning."""
@@ -28,31 +26,26 @@ def main(argv: Sequence[str]) -> None:
     options = parser(argv[0]).parse_args(argv[1:])
     for flag in ("output", "json"):
         if path := getattr(options, flag):
-            check_output(path, MARK, f"--{flag}", options.overwrite)
+            write_output(path, f"--{flag}", MARK, options.overwrite)  # only checks
     if options.json and options.json.resolve() == options.output.resolve():
         raise UserError("--json and --output name the same file: choose two")
     from scratchdet_jax.reports.report.report import RunsReport  # JAX: slow
     from scratchdet_jax.reports.report.study import open_runs
 
     runs = open_runs(options.runs, options.split, options.data_dir)
-    report = RunsReport.measure(runs, options.threshold, options.images)
+    report = RunsReport(runs, options.threshold, options.images)
     print(report.to_text(), flush=True)
     if options.json:
         figures = {"generator": MARK, **report.to_dict()}
         text = json.dumps(figures, indent=1) + "\n"
-        write_output(options.json, text, MARK, "--json", options.overwrite)
-    try:
-        pictures = report.pictures()
-    except Exception as error:  # the page is worth more than its pictures
-        print(f"warning: the page has no pictures ({one_line(error)})", file=sys.stderr)
-        pictures = {}
-    page = report.to_html(pictures, time.perf_counter() - started, MARK)
-    write_output(options.output, page, MARK, "--output", options.overwrite)
+        write_output(options.json, "--json", MARK, options.overwrite, text)
+    page = report.to_html(time.perf_counter() - started, MARK)
+    write_output(options.output, "--output", MARK, options.overwrite, page)
     print(f"page: {options.output}")
 
 
 def parser(program: str) -> argparse.ArgumentParser:
-    """The options of the command line."""
+    """Returns the options of the command line."""
     parser = argparse.ArgumentParser(
         prog=program,
         allow_abbrev=False,

@@ -3,7 +3,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scratchdet_jax.evaluation.detections import ImageDetections, ImageGroundTruth
-from scratchdet_jax.reports.confusion import confusion_matrix
+from scratchdet_jax.reports.report.precision import confusion_matrix
 
 CLASSES = 3
 BOX, NEAR, FAR = (0, 0, 10, 10), (0, 1, 10, 11), (50, 50, 60, 60)

@@ -5,7 +5,7 @@ import pytest
 
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.reports import reading
-from scratchdet_jax.reports.reading import read_config, read_run
+from scratchdet_jax.reports.reading import read_run
 from tests.run_records import evaluation, train, write
 
 
@@ -67,53 +67,3 @@ def test_running_agrees_with_the_loop():
             expected = (np.nan,) * 3
         np.testing.assert_allclose((mean[i], low[i], high[i]), expected)
     assert len(mean) == 37
-
-
-def test_fluctuation_is_the_logged_one():
-    logged = [train(1), train(5, gradient_fluctuation=0.5), train(10, gradient_fluctuation=0.2)]
-    steps, values = reading.fluctuation(logged)
-    assert (steps.tolist(), values.tolist()) == ([5, 10], [0.5, 0.2])
-    assert len(reading.fluctuation([])[0]) == 0
-
-
-BASE = {"name": "x", "model.norm": "batch", "optimizer.learning_rate": 0.05, "seed": 0}
-
-
-@pytest.mark.parametrize(
-    ("changes", "labels"),
-    [
-        ([{}, {"model.norm": "none"}], ["norm=batch", "norm=none"]),
-        (
-            [{"optimizer.learning_rate": 0.001}, {"seed": 3}],
-            ["learning_rate=0.001, seed=0", "learning_rate=0.05, seed=3"],
-        ),
-        ([{}, {"seed": 1}, {"seed": 1}], ["seed=0", "seed=1 (b)", "seed=1 (c)"]),
-        ([{"name": "other"}, {}], ["a", "b"]),  # nothing that matters differs
-        ([{}, None, {"seed": 2}], ["seed=0", "b", "seed=2"]),
-        (
-            [{}, {"model.new": 3, "seed": 1}],
-            ["seed=0", "seed=1"],
-        ),  # the older run has no such field
-        ([{"a.x": 1, "b.x": 1}, {"a.x": 2, "b.x": 2}], ["a.x=1, b.x=1", "a.x=2, b.x=2"]),
-        ([{f"f{i}": 0 for i in range(9)}, {f"f{i}": 1 for i in range(9)}], ["a", "b"]),
-        ([None, None], ["a", "b"]),
-        ([{}], ["a"]),
-    ],
-)
-def test_curves_are_named_by_what_differs(changes, labels):
-    configs = [None if change is None else BASE | change for change in changes]
-    assert reading.label_by_difference("abc"[: len(configs)], configs) == labels
-
-
-def test_the_config_comes_from_the_checkpoint(tmp_path):
-    from scratchdet_jax.run.checkpoints import Checkpoints, RunInfo
-    from scratchdet_jax.run.state import TrainState
-    from tests.tiny import tiny_config
-
-    assert read_config(tmp_path) is None
-    state = TrainState(step=np.int32(3), params={"w": np.ones(2)}, batch_stats={}, opt_state=())
-    checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(3, state, RunInfo(tiny_config(**{"model.norm": "none"}), ("a",)), None)
-    checkpoints.close()
-    config = read_config(tmp_path)
-    assert (config["model.norm"], config["batch_size"]) == ("none", 16)

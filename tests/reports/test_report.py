@@ -14,7 +14,7 @@ from scratchdet_jax.datasets.voc_folder import prepare_voc_folder
 from scratchdet_jax.detector import Detector
 from scratchdet_jax.evaluation import saved_run
 from scratchdet_jax.ops.nms import Detections
-from scratchdet_jax.reports.report.sections import images, setup, training
+from scratchdet_jax.reports.report import images, setup, training
 from scratchdet_jax.reports.results import evaluate_run
 from scratchdet_jax.run.checkpoints import Checkpoints, RunInfo
 from scratchdet_jax.run.open import open_run
@@ -347,25 +347,21 @@ def test_files_of_somebody_else_are_kept(workdir, tmp_path, capsys, monkeypatch)
     assert {path.name for path in tmp_path.iterdir()} == {"notes.html", "link.html", "file"}
 
 
-def test_a_broken_picture_does_not_lose_the_page(workdir, tmp_path, capsys, monkeypatch):
+def test_a_broken_picture_does_not_lose_the_page(workdir, tmp_path, monkeypatch):
     detected(monkeypatch, *ALL)
 
     def broken(*_):
         raise ValueError("truncated")
 
-    with monkeypatch.context() as patch:
-        patch.setattr(images, "decode_to_canvas", broken)
-        assert run(workdir, f"--output={tmp_path / 'r.html'}") == 0
-    page = checked(tmp_path / "r.html")
-    assert page.count("The image could not be drawn.") == 3 and "<img" not in page
-
     def unforeseen(*_, **__):
         raise RuntimeError("out of colours")
 
-    monkeypatch.setattr(images, "draw_detections", unforeseen)
-    assert run(workdir, f"--output={tmp_path / 'r.html'}") == 0
-    assert "no pictures (out of colours)" in capsys.readouterr().err
-    assert "<img" not in checked(tmp_path / "r.html")
+    for name, function in (("decode_to_canvas", broken), ("draw_detections", unforeseen)):
+        with monkeypatch.context() as patch:
+            patch.setattr(images, name, function)
+            assert run(workdir, f"--output={tmp_path / 'r.html'}") == 0
+        page = checked(tmp_path / "r.html")
+        assert page.count("The image could not be drawn.") == 3 and "<img" not in page
 
 
 def test_the_threshold_and_the_number_of_images(workdir, tmp_path, monkeypatch, capsys):
@@ -397,7 +393,7 @@ def test_the_recipe_is_found_by_name():
     ],
 )
 def test_what_bounds_the_throughput(wait, start):
-    assert training._bound(wait).startswith(start)
+    assert training.bound(wait).startswith(start)
 
 
 def test_many_classes_are_readable(data, tmp_path, monkeypatch):

@@ -1,23 +1,11 @@
 import cv2
 import numpy as np
 
-from scratchdet_jax.reports.curves import draw_runs, relative_deviation
+from scratchdet_jax.reports.curves import CHARTS, draw_runs
 from scratchdet_jax.reports.reading import RunRecords
 from scratchdet_jax.tools import plot
 from tests.command import exit_status
 from tests.run_records import evaluation, train, write
-
-
-def test_relative_deviation_agrees_with_the_loop():
-    values = np.random.default_rng(1).uniform(1, 3, 30)
-    values[7] = np.nan
-    measured = relative_deviation(values, 5)
-    for i in range(26):
-        np.testing.assert_allclose(
-            measured[i], np.std(values[i : i + 5]) / np.mean(values[i : i + 5])
-        )
-    assert len(relative_deviation(values[:4], 5)) == 0
-    assert np.isnan(relative_deviation(np.zeros(5), 5)).all()
 
 
 def test_picture_of_runs_with_different_lengths_records_and_ends(tmp_path, capsys):
@@ -54,7 +42,9 @@ def test_what_is_drawn():
         "fluctuation: mean |change of the gradient norm|",
     ]
     _, norm, fluctuation = panels[:3]
-    mean_ap, throughput = (panels[titles.index(t)] for t in ("mAP", "images per second"))
+    mean_ap, throughput = (
+        panels[titles.index(t)] for t in (CHARTS["mAP"], CHARTS["images_per_second"])
+    )
     np.testing.assert_array_equal(norm.lines[0].get_ydata(), [3, 5, 1])
     assert (norm.lines[1].get_marker(), norm.lines[1].get_xdata()[0]) == ("x", 3)
     np.testing.assert_array_equal(fluctuation.lines[0].get_xdata(), [2, 3])

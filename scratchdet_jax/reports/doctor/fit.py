@@ -28,6 +28,7 @@ from scratchdet_jax.progress import Progress
 from scratchdet_jax.training.step import example_keys
 
 _OVERLAPS_AT_A_TIME = 2_000_000  # IoU values per chunk, 8 MB; the largest image may need more
+_ROWS = 256  # boxes compared at a time
 
 
 class Levels(NamedTuple):
@@ -67,25 +68,25 @@ class BoxTable(NamedTuple):
         boxes: float32 [K, 4], normalised.
         labels: int32 [K], 1…C.
         ignore: bool [K], difficult or crowd.
-        starts: int64 [N + 1]; image i owns boxes starts[i] … starts[i + 1] − 1.
-        sizes: int32 [N, 2], height and width in pixels on the canvas.
+        image: int64 [K], ascending: the image of each box.
+        sizes: int32 [N, 2], height and width in pixels.
     """
 
     boxes: np.ndarray
     labels: np.ndarray
     ignore: np.ndarray
-    starts: np.ndarray
+    image: np.ndarray
     sizes: np.ndarray
 
     @property
     def counts(self) -> np.ndarray:
         """Returns the number of boxes of each image, int64 [N]."""
-        return np.diff(self.starts)
+        return np.bincount(self.image, minlength=len(self.sizes))
 
     @property
-    def image(self) -> np.ndarray:
-        """Returns the image of each box, int64 [K]."""
-        return np.repeat(np.arange(len(self.sizes)), self.counts)
+    def starts(self) -> np.ndarray:
+        """Returns the index of each image's first box, int64 [N]."""
+        return np.cumsum(self.counts) - self.counts
 
     @property
     def only_ignored(self) -> np.ndarray:
@@ -93,10 +94,17 @@ class BoxTable(NamedTuple):
         ignored = np.bincount(self.image[self.ignore], minlength=len(self.sizes))
         return (ignored == self.counts) & (ignored > 0)
 
-    def select(self, index: np.ndarray, counts: np.ndarray, sizes: np.ndarray) -> "BoxTable":
-        """Returns the boxes `index` as a table whose images have `counts` boxes and `sizes`."""
-        starts = np.concatenate([[0], np.cumsum(counts)])
-        return BoxTable(self.boxes[index], self.labels[index], self.ignore[index], starts, sizes)
+    def select(self, index: np.ndarray) -> "BoxTable":
+        """Returns the boxes `index` of the same images."""
+        boxes, labels, ignore, image, sizes = self
+        return BoxTable(boxes[index], labels[index], ignore[index], image[index], sizes)
+
+    def of_images(self, chosen: np.ndarray) -> tuple["BoxTable", np.ndarray]:
+        """Returns the table of images, given in ascending order, and its boxes' indices here."""
+        index = np.flatnonzero(np.isin(self.image, chosen))
+        table = self.select(index)
+        image = np.searchsorted(chosen, table.image)
+        return table._replace(image=image, sizes=self.sizes[chosen]), index
 
 
 class Fit(NamedTuple):
@@ -152,59 +160,46 @@ def make_levels(config: ml_collections.ConfigDict, **changes: Any) -> Levels:
     )
 
 
-def fit_anchors(levels: Levels, table: BoxTable, threshold: float) -> Fit:
-    """Fits the anchors to the boxes as annotated."""
-    parts = [
-        _fit_chunk(levels, threshold, slots, *_padded(table, slots)[:2])
-        for _, slots in _chunks(table, len(levels.anchors), "anchors")
-    ]
-    fit = _join(levels, parts)
-    order = np.argsort(fit.source)
-    return Fit(*(values[order] for values in fit))
-
-
-def fit_augmented(
-    levels: Levels, table: BoxTable, config: ml_collections.ConfigDict, draws: int
-) -> tuple[Fit, np.ndarray]:
-    """Fits the anchors to the boxes that augmentation leaves, over several draws.
-
-    Draw d of image i is that of a training run with the config's seed at step d and position i.
-    All boxes guide the sampler; ignored ones are fitted only if the config trains on them.
-
-    Returns:
-        The fit of all boxes left in all draws, and int32 [draws, N]: boxes left in each image.
-    """
-    options, keep_ignored = augment_options(config), config.data.train_on_ignored
-    parts, left = [], np.zeros((draws, len(table.sizes)), np.int32)
-    for draw in range(draws):
-        title = f"augmented, draw {draw + 1} of {draws}"
-        for rows, slots in _chunks(table, len(levels.anchors), title):
-            boxes, labels, ignore = _padded(table, slots)
-            keys = example_keys(config.seed, draw, jnp.asarray(np.maximum(rows, 0)))
-            sizes = jnp.asarray(table.sizes[np.maximum(rows, 0)])
-            boxes, labels = _augment_boxes(
-                keys, sizes, boxes, labels, ignore, options, levels.image_size, keep_ignored
-            )
-            parts.append(_fit_chunk(levels, config.loss.match_iou, slots, boxes, labels))
-            real = rows >= 0
-            left[draw, rows[real]] = (np.asarray(labels)[real] > 0).sum(axis=1)
-    return _join(levels, parts), left
-
-
-def _fit_chunk(
-    levels: Levels, threshold: float, slots: np.ndarray, boxes: jax.Array, labels: jax.Array
+def fit_boxes(
+    levels: Levels, table: BoxTable, config: ml_collections.ConfigDict, draw: int | None = None
 ) -> Fit:
-    """Returns the fit of the boxes of a chunk that have a label."""
-    found = _fit(jnp.asarray(levels.anchors), levels.ends, boxes, labels, threshold)
-    kept = np.asarray(labels) > 0
-    return Fit(*(np.asarray(values)[kept] for values in (boxes, labels, slots, *found)))
+    """Fits the anchors to the boxes that training would use.
 
-
-def _join(levels: Levels, parts: list[Fit]) -> Fit:
+    Args:
+        levels: the anchors.
+        table: the boxes. Ignored ones are fitted only if the config trains on them.
+        config: a run's config.
+        draw: None for the boxes as annotated; else what augmentation leaves of them. Draw d of
+            image i is that of a training run with the config's seed at step d and position i.
+    """
     boxes, best = np.zeros((0, 4), np.float32), np.zeros((0, len(levels.ends)), np.float32)
     none = np.zeros(0, np.int32)
-    empty = Fit(boxes, none, none.astype(np.int64), best, none, none)
-    return Fit(*(np.concatenate(values) for values in zip(empty, *parts, strict=True)))
+    parts: list[tuple[np.ndarray, ...]] = [(boxes, none, none.astype(np.int64), best, none, none)]
+    title = "anchors" if draw is None else f"augmented, draw {draw + 1}"
+    options = augment_options(config)
+    for rows, slots in _chunks(table, len(levels.anchors), title):
+        real, index, rows = slots >= 0, np.maximum(slots, 0), np.maximum(rows, 0)
+        chunk: tuple[Any, ...] = (
+            np.where(real[..., None], table.boxes[index], 0),
+            np.where(real, table.labels[index], 0),
+            table.ignore[index] & real,
+        )
+        if draw is not None:
+            keys = example_keys(config.seed, draw, jnp.asarray(rows))
+            chunk = _augment_boxes(options, levels.image_size, keys, table.sizes[rows], *chunk)
+        boxes, labels, ignore = map(np.asarray, chunk)
+        if not config.data.train_on_ignored:
+            labels = np.where(ignore, 0, labels)
+        found = _fit(levels.anchors, levels.ends, boxes, labels, config.loss.match_iou)
+        columns = (boxes, labels, slots, *map(np.asarray, found))
+        parts.append(tuple(column[labels > 0] for column in columns))
+    fit = Fit(*map(np.concatenate, zip(*parts, strict=True)))
+    return fit if draw is not None else Fit(*(values[np.argsort(fit.source)] for values in fit))
+
+
+def best_iou(anchors: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """Returns the best IoU of each box [K, 4] with any anchor, float32 [K]."""
+    return np.asarray(_best_iou(anchors, boxes))
 
 
 def _chunks(
@@ -214,32 +209,26 @@ def _chunks(
 
     M is a power of two, at least 4, and B depends on M alone, so few shapes occur.
     """
-    counts = table.counts
-    slots = np.where(counts > 0, np.maximum(2 ** np.ceil(np.log2(np.maximum(counts, 1))), 4), 0)
+    counts, starts = table.counts, table.starts
+    widths = 2 ** np.ceil(np.log2(np.maximum(counts, 4))).astype(int) * (counts > 0)
     with Progress(int((counts > 0).sum()), title, "image") as progress:
-        for width in np.unique(slots[slots > 0]).astype(int):
-            images = np.flatnonzero(slots == width)
+        for width in np.unique(widths[widths > 0]):
+            images = np.flatnonzero(widths == width)
             size = max(1, _OVERLAPS_AT_A_TIME // (anchor_count * width))
-            for first in range(0, len(images), size):
-                some = images[first : first + size]
-                rows = np.full(size, -1)
-                rows[: len(some)] = some
+            padded = np.pad(images, (0, -len(images) % size), constant_values=-1)
+            for rows in padded.reshape(-1, size):
                 column = np.arange(width)
-                index = table.starts[some][:, None] + column
-                boxes = np.full((size, width), -1)
-                boxes[: len(some)] = np.where(column < counts[some][:, None], index, -1)
-                yield rows, boxes
-                progress.update(units=len(some))
+                real = (rows >= 0)[:, None] & (column < counts[rows][:, None])
+                yield rows, np.where(real, starts[rows][:, None] + column, -1)
+                progress.update(units=int((rows >= 0).sum()))
 
 
-def _padded(table: BoxTable, slots: np.ndarray) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns boxes [B, M, 4], labels and ignore [B, M] of a chunk; zeros where padded."""
-    real, index = slots >= 0, np.maximum(slots, 0)
-    return (
-        jnp.asarray(np.where(real[..., None], table.boxes[index], 0)),
-        jnp.asarray(np.where(real, table.labels[index], 0)),
-        jnp.asarray(table.ignore[index] & real),
-    )
+@jax.jit
+def _best_iou(anchors: jax.Array, boxes: jax.Array) -> jax.Array:
+    def one(box: jax.Array) -> jax.Array:
+        return jnp.max(box_ops.iou(box[None], anchors))
+
+    return jax.lax.map(one, boxes, batch_size=_ROWS)
 
 
 @functools.partial(jax.jit, static_argnums=1)
@@ -264,29 +253,14 @@ def _fit(
     return jax.vmap(one)(boxes, labels)
 
 
-@functools.partial(jax.jit, static_argnums=(5, 6, 7))
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def _augment_boxes(
-    keys: jax.Array,
-    sizes: jax.Array,
-    boxes: jax.Array,
-    labels: jax.Array,
-    ignore: jax.Array,
-    options: AugmentOptions,
-    image_size: int,
-    keep_ignored: bool,
-) -> tuple[jax.Array, jax.Array]:
-    """Returns boxes and labels after training's augmentation.
+    options: AugmentOptions, image_size: int, keys: jax.Array, *examples: jax.Array
+) -> tuple[jax.Array, ...]:
+    """Returns boxes, labels and ignore after training's augmentation of sizes and the same.
 
     Box positions do not depend on pixels, so a dummy image is used; XLA removes its resampling.
     """
     pixel = jnp.zeros((1, 1, 3), jnp.uint8)
-
-    def one(
-        key: jax.Array, size: jax.Array, boxes: jax.Array, labels: jax.Array, ignore: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        _, placed, labels, ignore = augment(
-            key, pixel, size, boxes, labels, ignore, options, image_size
-        )
-        return placed, labels if keep_ignored else jnp.where(ignore, 0, labels)
-
-    return jax.vmap(one)(keys, sizes, boxes, labels, ignore)
+    one = functools.partial(augment, options=options, image_size=image_size)
+    return jax.vmap(one, (0, None, 0, 0, 0, 0))(keys, pixel, *examples)[1:]

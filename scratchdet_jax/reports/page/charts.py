@@ -4,7 +4,6 @@ import io
 import itertools
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
 from xml.etree import ElementTree
 
 import matplotlib as mpl
@@ -20,20 +19,6 @@ _VARIABLES = ("soft", "line", "card", "bar", "after", "mark", *(f"s{n}" for n in
 _RUN_COLOURS = 8
 _TOOLTIP = "tooltip: "
 _NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-
-
-class Axis(NamedTuple):
-    """The horizontal axis of a bar chart.
-
-    Attributes:
-        ticks: value and text of the labels under the axis; a text may have several lines.
-        marks: value and text of dashed vertical lines.
-        log: whether the axis is logarithmic.
-    """
-
-    ticks: Sequence[tuple[float, str]]
-    marks: Sequence[tuple[float, str]] = ()
-    log: bool = False
 
 
 def colour(variable: str) -> str:
@@ -96,7 +81,8 @@ def bar_chart(
     bars: Sequence[float],
     line: Sequence[float] | None,
     title: str,
-    axis: Axis,
+    ticks: Sequence[tuple[float, str]],
+    marks: Sequence[tuple[float, str]] = (),
 ) -> Markup:
     """Draws bars, and a stepped line over them.
 
@@ -105,13 +91,14 @@ def bar_chart(
         bars: [n], shares from 0 to 1; NaN is drawn as 0.
         line: [n], likewise, or None.
         title: the text alternative of the picture.
-        axis: labels and marks of the edges' axis.
+        ticks: value and text of the labels under the axis; a text may have several lines.
+        marks: value and text of dashed vertical lines. With them, the axis is logarithmic.
 
     Returns:
         An <svg> element.
     """
     figure, axes = new_chart()
-    if axis.log:
+    if marks:
         axes.set_xscale("log")
     heights = np.nan_to_num(bars)
     drawn = axes.bar(
@@ -126,7 +113,7 @@ def bar_chart(
         set_tooltip(bar, f"{low:.3g}–{high:.3g}: {100 * height:.1f} %")
     if line is not None:
         axes.stairs(np.nan_to_num(line), edges, color=colour("after"), linewidth=2, baseline=None)
-    for n, (value, text) in enumerate(axis.marks):
+    for n, (value, text) in enumerate(marks):
         if edges[0] <= value <= edges[-1]:
             axes.axvline(value, color=colour("mark"), linestyle="--", linewidth=1)
             axes.annotate(
@@ -140,7 +127,7 @@ def bar_chart(
                 fontsize=_FONT_SIZE,
             )
     axes.set_xlim(edges[0], edges[-1])
-    axes.set_xticks(*zip(*axis.ticks, strict=True))
+    axes.set_xticks(*zip(*ticks, strict=True))
     axes.minorticks_off()
     axes.set_ylim(0, 1.04 * axes.dataLim.ymax or 1)
     axes.locator_params(axis="y", nbins=4)

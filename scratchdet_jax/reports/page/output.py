@@ -1,37 +1,70 @@
-"""Files that a tool replaces only if it wrote them itself: a mark near their beginning says so."""
+"""Fills the templates in `reports/templates` and writes what the commands produce."""
 
+import html
+import re
 from pathlib import Path
+from typing import Any
 
-from scratchdet_jax.errors import UserError
+import jinja2
+import markupsafe
+
+from scratchdet_jax.errors import UserError, plural
 from scratchdet_jax.files import check_replaceable, write_text_atomically
+from scratchdet_jax.reports.page.tables import text_table
+from scratchdet_jax.reports.page.wording import number, percent
 
 
-def check_output(path: Path, mark: str, flag: str, overwrite: bool = False) -> None:
-    """Checks `files.check_replaceable` before there is anything to write, and makes the folder.
+def prose(text: str) -> markupsafe.Markup:
+    """Returns a text for a page: numbers stay with their units, flags are set as code."""
+    escaped = re.sub(r"(?<=\d) (?=(%|px|×))", "&nbsp;", html.escape(text, quote=False))
+    flags = r"--config[\w.]+=\S*?(?=[,;.]?(\s|$))"
+    return markupsafe.Markup(re.sub(flags, r"<code>\g<0></code>", escaped))
+
+
+_ENVIRONMENT = jinja2.Environment(
+    loader=jinja2.PackageLoader("scratchdet_jax.reports"),
+    autoescape=jinja2.select_autoescape(["html"]),
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+_ENVIRONMENT.filters |= {
+    "number": number,
+    "percent": percent,
+    "plural": plural,
+    "prose": prose,
+    "text_table": text_table,
+    "thousands": "{:,}".format,
+}
+
+
+def render(template: str, **values: Any) -> str:
+    """Fills the template of that file name; texts are escaped in HTML, but for `Markup`."""
+    return _ENVIRONMENT.get_template(template).render(values)
+
+
+def write_output(
+    path: Path, flag: str, mark: str, overwrite: bool, text: str | None = None
+) -> None:
+    """Writes a file, completely or not at all; without a text, checks that it may be written.
+
+    Args:
+        path: the file; its folder is made.
+        flag: of the command line, which named the file.
+        mark: see `files.check_replaceable`.
+        overwrite: replace any file.
+        text: holds the mark.
 
     Raises:
-        UserError: something else is there, or the folder cannot be made.
+        UserError: the file cannot be written, or another one is there.
     """
     check_replaceable(f"{flag} {path}", path, mark, overwrite)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if text is not None:
+            # Names of files may hold what is no Unicode.
+            write_text_atomically(path, text.encode(errors="replace").decode())
     except OSError as error:
-        raise _unwritable(path, flag, error) from None
-
-
-def write_output(path: Path, text: str, mark: str, flag: str, overwrite: bool = False) -> None:
-    """Writes a text that holds the mark; the file is complete or as it was before.
-
-    Raises:
-        UserError: the file cannot be written, or is not this command's own.
-    """
-    check_output(path, mark, flag, overwrite)
-    try:
-        # Names of files may hold what is no Unicode.
-        write_text_atomically(path, text.encode(errors="replace").decode())
-    except OSError as error:
-        raise _unwritable(path, flag, error) from None
-
-
-def _unwritable(path: Path, flag: str, error: OSError) -> UserError:
-    return UserError(f"{flag} {path} cannot be written ({error.strerror}): choose another file")
+        raise UserError(
+            f"{flag} {path} cannot be written ({error.strerror}): choose another file"
+        ) from None

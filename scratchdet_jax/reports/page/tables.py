@@ -1,9 +1,5 @@
-"""Tables: rows of cells, the first row the head; drawn on the page and in the terminal.
+"""Tables: rows of cells, the first row the head; drawn on the page and in the terminal."""
 
-A cell is a string or one of the kinds below, whose `kind` the page's templates ask for.
-"""
-
-import io
 import math
 import sys
 from collections.abc import Sequence
@@ -17,69 +13,65 @@ from scratchdet_jax.reports.page.wording import number, percent
 _WIDTH = 1000  # of lines that no terminal shows: no table is wrapped in a log
 
 
-class Share(float):
-    """A share in percent, tinted on the page; "–" for NaN."""
+class Cell(str):
+    """A text with what the page makes of it.
 
-    kind = "share"
+    Attributes:
+        kind: "share" is tinted, "slip" in the colour of problems; "meter" is a bar (for the page
+            only), "bold" is set in bold, and "text" may wrap.
+        share: of the tint or the bar, from 0 to 1; 0 for NaN.
+    """
 
-    def __str__(self) -> str:
-        return percent(self)
+    kind: str
+    share: float
 
-
-class Score(float):
-    """A figure in [0, 1] with three decimals, tinted on the page; "–" for NaN and None."""
-
-    kind = "share"
-
-    def __new__(cls, figure: float | None) -> "Score":
-        """Takes None for NaN."""
-        return super().__new__(cls, math.nan if figure is None else figure)
-
-    def __str__(self) -> str:
-        return number(self, 3)
+    def __new__(cls, text: str, kind: str, share: float = 0.0) -> "Cell":
+        """Makes a cell."""
+        cell = super().__new__(cls, text)
+        cell.kind, cell.share = kind, 0.0 if math.isnan(share) else share
+        return cell
 
 
-class Meter(float):
-    """A share as a bar; for the page only."""
-
-    kind = "meter"
+Rows = Sequence[Sequence[str]]
 
 
-class Bold(str):
-    """A name set in bold."""
-
-    kind = "bold"
-
-
-class Wrapped(str):
-    """A long text that may wrap on the page."""
-
-    kind = "text"
+def share(value: float) -> Cell:
+    """Returns a tinted share in percent; "–" for NaN."""
+    return Cell(percent(value), "share", value)
 
 
-Cell = str | Share | Score | Meter
+def score(value: float | None) -> Cell:
+    """Returns a tinted figure in [0, 1] with three decimals; "–" for NaN and None."""
+    return Cell(number(value, 3), "share", 0.0 if value is None else value)
 
 
-def text_table(rows: Sequence[Sequence[Cell]]) -> str:
+def meter(value: float) -> Cell:
+    """Returns a share as a bar."""
+    return Cell("", "meter", value)
+
+
+def transposed(columns: Rows) -> list[list[str]]:
+    """Returns rows of columns."""
+    return [list(row) for row in zip(*columns, strict=True)]
+
+
+def text_table(rows: Rows) -> str:
     """Returns lines for the terminal: the first column to the left, the others to the right.
 
     Columns of meters are left out. Colours and wrapping are those of the terminal, if there is one.
     """
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    columns = [column for column in zip(*rows, strict=True) if not _is_meter(column)]
+    columns = [c for c in transposed(rows) if "meter" not in map(_kind, c)]
     for n, column in enumerate(columns):
-        table.add_column(Text(str(column[0])), justify="right" if n else "left", overflow="fold")
-    for row in zip(*(column[1:] for column in columns), strict=True):
-        table.add_row(*(Text(str(cell), "bold" if isinstance(cell, Bold) else "") for cell in row))
-    shown = sys.stdout.isatty()
-    written = io.StringIO()
-    console = Console(
-        file=written, force_terminal=shown, width=None if shown else _WIDTH, highlight=False
-    )
-    console.print(table)
-    lines = written.getvalue().splitlines()
-    return "\n".join(f"  {line}".rstrip() for line in lines)
+        table.add_column(Text(column[0]), justify="right" if n else "left", overflow="fold")
+    for row in transposed([column[1:] for column in columns]):
+        styles = ["bold" if _kind(cell) == "bold" else "" for cell in row]
+        table.add_row(*map(Text, row, styles))
+    console = Console(width=None if sys.stdout.isatty() else _WIDTH, highlight=False)
+    with console.capture() as written:
+        console.print(table)
+    return "\n".join(f"  {line}".rstrip() for line in written.get().splitlines())
 
 
-def _is_meter(column: Sequence[Cell]) -> bool:
-    return any(isinstance(cell, Meter) for cell in column)
+def _kind(cell: str) -> str:
+    return cell.kind if isinstance(cell, Cell) else ""

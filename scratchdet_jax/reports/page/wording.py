@@ -1,18 +1,18 @@
 """Numbers and counts in words, lists of names, and the findings."""
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from scratchdet_jax.errors import plural as plural
+from scratchdet_jax.errors import plural
 
 SEVERITIES = ("problem", "warning", "note")
 """Training fails or its results are wrong; results are worse than possible; good to know."""
 
 _KEPT = 10  # names of a kind
+_PLURALS = {"is": "are", "has": "have"}
 
 
 class Finding(NamedTuple):
@@ -31,17 +31,9 @@ class Finding(NamedTuple):
     advice: str = ""
 
 
-@dataclasses.dataclass(frozen=True)
-class Named:
-    """How many there are, and the first few by name."""
-
-    count: int
-    examples: list[str]
-
-    @classmethod
-    def first(cls, names: Sequence[str]) -> "Named":
-        """Counts all names and keeps the first."""
-        return cls(len(names), list(names[:_KEPT]))
+def named(names: Sequence[str]) -> dict[str, Any]:
+    """Returns how many there are as `count`, and the first few as `examples`."""
+    return {"count": len(names), "examples": list(names[:_KEPT])}
 
 
 def percent(share: float | None) -> str:
@@ -61,21 +53,18 @@ def number(value: float | None, decimals: int = 0) -> str:
     return "–" if value is None or math.isnan(value) else f"{value:.{decimals}f}"
 
 
-def verb(count: int, singular: str) -> str:
-    """Returns the form of "is", "has", "looks" or "reaches" that goes with a count."""
-    many = {"is": "are", "has": "have", "looks": "look", "reaches": "reach"}
-    return singular if count == 1 else many[singular]
+def several(count: int, noun: str, verb: str) -> str:
+    """Returns a count, its noun and its verb: "1 box is", "2 boxes are"."""
+    return f"{plural(count, noun)} {verb if count == 1 else _PLURALS[verb]}"
 
 
-def first_few(names: list[str], most: int) -> str:
+def first_few(names: Sequence[str], most: int) -> str:
     """Returns names joined by commas, cut with an ellipsis."""
     return ", ".join(names[:most]) + (", …" if len(names) > most else "")
 
 
 def for_json(value: Any) -> Any:
     """Returns a figure of any depth as JSON has it: NamedTuples as objects, NaN as null."""
-    if dataclasses.is_dataclass(value):
-        value = vars(value)
     if hasattr(value, "_asdict"):
         value = value._asdict()
     if isinstance(value, dict):

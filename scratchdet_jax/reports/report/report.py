@@ -1,59 +1,44 @@
 """The sections in order: the report as text, HTML page and JSON."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
-from scratchdet_jax.data.records import DetectionSource
 from scratchdet_jax.errors import plural
-from scratchdet_jax.reports.page.pictures import IGNORED, Picture, class_colors
-from scratchdet_jax.reports.page.templates import render
+from scratchdet_jax.reports.page.output import render
+from scratchdet_jax.reports.page.pictures import IGNORED, class_colors
+from scratchdet_jax.reports.page.tables import transposed
 from scratchdet_jax.reports.page.wording import for_json, number
-from scratchdet_jax.reports.report.sections.confusion import Confusion
-from scratchdet_jax.reports.report.sections.errors import MEANINGS, Errors
-from scratchdet_jax.reports.report.sections.images import RankedImages
-from scratchdet_jax.reports.report.sections.precision import Precision, common_classes
-from scratchdet_jax.reports.report.sections.setup import Setup
-from scratchdet_jax.reports.report.sections.sizes import Sizes
-from scratchdet_jax.reports.report.sections.training import Training
+from scratchdet_jax.reports.report import images, precision, setup, training
 from scratchdet_jax.reports.report.study import OpenedRun, RunStudy
 from scratchdet_jax.run.checkpoints import versions
 
-_NOT_IN_JSON = {"training": ("curves",), "images": ("worst", "best", "class_names")}
 
+class RunsReport:
+    """The figures of all runs, by the run's name.
 
-class RunFigures(NamedTuple):
-    """The figures of one run, section by section.
+    The templates report.txt and report.html say how all is shown.
 
-    A section has `measure(study)`; its fields are its keys in the JSON file, but for those in
-    _NOT_IN_JSON. What compares runs takes the section of every run by the run's name. The
-    templates report.txt and report.html say how all is shown.
+    Attributes:
+        runs: the figures by section, as in the JSON file.
+        curves: steps and values by field.
+        images: the worst and the best.
     """
 
-    setup: Setup
-    training: Training
-    precision: Precision
-    errors: Errors
-    sizes: Sizes
-    confusion: Confusion
-    images: RankedImages
-
-
-class RunsReport(NamedTuple):
-    """The figures of all runs, by the run's name, and the splits on which they were scored."""
-
-    runs: dict[str, RunFigures]
-    sources: dict[str, DetectionSource]
-
-    @classmethod
-    def measure(cls, opened: Sequence[OpenedRun], threshold: float, chosen: int) -> "RunsReport":
-        """Evaluates one run after the other; only figures and a few images' boxes are kept."""
-        runs, sources = {}, {}
+    def __init__(self, opened: Sequence[OpenedRun], threshold: float, chosen: int) -> None:
+        """Evaluates one run after the other; only figures and a few pictures are kept."""
+        self.runs: dict[str, dict[str, Any]] = {}
+        self.curves: dict[str, dict[str, training.Series]] = {}
+        self.images: dict[str, list[list[images.Shown]]] = {}
         for one in opened:
-            study = RunStudy(one, threshold, chosen)
-            sections = RunFigures.__annotations__.values()
-            runs[one.name] = RunFigures(*(section.measure(study) for section in sections))
-            sources[one.name] = study.source
-        return cls(runs, sources)
+            study = RunStudy(one, threshold)
+            figures, self.curves[one.name] = training.measure(study)
+            ranked, *self.images[one.name] = images.measure(study, chosen)
+            self.runs[one.name] = {
+                "setup": setup.measure(study),
+                "training": figures,
+                **precision.measure(study),
+                "images": ranked,
+            }
 
     def to_text(self) -> str:
         """Returns the figures for the terminal."""
@@ -61,77 +46,62 @@ class RunsReport(NamedTuple):
 
     def to_dict(self) -> dict[str, Any]:
         """Returns all figures for JSON, where NaN is null."""
-        return {"runs": {name: for_json(_record(run)) for name, run in self.runs.items()}}
+        return {"runs": for_json(self.runs)}
 
-    def pictures(self) -> dict[str, dict[str, tuple[Picture, Picture] | None]]:
-        """Draws the pictures of each run by name; see `RankedImages.pictures`."""
-        return {name: run.images.pictures(self.sources[name]) for name, run in self.runs.items()}
-
-    def to_html(
-        self,
-        pictures: Mapping[str, Mapping[str, tuple[Picture, Picture] | None]],
-        seconds: float,
-        generator: str,
-    ) -> str:
+    def to_html(self, seconds: float, generator: str) -> str:
         """Returns the report as one self-contained page."""
-        class_names = {run.images.class_names for run in self.runs.values()}
+        class_names = {run["setup"]["class_names"] for run in self.runs.values()}
         return render(
             "report.html",
             **self._values(),
-            pictures=pictures,
             seconds=seconds,
             generator=generator,
-            meanings=MEANINGS,
+            meanings=precision.MEANINGS,
             ignored=IGNORED,
             class_colours=class_colors(*class_names) if len(class_names) == 1 else {},
             versions=", ".join(f"{name} {version}" for name, version in versions().items()),
         )
 
     def _values(self) -> dict[str, Any]:
-        """Returns what both templates show; `sections` has each section of all runs."""
-        sections = {
-            field: {name: getattr(run, field) for name, run in self.runs.items()}
-            for field in RunFigures._fields
-        }
-        first = next(iter(self.runs.values()))
-        common = common_classes(sections["precision"])
+        """Returns what both templates show; `section` gives a section of all runs."""
+        runs = list(self.runs.values())
+        by_class = self._section("precision")
+        common = precision.common_classes(by_class)
+        objects = runs[0]["precision"]["objects"]
         splits = dict.fromkeys(
-            f"{run.setup.data} ({plural(run.setup.images, 'image')})" for run in self.runs.values()
+            f"{run['setup']['data']} ({plural(run['setup']['images'], 'image')})" for run in runs
         )
+        labels = dict.fromkeys(run["precision"]["label"] for run in runs)
         return {
             "runs": self.runs,
-            "first": first,
-            "sections_of_runs": sections,
-            "several": len(self.runs) > 1,
+            "first": runs[0],
+            "section": self._section,
+            "setup": setup,
+            "training": training,
+            "precision": precision,
+            "curves": self.curves,
+            "images": self.images,
+            "several": len(runs) > 1,
             "splits": list(splits),
-            "summary": self._summary(),
-            "labels": list(dict.fromkeys(run.precision.label for run in self.runs.values())),
+            "labels": " or ".join(labels),
+            "summary": self._summary(" or ".join(labels)),
             "common_classes": common,
-            "empty": [name for name in common if not first.precision.objects[name]],
-            "silent": [name for name, run in self.runs.items() if not run.setup.versions],
-            "any_log": not all(run.training.problem for run in self.runs.values()),
+            "empty": [name for name in common if not objects[name]],
+            "silent": [name for name, run in self.runs.items() if not run["setup"]["versions"]],
+            "any_log": not all(run["training"]["problem"] for run in runs),
         }
 
-    def _summary(self) -> list[list[str]]:
+    def _section(self, name: str) -> dict[str, dict[str, Any]]:
+        return {run: figures[name] for run, figures in self.runs.items()}
+
+    def _summary(self, labels: str) -> list[list[str]]:
         """Returns the main figures, a column a run."""
-        labels = dict.fromkeys(run.precision.label for run in self.runs.values())
-        heads = [f"mAP ({' or '.join(labels)})", "mAP@.5:.95", "constant box"]
+        heads = [f"mAP ({labels})", "mAP@.5:.95", "constant box"]
         columns = [["", *heads, "step", "images", "objects", "classes"]]
-        for name, (setup, _, precision, *_) in self.runs.items():
-            means = (precision.mean, precision.strict_mean, precision.constant_mean)
-            counts = (setup.step, setup.images, sum(precision.objects.values()))
-            figures = [number(mean, 3) for mean in means]
-            figures += [f"{count:,}" for count in (*counts, len(setup.class_names))]
-            columns.append([name, *figures])
-        return [list(row) for row in zip(*columns, strict=True)]
-
-
-def _record(run: RunFigures) -> dict[str, Any]:
-    return {
-        field: {
-            key: value
-            for key, value in section._asdict().items()
-            if key not in _NOT_IN_JSON.get(field, ())
-        }
-        for field, section in run._asdict().items()
-    }
+        for name, run in self.runs.items():
+            scores, about = run["precision"], run["setup"]
+            means = (scores[field] for field in ("mean", "strict_mean", "constant_mean"))
+            counts = (about["step"], about["images"], sum(scores["objects"].values()))
+            figures = [f"{count:,}" for count in (*counts, len(about["class_names"]))]
+            columns.append([name, *(number(mean, 3) for mean in means), *figures])
+        return transposed(columns)

@@ -37,14 +37,12 @@ def open_runs(
         UserError: a run or checkpoint does not exist or is named twice, or a run has no eval split.
     """
     places = [split_run(text) for text in texts]
-    folders = list(dict.fromkeys(folder for folder, _ in places))
-    names = dict(zip(folders, run_names(folders), strict=True))
+    folders = [folder for folder, _ in places]
+    names = dict(zip(dict.fromkeys(folders), run_names(list(dict.fromkeys(folders))), strict=True))
     opened: list[OpenedRun] = []
     for folder, checkpoint in places:
         run = open_run(folder, checkpoint)
-        name = names[folder]
-        if sum(other == folder for other, _ in places) > 1:
-            name += f"@{run.step}"
+        name = names[folder] + (f"@{run.step}" if folders.count(folder) > 1 else "")
         if any(other.name == name for other in opened):
             raise UserError(f"step {run.step} of {folder} is given twice: name each run once")
         opened.append(OpenedRun(name, run, _config(run, folder, split, data_dir)))
@@ -73,7 +71,6 @@ class RunStudy:
         run: the checkpoint.
         config: the one of the evaluation.
         threshold: lowest score of a detection in the confusion matrix and the pictures.
-        chosen: how many of the worst and of the best images are shown.
         source: the split.
         class_names: label i is class_names[i − 1].
         evaluation: as `eval.py` computes it.
@@ -82,14 +79,14 @@ class RunStudy:
         analysis: what became of every detection, by TIDE.
     """
 
-    def __init__(self, opened: OpenedRun, threshold: float, chosen: int) -> None:
+    def __init__(self, opened: OpenedRun, threshold: float) -> None:
         """Evaluates the run.
 
         Raises:
             UserError: see `open_eval_split`.
         """
         self.name, self.run, self.config = opened
-        self.threshold, self.chosen = threshold, chosen
+        self.threshold = threshold
         mapping, self.source = open_eval_split(self.run, self.config)
         self.evaluation = evaluate_on(self.run, self.config, mapping, self.source)
         self.class_names = self.source.class_names

@@ -342,7 +342,7 @@ def test_a_data_set_without_boxes_is_examined(tmp_path, capsys):
         (["made_for_doctor/pets", "--config.image_sice=3"], r"did you mean config\.image_size"),
         (
             ["made_for_doctor/pets", "--html=/proc/no/page.html"],
-            r"--html=/proc/no/page\.html cannot",
+            r"--html /proc/no/page\.html cannot",
         ),
         (["made_for_doctor/pets", "--config.anchors.steps=(1,)"], "steps has length 1"),
     ],

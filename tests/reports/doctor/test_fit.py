@@ -1,5 +1,3 @@
-import itertools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,8 +7,8 @@ from scratchdet_jax.detector import augment_options, build_detector
 from scratchdet_jax.ops import matching
 from scratchdet_jax.ops.augment import augment
 from scratchdet_jax.reports.doctor import fit as fit_module
-from scratchdet_jax.reports.doctor.fit import BoxTable, fit_anchors, fit_augmented, make_levels
-from scratchdet_jax.reports.doctor.sections.anchors import summarize
+from scratchdet_jax.reports.doctor.anchors import summarize
+from scratchdet_jax.reports.doctor.fit import BoxTable, fit_boxes, make_levels
 from scratchdet_jax.training.step import example_keys
 from tests.tiny import tiny_config
 
@@ -37,7 +35,7 @@ def make_table(counts):
         boxes,
         rng.integers(1, 4, count).astype(np.int32),
         rng.random(count) < 0.3,
-        np.concatenate([[0], np.cumsum(counts)]),
+        np.repeat(np.arange(len(counts)), counts),
         rng.integers(20, 65, (len(counts), 2)).astype(np.int32),
     )
 
@@ -83,13 +81,16 @@ def test_levels_match_the_detector(config, levels):
         assert end - start == np.prod(levels.maps[n]) * (2 + 2 * len(levels.ratios[n]))
 
 
-def test_the_fit_matches_loops_over_boxes_and_anchors(levels, monkeypatch):
+def test_the_fit_matches_loops_over_boxes_and_anchors(config, levels, monkeypatch):
     table = make_table(COUNTS)
     monkeypatch.setattr(fit_module, "_OVERLAPS_AT_A_TIME", 2 * 4 * len(levels.anchors))
-    fit = fit_anchors(levels, table, 0.5)
+    config = config.copy_and_resolve_references()
+    config.data.train_on_ignored = True
+    fit = fit_boxes(levels, table, config)
     np.testing.assert_array_equal(fit.boxes, table.boxes)
     np.testing.assert_array_equal(fit.source, np.arange(sum(COUNTS)))
-    images = [range(a, b) for a, b in itertools.pairwise(table.starts) if a < b]
+    ends = np.cumsum(table.counts)
+    images = [range(a, b) for a, b in zip(table.starts, ends, strict=True) if a < b]
     check_fit(fit, levels, images)
 
 
@@ -100,7 +101,9 @@ def test_augmented_boxes_match_training(config, levels, keep_ignored):
     config = config.copy_and_resolve_references()
     config.seed, config.data.train_on_ignored = 7, keep_ignored
     options, size = augment_options(config), config.image_size
-    fit, left = fit_augmented(levels, table, config, draws=2)
+    fits = [fit_boxes(levels, table, config, draw) for draw in range(2)]
+    fit = fit_module.Fit(*map(np.concatenate, zip(*fits, strict=True)))
+    left = [np.bincount(table.image[f.source], minlength=len(counts)) for f in fits]
     run = jax.jit(lambda key, *example: augment(key, *example, options, size))
     rng = np.random.default_rng(0)
     found = {}
@@ -109,7 +112,7 @@ def test_augmented_boxes_match_training(config, levels, keep_ignored):
     expected = 0
     for draw in range(2):
         for image, count in enumerate(counts):
-            own = slice(table.starts[image], table.starts[image + 1])
+            own = slice(table.starts[image], table.starts[image] + count)
             slots = [padded(values[own]) for values in table[:3]]
             pixels = rng.integers(0, 256, (64, 64, 3)).astype(np.uint8)
             key = example_keys(7, draw, jnp.array([image]))[0]
@@ -117,7 +120,7 @@ def test_augmented_boxes_match_training(config, levels, keep_ignored):
             kept = np.asarray(labels)[:count] > 0
             if not keep_ignored:
                 kept &= ~np.asarray(ignore)[:count]
-            assert left[draw, image] == kept.sum()
+            assert left[draw][image] == kept.sum()
             expected += kept.sum()
             for slot in np.flatnonzero(kept):
                 rows = found[int(table.starts[image]) + slot]
@@ -133,10 +136,9 @@ def test_no_boxes(config, levels):
         np.zeros((0, 4), np.float32),
         np.zeros(0, np.int32),
         np.zeros(0, bool),
-        np.zeros(4, np.int64),
+        np.zeros(0, np.int64),
         np.full((3, 2), 64, np.int32),
     )
-    fit, left = fit_augmented(levels, empty, config, draws=2)
-    assert left.tolist() == [[0, 0, 0]] * 2
-    assert summarize(fit, 0.5, 2).count == 0
-    assert np.isnan(summarize(fit, 0.5, 2).reached)
+    fit = fit_boxes(levels, empty, config, draw=0)
+    assert summarize(fit, 0.5, 2)["count"] == 0
+    assert np.isnan(summarize(fit, 0.5, 2)["reached"])

@@ -8,8 +8,7 @@ from scratchdet_jax.config.defaults import get_config
 from scratchdet_jax.config.validation import validate
 from scratchdet_jax.datasets.voc_folder import prepare_voc_folder
 from scratchdet_jax.errors import UserError
-from scratchdet_jax.reports.doctor.recipe_file import write_recipe
-from scratchdet_jax.reports.doctor.sections.unreached import WhatIf
+from scratchdet_jax.reports.doctor.anchors import WhatIf, recipe_text
 from scratchdet_jax.tools import doctor
 from tests.data.voc_layout import Folder, obj
 
@@ -46,7 +45,7 @@ def test_the_doctor_writes_a_recipe_that_trains_with_the_advised_anchors(tmp_pat
     assert config.anchors.min_percent[0] < 14
     assert f"{config.anchors.min_percent[0]:g}" in told
     assert config.data.train == "shapes:train"
-    with pytest.raises(UserError, match=r"--write_anchors=.*small_boxes\.py exists"):
+    with pytest.raises(UserError, match=r"--write_anchors .*small_boxes\.py exists"):
         examine("--config=configs/shapes.py")
     before = path.read_text()
     path.unlink()
@@ -60,17 +59,15 @@ def test_a_recipe_from_the_defaults_keeps_overrides_and_hostile_names_are_harmle
     config.model.extra_strides = (2, 1)
     config.optimizer.learning_rate = 0.5
     path = tmp_path / "plain.py"
-    about = {"dataset": '"""\nraise SystemExit\n\\', "original": get_config(), "config": config}
-    write_recipe(path, ADVICE, recipe="", **about)
+    hostile = '"""\nraise SystemExit\n\\'
+    path.write_text(recipe_text(path, ADVICE, hostile, "", config))
     found = parse(f"--config={path}")
     assert found.anchors.max_percent == (10.0, 20.5)
     assert found.model.extra_strides == (2, 1)
     assert found.optimizer.learning_rate == 0.5
     assert found.name == "plain"
-    with pytest.raises(UserError, match="cannot be written"):
-        write_recipe(path / "below.py", ADVICE, recipe="", **about)
 
 
 def test_a_file_that_is_no_recipe_is_refused():
-    with pytest.raises(UserError, match=r"--write_anchors=anchors\.txt is no recipe"):
-        doctor.check_recipe(doctor.Path("anchors.txt"), False)
+    with pytest.raises(UserError, match=r"--write_anchors anchors\.txt is no recipe"):
+        doctor.main(["doctor", "any", "--write_anchors=anchors.txt"])

@@ -3,14 +3,7 @@ import re
 import pytest
 
 from scratchdet_jax.reports.curves import draw_curve, set_scale
-from scratchdet_jax.reports.page.charts import (
-    Axis,
-    bar_chart,
-    new_chart,
-    run_colour,
-    set_tooltip,
-    to_svg,
-)
+from scratchdet_jax.reports.page.charts import bar_chart, new_chart, run_colour, set_tooltip, to_svg
 
 NAN = float("nan")
 
@@ -33,12 +26,12 @@ def drawn(curves, title="title"):
 
 
 def test_bar_heights_are_proportional():
-    axis = Axis([(1, "one\ntwo")], [(2, "mark"), (9, "outside")])
-    svg = bar_chart([0, 1, 2, 4], [0.25, 0.0, 0.5], [0.1, 0.2, NAN], "a < b", axis)
+    axis = [(2, "one\ntwo")], [(4, "mark"), (9, "outside")]
+    svg = bar_chart([1, 2, 4, 8], [0.25, 0.0, 0.5], [0.1, 0.2, NAN], "a < b", *axis)
     assert 'aria-label="a &lt; b"' in svg
     heights = [max(y for _, y in bar) - min(y for _, y in bar) for bar in paths(svg, "bar")]
     assert heights[2] == pytest.approx(2 * heights[0], abs=0.1) and heights[1] == 0
-    assert "<title>2–4: 50.0 %</title>" in svg
+    assert "<title>4–8: 50.0 %</title>" in svg
     assert ">mark<" in svg and "outside" not in svg
     assert len(paths(svg, "after")) == 1
     assert "nan" not in svg

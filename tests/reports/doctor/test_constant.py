@@ -3,7 +3,7 @@ import math
 import pytest
 
 from scratchdet_jax.reports.baseline import ConstantBox
-from scratchdet_jax.reports.doctor.sections.constant import ConstantScore, SplitScore, eval_split
+from scratchdet_jax.reports.doctor.splits import SplitScore, constant_findings, eval_split
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ def test_the_split_for_evaluation(dataset, spec, names, expected):
 @pytest.mark.parametrize(("mean", "count"), [(0.54, 1), (0.2, 1), (0.19, 0), (math.nan, 0)])
 def test_a_high_score_is_a_finding(mean, count):
     box = ConstantBox(mean, {"cat": mean}, {"cat": [0.1, 0.1, 0.9, 0.9]}, 87)
-    findings = list(ConstantScore(SplitScore("val", "VOC", box)).findings(None))
+    findings = list(constant_findings(SplitScore("val", "VOC", box)))
     assert len(findings) == count
     for finding in findings:
         assert finding.text.startswith(

@@ -1,8 +1,8 @@
 import numpy as np
 
 from scratchdet_jax.data.images import fit_to_canvas
-from scratchdet_jax.reports.doctor import census as census_module
-from scratchdet_jax.reports.doctor.census import box_defects, size_on_canvas
+from scratchdet_jax.reports.doctor.boxes import box_defects
+from scratchdet_jax.reports.doctor.study import Look, distinct_images, size_on_canvas
 
 
 def test_kinds_of_box_defects():
@@ -37,9 +37,12 @@ def test_kinds_of_box_defects():
 
 
 def test_the_smallest_split_represents_an_image():
-    identities = [("a", 0), ("b", 1), ("a", 0), ("c", 1), ("b", 1)]
-    distinct = census_module._distinct([9, 9, 2, 2, 5], identities)
-    assert distinct.tolist() == [False, False, True, True, True]
+    def look(split, name, content):
+        return Look(split, 0, name, content, (1, 1), False, (), (), (), (), "")
+
+    looks = [look("large", "a", b"0"), look("large", "b", b"1"), look("large", "d", b"1")]
+    looks += [look("small", "a", b"0"), look("small", "c", b"1")]
+    assert distinct_images(looks).tolist() == [1, 2, 3, 4]
 
 
 def test_size_on_canvas_matches_the_loader():

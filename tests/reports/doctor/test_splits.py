@@ -1,4 +1,4 @@
-from scratchdet_jax.reports.doctor.sections.splits import overlaps
+from scratchdet_jax.reports.doctor.splits import overlaps
 
 
 def test_overlaps_distinguish_unions_from_leaks():

@@ -3,8 +3,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from configs import voc300
+from scratchdet_jax.reports.doctor.anchors import too_long, too_small, what_if
 from scratchdet_jax.reports.doctor.fit import Levels, make_levels
-from scratchdet_jax.reports.doctor.sections.unreached import too_long, too_small, what_if
 
 
 @settings(deadline=None, max_examples=60)

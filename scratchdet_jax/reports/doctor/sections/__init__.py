@@ -1,1 +1,0 @@
-"""The sections of the report: each measures, words and draws its own figures."""
