@@ -1,6 +1,7 @@
 """VOC or COCO is missing: the commands that prepare it, and the fields that then fit."""
 
 import os
+import shlex
 from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ from scratchdet_jax.data.tfds_dataset import (
     tfds_build,
 )
 from scratchdet_jax.datasets.official import Official, official, translated
-from scratchdet_jax.errors import FieldsError, UserError
+from scratchdet_jax.errors import UserError
 
 
 class _Substitute(NamedTuple):
@@ -39,7 +40,7 @@ class _Substitute(NamedTuple):
 
 def missing_error(
     settings: ml_collections.ConfigDict, fields: Sequence[str], dataset: str
-) -> FieldsError | None:
+) -> UserError | None:
     """Words the error: what to download, and the commands and fields to train on it.
 
     Args:
@@ -103,7 +104,7 @@ def _substitute(published: Official, data_dir: str, splits: Sequence[str]) -> _S
     return _Substitute(published, data_dir, own, published.splits.values(), command)
 
 
-def _error(substitutes: Sequence[_Substitute], fields: Mapping[str, str]) -> FieldsError:
+def _error(substitutes: Sequence[_Substitute], fields: Mapping[str, str]) -> UserError:
     names = " or ".join(dict.fromkeys(s.published.name for s in substitutes))
     folders = " or ".join(dict.fromkeys(s.data_dir for s in substitutes))
     found = "; ".join(dict.fromkeys(inventory(s.data_dir) for s in substitutes))
@@ -111,13 +112,14 @@ def _error(substitutes: Sequence[_Substitute], fields: Mapping[str, str]) -> Fie
     if ready := " and ".join(s.name for s in substitutes if not s.command):
         problem += f", but {ready}, prepared from a folder, can be used instead"
     rest = [s for s in substitutes if s.command]
+    overrides = [shlex.quote(f"--config.{name}={value}") for name, value in fields.items()]
+    again = f"  the same command with {' '.join(overrides)}"
     if not rest:
-        return FieldsError(f"{problem}:", fields)
+        return UserError(f"{problem}:\n{again}")
     downloads = "; ".join(f"download {s.published.download}" for s in rest)
     commands = "".join(f"\n  {s.command}" for s in rest)
     builds = " and ".join(f"`{tfds_build(s.published.name, s.data_dir)}`" for s in rest)
-    return FieldsError(
-        f"{problem}: {downloads}; then run, in this order{commands}",
-        fields,
-        f"or run {builds}, in a separate environment {FOR_TFDS}, and then the command as it was",
+    return UserError(
+        f"{problem}: {downloads}; then run, in this order{commands}\n{again}\n"
+        f"or run {builds}, in a separate environment {FOR_TFDS}, and then the command as it was"
     )

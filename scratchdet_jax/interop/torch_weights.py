@@ -170,7 +170,7 @@ def _full_name(layer: str, leaf: str) -> str:
 
 
 def _last_convolutions(names: Mapping[Name, Any]) -> str:
-    """Name of the last extra block if it is a `LastConvolutions` (at 512), else ""."""
+    """Name of the last extra block if it is a pair of convolutions (at 512), else ""."""
     extras = sorted({name[1] for name in names if name[1].startswith("extra")})
     if not extras:
         return ""

@@ -174,9 +174,7 @@ def box_defects(boxes: np.ndarray, labels: np.ndarray) -> list[tuple[str, str]]:
 def _look(source: DetectionSource, split: str, index: int) -> Look:
     example = source[index]
     encoded, orientation = example["image"], example["orientation"]
-    objects = source.record(index)["objects"]
-    raw = np.asarray(objects["bbox"], np.float32).reshape(-1, 4)
-    labels = np.asarray(objects["label"], np.int64).reshape(-1) + 1
+    raw, labels = source.stored_objects(index)
     size, problem = (0, 0), ""
     try:
         size = images.read_header(encoded).size
