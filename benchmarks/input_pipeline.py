@@ -18,13 +18,14 @@ import resource
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import cv2
 import jax
+import ml_collections
 import numpy as np
 from absl import flags
 
@@ -171,11 +172,10 @@ def _decode(encoded: Sequence[bytes], threads: int) -> int:
 
 def _batches(
     source: DetectionSource, canvas: tuple[int, int], threads: int
-) -> Iterator[dict[str, np.ndarray]]:
+) -> Generator[dict[str, np.ndarray], None, None]:
     order = TrainingOrder(len(source), SEED, BATCH)
-    return read_batches(
-        source, order, (BATCH,), canvas=canvas, max_boxes=MAX_BOXES, threads=threads
-    )
+    settings = {"canvas": canvas, "max_boxes": MAX_BOXES, "threads": threads}
+    return read_batches(source, order, (BATCH,), ml_collections.ConfigDict(settings))
 
 
 def _torch_pass(source: DetectionSource, workers: int, count: int) -> Rate:

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy, relu, smooth_l1_loss
 
 from scratchdet_jax.models.resnet import BLOCKS_PER_STAGE, STAGE_CHANNELS
-from scratchdet_jax.training.schedule import learning_rate
+from scratchdet_jax.training.optimizer import learning_rate
 
 VERSION = torch.__version__
 threads = torch.get_num_threads

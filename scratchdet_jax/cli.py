@@ -8,7 +8,6 @@ command runs, so that importing it has no effect.
 import argparse
 import difflib
 import os
-import shlex
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -21,29 +20,7 @@ from ml_collections import config_flags
 from scratchdet_jax import libraries, stopping
 from scratchdet_jax.config.defaults import flatten
 from scratchdet_jax.config.recipes import known_recipes, load_recipe
-from scratchdet_jax.errors import FieldsError, UserError, one_line
-
-_RATE = "the field is --config.optimizer.learning_rate=0.01"
-_BATCH = "the field is --config.batch_size=4"
-_STEPS = "the field is --config.num_steps=1000, the number of updates"
-_EPOCHS = (
-    "the field is --config.train_images=N, where N is the number of epochs times the number of "
-    "training images"
-)
-_SIZE = "the field is --config.image_size=300"
-# Flags of other programs, and what does the same here.
-_FIELDS_OF_FLAGS = {
-    **dict.fromkeys(("batch_size", "batch-size", "batch", "bs"), _BATCH),
-    **dict.fromkeys(("epochs", "epoch", "num_epochs", "max_epochs"), _EPOCHS),
-    **dict.fromkeys(("lr", "lr0", "learning_rate", "learning-rate"), _RATE),
-    **dict.fromkeys(("steps", "num_steps", "max_steps", "iterations", "iters"), _STEPS),
-    **dict.fromkeys(("image_size", "imgsz", "img_size", "img"), _SIZE),
-    "extend": "the field is --config.extend=1.5x, for a run that was complete",
-    "seed": "the field is --config.seed=0",
-    "data": "the fields are --config.data.train and --config.data.eval, as NAME:SPLIT",
-    "data_dir": "the field is --config.data.dir=FOLDER",
-    "output": "the folder of the run is --workdir=FOLDER",
-}
+from scratchdet_jax.errors import UserError, one_line
 
 
 def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> None:
@@ -73,25 +50,13 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
         else:
             main(argv)
     except UserError as error:
-        text = str(error)
-        if isinstance(error, FieldsError) and define_flags:
-            text = error.text(_without_fields(argv, error.fields))
-        print(f"error: {text}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except stopping.Stopped as stopped:
         stopping.leave_process(stopped.code)
     except KeyboardInterrupt:  # in a program that does not listen
         print("stopped by Ctrl-C", file=sys.stderr)
         sys.exit(stopping.INTERRUPTED)
-
-
-def _without_fields(argv: Sequence[str], fields: Iterable[str]) -> str:
-    """The command as the user can type it again, without the overrides of some fields."""
-    for name in fields:
-        _, argv = _take_flag(argv, f"config.{name}")
-    return shlex.join(
-        [*(["python"] if argv[0].endswith(".py") else []), *argv[0].split(), *argv[1:]]
-    )
 
 
 def _program() -> str:
@@ -108,21 +73,19 @@ def _listed(values: flags.FlagValues) -> str:
     return "\n".join(line for line in lines if line.startswith(" "))  # others name modules
 
 
-PROCESS_FLAGS = ("coordinator", "num_processes", "process_id", "join_seconds")
+PROCESS_FLAGS = {
+    "coordinator": "HOST:PORT of process 0, for several processes.",
+    "num_processes": "Number of processes in the run.",
+    "process_id": "Index of this process, from 0.",
+    "join_seconds": "How long to wait for the others; default: 300.",
+}
 
 
 def define_process_flags(values: flags.FlagValues) -> None:
     """Adds the flags of a run with several processes."""
-    flags.DEFINE_string(
-        "coordinator", None, "HOST:PORT of process 0, for several processes.", values
-    )
-    flags.DEFINE_integer(
-        "num_processes", None, "Number of processes in the run.", flag_values=values
-    )
-    flags.DEFINE_integer("process_id", None, "Index of this process, from 0.", flag_values=values)
-    flags.DEFINE_integer(
-        "join_seconds", None, "How long to wait for the others; default: 300.", flag_values=values
-    )
+    for name, text in PROCESS_FLAGS.items():
+        define = flags.DEFINE_string if name == "coordinator" else flags.DEFINE_integer
+        define(name, None, text, flag_values=values)
 
 
 def process_settings(values: flags.FlagValues) -> dict[str, Any]:
@@ -170,23 +133,24 @@ def parse_config(
     repeated = {n for n in overrides if isinstance(fields[n], tuple) and overrides.count(n) > 1}
     argv = _only_last(argv, repeated)
     holder = config_flags.DEFINE_config_dict("config", recipe, flag_values=values, sys_argv=argv)
-    parse_flags(argv, values)
+    parse_flags(argv, values, fields)
     config = holder.value.lock()
     for name in overrides:
         _check_elements(name, fields[name], flatten(config)[name])
     return config
 
 
-def parse_flags(argv: Sequence[str], values: flags.FlagValues) -> flags.FlagValues:
-    """Parses absl flags; every mistake is a UserError."""
+def parse_flags(
+    argv: Sequence[str], values: flags.FlagValues, fields: Iterable[str] = ()
+) -> flags.FlagValues:
+    """Parses absl flags; every mistake is a UserError, which names a field of the same name."""
     try:
         rest = values(list(argv))
     except flags.UnrecognizedFlagError as error:
-        if error.flagname in _FIELDS_OF_FLAGS:
-            raise UserError(
-                f"there is no flag --{error.flagname}: {_FIELDS_OF_FLAGS[error.flagname]}"
-            ) from None
-        raise UserError(one_line(error)) from None
+        name = error.flagname.replace("-", "_")
+        near = [f"--config.{field}" for field in fields if field.rpartition(".")[2] == name]
+        hint = f"; the config has {' and '.join(near)}" if near else ""
+        raise UserError(f"{one_line(error)}{hint}") from None
     except flags.Error as error:
         raise UserError(one_line(error)) from None
     if len(rest) > 1:
@@ -232,16 +196,13 @@ def _only_last(argv: Sequence[str], names: Iterable[str]) -> list[str]:
     return argv
 
 
-def _unknown_field(name: str, fields: dict[str, object]) -> str:
-    leaf = name.rpartition(".")[2]
-    close = difflib.get_close_matches(name, fields, n=3, cutoff=0.6)
-    close += [f for f in fields if f.rpartition(".")[2] == leaf and f not in close]
-    for match in difflib.get_close_matches(leaf, {f.rpartition(".")[2] for f in fields}, n=2):
-        close += [f for f in fields if f.rpartition(".")[2] == match and f not in close]
-    hint = f"; did you mean {' or '.join('config.' + c for c in close[:4])}?" if close else ""
-    if any(f.startswith(name + ".") for f in fields):
-        inside = ", ".join(f for f in fields if f.startswith(name + "."))
-        hint = f": it is a group; set one of its fields ({inside})"
+def _unknown_field(name: str, fields: Iterable[str]) -> str:
+    if inside := [field for field in fields if field.startswith(f"{name}.")]:
+        return f"config.{name}: it is a group; set one of its fields ({', '.join(inside)})"
+    leaves = {field.rpartition(".")[2] for field in fields}
+    close = difflib.get_close_matches(name.rpartition(".")[2], leaves, n=2)
+    near = [f"config.{field}" for field in fields if field.rpartition(".")[2] in close]
+    hint = f"; did you mean {' or '.join(near)}?" if near else ""
     return f"there is no field config.{name}{hint}"
 
 

@@ -1,6 +1,5 @@
 """A detector built from a config: model, anchors, inputs, loss and detections."""
 
-import contextlib
 from typing import Any, NamedTuple
 
 import jax
@@ -8,8 +7,8 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from scratchdet_jax.models import SSD, build_model, feature_sizes
-from scratchdet_jax.models.parts import frozen_names, frozen_norms, stop_frozen
+from scratchdet_jax.models.parts import frozen_norms, split_names, stop_frozen
+from scratchdet_jax.models.ssd import SSD, build_model, feature_sizes
 from scratchdet_jax.ops import boxes as box_ops
 from scratchdet_jax.ops.anchors import AnchorSpecification, anchors_per_cell, make_anchors
 from scratchdet_jax.ops.augment import AugmentOptions, augment
@@ -80,9 +79,9 @@ class Detector(NamedTuple):
         Returns:
             (Class logits, box offsets), and the updated running statistics.
         """
-        frozen = frozen_names(self.config.freeze)
+        frozen = split_names(self.config.freeze)
         variables = {"params": stop_frozen(params, frozen), "batch_stats": batch_stats}
-        with frozen_norms(frozen) if frozen else contextlib.nullcontext():
+        with frozen_norms(frozen):
             outputs, updated = self.model.apply(
                 variables, images, train=True, mutable=["batch_stats"]
             )

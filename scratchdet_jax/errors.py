@@ -1,8 +1,6 @@
 """The exceptions that users see, and how they are worded."""
 
-import shlex
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 
 
@@ -12,30 +10,6 @@ class UserError(Exception):
     The message is one clear sentence: what is wrong, where, and what to do. Entry points print it
     without a traceback and exit with status 1.
     """
-
-
-class FieldsError(UserError):
-    """A UserError that the same command with other config fields avoids.
-
-    Its message has one line for each command that the user can copy.
-
-    Attributes:
-        fields: the fields and their values, such as {"data.train": "voc_folder/mine:train"}.
-    """
-
-    def __init__(self, message: str, fields: Mapping[str, str], ending: str = "") -> None:
-        """Takes the `message` before the command with the fields, and the `ending` after it."""
-        super().__init__(message, fields, ending)
-        self.fields = fields
-
-    def text(self, command: str) -> str:
-        """Returns the message, given the user's command without the fields."""
-        message, fields, ending = self.args
-        overrides = (shlex.quote(f"--config.{name}={value}") for name, value in fields.items())
-        return "\n".join(filter(None, [message, f"  {command} {' '.join(overrides)}", ending]))
-
-    def __str__(self) -> str:
-        return self.text("python train.py --config=RECIPE")
 
 
 def one_line(error: object, limit: int = 300) -> str:

@@ -3,9 +3,7 @@
 import logging as python_logging
 import sys
 import warnings
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from absl import logging
 
@@ -20,8 +18,11 @@ def quiet() -> None:
     logging.set_stderrthreshold(logging.FATAL)
     python_logging.getLogger("asyncio").setLevel(python_logging.CRITICAL)
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
-    sys.excepthook = _except_closed_loops(sys.excepthook)
-    unraisable = sys.unraisablehook
+    # TensorStore answers to an event loop that such a failure has closed.
+    uncaught, unraisable = sys.excepthook, sys.unraisablehook
+    sys.excepthook = lambda kind, value, traceback: (
+        None if _is_closed_loop(value) else uncaught(kind, value, traceback)
+    )
     sys.unraisablehook = lambda args: None if _is_closed_loop(args.exc_value) else unraisable(args)
 
 
@@ -35,16 +36,6 @@ def hide_libtpu() -> None:
     if not any(vendor.read_text().strip() == google for vendor in vendors):
         # None, which the annotation of sys.modules does not allow: an import then fails.
         sys.modules.setdefault("libtpu", None)  # type: ignore[arg-type]
-
-
-def _except_closed_loops(hook: Callable[..., None]) -> Callable[..., None]:
-    """`hook`, but for the answers of TensorStore to an event loop that a failure has closed."""
-
-    def report(kind: type, value: BaseException, traceback: Any) -> None:
-        if not _is_closed_loop(value):
-            hook(kind, value, traceback)
-
-    return report
 
 
 def _is_closed_loop(error: BaseException | None) -> bool:

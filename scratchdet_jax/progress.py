@@ -87,7 +87,7 @@ class Progress:
             if self._rate:
                 parts.append(f"{self._counted / self._seconds:.3g} {self._unit}s/s")
             left = max(0, self._total - self._done) * self._seconds / self._counted
-            parts.append(f"{duration(left)} left")
+            parts.append(f"{tqdm.format_interval(left)} left")
         print(", ".join(parts), file=sys.stderr, flush=True)
 
 
@@ -106,15 +106,3 @@ def say(text: str, error: bool = False) -> None:
         tqdm.write(text, file=stream)
     else:
         print(text, file=stream)
-
-
-def duration(seconds: float) -> str:
-    """Rounds a time and words it: "12 s", "3 min 20 s", "5 h 10 min"."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min"

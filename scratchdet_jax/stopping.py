@@ -14,8 +14,6 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from types import FrameType
-from typing import Any
 
 INTERRUPTED = 130  # exit status after Ctrl-C: 128 + SIGINT
 PREEMPTED = 75  # exit status after SIGTERM: EX_TEMPFAIL; the same command resumes
@@ -33,7 +31,7 @@ class Stopped(SystemExit):
 
 
 class Stop:
-    """Knows whether this process was asked to stop, and what has to be done first.
+    """Knows whether a command was asked to stop, and what has to be done first.
 
     Inside `deferred`, a request is recorded and `requested` reports it. Inside `interruptible`, and
     outside of both, nothing is lost if the process ends. A second request ends a command at once.
@@ -48,7 +46,6 @@ class Stop:
         # Completes what is under way and returns the sentence for the user; None: deferred.
         self._leave: Callable[[], str] | None = self._nothing_lost
         self._handles = {n for n in _SIGNALS if signal.getsignal(n) != signal.SIG_IGN}
-        self._before: dict[int, Any] = {}
         self._sync_points = 0
 
     @property
@@ -68,13 +65,8 @@ class Stop:
             Stopped: a request came before.
         """
         self.poll()
-        with self._lock:
-            before, self._leave = self._leave, None
-        try:
+        with self._leaving_by(None):
             yield
-        finally:
-            with self._lock:
-                self._leave = before
 
     @contextlib.contextmanager
     def interruptible(self, leave: Callable[[], str]) -> Iterator[None]:
@@ -92,17 +84,22 @@ class Stop:
         if _several_processes():
             yield
             return
-        with self._lock:
-            self._leave = leave
-        try:
+        with self._leaving_by(leave):
             self.poll()
+            yield
+
+    @contextlib.contextmanager
+    def _leaving_by(self, leave: Callable[[], str] | None) -> Iterator[None]:
+        with self._lock:
+            before, self._leave = self._leave, leave
+        try:
             yield
         finally:
             with self._lock:
-                self._leave = None
+                self._leave = before
 
     def poll(self) -> None:
-        """Raises Stopped if a request came; to be called now and then in interruptible parts."""
+        """Raises Stopped if a request came and nothing is lost by ending now."""
         with self._lock:
             if self._number is not None and self._leave is not None:
                 _say(self._leave())
@@ -136,21 +133,6 @@ class Stop:
         if self._number is not None:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    def __enter__(self) -> "Stop":
-        """Handles the signals in the main thread of a program that is not one of our commands.
-
-        No handler raises: `poll`, `deferred` and `requested` act on the request. A second Ctrl-C
-        raises KeyboardInterrupt.
-        """
-        if threading.current_thread() is threading.main_thread():
-            numbers = {signal.SIGINT} if _several_processes() else _SIGNALS
-            self._before = {n: signal.signal(n, self._on_signal) for n in numbers}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
     def receive(self) -> None:
         """Blocks the signals and receives them in a thread, for the rest of the process."""
         signal.pthread_sigmask(signal.SIG_BLOCK, self._handles)
@@ -158,12 +140,6 @@ class Stop:
 
     def _nothing_lost(self) -> str:
         return f"stopped by {self.name}" + (f": {self.advice}" if self.advice else "")
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self._number is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self._number = self._number or number
-        self._announce()
 
     def _announce(self) -> None:
         _say(f"{self.name}: finishing and saving the current step")
@@ -188,10 +164,12 @@ class Stop:
                 os._exit(Stopped(number).code)
             self._number = number
             # Completing what is under way takes time; a second request must be heard meanwhile.
-            threading.Thread(target=self._first, name="stopping", daemon=True).start()
+            threading.Thread(target=self.ask, args=(number,), name="stopping", daemon=True).start()
 
-    def _first(self) -> None:
+    def ask(self, number: int) -> None:
+        """Acts on the first request: ends the process, or announces that a step is saved first."""
         with self._lock:
+            self._number = number
             if self._leave is None:
                 self._announce()
                 return

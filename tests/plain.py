@@ -10,8 +10,9 @@ import sys
 import flax.linen as nn
 import pytest
 
-from scratchdet_jax.models import BACKBONES, Backbone
+from scratchdet_jax.models.backbone import Backbone
 from scratchdet_jax.models.resnet import extra_blocks
+from scratchdet_jax.models.ssd import BACKBONES
 
 FIELDS = {
     "model.backbone": "plain",

@@ -19,7 +19,7 @@ from scratchdet_jax.config.recipes import load_recipe
 from scratchdet_jax.config.validation import validate
 from scratchdet_jax.detector import build_detector
 from scratchdet_jax.errors import UserError
-from scratchdet_jax.models import backbone_name, feature_sizes
+from scratchdet_jax.models.ssd import backbone_name, feature_sizes
 from scratchdet_jax.parallel.devices import DeviceMapping
 from scratchdet_jax.run.state import create_state
 from scratchdet_jax.training.optimizer import make_optimizer

@@ -1,6 +1,5 @@
-"""Requests to stop: in the main thread of any program, and in the thread of a command."""
+"""Requests to stop, which a thread of a command receives."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -20,10 +19,10 @@ STATUS = {signal.SIGTERM: 75, signal.SIGINT: 130}
 
 @pytest.mark.parametrize("number", STATUS)
 def test_a_request_is_recorded_while_deferred_and_acted_on_where_nothing_is_lost(number, capsys):
-    before = signal.getsignal(number)
-    with Stop() as stop, stop.deferred():
+    stop = Stop()
+    with stop.deferred():
         assert not stop.requested()
-        os.kill(os.getpid(), number)
+        stop.ask(number)
         assert stop.requested()
         stop.poll()  # deferred: not yet
         with pytest.raises(Stopped) as stopped, stop.interruptible(lambda: "all is saved"):
@@ -31,32 +30,19 @@ def test_a_request_is_recorded_while_deferred_and_acted_on_where_nothing_is_lost
         assert stopped.value.code == STATUS[number]
         with pytest.raises(Stopped):
             raise stop.error()
-    assert signal.getsignal(number) == before
     assert "finishing and saving" in (error := capsys.readouterr().err) and "all is saved" in error
 
 
-def test_a_request_that_comes_first_prevents_a_deferred_part():
-    with Stop() as stop:
-        os.kill(os.getpid(), signal.SIGINT)
-        with pytest.raises(Stopped), stop.deferred():
-            raise AssertionError("the part must not start")
-
-
-def test_an_interruptible_part_stops_where_it_polls():
-    with Stop() as stop, stop.deferred():
-        with pytest.raises(Stopped), stop.interruptible(lambda: "left"):
-            stop.poll()
-            os.kill(os.getpid(), signal.SIGTERM)
-            stop.poll()
-            raise AssertionError("poll must raise")
-        assert stop.requested()
-
-
-def test_a_second_ctrl_c_in_a_program_of_ones_own_is_pythons():
-    with Stop() as stop, stop.deferred():
-        os.kill(os.getpid(), signal.SIGINT)
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
+@pytest.mark.parametrize("number", STATUS)
+def test_a_request_ends_the_process_in_an_interruptible_part(number, monkeypatch, capsys):
+    ended = []
+    monkeypatch.setattr(stopping, "leave_process", ended.append)
+    stop = Stop()
+    with stop.deferred(), stop.interruptible(lambda: "left"):
+        stop.ask(number)
+    assert ended == [STATUS[number]] and "left" in capsys.readouterr().err
+    with pytest.raises(Stopped), stop.deferred():
+        raise AssertionError("the part must not start")
 
 
 def test_with_several_processes_jax_is_asked_with_a_counter_that_starts_at_1(monkeypatch):
@@ -68,10 +54,8 @@ def test_with_several_processes_jax_is_asked_with_a_counter_that_starts_at_1(mon
         "reached_preemption_sync_point",
         lambda number: asked.append(number) or number == 2,
     )
-    before = signal.getsignal(signal.SIGTERM)
-    with Stop() as stop:
-        assert signal.getsignal(signal.SIGTERM) == before  # JAX handles the signal
-        assert [stop.requested() for _ in range(3)] == [False, True, False]
+    stop = Stop()
+    assert [stop.requested() for _ in range(3)] == [False, True, False]
     assert asked == [1, 2, 3]
 
 

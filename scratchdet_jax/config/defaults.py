@@ -366,10 +366,3 @@ def run_ends(config: ml_collections.ConfigDict) -> tuple[int, ...]:
 def number_of_steps(config: ml_collections.ConfigDict) -> int:
     """Returns the number of updates in a complete run, its extensions included."""
     return run_ends(config)[-1]
-
-
-def get(config: ml_collections.ConfigDict, name: str) -> Any:
-    """The value of a field by dotted name."""
-    for part in name.split("."):
-        config = config[part]
-    return config

@@ -53,11 +53,9 @@ def known_recipes() -> str:
     """The recipes that can be named, for messages."""
     for folder, where in ((Path("configs"), "here"), (_installed_recipes(), "installed")):
         files = [p for p in folder.rglob("*.py") if p.stem not in ("__init__", "common")]
-        names = sorted(str(p) if where == "here" else _recipe_name(p, folder) for p in files)
+        names = sorted(
+            str(p if where == "here" else p.relative_to(folder).with_suffix("")) for p in files
+        )
         if names:
             return f"recipes {where}: {', '.join(names)}"
     return "no recipes in ./configs"
-
-
-def _recipe_name(file: Path, folder: Path) -> str:
-    return file.relative_to(folder).with_suffix("").as_posix()

@@ -2,22 +2,24 @@
 
 import functools
 import math
+from typing import Any
 
 import jax
 import ml_collections
 from flax import traverse_util
 
-from scratchdet_jax.config.defaults import get, run_ends
+from scratchdet_jax.config.defaults import flatten, run_ends
 from scratchdet_jax.config.scales import MERGE_METHODS, parse_scales, preset_of
 from scratchdet_jax.detector import Detector, augment_options, build_detector
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.models.norm_groups import check_norm_span
-from scratchdet_jax.models.parts import KINDS, PARTS, frozen_names, is_frozen, split_names
+from scratchdet_jax.models.parts import KINDS, PARTS, is_frozen, split_names
 
 CHOICES = {
     "parallel": ("shard_map", "pmap"),
     "data.on_error": ("stop", "substitute"),
     "eval.metric": ("voc_11point", "voc_area", "coco", "none"),
+    "eval.multiscale_merge": MERGE_METHODS,
 }
 POSITIVE = (
     "image_size",
@@ -32,6 +34,8 @@ POSITIVE = (
     "log_every",
     "checkpoint_every",
     "keep_checkpoints",
+    "eval.multiscale_small",
+    "eval.multiscale_large",
 )
 NOT_NEGATIVE = (
     "seed",
@@ -60,31 +64,32 @@ SHARES = (
 
 def validate(config: ml_collections.ConfigDict, device_count: int) -> None:
     """Raises UserError, naming the field, if `config` cannot run on `device_count` devices."""
+    values: dict[str, Any] = flatten(config)
+
+    def require(holds: bool, name: str, what: str) -> None:
+        if not holds:
+            raise UserError(f"config.{name} is {values[name]!r}; it must be {what}")
+
     for name, choices in CHOICES.items():
-        _require(
-            get(config, name) in choices, name, f"one of {', '.join(map(str, choices))}", config
-        )
+        require(values[name] in choices, name, f"one of {', '.join(choices)}")
     for name in POSITIVE:
-        _require(get(config, name) > 0, name, "above 0", config)
+        require(0 < values[name] < math.inf, name, "a finite number above 0")
     for name in NOT_NEGATIVE:
-        _require(get(config, name) >= 0, name, "0 or more", config)
+        require(values[name] >= 0, name, "0 or more")
     for name in SHARES:
-        _require(0 <= get(config, name) <= 1, name, "between 0 and 1", config)
+        require(0 <= values[name] <= 1, name, "between 0 and 1")
     canvas, std = config.data.canvas, config.normalize.std
     pair = len(canvas) == 2 and all(isinstance(side, int) and side > 0 for side in canvas)
-    _require(pair, "data.canvas", "(height, width), two whole numbers above 0", config)
-    rgb = len(std) == 3 and min(std) > 0
-    _require(rgb, "normalize.std", "three numbers above 0", config)
+    require(pair, "data.canvas", "(height, width), two whole numbers above 0")
+    require(len(std) == 3 and min(std) > 0, "normalize.std", "three numbers above 0")
     ratios = [ratio for level in config.anchors.aspect_ratios for ratio in level]
-    _require(all(r > 0 for r in ratios), "anchors.aspect_ratios", "ratios above 0", config)
-    finite = math.isfinite(config.optimizer.learning_rate)
-    _require(finite, "optimizer.learning_rate", "a finite number", config)
+    require(all(r > 0 for r in ratios), "anchors.aspect_ratios", "ratios above 0")
     decay = 0 <= config.ema_decay < 1
-    _require(decay, "ema_decay", "0 (off) or above, and below 1, such as 0.999", config)
-    for share in config.optimizer.drop_at:
-        _require(0 < share < 1, "optimizer.drop_at", "shares of training between 0 and 1", config)
+    require(decay, "ema_decay", "0 (off) or above, and below 1, such as 0.999")
+    drops = all(0 < share < 1 for share in config.optimizer.drop_at)
+    require(drops, "optimizer.drop_at", "shares of training between 0 and 1")
     known = set(split_names(config.optimizer.no_decay)) <= set(KINDS)
-    _require(known, "optimizer.no_decay", f"some of {', '.join(KINDS)}, joined by commas", config)
+    require(known, "optimizer.no_decay", f"some of {', '.join(KINDS)}, joined by commas")
     if run_ends(config)[0] < 1:
         raise UserError("the run has no steps: raise config.train_images or config.num_steps")
     if config.eval.stop_after:
@@ -98,23 +103,17 @@ def validate(config: ml_collections.ConfigDict, device_count: int) -> None:
         _check_freeze(detector)
 
 
-def _require(true: bool, name: str, what: str, config: ml_collections.ConfigDict) -> None:
-    if not true:
-        raise UserError(f"config.{name} is {get(config, name)!r}; it must be {what}")
-
-
 def _check_scored(config: ml_collections.ConfigDict) -> None:
-    needed = {
-        "data.eval": config.data.eval,
-        "eval.metric": config.eval.metric != "none",
-        "eval.every_steps": config.eval.every_steps,
-    }
-    for name, given in needed.items():
-        if not given:
-            raise UserError(
-                f"config.eval.stop_after is {config.eval.stop_after}, but config.{name} is "
-                f"{get(config, name)!r}, so no mAP is known while training: set both, or neither"
-            )
+    problem = ""
+    if not config.data.eval or config.eval.metric == "none":
+        problem = "config.data.eval is empty or config.eval.metric is 'none'"
+    elif not config.eval.every_steps:
+        problem = "config.eval.every_steps is 0"
+    if problem:
+        raise UserError(
+            f"config.eval.stop_after is {config.eval.stop_after}, but {problem}, so no mAP is "
+            "known while training: set both, or neither"
+        )
 
 
 def _check_freeze(detector: Detector) -> None:
@@ -127,7 +126,7 @@ def _check_freeze(detector: Detector) -> None:
     images = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), "float32")
     init = functools.partial(detector.model.init, train=False)
     params = jax.eval_shape(init, {"params": jax.random.key(0)}, images)["params"]
-    names, paths = frozen_names(config.freeze), traverse_util.flatten_dict(params)
+    names, paths = split_names(config.freeze), traverse_util.flatten_dict(params)
     for name in names:
         if not any(is_frozen(path, [name]) for path in paths):
             raise UserError(
@@ -143,8 +142,6 @@ def _check_freeze(detector: Detector) -> None:
 def _check_multiscale(config: ml_collections.ConfigDict) -> None:
     parse_scales(config.eval.multiscale)
     merge = config.eval.multiscale_merge
-    choices = f"one of {', '.join(MERGE_METHODS)}"
-    _require(merge in MERGE_METHODS, "eval.multiscale_merge", choices, config)
     if preset := preset_of(config.eval.multiscale):
         name = config.eval.multiscale[0]
         if config.image_size != preset.image_size:
@@ -157,8 +154,6 @@ def _check_multiscale(config: ml_collections.ConfigDict) -> None:
                 f"config.eval.multiscale_merge is {merge!r}, but {name} merges by {preset.merge}: "
                 "remove one of the two, or write out the sizes"
             )
-    for name in ("eval.multiscale_small", "eval.multiscale_large"):
-        _require(get(config, name) > 0, name, "above 0", config)
 
 
 def _check_batches(config: ml_collections.ConfigDict, device_count: int) -> None:

@@ -6,7 +6,7 @@ colour profile. Of several pictures in a file the first one is used.
 
 16-bit samples keep their high byte, except in a PNG or TIFF whose samples use 14 bits or fewer, as
 cameras with 12 bits write: they keep the 8 highest bits of the depth that they use, because the
-image would be nearly black. Floating-point samples are brightness in 0…1 or in 0…255.
+image would be nearly black. TIFFs of floating-point or 32-bit samples are refused.
 """
 
 import contextlib
@@ -264,7 +264,7 @@ def _decode(encoded: bytes, flags: int) -> np.ndarray:
         with _opened(encoded) as image:
             if image.format == "TIFF":
                 if image.mode in ("F", "I"):
-                    return _from_numbers(image)
+                    raise ValueError("its samples have 32 bits: convert it to 8 or 16 bits")
                 deep = 16 in np.ravel(getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, 8))
                 if image.mode == "RGBa" or (image.mode == "RGBA" and not deep):
                     return _straight_colours(image)
@@ -296,33 +296,12 @@ def _from_samples(samples: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
 
 
-def _from_numbers(image: Image.Image) -> np.ndarray:
-    """Converts a grey TIFF of floating-point or 32-bit whole numbers to uint8 [h, w, 3]."""
-    try:
-        image.load()
-        numbers = np.asarray(image)
-    except Exception as error:  # Pillow's readers fail in many ways
-        raise ValueError(f"it cannot be decoded: {error}") from None
-    low, high = numbers.min(), numbers.max()
-    whole = np.issubdtype(numbers.dtype, np.integer)
-    if whole and low >= 0 and high < 2**16:
-        return _from_samples(numbers.astype(np.uint16))
-    if whole or not (low >= 0 and high <= 255):  # also false for NaN
-        raise ValueError(
-            f"its samples range from {low:g} to {high:g}: floating-point samples must be in 0…1 or "
-            "0…255, whole ones in 0…65535"
-        )
-    pixels = np.rint(numbers * (255 if high <= 1 else 1)).astype(np.uint8)
-    return np.repeat(pixels[..., None], 3, -1)
-
-
 def _straight_colours(image: Image.Image) -> np.ndarray:
     """Returns the colours of a TIFF with alpha, by Pillow: OpenCV would multiply them by alpha."""
     try:
         image.load()
-        if image.mode == "RGBa":  # stored multiplied by alpha
-            image = image.convert("RGBA")
-        return np.ascontiguousarray(np.asarray(image)[..., :3])
+        # RGBa is stored multiplied by alpha.
+        return np.ascontiguousarray(np.asarray(image.convert("RGBA"))[..., :3])
     except Exception as error:  # Pillow's readers fail in many ways
         raise ValueError(f"it cannot be decoded: {error}") from None
 

@@ -4,13 +4,14 @@ The examples of a batch are a pure function of (seed, step); see TrainingOrder.
 """
 
 import collections
+import contextlib
 import functools
 import math
 import os
 import sys
 import threading
-from collections.abc import Callable, Generator, Iterable
-from typing import Protocol, TypeVar
+from collections.abc import Callable, Generator
+from typing import TypeVar
 
 import cv2
 import grain
@@ -33,27 +34,53 @@ Batch = dict[str, np.ndarray]
 T = TypeVar("T")
 
 
-class Order(Protocol):
-    """Positions in a source by their place in the order; −1 is a padding example."""
+class Order:
+    """Positions in a source by their place in one process's stream of examples.
 
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, position: int, /) -> int: ...
-
-
-class TrainingOrder:
-    """The index of the example at each position of one process's endless training stream.
-
-    Every epoch has its own permutation, keyed by (seed, epoch). Global batch k is positions
-    k·B … k·B + B − 1 of the concatenated permutations, whatever the number of processes;
-    process p holds rows p·b … p·b + b − 1 of it, b = B / processes. A permutation is drawn when
-    its first position is needed, so starting late costs nothing.
-
-    With `factors`, an epoch is a permutation of the images as often as they are repeated in it;
-    see repeating.Repeats.
+    Process p holds rows p·b … p·b + b − 1 of every global batch, b = B / processes.
 
     Attributes:
         rows: b, the rows of a global batch that this process holds.
+    """
+
+    def __init__(
+        self, batch_size: int, start_step: int, process_index: int, process_count: int
+    ) -> None:
+        """Takes B; the stream begins with global batch `start_step`.
+
+        Raises:
+            UserError: the batch cannot be split among the processes.
+        """
+        if batch_size < 1 or batch_size % process_count:
+            raise UserError(
+                f"a batch of {plural(batch_size, 'image')} cannot be split evenly among "
+                f"{process_count} processes: choose a multiple"
+            )
+        self.rows = batch_size // process_count
+        self._batch_size = batch_size
+        self._first = start_step * batch_size + process_index * self.rows
+
+    def place(self, position: int) -> int:
+        """Returns the place in the global batches, one after the other, of a local position."""
+        step, row = divmod(position, self.rows)
+        return self._first + step * self._batch_size + row
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def __getitem__(self, position: int) -> int:
+        raise NotImplementedError
+
+
+class TrainingOrder(Order):
+    """The endless stream of training.
+
+    Every epoch has its own permutation, keyed by (seed, epoch). Global batch k is positions
+    k·B … k·B + B − 1 of the concatenated permutations, whatever the number of processes. A
+    permutation is drawn when its first position is needed, so starting late costs nothing.
+
+    With `factors`, an epoch is a permutation of the images as often as they are repeated in it;
+    see repeating.Repeats.
     """
 
     def __init__(
@@ -66,29 +93,23 @@ class TrainingOrder:
         process_count: int = 1,
         factors: np.ndarray | None = None,
     ) -> None:
-        """`count` examples; the stream begins with global batch `start_step`.
-
-        `factors`: float64 [count], how often each example is repeated; None for once.
+        """Takes `count` examples; `factors` says how often each is repeated, float64 [count].
 
         Raises:
             UserError: the batch cannot be split among the processes, or the seed is out of range.
         """
         if not 0 <= seed < 2**32:
             raise UserError(f"config.seed is {seed}: choose one from 0 to 2**32 - 1")
-        self.rows = _rows(batch_size, process_index, process_count)
+        super().__init__(batch_size, start_step, process_index, process_count)
         self._count, self._seed = count, seed
         self._repeats = None if factors is None else Repeats(factors, seed)
         self._permutation = functools.lru_cache(2)(self._permuted)
-        self._batch_size, self._start_step = batch_size, start_step
-        self._first_row = process_index * self.rows
 
     def __len__(self) -> int:
         return sys.maxsize // self._batch_size * self.rows  # as good as endless
 
     def __getitem__(self, position: int) -> int:
-        step, row = divmod(position, self.rows)
-        taken = (self._start_step + step) * self._batch_size + self._first_row + row
-        repeats = self._repeats
+        taken, repeats = self.place(position), self._repeats
         epoch, place = repeats.locate(taken) if repeats else divmod(taken, self._count)
         return int(self._permutation(epoch)[place])
 
@@ -97,47 +118,22 @@ class TrainingOrder:
         return random_state(self._seed, epoch).permutation(images)
 
 
-class EvaluationOrder:
-    """The index of the example at each position of one process's pass over a split.
-
-    Examples come in split order, rows are laid out as in TrainingOrder, and −1 pads the last global
-    batch.
-
-    Attributes:
-        rows: the rows of a global batch that this process holds.
-    """
+class EvaluationOrder(Order):
+    """One pass over a split, in its order; −1 pads the last global batch."""
 
     def __init__(
         self, count: int, batch_size: int, process_index: int = 0, process_count: int = 1
     ) -> None:
-        """`count` examples in the split.
-
-        Raises:
-            UserError: the batch cannot be split among the processes.
-        """
-        self.rows = _rows(batch_size, process_index, process_count)
-        self._count, self._batch_size = count, batch_size
-        self._first_row = process_index * self.rows
+        """Takes `count` examples in the split."""
+        super().__init__(batch_size, 0, process_index, process_count)
+        self._count = count
 
     def __len__(self) -> int:
         return -(-self._count // self._batch_size) * self.rows
 
     def __getitem__(self, position: int) -> int:
-        step, row = divmod(position, self.rows)
-        index = step * self._batch_size + self._first_row + row
+        index = self.place(position)
         return index if index < self._count else -1
-
-
-def _rows(batch_size: int, process_index: int, process_count: int) -> int:
-    """Rows of a global batch that one process holds."""
-    if batch_size < 1 or batch_size % process_count:
-        raise UserError(
-            f"a batch of {plural(batch_size, 'image')} cannot be split evenly among "
-            f"{process_count} processes: choose a multiple"
-        )
-    if not 0 <= process_index < process_count:
-        raise ValueError(f"process {process_index} of {process_count}")
-    return batch_size // process_count
 
 
 def train_loader(
@@ -176,15 +172,7 @@ def train_loader(
         process_count,
         _factors(config, source),
     )
-    return read_batches(
-        source,
-        order,
-        (count, order.rows),
-        canvas=config.data.canvas,
-        max_boxes=config.data.max_boxes,
-        threads=config.data.threads,
-        substituted=substituted,
-    )
+    return read_batches(source, order, (count, order.rows), config.data, substituted)
 
 
 def eval_loader(
@@ -200,24 +188,14 @@ def eval_loader(
     of id −1, the size of the canvas and without boxes.
     """
     order = EvaluationOrder(len(source), config.eval.batch_size, process_index, process_count)
-    return read_batches(
-        source,
-        order,
-        (order.rows,),
-        canvas=config.data.canvas,
-        max_boxes=config.data.max_boxes,
-        threads=config.data.threads,
-    )
+    return read_batches(source, order, (order.rows,), config.data)
 
 
 def read_batches(
     source: DetectionSource,
     order: Order,
     shape: tuple[int, ...],
-    *,
-    canvas: tuple[int, int],
-    max_boxes: int,
-    threads: int = 0,
+    settings: ml_collections.ConfigDict,
     substituted: dict[int, str] | None = None,
 ) -> Generator[Batch, None, None]:
     """Yields the examples in the given order, in batches of this shape.
@@ -230,9 +208,7 @@ def read_batches(
         source: the examples.
         order: positions in the source; −1 is a padding example. Whole batches.
         shape: leading axes of the arrays, such as [b] or [microbatches, b].
-        canvas: (H, W) in pixels; larger images are reduced to fit, smaller ones are not resized.
-        max_boxes: number of box slots M.
-        threads: number of threads that read and decode; 0 = one per core.
+        settings: `config.data`: the canvas (H, W), the number M of box slots, and the threads.
         substituted: None raises an error at an image that cannot be read or decoded; a dictionary
             receives its position and the reason, and the next image of the source replaces it.
 
@@ -247,8 +223,8 @@ def read_batches(
         UserError: an image cannot be decoded, or one has more than `max_boxes` boxes.
     """
     cv2.setNumThreads(0)  # OpenCV's own threads would fight Grain's
-    threads = threads or usable_cores()
-    filler = _Filler(source, order, shape, canvas, max_boxes, substituted)
+    threads = settings.threads or usable_cores()
+    filler = _Filler(source, order, shape, settings, substituted)
     ahead = max(filler.rows // filler.chunk, 2 * threads)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
     ends = iter(grain.MapDataset.source(filler).to_iter_dataset(options))
@@ -276,8 +252,7 @@ class _Filler:
         source: DetectionSource,
         order: Order,
         shape: tuple[int, ...],
-        canvas: tuple[int, int],
-        max_boxes: int,
+        settings: ml_collections.ConfigDict,
         substituted: dict[int, str] | None,
     ) -> None:
         """Takes the arguments of `read_batches`."""
@@ -285,7 +260,7 @@ class _Filler:
         # Handing over one row at a time would cost a tenth of the decoding time.
         self.chunk = math.gcd(self.rows, 4)
         self._source, self._order, self._shape = source, order, shape
-        self._canvas, self._max_boxes = canvas, max_boxes
+        self._canvas, self._max_boxes = settings.canvas, settings.max_boxes
         self._substituted = substituted
         self._batches: dict[int, Batch] = {}  # being filled, by number
         self._lock = threading.Lock()
@@ -338,27 +313,22 @@ class _Filler:
         for step in range(len(self._source)):
             taken = (index + step) % len(self._source)
             try:
-                return taken, *self._decoded(taken)
+                example = self._source[taken]
+                image = decode_to_canvas(example["image"], self._canvas, example["orientation"])
+                return taken, example, *image
+            except ValueError as error:
+                problem = UserError(
+                    f"{example['filename']}, {self._source.describe(taken)}, cannot be decoded "
+                    f"({error}): the data set is damaged; prepare it again, or train without it "
+                    "with --config.data.on_error=substitute"
+                )
             except UserError as error:
-                if self._substituted is None:
-                    raise
-                with self._lock:
-                    if taken not in self._substituted:
-                        self._substituted[taken] = str(error)
+                problem = error
+            if self._substituted is None:
+                raise problem
+            with self._lock:
+                self._substituted.setdefault(taken, str(problem))
         raise UserError(f"no image of {self._source.spec} can be read: prepare it again")
-
-    def _decoded(self, index: int) -> tuple[Example, np.ndarray, tuple[int, int]]:
-        example = self._source[index]
-        try:
-            return example, *decode_to_canvas(
-                example["image"], self._canvas, example["orientation"]
-            )
-        except ValueError as error:
-            raise UserError(
-                f"{example['filename']}, {self._source.describe(index)}, cannot be decoded "
-                f"({error}): the data set is damaged; prepare it again, or train without it with "
-                "--config.data.on_error=substitute"
-            ) from None
 
 
 def _factors(config: ml_collections.ConfigDict, source: DetectionSource) -> np.ndarray | None:
@@ -392,7 +362,7 @@ def substituted_line(source: DetectionSource, substituted: dict[int, str]) -> st
 
 
 def to_device(
-    batches: Iterable[Batch], put: Callable[[Batch], T], depth: int = 2
+    batches: Generator[Batch, None, None], put: Callable[[Batch], T], depth: int = 2
 ) -> Generator[T, None, None]:
     """Applies `put` (the transfer) ahead of use.
 
@@ -405,18 +375,13 @@ def to_device(
         The results of `put`, in order.
     """
     ahead: collections.deque[T] = collections.deque()
-    try:
+    with contextlib.closing(batches):
         for batch in batches:
             ahead.append(put(batch))
             if len(ahead) >= depth:
                 yield ahead.popleft()
         while ahead:
             yield ahead.popleft()
-    finally:
-        ahead.clear()
-        close = getattr(batches, "close", None)
-        if close is not None:
-            close()
 
 
 def usable_cores() -> int:

@@ -47,14 +47,6 @@ class SpecPart(NamedTuple):
     directory: str
 
 
-class LeftOut(NamedTuple):
-    """Boxes that were read but left out, each counted once, and the number of their images."""
-
-    no_area: int
-    no_label: int
-    images: int
-
-
 class DetectionSource:
     """The examples of one or several splits, in order, by position.
 
@@ -114,13 +106,13 @@ class DetectionSource:
         fields = part.read(position)
         return _image_id(part, fields, _filename(part, position, fields))
 
-    def record(self, index: int) -> dict[str, Any]:
-        """Returns the record at a position as TFDS decodes it, unchecked and with encoded images.
-
-        Names, nesting and types are TFDS's; labels are 0…C − 1, and −1 for none.
-        """
+    def stored_objects(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the boxes [n, 4] and labels [n], 1…C, of a record as they are stored."""
         part, position = self._locate(index)
-        return part.read_decoded(position)
+        fields = part.read(position)
+        boxes = np.fromiter(_values(fields, "objects/bbox", "float_list"), np.float32)
+        labels = np.fromiter(_values(fields, "objects/label", "int64_list"), np.int64)
+        return boxes.reshape(-1, 4), labels + 1
 
     def describe(self, index: int) -> str:
         """Says where an image is, for messages: record 3 of voc/2007:train in DIR."""
@@ -179,22 +171,19 @@ class DetectionSource:
                     most, name = len(example["labels"]), example["filename"]
         return most, name
 
-    @property
-    def left_out(self) -> LeftOut:
-        """Returns the boxes left out so far, counted once however often an image is read."""
+    def left_out_line(self) -> str:
+        """Returns a sentence about the boxes left out so far; "" if there is none.
+
+        Each box is counted once, however often its image is read.
+        """
         with self._lock:
             counts = list(self._left_out.values())
-        return LeftOut(sum(n for n, _ in counts), sum(n for _, n in counts), len(counts))
-
-    def left_out_line(self) -> str:
-        """Returns a sentence about the boxes left out so far; "" if there is none."""
-        found = self.left_out
-        if not found.images:
+        if not counts:
             return ""
+        no_area, no_label = (sum(part) for part in zip(*counts, strict=True))
         return (
-            f"left out {plural(found.no_area + found.no_label, 'box')} of "
-            f"{plural(found.images, 'image')} of {self.spec}: {found.no_area:,} without area "
-            f"inside the image, {found.no_label:,} without label"
+            f"left out {plural(no_area + no_label, 'box')} of {plural(len(counts), 'image')} of "
+            f"{self.spec}: {no_area:,} without area inside the image, {no_label:,} without label"
         )
 
     def _locate(self, index: int) -> tuple[PreparedSplit, int]:

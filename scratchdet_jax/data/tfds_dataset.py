@@ -71,7 +71,6 @@ class PreparedSplit(NamedTuple):
         class_names: in the order of the labels.
         category_ids: the original COCO category id of each label, or None.
         keys: flat names of the features, such as objects/bbox.
-        features: TFDS's description of the features.
         shards: the files, and how many records of each belong to the split.
         records: array_record's data source.
     """
@@ -81,7 +80,6 @@ class PreparedSplit(NamedTuple):
     class_names: tuple[str, ...]
     category_ids: tuple[int, ...] | None
     keys: frozenset[str]
-    features: tfds.features.FeaturesDict
     shards: list[Any]
     records: Any
 
@@ -109,23 +107,6 @@ class PreparedSplit(NamedTuple):
         try:
             return tf_example_pb2.Example.FromString(self.records[index]).features.feature
         except Exception as error:  # array_record has no exception types of its own
-            raise self.damaged(index, error) from error
-
-    def read_decoded(self, index: int) -> dict[str, Any]:
-        """Reads a record as TFDS decodes it, with encoded images.
-
-        Raises:
-            UserError: the file is damaged.
-        """
-        # Other images (such as COCO's panoptic maps) stay encoded too.
-        decoders = {
-            key: tfds.decode.SkipDecoding()
-            for key, feature in self.features.items()
-            if isinstance(feature, tfds.features.Image)
-        }
-        try:
-            return self.features.deserialize_example_np(self.records[index], decoders=decoders)
-        except Exception as error:
             raise self.damaged(index, error) from error
 
     def damaged(self, index: int, reason: object) -> UserError:
@@ -160,8 +141,13 @@ def open_prepared(name: str, split: str, data_dir: str) -> PreparedSplit:
             split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
         )
     except NotImplementedError:
-        file_format = builder.info.file_format.value
-        raise UserError(_how_to_convert(name, data_dir, directory, file_format)) from None
+        raise UserError(
+            f"{name} in {data_dir} is stored as {builder.info.file_format.value}, which has no "
+            "random access: run `tfds convert_format "
+            f"--dataset_version_dir={shlex.quote(str(directory))} --out_file_format=array_record`, "
+            f"or build it again with `{tfds_build(name, data_dir)} --overwrite`, in a separate "
+            f"environment {FOR_TFDS}"
+        ) from None
     except ValueError as error:
         if "0 length" not in str(error):  # array_record's message for an empty split
             raise UserError(_damage(directory, error)) from error
@@ -175,7 +161,6 @@ def open_prepared(name: str, split: str, data_dir: str) -> PreparedSplit:
         class_names,
         _category_ids(name, directory, class_names),
         keys,
-        builder.info.features,
         shards,
         source.data_source,
     )
@@ -184,6 +169,12 @@ def open_prepared(name: str, split: str, data_dir: str) -> PreparedSplit:
 def is_prepared(name: str, data_dir: str) -> bool:
     """Returns whether a version of the data set exists."""
     return bool(_versions(epath.Path(data_dir) / name))
+
+
+def configs(name: str, data_dir: str) -> list[str]:
+    """Returns every CONFIG for which NAME/CONFIG exists."""
+    directory = epath.Path(data_dir) / name
+    return [config for config in _list(directory) if _versions(directory / config)]
 
 
 def classes_and_splits(name: str, data_dir: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -337,7 +328,7 @@ def _newest_version(name: str, data_dir: str) -> epath.Path:
         if "dataset_info.json" not in _list(directory):
             raise UserError(_damage(directory, "it has no dataset_info.json"))
         return directory
-    if found := _configs(root):
+    if found := configs(name, data_dir):
         names = " or ".join(f"{name}/{config}" for config in found)
         raise UserError(f"{name} has several configs: write {names}")
     raise NoDataSetError(
@@ -359,32 +350,19 @@ def _versions(directory: epath.Path) -> list[str]:
     return [name for name in _list(directory) if re.fullmatch(r"\d+\.\d+\.\d+", name)]
 
 
-def _configs(directory: epath.Path) -> list[str]:
-    return [name for name in _list(directory) if _versions(directory / name)]
-
-
 def inventory(data_dir: str) -> str:
     """Returns the names of the prepared data sets, in words."""
     root = epath.Path(data_dir)
     names = []
     for name in _list(root):
         names += [name] if _versions(root / name) else []
-        names += [f"{name}/{config}" for config in _configs(root / name)]
+        names += [f"{name}/{config}" for config in configs(name, data_dir)]
     return ", ".join(names) or "none"
 
 
 def tfds_build(name: str, data_dir: str) -> str:
     """Returns TFDS's command that makes one of its data sets."""
     return f"tfds build {name} --file_format=array_record --data_dir={shlex.quote(data_dir)}"
-
-
-def _how_to_convert(name: str, data_dir: str, directory: epath.Path, file_format: str) -> str:
-    return (
-        f"{name} in {data_dir} is stored as {file_format}, which has no random access: run `tfds "
-        f"convert_format --dataset_version_dir={shlex.quote(str(directory))} "
-        "--out_file_format=array_record`, or build it again with "
-        f"`{tfds_build(name, data_dir)} --overwrite`, in a separate environment {FOR_TFDS}"
-    )
 
 
 def _damage(directory: epath.Path, reason: object) -> str:

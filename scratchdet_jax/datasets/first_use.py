@@ -19,7 +19,7 @@ from scratchdet_jax.datasets.folder_builder import stored_choices
 from scratchdet_jax.datasets.official import Official, official
 from scratchdet_jax.datasets.shapes import prepare_shapes
 from scratchdet_jax.datasets.voc_folder import VocFolder, prepare_voc_folder
-from scratchdet_jax.errors import FieldsError
+from scratchdet_jax.errors import UserError
 
 _ARGUMENTS = {
     "voc_folder": "voc --folder=FOLDER",
@@ -62,7 +62,7 @@ def how_to_provide(name: str, data_dir: str) -> str:
 
 def substitute_error(
     settings: ml_collections.ConfigDict, fields: Sequence[str], dataset: str
-) -> FieldsError | None:
+) -> UserError | None:
     """Words the error: what to download, and the commands and fields to train on it.
 
     Args:
@@ -101,7 +101,7 @@ def substitute_error(
     return _error(missing, new)
 
 
-def _error(missing: dict[tuple[str, str], Official], fields: dict[str, str]) -> FieldsError:
+def _error(missing: dict[tuple[str, str], Official], fields: dict[str, str]) -> UserError:
     names = " or ".join(dict.fromkeys(name for name, _ in missing))
     folders = dict.fromkeys(folder for _, folder in missing)
     found = "; ".join(map(inventory, folders))
@@ -110,15 +110,17 @@ def _error(missing: dict[tuple[str, str], Official], fields: dict[str, str]) -> 
     ready = [o.own for key, o in missing.items() if key not in rest]
     if ready:
         problem += f", but {' and '.join(ready)}, prepared from a folder, can be used instead"
+    overrides = [shlex.quote(f"--config.{name}={value}") for name, value in fields.items()]
+    again = f"  the same command with {' '.join(overrides)}"
     if not rest:
-        return FieldsError(f"{problem}:", fields)
+        return UserError(f"{problem}:\n{again}")
     downloads = "; ".join(f"download {o.download}" for o in rest.values())
     commands = [o.command(folder, is_prepared(o.own, folder)) for (_, folder), o in rest.items()]
     builds = " and ".join(f"`{tfds_build(o.name, folder)}`" for (_, folder), o in rest.items())
-    return FieldsError(
-        "\n  ".join([f"{problem}: {downloads}; then run, in this order", *commands]),
-        fields,
-        f"or run {builds}, in a separate environment {FOR_TFDS}, and then the command as it was",
+    steps = "\n  ".join([f"{problem}: {downloads}; then run, in this order", *commands])
+    return UserError(
+        f"{steps}\n{again}\n"
+        f"or run {builds}, in a separate environment {FOR_TFDS}, and then the command as it was"
     )
 
 

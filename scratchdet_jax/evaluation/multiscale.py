@@ -17,7 +17,7 @@ from scratchdet_jax.config.scales import Scale, merge_method
 from scratchdet_jax.detector import Detector
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.evaluation.detections import overlaps
-from scratchdet_jax.models import feature_sizes
+from scratchdet_jax.models.ssd import feature_sizes
 from scratchdet_jax.ops.anchors import AnchorSpecification, make_anchors
 from scratchdet_jax.ops.nms import Detections
 from scratchdet_jax.ops.resample import resize

@@ -1,6 +1,7 @@
-"""SSD's extra layers: pairs of a 1×1 and a spatial convolution (Liu et al. 2016)."""
+"""The layers after a backbone: SSD's extra layers (Liu et al. 2016), and how source maps follow."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import flax.linen as nn
 
@@ -22,17 +23,31 @@ class ExtraLayers(nn.Module):
     stride: int
     layers: Layers
     kernel: int = 3
+    squeeze_kernel: int = 1
+
+    def __call__(self, x: Map, train: bool) -> Map:
+        """Maps x [B, H, W, C] to `channels` at ⌈H/2⌉ (stride 2), H − 2, or H − 1 (4×4)."""
+        return self.outputs(x, train)[0]
 
     @nn.compact
-    def __call__(self, x: Map, train: bool) -> Source:
-        """Maps x [B, H, W, C] to `channels` at ⌈H/2⌉ (stride 2), H − 2, or H − 1 (4×4)."""
-        x = self.layers.convolve(x, self.squeeze, 1, name="conv1")
+    def outputs(self, x: Map, train: bool) -> Source:
+        """Returns the map, and the output of its last convolution."""
+        x = self.layers.convolve(x, self.squeeze, self.squeeze_kernel, name="conv1")
         x = self.layers.normalize(x, train, name="norm1", relu=True)
         padding = 1 if self.stride == 2 or self.kernel == 4 else 0
         x = self.layers.convolve(
             x, self.channels, self.kernel, stride=self.stride, padding=padding, name="conv2"
         )
         return self.layers.normalize(x, train, name="norm2", relu=True), x
+
+
+def source_maps(x: Map, train: bool, blocks: Iterable[Any]) -> list[Source]:
+    """Applies blocks one after the other, inside a module; returns the `outputs` of each."""
+    sources = []
+    for block in blocks:
+        sources.append(block.outputs(x, train))
+        x = sources[-1][0]
+    return sources
 
 
 def plain_extras(
@@ -54,13 +69,9 @@ def plain_extras(
         last_convolutions: whether a pair with a 4×4 kernel gives one more map, as in SSD512.
         layers: builds convolutions and norms.
     """
-    sources = []
-    c = channels
-    for i, stride in enumerate(strides, 1):
-        inner, outputs = (2 * c, 4 * c) if i == 1 else (c, 2 * c)
-        sources.append(ExtraLayers(inner, outputs, stride, layers, name=f"extra{i}")(x, train))
-        x = sources[-1][0]
-    if last_convolutions:
-        name = f"extra{len(strides) + 1}"
-        sources.append(ExtraLayers(c, 2 * c, 1, layers, kernel=4, name=name)(x, train))
-    return sources
+    kernels = [(stride, 3) for stride in strides] + [(1, 4)] * last_convolutions
+    pairs = []
+    for i, (stride, kernel) in enumerate(kernels, 1):
+        squeeze = 2 * channels if i == 1 else channels
+        pairs.append(ExtraLayers(squeeze, 2 * squeeze, stride, layers, kernel, name=f"extra{i}"))
+    return source_maps(x, train, pairs)

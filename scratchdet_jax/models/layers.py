@@ -91,23 +91,25 @@ class Convolution(nn.Module):
     @nn.compact
     def __call__(self, x: Map) -> Map:
         """Maps x [B, H, W, C] to [B, h, w, features]."""
-        layers, size = self.layers, self.kernel
-        shape = (size, size, x.shape[-1], self.features)
-        kernel = self.param("kernel", layers.kernel_init, shape, jnp.float32)
-        kernel = kernel.astype(layers.dtype)
-        packed = isinstance(x, Packed) or (layers.packed and packing.fits(x.shape, self.features))
-        inputs = packing.pack(x).array if packed else packing.unpack(x)
-        if packed:
+        layers = self.layers
+        shape = (self.kernel, self.kernel, x.shape[-1], self.features)
+        kernel = self.param("kernel", layers.kernel_init, shape, jnp.float32).astype(layers.dtype)
+        if layers.packed and packing.fits(x.shape, self.features):
+            x = packing.pack(x)
+        if isinstance(x, Packed):
             kernel = packing.block_diagonal(kernel)
-        y = convolve(inputs.astype(layers.dtype), kernel, self.stride, self.dilation, self.padding)
+
+        def apply(x: jax.Array) -> jax.Array:
+            return convolve(
+                x.astype(layers.dtype), kernel, self.stride, self.dilation, self.padding
+            )
+
+        y: Map = jax.tree.map(apply, x)
         if layers.norm == "none":
             bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
             bias = bias.astype(layers.dtype)
-            y += packing.per_image(bias) if packed else bias
-        if not packed:
-            return y
-        both = Packed(y)
-        return both if packing.fits(both.shape, self.features) else packing.unpack(both)
+            y = Packed(y.array + packing.per_image(bias)) if isinstance(y, Packed) else y + bias
+        return y if packing.fits(y.shape, self.features) else packing.unpack(y)
 
 
 def packs(layout: str, platform: str | None = None) -> bool:
@@ -117,11 +119,6 @@ def packs(layout: str, platform: str | None = None) -> bool:
     """
     platform = platform or jax.default_backend()
     return layout == "packed" or (layout == "auto" and platform == "tpu")
-
-
-def plain(x: Map) -> jax.Array:
-    """Returns the map as an array [B, H, W, C]."""
-    return packing.unpack(x)
 
 
 def add(x: Map, y: Map) -> Map:
@@ -172,7 +169,7 @@ class L2Norm(nn.Module):
     def __call__(self, x: Map) -> jax.Array:
         """Maps x [B, H, W, C] to the same shape; a cell of zeros stays zero."""
         scale = self.param("scale", nn.initializers.constant(20.0), x.shape[-1:], jnp.float32)
-        x = plain(x).astype(jnp.float32)
+        x = packing.unpack(x).astype(jnp.float32)
         # Added to the square, as in SSD: the square root has no gradient at 0.
         length = jnp.sqrt(jnp.square(x).sum(-1, keepdims=True) + 1e-10)
         return (x / length * scale).astype(self.dtype)

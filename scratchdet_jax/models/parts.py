@@ -20,14 +20,10 @@ def part_of(name: str) -> str:
     return "extras" if name.startswith("extra") else "backbone"
 
 
-def frozen_names(freeze: str) -> tuple[str, ...]:
-    """The names in `config.freeze`: parts, or paths of modules such as stage1 or head/level1."""
-    return tuple(name.strip("/") for name in split_names(freeze))
-
-
 def split_names(text: str) -> tuple[str, ...]:
-    """The names in a field that joins them by commas."""
-    return tuple(name.strip() for name in text.split(",") if name.strip())
+    """Returns the names in a field that joins them by commas, such as stage1 or head/level1."""
+    names = (name.strip().strip("/") for name in text.split(","))
+    return tuple(name for name in names if name)
 
 
 def is_frozen(path: Sequence[str], names: Sequence[str]) -> bool:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from scratchdet_jax.models import packing
-from scratchdet_jax.models.packing import Map, Packed
+from scratchdet_jax.models.packing import Map
 
 
 def max_pool_3x3(x: Map, stride: int) -> jax.Array:
@@ -36,15 +36,15 @@ def max_pool_2x2(x: Map, ceil: bool = False) -> Map:
 
     XLA's pooling is not used: its gradient is not deterministic on GPUs and rereads the whole map.
     """
-    return Packed(_max_pool_2x2(x.array, ceil)) if isinstance(x, Packed) else _max_pool_2x2(x, ceil)
 
+    def pooled(x: jax.Array) -> jax.Array:
+        if ceil:
+            edges = ((0, 0), (0, x.shape[1] % 2), (0, x.shape[2] % 2), (0, 0))
+            x = jnp.pad(x, edges, constant_values=-jnp.inf)
+        height, width = (size // 2 * 2 for size in x.shape[1:3])
+        return _even_max_pool(x[:, :height, :width])
 
-def _max_pool_2x2(x: jax.Array, ceil: bool) -> jax.Array:
-    if ceil:
-        edges = ((0, 0), (0, x.shape[1] % 2), (0, x.shape[2] % 2), (0, 0))
-        x = jnp.pad(x, edges, constant_values=-jnp.inf)
-    height, width = (size // 2 * 2 for size in x.shape[1:3])
-    return _even_max_pool(x[:, :height, :width])
+    return jax.tree.map(pooled, x)
 
 
 _WINDOW = ((0, 0), (0, 1), (1, 0), (1, 1))  # row and column of each value, in PyTorch's order

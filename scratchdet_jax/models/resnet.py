@@ -1,14 +1,14 @@
 """ResNet, and ScratchDet's Root-ResNet, whose first convolutions do not downsample."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 
 from scratchdet_jax.models.backbone import Backbone, Check, one_of, scale_channels
-from scratchdet_jax.models.extras import Source, plain_extras
+from scratchdet_jax.models.extras import ExtraLayers, Source, plain_extras, source_maps
 from scratchdet_jax.models.layers import Layers, add, relu
 from scratchdet_jax.models.packing import Map
 from scratchdet_jax.models.pooling import max_pool_2x2, max_pool_3x3
@@ -77,189 +77,120 @@ class Conv7Stem(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """A block with a shortcut.
+    """A block with a shortcut: two 3×3 convolutions, or the three of a bottleneck.
 
-    A subclass defines `outputs`: the output of the block, and that of its last convolution.
+    A bottleneck is 1×1, 3×3, 1×1 with the stride on the 3×3, as in torchvision and the authors'
+    mmdetection release; the paper puts it on the first 1×1. The shortcut is the identity where
+    shapes agree, otherwise a 1×1 convolution (`projection`). A subclass defines `outputs`: the
+    output of the block [B, ⌈H/stride⌉, ⌈W/stride⌉, c], and that of its last convolution; c is
+    `channels`, or 4 · channels of a bottleneck.
+
+    Attributes:
+        activated: whether the input is activated already, which a pre-activation block has to know.
     """
 
     channels: int
     stride: int
     layers: Layers
+    bottleneck: bool = False
+    activated: bool = False
 
     def __call__(self, x: Map, train: bool) -> Map:
         """Returns the output of the block."""
         return self.outputs(x, train)[0]
 
+    def convolutions(self) -> tuple[tuple[int, int, int], ...]:
+        """Returns output channels, kernel size and stride of each convolution."""
+        inner, stride = self.channels, self.stride
+        if self.bottleneck:
+            return (inner, 1, 1), (inner, 3, stride), (EXPANSION * inner, 1, 1)
+        return (inner, 3, stride), (inner, 3, 1)
+
+    def projects(self, x: Map) -> bool:
+        """Returns whether the shortcut of x needs a projection."""
+        return self.stride != 1 or x.shape[-1] != self.convolutions()[-1][0]
+
 
 class BasicBlock(ResidualBlock):
-    """Residual block of two 3×3 convolutions (He et al. 2016a): conv, norm, ReLU.
+    """Residual block in the order convolution, norm, ReLU (He et al. 2016a).
 
-    The shortcut is the identity where shapes agree, otherwise a normalised 1×1 convolution of the
-    same stride. ScratchDet's extra blocks are this block with 128 channels; as in the authors'
-    mmdetection release, a block that changes neither size nor channels has no 1×1 convolution.
+    The projection is normalised. ScratchDet's extra blocks are this block with 128 channels; as in
+    the authors' mmdetection release, a block that changes neither size nor channels has no
+    projection.
     """
 
     @nn.compact
     def outputs(self, x: Map, train: bool) -> Source:
-        """Maps x [B, H, W, C] to [B, ⌈H/stride⌉, ⌈W/stride⌉, channels]."""
-        layers, shortcut = self.layers, x
-        if self.stride != 1 or x.shape[-1] != self.channels:
-            shortcut = layers.convolve(x, self.channels, 1, stride=self.stride, name="projection")
-            shortcut = layers.normalize(shortcut, train, name="projection_norm")
-        y = layers.convolve(x, self.channels, 3, stride=self.stride, name="conv1")
-        y = layers.normalize(y, train, name="norm1", relu=True)
-        y = layers.convolve(y, self.channels, 3, name="conv2")
-        return relu(add(layers.normalize(y, train, name="norm2"), shortcut)), y
+        """Maps x [B, H, W, C]; see `ResidualBlock`."""
+        layers, convolutions, y = self.layers, self.convolutions(), x
+        if self.projects(x):
+            features = convolutions[-1][0]
+            x = layers.convolve(x, features, 1, stride=self.stride, name="projection")
+            x = layers.normalize(x, train, name="projection_norm")
+        for i, (features, kernel, stride) in enumerate(convolutions, 1):
+            last = layers.convolve(y, features, kernel, stride=stride, name=f"conv{i}")
+            y = layers.normalize(last, train, name=f"norm{i}", relu=i < len(convolutions))
+        return relu(add(y, x)), last
 
 
 class PreactivationBlock(ResidualBlock):
-    """Residual block of two 3×3 convolutions (He et al. 2016b): norm, ReLU, conv.
+    """Residual block in the order norm, ReLU, convolution (He et al. 2016b).
 
-    A 1×1 projection has no norm and reads the activated input, like the first convolution (as in
-    the authors' Caffe release). Nothing follows the addition.
-
-    Attributes:
-        activated: whether the input is activated already; the block then begins with a convolution.
-    """
-
-    activated: bool = False
-
-    @nn.compact
-    def outputs(self, x: Map, train: bool) -> Source:
-        """Maps x [B, H, W, C] to [B, ⌈H/stride⌉, ⌈W/stride⌉, channels]."""
-        layers, shortcut = self.layers, x
-        y = x if self.activated else layers.normalize(x, train, name="norm1", relu=True)
-        if self.stride != 1 or x.shape[-1] != self.channels:
-            shortcut = layers.convolve(y, self.channels, 1, stride=self.stride, name="projection")
-        y = layers.convolve(y, self.channels, 3, stride=self.stride, name="conv1")
-        y = layers.normalize(y, train, name="norm2", relu=True)
-        y = layers.convolve(y, self.channels, 3, name="conv2")
-        return add(y, shortcut), y
-
-
-class BottleneckBlock(ResidualBlock):
-    """Residual block of 1×1, 3×3, 1×1 convolutions (He et al. 2016a), stride on the 3×3.
-
-    The paper puts the stride on the first 1×1; torchvision and the authors' mmdetection release put
-    it on the 3×3.
+    The projection has no norm and reads the activated input, like the first convolution (as in the
+    authors' Caffe release). Nothing follows the addition. An `activated` block begins with a
+    convolution.
     """
 
     @nn.compact
     def outputs(self, x: Map, train: bool) -> Source:
-        """Maps x [B, H, W, C] to [B, ⌈H/stride⌉, ⌈W/stride⌉, 4 · channels]."""
-        layers, shortcut, outputs = self.layers, x, EXPANSION * self.channels
-        if self.stride != 1 or x.shape[-1] != outputs:
-            shortcut = layers.convolve(x, outputs, 1, stride=self.stride, name="projection")
-            shortcut = layers.normalize(shortcut, train, name="projection_norm")
-        y = layers.convolve(x, self.channels, 1, name="conv1")
-        y = layers.normalize(y, train, name="norm1", relu=True)
-        y = layers.convolve(y, self.channels, 3, stride=self.stride, name="conv2")
-        y = layers.normalize(y, train, name="norm2", relu=True)
-        y = layers.convolve(y, outputs, 1, name="conv3")
-        return relu(add(layers.normalize(y, train, name="norm3"), shortcut)), y
-
-
-class PreactivationBottleneckBlock(ResidualBlock):
-    """`BottleneckBlock` in the order norm, ReLU, conv, with `PreactivationBlock`'s shortcut."""
-
-    activated: bool = False
-
-    @nn.compact
-    def outputs(self, x: Map, train: bool) -> Source:
-        """Maps x [B, H, W, C] to [B, ⌈H/stride⌉, ⌈W/stride⌉, 4 · channels]."""
-        layers, shortcut, outputs = self.layers, x, EXPANSION * self.channels
-        y = x if self.activated else layers.normalize(x, train, name="norm1", relu=True)
-        if self.stride != 1 or x.shape[-1] != outputs:
-            shortcut = layers.convolve(y, outputs, 1, stride=self.stride, name="projection")
-        y = layers.convolve(y, self.channels, 1, name="conv1")
-        y = layers.normalize(y, train, name="norm2", relu=True)
-        y = layers.convolve(y, self.channels, 3, stride=self.stride, name="conv2")
-        y = layers.normalize(y, train, name="norm3", relu=True)
-        y = layers.convolve(y, outputs, 1, name="conv3")
-        return add(y, shortcut), y
+        """Maps x [B, H, W, C]; see `ResidualBlock`."""
+        layers, convolutions, y = self.layers, self.convolutions(), x
+        if not self.activated:
+            y = layers.normalize(x, train, name="norm1", relu=True)
+        if self.projects(x):
+            features = convolutions[-1][0]
+            x = layers.convolve(y, features, 1, stride=self.stride, name="projection")
+        for i, (features, kernel, stride) in enumerate(convolutions, 1):
+            if i > 1:
+                y = layers.normalize(y, train, name=f"norm{i}", relu=True)
+            y = layers.convolve(y, features, kernel, stride=stride, name=f"conv{i}")
+        return add(y, x), y
 
 
 class Stage(nn.Module):
-    """Residual blocks in a row: block1 … blockN; the first one has the stride."""
+    """Residual blocks in a row: block1 … blockN; the first one has the stride.
 
-    block: Callable[..., ResidualBlock]
+    Attributes:
+        blocks: N.
+        channels, bottleneck: as in `ResidualBlock`.
+        preactivation: whether the blocks are pre-activation blocks.
+        activated: as in `ResidualBlock`, for the first block.
+    """
+
     blocks: int
     channels: int
     stride: int
     layers: Layers
-    activated: bool = False
+    bottleneck: bool
+    preactivation: bool
+    activated: bool
 
     @nn.compact
     def __call__(self, x: Map, train: bool) -> Source:
-        """Maps x [B, H, W, C] to [B, ⌈H/stride⌉, ⌈W/stride⌉, the block's output channels].
-
-        Gives the output of the last block and that of its last convolution. `activated` is for
-        the first block.
-        """
+        """Maps x [B, H, W, C] to the output of the last block and that of its last convolution."""
+        kind = PreactivationBlock if self.preactivation else BasicBlock
         for i in range(1, self.blocks + 1):
-            options = {"activated": True} if self.activated and i == 1 else {}
-            stride = self.stride if i == 1 else 1
-            block = self.block(self.channels, stride, self.layers, name=f"block{i}", **options)
+            first = i == 1
+            block = kind(
+                self.channels,
+                self.stride if first else 1,
+                self.layers,
+                self.bottleneck,
+                activated=self.activated and first,
+                name=f"block{i}",
+            )
             x, convolution = block.outputs(x, train)
         return x, convolution
-
-
-class LastConvolutions(nn.Module):
-    """A 3×3 convolution, then a 4×4 one padded by 1, each with norm and ReLU; maps 2×2 to 1×1.
-
-    The last layers of the authors' mmdetection release at 512×512.
-    """
-
-    channels: int
-    layers: Layers
-
-    def __call__(self, x: Map, train: bool) -> Map:
-        """Maps x [B, H, W, C] to [B, H − 1, W − 1, channels]."""
-        return self.outputs(x, train)[0]
-
-    @nn.compact
-    def outputs(self, x: Map, train: bool) -> Source:
-        """Maps x [B, H, W, C] to [B, H − 1, W − 1, channels]."""
-        x = self.layers.convolve(x, self.channels, 3, name="conv1")
-        x = self.layers.normalize(x, train, name="norm1", relu=True)
-        x = self.layers.convolve(x, self.channels, 4, padding=1, name="conv2")
-        return self.layers.normalize(x, train, name="norm2", relu=True), x
-
-
-def residual_extras(
-    x: Map,
-    train: bool,
-    *,
-    channels: int,
-    strides: Sequence[int],
-    last_convolutions: bool,
-    layers: Layers,
-    block: Callable[..., ResidualBlock] = BasicBlock,
-) -> list[Source]:
-    """Makes ScratchDet's extra blocks extra1, extra2 …, inside a module; returns their source maps.
-
-    Args:
-        x: the backbone's last source map.
-        train: whether BatchNorm uses the statistics of the batch.
-        channels: output channels of each block.
-        strides: one block each.
-        last_convolutions: whether `LastConvolutions` gives one more map, named like an extra block.
-        layers: builds convolutions and norms.
-        block: the kind of block.
-    """
-    sources = []
-    for i, stride in enumerate(strides, 1):
-        sources.append(block(channels, stride, layers, name=f"extra{i}").outputs(x, train))
-        x = sources[-1][0]
-    if last_convolutions:
-        name = f"extra{len(strides) + 1}"
-        sources.append(LastConvolutions(channels, layers, name=name).outputs(x, train))
-    return sources
-
-
-def extra_blocks(x: Map, train: bool, **settings: Any) -> list[Map]:
-    """Returns the outputs of `residual_extras`."""
-    return [output for output, _ in residual_extras(x, train, **settings)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -290,10 +221,11 @@ class Extras:
     """The layers after the stages, which give further source maps.
 
     Attributes:
-        kind: "residual" or "preactivation" (`residual_extras`), or "plain" (`plain_extras`).
+        kind: "residual" (`BasicBlock`: ScratchDet's), "preactivation" or "plain" (`plain_extras`).
         channels: channels of each extra block.
-        strides: strides of the extra blocks.
-        last_convolutions: whether `LastConvolutions` gives one more map.
+        strides: one block each.
+        last_convolutions: whether a 3×3 convolution and a 4×4 one, which maps 2×2 to 1×1, give one
+            more map: the last layers of the authors' mmdetection release at 512×512.
     """
 
     kind: str
@@ -303,16 +235,42 @@ class Extras:
 
     def sources(self, x: Map, train: bool, layers: Layers) -> list[Source]:
         """Returns the extra blocks' source maps of x [B, H, W, C]; call it inside a module."""
-        settings: dict[str, Any] = {
-            "channels": self.channels,
-            "strides": self.strides,
-            "last_convolutions": self.last_convolutions,
-            "layers": layers,
-        }
         if self.kind == "plain":
-            return plain_extras(x, train, **settings)
-        block = PreactivationBlock if self.kind == "preactivation" else BasicBlock
-        return residual_extras(x, train, **settings, block=block)
+            return plain_extras(
+                x,
+                train,
+                channels=self.channels,
+                strides=self.strides,
+                last_convolutions=self.last_convolutions,
+                layers=layers,
+            )
+        kind = PreactivationBlock if self.kind == "preactivation" else BasicBlock
+        blocks: list[nn.Module] = [
+            kind(self.channels, stride, layers, name=f"extra{i}")
+            for i, stride in enumerate(self.strides, 1)
+        ]
+        if self.last_convolutions:
+            name = f"extra{len(self.strides) + 1}"
+            pair = (self.channels, self.channels, 1, layers, 4)
+            blocks.append(ExtraLayers(*pair, squeeze_kernel=3, name=name))
+        return source_maps(x, train, blocks)
+
+
+def extra_blocks(
+    x: Map,
+    train: bool,
+    *,
+    channels: int,
+    strides: Sequence[int],
+    last_convolutions: bool,
+    layers: Layers,
+) -> list[Map]:
+    """Makes ScratchDet's extra blocks extra1, extra2 …, inside a module; returns their source maps.
+
+    For x, the backbone's last source map; see `Extras` for the other arguments.
+    """
+    extras = Extras("residual", channels, tuple(strides), last_convolutions)
+    return [output for output, _ in extras.sources(x, train, layers)]
 
 
 class ResNet(nn.Module):
@@ -358,7 +316,18 @@ class ResNet(nn.Module):
         x = self.stem.build(self.stage_channels[0], self.layers)(x, train)
         with_source = source_stages(self.stem.stride, self.stem.pool, self.stage_strides)
         sources = []
-        for i, stage in enumerate(self._stages(), 1):
+        sizes = zip(self.stage_channels, self.stage_strides, strict=True)
+        for i, (channels, stride) in enumerate(sizes, 1):
+            stage = Stage(
+                BLOCKS_PER_STAGE[self.depth][i - 1],
+                channels,
+                stride,
+                self.layers,
+                bottleneck=self.depth in BOTTLENECK_DEPTHS,
+                preactivation=self.preactivation,
+                activated=self.preactivation and not self.first_preactivation and i == 1,
+                name=f"stage{i}",
+            )
             x, convolution = stage(x, train)
             if i in with_source:
                 sources.append(self.stage_source(i, x, convolution, train))
@@ -383,24 +352,6 @@ class ResNet(nn.Module):
         if not self.preactivation:
             return x
         return self.layers.normalize(x, train, name=name, relu=True)
-
-    def _stages(self) -> list[Stage]:
-        stages = []
-        counts = BLOCKS_PER_STAGE[self.depth]
-        sizes = zip(counts, self.stage_channels, self.stage_strides, strict=True)
-        for i, (count, channels, stride) in enumerate(sizes, 1):
-            activated = self.preactivation and not self.first_preactivation and i == 1
-            stages.append(
-                Stage(
-                    self._block(), count, channels, stride, self.layers, activated, name=f"stage{i}"
-                )
-            )
-        return stages
-
-    def _block(self) -> type[ResidualBlock]:
-        if self.depth in BOTTLENECK_DEPTHS:
-            return PreactivationBottleneckBlock if self.preactivation else BottleneckBlock
-        return PreactivationBlock if self.preactivation else BasicBlock
 
 
 class CaffeResNet(ResNet):

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from scratchdet_jax.errors import UserError
+from scratchdet_jax.errors import UserError, plural
 from scratchdet_jax.models import resnet, vgg
 from scratchdet_jax.models.backbone import Backbone, Check, imported, one_of
 from scratchdet_jax.models.layers import (
@@ -17,9 +17,9 @@ from scratchdet_jax.models.layers import (
     XAVIER_UNIFORM,
     Layers,
     packs,
-    plain,
 )
 from scratchdet_jax.models.norm_groups import check_norm_span
+from scratchdet_jax.models.packing import unpack
 
 BACKBONES: dict[str, Backbone] = {"resnet": resnet.BACKBONE, "vgg16": vgg.BACKBONE}
 """The package's backbones by the value of `config.model.backbone`; others have an import path."""
@@ -43,7 +43,7 @@ class PredictionLevel(nn.Module):
         y = self.layers.convolve(x, self.anchors * values, 3, name=f"{name}_conv")
         # The norm's output is not rounded to the compute type first.
         normalization = dataclasses.replace(self.layers, dtype=jnp.float32)
-        y = plain(normalization.normalize(y, train, name=f"{name}_norm")).astype(jnp.float32)
+        y = unpack(normalization.normalize(y, train, name=f"{name}_norm")).astype(jnp.float32)
         return y.reshape(x.shape[0], -1, values)
 
 
@@ -99,7 +99,7 @@ class SSD(nn.Module):
 
     def sources(self, images: jax.Array, train: bool) -> tuple[jax.Array, ...]:
         """Source maps [B, h, w, c] that the head reads, in the compute type, finest first."""
-        return tuple(plain(x) for x in self.trunk(images, train))
+        return tuple(unpack(x) for x in self.trunk(images, train))
 
 
 def build_model(
@@ -169,24 +169,21 @@ def feature_shapes(
     Raises:
         UserError: the image is too small for the network.
     """
-    square = isinstance(image_size, int)
-    shape = (image_size, image_size) if isinstance(image_size, int) else image_size
-    given = (
-        f"config.image_size is {image_size}" if square else f"{shape[0]} x {shape[1]} pixels are"
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    too_small = UserError(
+        f"an input of {height} x {width} pixels is too small: the last source map of this network "
+        "would be empty; use a larger config.image_size or other config.model.extra_strides"
     )
-    if min(shape) < 2:
-        raise UserError(f"{given}, too small: use at least 2 pixels")
-    images = jax.ShapeDtypeStruct((1, *shape, 3), jnp.float32)
+    if min(height, width) < 2:
+        raise too_small
+    images = jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32)
     maps, _ = jax.eval_shape(
         lambda x: model.init_with_output(jax.random.key(0), x, train=False, method="sources"),
         images,
     )
     shapes = tuple(x.shape[1:] for x in maps)
     if min(map(min, shapes)) < 1:
-        raise UserError(
-            f"{given}, too small: the last source map of this network "
-            "would be empty; use a larger image size or other config.model.extra_strides"
-        )
+        raise too_small
     return shapes
 
 
@@ -235,11 +232,7 @@ def _check(
     levels, maps = len(anchors_per_cell), fixed + len(strides)
     if levels != maps:
         raise UserError(
-            f"config.anchors has {_count(levels, 'level')} but config.model.extra_strides "
-            f"{strides} gives {_count(maps, 'source map')}: use "
-            f"{_count(max(levels - fixed, 0), 'extra stride')} or other anchors"
+            f"config.anchors has {plural(levels, 'level')} but config.model.extra_strides "
+            f"{strides} gives {plural(maps, 'source map')}: use "
+            f"{plural(max(levels - fixed, 0), 'extra stride')} or other anchors"
         )
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -59,7 +59,8 @@ class VGG16(nn.Module):
             for j in range(1, count + 1):
                 x = self._convolve(x, channels, 3, train, f"conv{i}_{j}")
             if i == 4:
-                sources.append(self._first_source(x))
+                normalised = self.l2_norm and self.layers.norm == "none"
+                sources.append(L2Norm(self.layers.dtype, name="conv4_3_l2")(x) if normalised else x)
             x = max_pool_2x2(x, ceil=True) if i < len(BLOCKS) else max_pool_3x3(x, stride=1)
             if self.pool_norms:
                 x = self.layers.normalize(x, train, name=f"pool{i}_norm", relu=True)
@@ -83,11 +84,6 @@ class VGG16(nn.Module):
         x = self.layers.convolve(x, features, kernel, dilation=dilation, name=name)
         return self.layers.normalize(x, train, name=f"{name}_norm", relu=True)
 
-    def _first_source(self, x: Map) -> Map:
-        if self.layers.norm != "none" or not self.l2_norm:
-            return x
-        return L2Norm(self.layers.dtype, name="conv4_3_l2")(x)
-
 
 def _build(config: Any, layers: Layers) -> VGG16:
     return VGG16(
@@ -102,14 +98,6 @@ def _build(config: Any, layers: Layers) -> VGG16:
     )
 
 
-def _name(_: Any) -> str:
-    return "VGG-16"
-
-
-def _sources(_: Any) -> int:
-    return STAGE_SOURCES
-
-
 def _checks(config: Any) -> dict[str, Check]:
     return {
         "preactivation": (not config.preactivation, "False: VGG-16 has no residual units"),
@@ -120,4 +108,6 @@ def _checks(config: Any) -> dict[str, Check]:
     }
 
 
-BACKBONE = Backbone(_build, _name, _sources, _checks, packs=True)
+BACKBONE = Backbone(
+    _build, lambda config: "VGG-16", lambda config: STAGE_SOURCES, _checks, packs=True
+)

@@ -53,13 +53,6 @@ class AugmentOptions:
     mean: tuple[float, float, float]
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, list):
-                object.__setattr__(self, field.name, tuple(value))
-        self._check()
-
-    def _check(self) -> None:
         def require(holds: bool, field: str, rule: str) -> None:
             if not holds:
                 value = getattr(self, field)

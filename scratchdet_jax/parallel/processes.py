@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -31,18 +31,12 @@ JOIN_SECONDS = 300
 HEARTBEAT_SECONDS = 30  # a process silent for longer is considered dead, which ends the others
 
 
-class Settings(NamedTuple):
-    """Address of the coordinator, number of processes, and index of this one (from 0)."""
-
-    coordinator: str
-    num_processes: int
-    process_id: int
-
-
 def explicit_settings(
     given: Mapping[str, Any], environment: Mapping[str, str] = os.environ
-) -> Settings | None:
-    """Returns the settings from flags, else from the environment; None if there are none.
+) -> tuple[str, int, int] | None:
+    """Returns coordinator, number of processes and own index by flags, else by the environment.
+
+    None if there are none.
 
     Args:
         given: values of the flags coordinator, num_processes and process_id, or None.
@@ -61,17 +55,11 @@ def explicit_settings(
     if missing:
         wanted = " and ".join(f"--{name} (or {VARIABLES[name]})" for name in missing)
         raise UserError(f"the settings for several processes are incomplete: add {wanted}")
-    try:
-        number, index = int(values["num_processes"]), int(values["process_id"])
-    except ValueError:
+    number, index = str(values["num_processes"]), str(values["process_id"])
+    if not (number.isdecimal() and index.isdecimal() and int(index) < int(number)):
         raise UserError(
-            f"--num_processes {values['num_processes']} and --process_id {values['process_id']} "
-            "must be integers"
-        ) from None
-    if not 0 <= index < number:
-        raise UserError(
-            f"--process_id is {index}, but it must be from 0 to {number - 1} for --num_processes "
-            f"{number}"
+            f"--process_id {index} with --num_processes {number}: both must be whole numbers, and "
+            "the processes are counted from 0"
         )
     host, _, port = str(values["coordinator"]).rpartition(":")
     if not host or not port.isdecimal():
@@ -79,7 +67,7 @@ def explicit_settings(
             f"--coordinator {values['coordinator']!r} must be HOST:PORT of process 0, such as "
             "10.0.0.1:8476"
         )
-    return Settings(str(values["coordinator"]), number, index)
+    return str(values["coordinator"]), int(number), int(index)
 
 
 def cluster(environment: Mapping[str, str] = os.environ) -> str | None:
@@ -123,15 +111,10 @@ def start(given: Mapping[str, Any]) -> None:
     launcher = None if settings else cluster()
     if not settings and not launcher:
         return
-    known: dict[str, Any] = {}
-    if settings:
-        _check_port(settings)
-        known = {
-            "coordinator_address": settings.coordinator,
-            "num_processes": settings.num_processes,
-            "process_id": settings.process_id,
-        }
-    where = f"at {settings.coordinator}" if settings else f"in {launcher}'s environment"
+    coordinator, number, index = settings or (None, None, None)
+    if coordinator and index == 0:
+        _check_port(coordinator)
+    where = f"at {coordinator}" if coordinator else f"in {launcher}'s environment"
     problem = (
         f"the processes of this run did not find each other {where} within {wait} s: check that "
         "all were started with the same address and number of processes, and that process 0 can be "
@@ -144,7 +127,9 @@ def start(given: Mapping[str, Any]) -> None:
     patience.start()
     try:
         jax.distributed.initialize(
-            **known,
+            coordinator_address=coordinator,
+            num_processes=number,
+            process_id=index,
             initialization_timeout=wait + 60,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
             shutdown_timeout_seconds=HEARTBEAT_SECONDS,
@@ -160,19 +145,14 @@ def start(given: Mapping[str, Any]) -> None:
         os.environ["TQDM_DISABLE"] = "1"
 
 
-def _check_port(settings: Settings) -> None:
+def _check_port(coordinator: str) -> None:
     """Raises a UserError if process 0 cannot listen; JAX itself would crash."""
-    if settings.process_id == 0:
-        port = int(settings.coordinator.rpartition(":")[2])
-        with socket.socket() as listener:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                listener.bind(("", port))
-            except (OSError, OverflowError) as error:
-                raise UserError(
-                    f"process 0 cannot listen at --coordinator={settings.coordinator} ({error}): "
-                    "choose another port"
-                ) from None
+    try:
+        socket.create_server(("", int(coordinator.rpartition(":")[2]))).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(
+            f"process 0 cannot listen at --coordinator={coordinator} ({error}): choose another port"
+        ) from None
 
 
 def _give_up(problem: str) -> None:
@@ -219,36 +199,22 @@ def check_shared(folder: Path, flag: str) -> None:
     """Raises a UserError unless every process sees the same `folder`."""
     if jax.process_count() == 1:
         return
-    token = folder / f".shared-{os.getpid() if is_first() else ''}"
-    name = together(lambda: _touch(token) if is_first() else "", first_alone=True)
-    name = _broadcast_text(name)
+    token = folder / f".shared-{from_first(np.int32(os.getpid()))}"
 
     def look() -> None:
-        if not (folder / name).exists():
+        if is_first():
+            token.touch()
+        elif not token.exists():
             raise UserError(
                 f"{flag} {folder} of process {jax.process_index()} is not the folder that process "
                 "0 sees: choose one on a file system that all hosts share"
             )
 
     try:
-        together(look)
+        together(look, first_alone=True)
     finally:
         if is_first():
             token.unlink(missing_ok=True)
-
-
-def _touch(path: Path) -> str:
-    path.touch()
-    return path.name
-
-
-def _broadcast_text(text: str) -> str:
-    """Returns the first process's text, in all processes (at most 255 bytes)."""
-    from jax.experimental import multihost_utils
-
-    block = np.zeros(256, np.uint8)
-    block[: len(text.encode())] = np.frombuffer(text.encode(), np.uint8)
-    return bytes(np.asarray(multihost_utils.broadcast_one_to_all(block))).rstrip(b"\0").decode()
 
 
 def from_first(tree: Any) -> Any:

@@ -1,7 +1,7 @@
 """An exported detector: one file that holds its program, its weights and what they mean.
 
-The file is an archive of NumPy's (.npz: a ZIP without compression), which `numpy.load` opens
-without pickle:
+The file is an archive of NumPy's (.npz: a ZIP without compression), which tools/export.py writes
+and `numpy.load` opens without pickle:
 
 - metadata.json: classes, thresholds, sizes, inputs, outputs, origin, config, names of the weights
 - function.bin: the program, as `jax.export` serialises it: (weights by name, images, sizes) →
@@ -14,7 +14,7 @@ import json
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import ml_collections
 import numpy as np
@@ -22,7 +22,6 @@ from flax import traverse_util
 
 from scratchdet_jax.config.defaults import with_defaults
 from scratchdet_jax.errors import UserError, one_line
-from scratchdet_jax.files import write_atomically
 from scratchdet_jax.run.checkpoints import RunInfo, tuples
 
 FORMAT, VERSION = "scratchdet_jax export", 1
@@ -61,36 +60,9 @@ class ExportedRun(NamedTuple):
         return nested_weights(self.weights)
 
 
-def flat_weights(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Returns `params` and `batch_stats` as NumPy arrays by name."""
-    flat = traverse_util.flatten_dict(dict(variables), sep="/")
-    return {name: np.asarray(value) for name, value in sorted(flat.items())}
-
-
 def nested_weights(weights: Mapping[str, Any]) -> dict[str, Any]:
-    """Inverts `flat_weights`."""
+    """Returns weights by name as `params` and `batch_stats`."""
     return {"batch_stats": {}, **traverse_util.unflatten_dict(dict(weights), sep="/")}
-
-
-def write_export(exported: ExportedRun) -> None:
-    """Writes the file; `metadata` gets the format, its version and the names of the weights."""
-    metadata = {
-        "format": FORMAT,
-        "version": VERSION,
-        **exported.metadata,
-        "weights": list(exported.weights),
-    }
-
-    def write(file: BinaryIO) -> None:
-        with zipfile.ZipFile(file, "w") as archive:
-            archive.writestr(METADATA, json.dumps(metadata, indent=1, ensure_ascii=False))
-            archive.writestr(FUNCTION, exported.function)
-            for name, value in exported.weights.items():
-                content = io.BytesIO()
-                np.lib.format.write_array(content, value, allow_pickle=False)
-                archive.writestr(f"{name}.npy", content.getbuffer())
-
-    write_atomically(exported.path, write)
 
 
 def read_export(path: Path) -> ExportedRun:
@@ -110,7 +82,13 @@ def read_export(path: Path) -> ExportedRun:
     try:
         with zipfile.ZipFile(path) as archive:
             metadata = json.loads(archive.read(METADATA))
-            _check_format(path, metadata)
+            if metadata["format"] != FORMAT:
+                raise _foreign(path)
+            if metadata["version"] > VERSION:
+                raise UserError(
+                    f"{path} has format version {metadata['version']}, and this program reads up "
+                    f"to {VERSION}: update scratchdet_jax, or export the run again with this one"
+                )
             weights = {
                 name: np.lib.format.read_array(io.BytesIO(archive.read(f"{name}.npy")))
                 for name in metadata["weights"]
@@ -123,16 +101,6 @@ def read_export(path: Path) -> ExportedRun:
             f"{path} is damaged or incomplete ({one_line(error)}): copy it again, or export the "
             "run again"
         ) from None
-
-
-def _check_format(path: Path, metadata: Any) -> None:
-    if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
-        raise _foreign(path)
-    if metadata["version"] > VERSION:
-        raise UserError(
-            f"{path} has format version {metadata['version']}, and this program reads versions "
-            f"up to {VERSION}: update scratchdet_jax, or export the run again with this one"
-        )
 
 
 def _foreign(path: Path) -> UserError:

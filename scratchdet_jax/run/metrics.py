@@ -1,25 +1,33 @@
-"""Metrics of a run: JSON lines, TensorBoard events, a progress bar, and a check for NaN."""
+"""Metrics of a run: JSON lines, TensorBoard events, a progress bar, and a check for NaN.
 
+A full disk does not end a run: it is reported once, and the lines are written when there is room
+again. (The SummaryWriter of tensorboardX blocks forever once its thread could not write.)
+"""
+
+import contextlib
 import json
 import math
+import os
 import resource
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import image, scalar
 
 from scratchdet_jax.errors import UserError, one_line
 from scratchdet_jax.files import write_text_atomically
 from scratchdet_jax.parallel.processes import is_first
 from scratchdet_jax.progress import Progress, say
-from scratchdet_jax.run.events import Events, JsonLines
 from scratchdet_jax.run.state import FINITE
 
+EVENTS_FLUSHED_EVERY = 30.0  # seconds
 MEASURED = ("images_per_second", "loader_wait", "host_memory", "device_memory")
 """Fields of a training line that say how the machine did; two equal runs differ in them."""
 
@@ -75,19 +83,16 @@ class MetricLogger:
         self._lines, self._events = None, None
         if is_first():
             _drop_lines_after(self.path, start_step, evaluated)
-            waiting = (progress or {}).get("lines", ())
-            written = (
-                set(self.path.read_text().splitlines()) if waiting and self.path.exists() else ()
-            )
-            self._lines = JsonLines(self.path, [line for line in waiting if line not in written])
+            self._lines = JsonLines(self.path)
             self._events = Events(Path(workdir), purge_step=start_step + 1)
         self._progress = Progress(num_steps, "training", "step", start_step)
         self._note = ""  # what the last logged step said
         self._batch_size, self._log_every = batch_size, log_every
         self._pending: tuple[int, dict[str, jax.Array]] | None = None
         self._since, self._images, self._waited = time.perf_counter(), 0, 0.0
-        self._norm: float | None = progress["norm"] if progress else None
-        self._changes: list[float] = list(progress["changes"]) if progress else []
+        progress = progress or {"norm": None, "changes": ()}
+        self._norm: float | None = progress["norm"]
+        self._changes: list[float] = list(progress["changes"])
 
     def log_step(self, step: int, metrics: dict[str, jax.Array]) -> None:
         """Accepts the metrics of update `step` (from 1) and writes those of the previous one."""
@@ -108,7 +113,10 @@ class MetricLogger:
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         self._check_finite(step, values)
         values = {name: value for name, value in values.items() if not name.startswith(FINITE)}
-        self._follow_norm(values.get("gradient_norm"))
+        norm = values.get("gradient_norm")
+        if norm is not None and self._norm is not None:
+            self._changes.append(abs(norm - self._norm))
+        self._norm = norm
         self._images += self._batch_size
         if step % self._log_every == 0:
             now = time.perf_counter()
@@ -146,8 +154,7 @@ class MetricLogger:
         """
         if self._lines:
             self._lines.sync()
-        waiting = self._lines.waiting if self._lines else []
-        return {"norm": self._norm, "changes": list(self._changes), "lines": list(waiting)}
+        return {"norm": self._norm, "changes": list(self._changes)}
 
     def sync(self) -> None:
         """Returns when everything logged so far has reached the disk."""
@@ -155,7 +162,7 @@ class MetricLogger:
             if file:
                 file.sync()
 
-    @contextmanager
+    @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
         """Excludes the time spent inside from images/s."""
         started = time.perf_counter()
@@ -163,7 +170,7 @@ class MetricLogger:
             yield
         self._since += time.perf_counter() - started
 
-    @contextmanager
+    @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
         """Counts the time spent inside as waiting for the loader."""
         started = time.perf_counter()
@@ -177,26 +184,21 @@ class MetricLogger:
             if file:
                 file.close()
 
-    def _follow_norm(self, norm: float | None) -> None:
-        if norm is not None and self._norm is not None:
-            self._changes.append(abs(norm - self._norm))
-        self._norm = norm
-
     def _check_finite(self, step: int, values: dict[str, float]) -> None:
-        wrong = [name for name, value in values.items() if not math.isfinite(value)]
-        # Flags of statistics and parameters; they name the cause only if no metric does.
-        wrong += [
-            n.removeprefix(FINITE) for n, v in values.items() if n.startswith(FINITE) and not v
-        ]
-        if wrong:
-            name, rate = wrong[0], values["learning_rate"]
-            value = values.get(name, math.nan)
-            self._append("diverged", step, {"quantity": name, "value": str(value)})
-            cause = f"{name} is {value}" if name in values else f"{name} are not finite"
+        # Flags of statistics and parameters name the cause only if no metric does.
+        causes = {n: f"{n} is {v}" for n, v in values.items() if not math.isfinite(v)} | {
+            n.removeprefix(FINITE): f"{n.removeprefix(FINITE)} are not finite"
+            for n, v in values.items()
+            if n.startswith(FINITE) and not v
+        }
+        for name, cause in causes.items():
+            value = str(values.get(name, math.nan))
+            self._append("diverged", step, {"quantity": name, "value": value})
             raise Diverged(
                 step,
                 name,
-                f"training diverged: {cause} at step {step} (learning rate {rate:.3g}); "
+                f"training diverged: {cause} at step {step} (learning rate "
+                f"{values['learning_rate']:.3g}); "
                 f"earlier checkpoints are kept in {self.path.parent}; lower "
                 "config.optimizer.learning_rate or increase config.optimizer.warmup_steps, and "
                 "start in a new --workdir",
@@ -242,3 +244,103 @@ def _drop_lines_after(path: Path, step: int, evaluated: bool) -> None:
         except (json.JSONDecodeError, KeyError, TypeError):
             continue
     write_text_atomically(path, "".join(kept))  # a kill must not lose the history
+
+
+class JsonLines:
+    """Appends lines to a file, each completely or not at all."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        self.waiting: list[str] = []
+        self._reported = False
+
+    def append(self, line: str) -> None:
+        """Writes a line (given without newline) after the waiting ones; never raises OSError."""
+        self.waiting.append(line)
+        while self.waiting:
+            complete = os.fstat(self._file).st_size
+            data = (self.waiting[0] + "\n").encode()
+            try:
+                if os.write(self._file, data) < len(data):
+                    raise OSError("no room for the complete line")
+            except OSError as error:
+                os.ftruncate(self._file, complete)  # a partial line would corrupt the next one
+                self._report(error)
+                return
+            self.waiting.pop(0)
+
+    def sync(self) -> None:
+        """Returns when the lines have reached the disk."""
+        try:
+            os.fsync(self._file)
+        except OSError as error:
+            self._report(error)
+
+    def close(self) -> None:
+        """Closes the file."""
+        os.close(self._file)
+
+    def _report(self, error: OSError) -> None:
+        if not self._reported:
+            say(
+                f"warning: {self._path} cannot be written ({error.strerror or error}): training "
+                "continues, and lines are kept until there is room",
+                error=True,
+            )
+        self._reported = True
+
+
+class Events:
+    """Scalars and pictures for TensorBoard, written in this thread."""
+
+    def __init__(self, workdir: Path, purge_step: int) -> None:
+        """Hides what an earlier process wrote from `purge_step` on."""
+        self._writer: EventsWriter | None = None
+        self._flushed = time.monotonic()
+        with self._until_full():
+            # Two processes started in the same second must not share a file.
+            self._writer = EventsWriter(str(workdir / "events"), f".{os.getpid()}")
+        self._write(step=purge_step, session_log=SessionLog(status=SessionLog.START))
+        self.sync()
+
+    def add_scalar(self, tag: str, value: float, step: int) -> None:
+        """Adds one point to a curve."""
+        self._write(step=step, summary=scalar(tag, value))
+
+    def add_picture(self, tag: str, picture: np.ndarray, step: int) -> None:
+        """Adds a picture, uint8 [H, W, 3] RGB."""
+        self._write(step=step, summary=image(tag, picture, dataformats="HWC"))
+
+    def _write(self, **fields: Any) -> None:
+        if self._writer:
+            with self._until_full():
+                self._writer.write_event(Event(wall_time=time.time(), **fields))
+        if time.monotonic() - self._flushed > EVENTS_FLUSHED_EVERY:
+            self.sync()
+
+    def sync(self) -> None:
+        """Writes what is buffered."""
+        self._flushed = time.monotonic()
+        if self._writer:
+            with self._until_full():
+                self._writer.flush()
+
+    def close(self) -> None:
+        """Writes what is buffered and closes the file."""
+        if self._writer:
+            with self._until_full():
+                self._writer.close()
+
+    @contextlib.contextmanager
+    def _until_full(self) -> Iterator[None]:
+        """Ends the events, with a warning, if the body cannot write."""
+        try:
+            yield
+        except OSError as error:
+            self._writer = None
+            say(
+                f"warning: TensorBoard events cannot be written ({error.strerror or error}): they "
+                "end here; metrics.jsonl has the same values",
+                error=True,
+            )

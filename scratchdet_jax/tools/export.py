@@ -11,14 +11,18 @@ file for one image at a time instead.
 import argparse
 import contextlib
 import datetime
+import io
 import json
-from collections.abc import Callable, Iterator, Sequence
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import jax
 import jax.export
 import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
 
 import scratchdet_jax
 from scratchdet_jax import cli
@@ -29,7 +33,14 @@ from scratchdet_jax.files import check_replaceable, mark_of, write_atomically, w
 from scratchdet_jax.interop import onnx_file
 from scratchdet_jax.ops.nms import Detections
 from scratchdet_jax.run.checkpoints import BEST_METRIC, IMPORTED, Checkpoints
-from scratchdet_jax.run.exported import ExportedRun, flat_weights, nested_weights, write_export
+from scratchdet_jax.run.exported import (
+    FORMAT,
+    FUNCTION,
+    METADATA,
+    VERSION,
+    ExportedRun,
+    nested_weights,
+)
 from scratchdet_jax.run.open import SavedRun, load_detector, open_run
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -55,6 +66,33 @@ def main(argv: Sequence[str]) -> None:
         f"{run.workdir} step {run.step}, {plural(len(run.info.class_names), 'class')}, for "
         f"{target}: {megabytes:.1f} MB in {output}"
     )
+
+
+def flat_weights(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Returns `params` and `batch_stats` as NumPy arrays by name."""
+    flat = traverse_util.flatten_dict(dict(variables), sep="/")
+    return {name: np.asarray(value) for name, value in sorted(flat.items())}
+
+
+def write_export(exported: ExportedRun) -> None:
+    """Writes the file; `metadata` gets the format, its version and the names of the weights."""
+    metadata = {
+        "format": FORMAT,
+        "version": VERSION,
+        **exported.metadata,
+        "weights": list(exported.weights),
+    }
+
+    def write(file: BinaryIO) -> None:
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.writestr(METADATA, json.dumps(metadata, indent=1, ensure_ascii=False))
+            archive.writestr(FUNCTION, exported.function)
+            for name, value in exported.weights.items():
+                content = io.BytesIO()
+                np.lib.format.write_array(content, value, allow_pickle=False)
+                archive.writestr(f"{name}.npy", content.getbuffer())
+
+    write_atomically(exported.path, write)
 
 
 def export_run(run: SavedRun, path: Path, platforms: Sequence[str] = PLATFORMS) -> ExportedRun:

@@ -5,26 +5,81 @@ scratchdet replay --workdir=runs/voc300 [--step=1234]
 
 import argparse
 import itertools
+import json
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 from flax import linen as nn
+from flax import traverse_util
 from jax.sharding import PartitionSpec as P
 
 from scratchdet_jax import cli
+from scratchdet_jax.config.defaults import with_defaults
 from scratchdet_jax.detector import Detector, build_detector
-from scratchdet_jax.errors import plural
+from scratchdet_jax.errors import UserError, plural
 from scratchdet_jax.ops.losses import multibox_sums
 from scratchdet_jax.parallel.devices import AXIS, DeviceMapping
-from scratchdet_jax.run.replay import Replay, load_replay
+from scratchdet_jax.run.checkpoints import RunInfo, tuples
+from scratchdet_jax.run.replay import FOLDER
+from scratchdet_jax.run.state import TrainState
 from scratchdet_jax.training.step import example_keys
 
 SHOWN = 12  # most arrays of a group
+
+
+class Replay(NamedTuple):
+    """A saved step.
+
+    Attributes:
+        step: number of the step, from 1.
+        quantity: name of the quantity that was not finite.
+        info: the run's config and class names.
+        image_ids: ids of the batch's images, in order.
+        batch: host arrays [accumulate_steps, B, …], as for the training step.
+        state: the state before the step, without that of the optimizer.
+    """
+
+    step: int
+    quantity: str
+    info: RunInfo
+    image_ids: tuple[str, ...]
+    batch: dict[str, np.ndarray]
+    state: TrainState
+
+
+def load_replay(workdir: Path, step: int | None = None) -> Replay:
+    """Reads a saved step, by default the newest.
+
+    Raises:
+        UserError: there is no such step, or the file is damaged.
+    """
+    files = {int(p.stem.removeprefix("step_")): p for p in (workdir / FOLDER).glob("step_*.npz")}
+    if not files:
+        raise UserError(f"{workdir / FOLDER} holds no step: a step is saved when training diverges")
+    step = max(files) if step is None else step
+    if step not in files:
+        raise UserError(
+            f"{workdir / FOLDER} has no step {step}; it has {', '.join(map(str, sorted(files)))}"
+        )
+    try:
+        with np.load(files[step], allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        about = json.loads(str(arrays.pop("about")))
+        config = with_defaults(ml_collections.ConfigDict(tuples(about["config"])))
+        info = RunInfo(config, tuple(about["class_names"]))
+        tree = traverse_util.unflatten_dict(arrays, sep="/")
+        kept = tree["state"]
+        statistics = kept.get("batch_stats", {})
+        state = TrainState(kept["step"], kept["params"], statistics, opt_state={})
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise UserError(f"{files[step]} cannot be read ({error}): it is damaged") from None
+    return Replay(step, about["quantity"], info, tuple(about["image_ids"]), tree["batch"], state)
 
 
 def examine(replay: Replay, part: int) -> dict[str, Any]:

@@ -20,9 +20,9 @@ from flax import linen as nn
 from scratchdet_jax import cli
 from scratchdet_jax.detector import Detector, build_detector
 from scratchdet_jax.errors import UserError
-from scratchdet_jax.models import backbone_name, feature_shapes
 from scratchdet_jax.models.layers import Convolution
 from scratchdet_jax.models.parts import PARTS, part_of
+from scratchdet_jax.models.ssd import backbone_name, feature_shapes
 from scratchdet_jax.ops.anchors import anchors_per_cell
 from scratchdet_jax.reports.page.tables import text_table
 

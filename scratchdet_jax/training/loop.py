@@ -26,8 +26,7 @@ from scratchdet_jax.run.state import TrainState, create_state
 from scratchdet_jax.run.watchdog import Watchdog
 from scratchdet_jax.run.workdir import check_resume, locked
 from scratchdet_jax.training.init_from import init_from_run
-from scratchdet_jax.training.optimizer import make_optimizer
-from scratchdet_jax.training.schedule import Improvement, Schedule
+from scratchdet_jax.training.optimizer import Improvement, Schedule, make_optimizer
 from scratchdet_jax.training.step import make_train_step
 
 
@@ -50,11 +49,15 @@ def train_and_evaluate(
         Stopped: SIGTERM or Ctrl-C came; all finished steps are saved.
     """
     writable_folder(workdir, "--workdir")
-    _refuse_imported(workdir)
+    if (workdir / IMPORTED).exists():
+        raise UserError(
+            f"{workdir} holds imported weights and cannot be resumed: start from it with "
+            f"--config.init_from={workdir} and another --workdir"
+        )
     use_compilation_cache(config.compilation_cache)
     alone = locked(workdir) if processes.is_first() else contextlib.nullcontext()
-    command = stopping.of_command()
-    with alone, contextlib.nullcontext(command) if command else stopping.Stop() as stop:
+    stop = stopping.of_command() or stopping.Stop()
+    with alone:
         run = _Run(config, workdir, resume == "force")
         start = _restore(run)
         if _is_finished(run, start):
@@ -62,14 +65,6 @@ def train_and_evaluate(
             return start.state
         _announce(run, start)
         return _train(run, start, stop)
-
-
-def _refuse_imported(workdir: Path) -> None:
-    if (workdir / IMPORTED).exists():
-        raise UserError(
-            f"{workdir} holds imported weights and cannot be resumed: start from it with "
-            f"--config.init_from={workdir} and another --workdir"
-        )
 
 
 def use_compilation_cache(folder: str) -> None:
@@ -195,8 +190,12 @@ def _train(run: _Run, start: _Start, stop: stopping.Stop) -> TrainState:
     loop = _Loop(run, start, stop)
     with stop.deferred(), contextlib.closing(loop):
         loop.run()
-    if loop.step > start.step:
-        _require_last_checkpoint(run, loop.step)
+    if loop.step > start.step and run.checkpoints.latest_step != loop.step:
+        raise UserError(
+            f"training is complete, but its last checkpoint could not be written to {run.workdir}: "
+            "free disk space and run the same command again; it repeats the steps since the "
+            "previous checkpoint"
+        )
     print(_conclusion(run, loop.step, loop.improvement))
     return loop.state
 
@@ -258,7 +257,10 @@ class _Loop:
             while self.step < schedule.steps and not self.improvement.ends(stop_after):
                 self._update()
                 if self._stop.requested():
-                    self._save_and_leave()
+                    self._save()
+                    with self._watchdog.paused():
+                        print(self._saved(), file=sys.stderr)
+                    raise self._stop.error()
                 if schedule.checkpoint_due(self.step):
                     self._save()
                 if schedule.evaluation_due(self.step):
@@ -293,12 +295,6 @@ class _Loop:
             progress = self._logger.progress() | {"improvement": self.improvement}
             self._run.checkpoints.save(self.step, self.state, self._run.info, progress=progress)
 
-    def _save_and_leave(self) -> None:
-        self._save()
-        with self._logger.paused(), self._watchdog.paused():
-            print(self._saved(), file=sys.stderr)
-            raise self._stop.error()
-
     def _saved(self) -> str:
         """Waits until everything is on the disk; returns the sentence that says so."""
         self._run.checkpoints.wait()
@@ -314,13 +310,8 @@ class _Loop:
         checkpoints, logger, evaluator = self._run.checkpoints, self._logger, self._evaluator
         if evaluator is None:
             return
-
-        def on_batch() -> None:
-            self._watchdog.beat()
-            self._stop.poll()
-
         with self._stop.interruptible(self._saved), logger.paused():
-            evaluation = evaluator.evaluate(self.state.result, on_batch)
+            evaluation = evaluator.evaluate(self.state.result, self._watchdog.beat)
         results = evaluation.results
         logger.log_evaluation(self.step, results)
         say(f"step {self.step}: {summary_line(results)}")
@@ -357,15 +348,6 @@ class _Loop:
         notes.append(substituted_line(run.source, self._substituted or {}))
         for line in filter(None, notes):
             print(line)
-
-
-def _require_last_checkpoint(run: _Run, step: int) -> None:
-    if run.checkpoints.latest_step != step:
-        raise UserError(
-            f"training is complete, but its last checkpoint could not be written to {run.workdir}: "
-            "free disk space and run the same command again; it repeats the steps since the "
-            "previous checkpoint"
-        )
 
 
 def _conclusion(run: _Run, step: int, improvement: Improvement) -> str:

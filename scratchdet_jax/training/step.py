@@ -16,7 +16,7 @@ from scratchdet_jax.models.parts import PARTS, part_of
 from scratchdet_jax.ops.losses import MultiBoxSums
 from scratchdet_jax.parallel.devices import AXIS
 from scratchdet_jax.run.state import FINITE, TrainState, update_average
-from scratchdet_jax.training.schedule import learning_rate
+from scratchdet_jax.training.optimizer import learning_rate
 
 Metrics = dict[str, jax.Array]
 

@@ -348,7 +348,7 @@ def test_the_program_exits_without_closing_the_loader():
 @pytest.mark.parametrize("depth", [1, 2, 3])
 def test_to_device_keeps_order_and_runs_ahead(depth):
     put = []
-    moved = to_device(iter(range(7)), lambda x: put.append(x) or -x, depth)
+    moved = to_device((i for i in range(7)), lambda x: put.append(x) or -x, depth)
     for i in range(7):
         assert next(moved) == -i
         assert put == list(range(min(7, i + depth)))

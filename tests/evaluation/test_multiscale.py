@@ -23,7 +23,7 @@ from scratchdet_jax.evaluation.multiscale import (
     mirror,
     suppress,
 )
-from scratchdet_jax.models import feature_sizes
+from scratchdet_jax.models.ssd import feature_sizes
 from scratchdet_jax.ops.boxes import decode
 from scratchdet_jax.ops.nms import Detections, select_detections
 from scratchdet_jax.parallel.devices import DeviceMapping

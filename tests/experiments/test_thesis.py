@@ -14,7 +14,7 @@ from experiments.thesis import plan, report
 from scratchdet_jax.config.defaults import flatten, number_of_steps
 from scratchdet_jax.detector import build_detector
 from scratchdet_jax.errors import UserError
-from scratchdet_jax.models import feature_sizes
+from scratchdet_jax.models.ssd import feature_sizes
 from tests.command import exit_status
 
 IMAGES = 160  # ten updates

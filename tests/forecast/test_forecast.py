@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from scratchdet_jax.forecast import chips, estimate
 from scratchdet_jax.forecast.estimate import Forecast
-from scratchdet_jax.models import BACKBONES, Backbone
+from scratchdet_jax.models.backbone import Backbone
 from scratchdet_jax.models.layers import Layers
+from scratchdet_jax.models.ssd import BACKBONES
 from scratchdet_jax.tools import forecast
 from scratchdet_jax.tools.forecast import to_text
 from tests.command import exit_status

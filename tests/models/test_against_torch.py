@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 from flax import linen
 
-from scratchdet_jax.models import build_model
 from scratchdet_jax.models.layers import Layers
 from scratchdet_jax.models.normalization import BatchNorm
 from scratchdet_jax.models.pooling import max_pool_2x2, max_pool_3x3
 from scratchdet_jax.models.resnet import BasicBlock, PreactivationBlock, RootBlock
-from scratchdet_jax.models.ssd import PredictionLevel
+from scratchdet_jax.models.ssd import PredictionLevel, build_model
 
 torch = pytest.importorskip("torch")
 nn, relu = torch.nn, torch.nn.functional.relu

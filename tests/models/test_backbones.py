@@ -5,8 +5,7 @@ import itertools
 import pytest
 
 from scratchdet_jax.errors import UserError
-from scratchdet_jax.models import backbone_name, build_model, feature_sizes
-from scratchdet_jax.models.ssd import SSD
+from scratchdet_jax.models.ssd import SSD, backbone_name, build_model, feature_sizes
 from tests.models.shapes import abstract_variables, count, source_shapes
 
 # Totals that torchvision publishes with its weights, minus the classifier.
@@ -153,5 +152,5 @@ def test_bad_backbone_is_named(make_config, fields, message):
 
 
 def test_an_image_with_an_empty_last_map_is_refused(make_config):
-    with pytest.raises(UserError, match=r"config\.image_size is 200, too small"):
+    with pytest.raises(UserError, match=r"200 x 200 pixels is too small"):
         feature_sizes(build_model(make_config(**SSD300), 20, ANCHORS), 200)

@@ -6,14 +6,9 @@ import numpy as np
 import pytest
 from flax import linen
 
+from scratchdet_jax.models.extras import ExtraLayers
 from scratchdet_jax.models.layers import L2Norm, Layers
-from scratchdet_jax.models.resnet import (
-    BottleneckBlock,
-    Conv7Stem,
-    LastConvolutions,
-    PreactivationBottleneckBlock,
-    RootBlock,
-)
+from scratchdet_jax.models.resnet import BasicBlock, Conv7Stem, PreactivationBlock, RootBlock
 from scratchdet_jax.models.vgg import VGG16
 
 torch = pytest.importorskip("torch")
@@ -147,9 +142,9 @@ def test_l2_norm():
 @pytest.mark.parametrize("preactivation", [False, True], ids=["post", "pre"])
 @pytest.mark.parametrize(("ins", "inner", "stride"), [(32, 8, 1), (16, 8, 1), (32, 16, 2)])
 def test_bottleneck(ins, inner, stride, preactivation):
-    kind = PreactivationBottleneckBlock if preactivation else BottleneckBlock
+    kind = PreactivationBlock if preactivation else BasicBlock
     module = TorchBottleneck(ins, inner, stride, preactivation)
-    assert_same(kind(inner, stride, Layers()), module, (3, 9, 10, ins))
+    assert_same(kind(inner, stride, Layers(), bottleneck=True), module, (3, 9, 10, ins))
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -169,7 +164,7 @@ def test_last_convolutions():
     shapes = ((8, 16, 3, 1, 1), (16, 16, 4, 1, 1))
     module = TorchConvolutions(shapes, (16, 16), nn.Identity())
     # 3×3 output maps, because 3 values are too few for a norm.
-    assert_same(LastConvolutions(16, Layers()), module, (3, 4, 4, 8))
+    assert_same(ExtraLayers(16, 16, 1, Layers(), kernel=4, squeeze_kernel=3), module, (3, 4, 4, 8))
 
 
 @pytest.mark.parametrize("norm", ["batch", "none"])

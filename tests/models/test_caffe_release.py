@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from scratchdet_jax.config.recipes import load_recipe
-from scratchdet_jax.models import build_model
+from scratchdet_jax.models.ssd import build_model
 from scratchdet_jax.ops.anchors import anchors_per_cell
 from tests.models.shapes import source_shapes
 

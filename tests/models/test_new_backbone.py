@@ -11,10 +11,10 @@ from scratchdet_jax.config import defaults
 from scratchdet_jax.config.validation import validate
 from scratchdet_jax.detector import build_detector
 from scratchdet_jax.errors import UserError
-from scratchdet_jax.models import BACKBONES, Backbone, backbone_name, feature_sizes
-from scratchdet_jax.models.backbone import scale_channels
+from scratchdet_jax.models.backbone import Backbone, scale_channels
 from scratchdet_jax.models.layers import Layers
 from scratchdet_jax.models.resnet import extra_blocks
+from scratchdet_jax.models.ssd import BACKBONES, backbone_name, feature_sizes
 from scratchdet_jax.run.open import open_run
 from scratchdet_jax.tools import eval as eval_command
 from scratchdet_jax.tools import export

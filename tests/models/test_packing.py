@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import Mesh, PartitionSpec
 
-from scratchdet_jax.models import build_model, layers, packing, pooling
-from scratchdet_jax.models.layers import Layers, plain
+from scratchdet_jax.models import layers, packing, pooling
+from scratchdet_jax.models.layers import Layers
 from scratchdet_jax.models.packing import Packed
 from scratchdet_jax.models.pooling import max_pool_2x2
+from scratchdet_jax.models.ssd import build_model
 from tests.tiny import random_variables
 
 ANCHORS = (4, 6, 6)
@@ -26,7 +27,7 @@ def test_pack_and_unpack_are_inverse(width):
     packed = packing.pack(x)
     assert packed.shape == x.shape and packed.array.shape == (3, 3, width, 10)
     np.testing.assert_array_equal(packed.array[1, ..., 5:], x[4])
-    np.testing.assert_array_equal(plain(packed), x)
+    np.testing.assert_array_equal(packing.unpack(packed), x)
 
 
 def test_only_even_batches_of_narrow_maps_are_packed():
@@ -45,7 +46,9 @@ def test_a_block_diagonal_kernel_keeps_the_images_apart():
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
     packed = convolve(packing.pack(jnp.asarray(x)).array, packing.block_diagonal(kernel))
-    np.testing.assert_allclose(plain(Packed(packed)), convolve(x, kernel), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(
+        packing.unpack(Packed(packed)), convolve(x, kernel), rtol=0, atol=1e-5
+    )
 
 
 class Trunk(nn.Module):
@@ -59,7 +62,7 @@ class Trunk(nn.Module):
         x = self.layers.normalize(x, train, name="norm1", relu=True, pool=True)
         y = self.layers.convolve(x, 5, 3, name="conv2")
         y = self.layers.normalize(y, train, name="norm2")
-        return plain(layers.relu(layers.add(x, y)))
+        return packing.unpack(layers.relu(layers.add(x, y)))
 
 
 def results(module, x, variables, cotangent):
@@ -206,7 +209,7 @@ def test_pooling_against_a_loop(size, packed):
     weights = np.arange(1, outputs.size + 1).reshape(outputs.shape)
 
     def pool(x):
-        y = plain(max_pool_2x2(packing.pack(x) if packed else x))
+        y = packing.unpack(max_pool_2x2(packing.pack(x) if packed else x))
         return (y * weights).sum(), y
 
     got_gradient, got = jax.grad(pool, has_aux=True)(x)

@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 
 from scratchdet_jax.errors import UserError
-from scratchdet_jax.models import build_model, feature_sizes
 from scratchdet_jax.models.backbone import scale_channels
 from scratchdet_jax.models.layers import CAFFE_GAUSSIAN, CAFFE_XAVIER, Layers
 from scratchdet_jax.models.pooling import max_pool_2x2
-from scratchdet_jax.models.ssd import Head
+from scratchdet_jax.models.ssd import Head, build_model, feature_sizes
 from tests.models.shapes import abstract_variables, count, source_shapes
 from tests.tiny import random_variables
 
@@ -248,7 +247,7 @@ def test_levels_of_anchors_and_model_must_agree(make_config):
 
 
 def test_image_too_small(make_config):
-    with pytest.raises(UserError, match=r"config\.image_size is 1, too small"):
+    with pytest.raises(UserError, match=r"1 x 1 pixels is too small"):
         feature_sizes(build_model(make_config(), 20, ANCHORS_300), 1)
 
 

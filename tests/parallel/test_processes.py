@@ -46,8 +46,8 @@ def test_settings_come_from_flags_then_from_the_environment():
     [
         (given("a:1", None, None), r"add --num_processes .* and --process_id"),
         (given(None, 2, 0), r"incomplete: add --coordinator \(or JAX_COORDINATOR_ADDRESS\)"),
-        (given("a:1", 2, 2), "--process_id is 2, but it must be from 0 to 1"),
-        (given("a:1", "two", 0), "must be integers"),
+        (given("a:1", 2, 2), "--process_id 2 with --num_processes 2: both must be whole numbers"),
+        (given("a:1", "two", 0), "--num_processes two: both must be whole"),
         (given("a", 2, 0), "must be HOST:PORT"),
     ],
 )

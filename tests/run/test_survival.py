@@ -19,7 +19,7 @@ import pytest
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.run import watchdog as watchdogs
 from scratchdet_jax.run.checkpoints import CHECKSUMS, Checkpoints, RunInfo
-from scratchdet_jax.run.events import JsonLines
+from scratchdet_jax.run.metrics import JsonLines
 from scratchdet_jax.run.state import FINITE, TrainState
 from scratchdet_jax.run.workdir import check_resume, differences, locked
 from scratchdet_jax.training.step import update_unless_diverged

@@ -20,10 +20,11 @@ from scratchdet_jax.detector import build_detector
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.interop import onnx_file
 from scratchdet_jax.run.checkpoints import IMPORTED, Checkpoints, RunInfo
-from scratchdet_jax.run.exported import VERSION, read_export, write_export
+from scratchdet_jax.run.exported import VERSION, read_export
 from scratchdet_jax.run.open import open_run
 from scratchdet_jax.run.state import TrainState
 from scratchdet_jax.tools import export
+from scratchdet_jax.tools.export import write_export
 from scratchdet_jax.tools.predict import __main__ as predict
 from scratchdet_jax.training.init_from import init_from_run
 from tests.command import exit_status

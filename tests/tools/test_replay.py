@@ -8,9 +8,9 @@ import pytest
 from scratchdet_jax.detector import build_detector
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.run.checkpoints import RunInfo
-from scratchdet_jax.run.replay import Replay, load_replay
 from scratchdet_jax.run.state import TrainState
 from scratchdet_jax.tools import replay as tool
+from scratchdet_jax.tools.replay import Replay, load_replay
 from scratchdet_jax.training.optimizer import make_optimizer
 from tests.command import exit_status
 from tests.tiny import random_batch, random_variables, tiny_config

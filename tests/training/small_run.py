@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from scratchdet_jax.datasets import shapes
-from scratchdet_jax.models import BACKBONES
+from scratchdet_jax.models.ssd import BACKBONES
 from scratchdet_jax.parallel.devices import DeviceMapping
 from scratchdet_jax.run.metrics import MEASURED, MetricLogger
 from scratchdet_jax.training import loop

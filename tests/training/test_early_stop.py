@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scratchdet_jax.evaluation.evaluator import Evaluation, Evaluator
 from scratchdet_jax.run.checkpoints import Checkpoints
 from scratchdet_jax.training import loop
-from scratchdet_jax.training.schedule import Improvement
+from scratchdet_jax.training.optimizer import Improvement
 from tests.training.small_run import assert_same_run, lines, small_config, train, train_in_parts
 
 SCORES = st.lists(st.none() | st.sampled_from([0.0, 0.1, 0.2, 0.3]), max_size=12)

@@ -7,7 +7,7 @@ import pytest
 
 from scratchdet_jax.detector import build_detector
 from scratchdet_jax.errors import UserError
-from scratchdet_jax.models.parts import frozen_mask, frozen_names, is_frozen
+from scratchdet_jax.models.parts import frozen_mask, is_frozen, split_names
 from scratchdet_jax.training.optimizer import make_optimizer
 from tests.tiny import random_variables, tiny_config
 from tests.training.small_run import assert_same_run, lines, small_config, train, train_in_parts
@@ -16,8 +16,8 @@ equal = np.testing.assert_array_equal
 
 
 def test_names_cover_parts_and_whole_components_of_paths():
-    assert frozen_names(" root, stage1/ ,,") == ("root", "stage1")
-    assert frozen_names("") == ()
+    assert split_names(" root, stage1/ ,,") == ("root", "stage1")
+    assert split_names("") == ()
     assert is_frozen(("stage1", "block1", "conv1"), ["stage1"])
     assert is_frozen(("stage1", "block1", "conv1"), ["stage1/block1"])
     assert not is_frozen(("stage10", "block1"), ["stage1"])
@@ -75,7 +75,7 @@ def test_a_run_trains_only_the_other_parts_and_resumes_exactly(tmp_path, monkeyp
     }
     config = small_config(tmp_path, monkeypatch, **fields)
     whole = train(config, tmp_path / "whole")
-    names = frozen_names(config.freeze)
+    names = split_names(config.freeze)
     for new, old in (
         (whole.params, source.params),
         (whole.batch_stats, source.batch_stats),

@@ -5,7 +5,6 @@
 
 import functools
 import json
-import os
 import resource
 import signal
 
@@ -14,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 
+from scratchdet_jax import stopping
 from scratchdet_jax.data.sources import open_split
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.evaluation.formats import split_name
@@ -21,9 +21,10 @@ from scratchdet_jax.parallel.devices import DeviceMapping
 from scratchdet_jax.reports.results import evaluate_run
 from scratchdet_jax.run.metrics import MEASURED, MetricLogger
 from scratchdet_jax.run.open import open_run
-from scratchdet_jax.run.replay import batch_of_step, load_replay
-from scratchdet_jax.stopping import Stopped
+from scratchdet_jax.run.replay import batch_of_step
+from scratchdet_jax.stopping import Stop, Stopped
 from scratchdet_jax.tools.predict import __main__ as predict
+from scratchdet_jax.tools.replay import load_replay
 from scratchdet_jax.training import loop
 from tests.plain import FIELDS, plain_backbone
 from tests.tiny import tiny_config
@@ -151,7 +152,8 @@ def test_a_signal_saves_the_current_step_and_nothing_is_lost(
     config, finished, tmp_path, monkeypatch, capsys, number, status
 ):
     with monkeypatch.context() as patch:
-        at_step(patch, {6: lambda: os.kill(os.getpid(), number)})
+        patch.setattr(stopping, "_command", Stop())
+        at_step(patch, {6: lambda: stopping.of_command().ask(number)})
         with pytest.raises(Stopped) as stopped:
             loop.train_and_evaluate(config, tmp_path)
     assert stopped.value.code == status

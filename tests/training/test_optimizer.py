@@ -8,8 +8,7 @@ import pytest
 from flax import traverse_util
 
 from scratchdet_jax.config.defaults import number_of_steps, run_ends
-from scratchdet_jax.training.optimizer import make_optimizer
-from scratchdet_jax.training.schedule import Schedule, learning_rate
+from scratchdet_jax.training.optimizer import Schedule, learning_rate, make_optimizer
 from tests.tiny import tiny_config
 
 FIELDS = {

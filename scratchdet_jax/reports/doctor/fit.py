@@ -14,7 +14,7 @@ import ml_collections
 import numpy as np
 
 from scratchdet_jax.detector import augment_options
-from scratchdet_jax.models import build_model, feature_sizes
+from scratchdet_jax.models.ssd import build_model, feature_sizes
 from scratchdet_jax.ops import boxes as box_ops
 from scratchdet_jax.ops.anchors import (
     AnchorSpecification,

@@ -138,15 +138,11 @@ def draw_samples(study: DataSetStudy, count: int) -> list[Picture]:
     source, config = study.training, study.config
     options, size = augment_options(config), config.image_size
     run = jax.jit(functools.partial(augment, options=options, image_size=size))
-    batches = read_batches(
-        source,
-        TrainingOrder(len(source), config.seed, config.batch_size),
-        (count,),
-        canvas=study.canvas,
-        max_boxes=max(config.data.max_boxes, study.most_boxes),
-        threads=config.data.threads,
-        substituted={},
-    )
+    settings = config.data.copy_and_resolve_references().unlock()
+    settings.canvas = study.canvas
+    settings.max_boxes = max(settings.max_boxes, study.most_boxes)
+    order = TrainingOrder(len(source), config.seed, config.batch_size)
+    batches = read_batches(source, order, (count,), settings, substituted={})
     with contextlib.closing(batches):
         try:
             batch = next(batches)

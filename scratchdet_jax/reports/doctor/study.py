@@ -243,7 +243,7 @@ def size_on_canvas(sizes: np.ndarray, canvas: tuple[int, int]) -> np.ndarray:
 
 
 def _look(source: DetectionSource, split: str, index: int) -> Look:
-    example, objects = source[index], source.record(index)["objects"]
+    example = source[index]
     size, problem = (0, 0), ""
     try:
         size = images.read_header(example["image"]).size
@@ -261,10 +261,7 @@ def _look(source: DetectionSource, split: str, index: int) -> Look:
         boxes=example["boxes"],
         labels=example["labels"],
         ignore=example["ignore"],
-        stored=(
-            np.asarray(objects["bbox"], np.float32).reshape(-1, 4),
-            np.asarray(objects["label"], np.int64).reshape(-1) + 1,
-        ),
+        stored=source.stored_objects(index),
         problem=problem,
     )
 
