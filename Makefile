@@ -54,8 +54,8 @@ torch: setup
 demo: setup
 	$(BIN)/python train.py --config=configs/shapes.py --workdir=$(DEMO_DIR)
 	$(BIN)/python eval.py --workdir=$(DEMO_DIR)
-	X predict --workdir=$(DEMO_DIR) --output=$(DEMO_DIR)/pictures
-	X plot $(DEMO_DIR) --output=$(DEMO_DIR)/pictures/curves.png
+	$(BIN)/scratchdet predict --workdir=$(DEMO_DIR) --output=$(DEMO_DIR)/pictures
+	$(BIN)/scratchdet plot $(DEMO_DIR) --output=$(DEMO_DIR)/pictures/curves.png
 	@echo "pictures: $(DEMO_DIR)/pictures"
 
 thesis: setup

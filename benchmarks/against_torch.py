@@ -35,7 +35,7 @@ Step = Callable[[], float]  # one update; the loss before it
 
 
 def define_flags() -> flags.FlagValues:
-    """The flags besides the config."""
+    """Returns the flags besides the config."""
     values = flags.FlagValues()
     flags.DEFINE_integer(
         "pairs", 5, "Timed pairs of steps; the medians are reported.", flag_values=values

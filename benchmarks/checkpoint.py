@@ -29,7 +29,7 @@ from scratchdet_jax.training.optimizer import make_optimizer
 
 
 def define_flags() -> flags.FlagValues:
-    """The flags besides the config."""
+    """Returns the flags besides the config."""
     values = flags.FlagValues()
     flags.DEFINE_integer(
         "repeats", 7, "Number of saves; the first is not counted.", flag_values=values

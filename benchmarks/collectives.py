@@ -101,7 +101,7 @@ def use_cpu_devices(count: int) -> None:
 
 
 def define_flags() -> flags.FlagValues:
-    """The flags besides the config."""
+    """Returns the flags besides the config."""
     values = flags.FlagValues()
     flags.DEFINE_integer("devices", 8, "CPU devices to compile for.", flag_values=values)
     flags.DEFINE_string("json", None, "Also write the figures to this file.", flag_values=values)

@@ -29,7 +29,7 @@ LOGGED_STEPS = 500
 
 
 def define_flags() -> flags.FlagValues:
-    """The flags besides the config."""
+    """Returns the flags besides the config."""
     values = flags.FlagValues()
     flags.DEFINE_integer("repeats", 20, "Number of rounds of the three steps.", flag_values=values)
     flags.DEFINE_string("json", None, "Also write the figures to this file.", flag_values=values)

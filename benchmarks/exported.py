@@ -42,7 +42,8 @@ _LOAD = "import sys, scratchdet_jax; print(len(scratchdet_jax.load(sys.argv[1])(
 
 def main(argv: Sequence[str]) -> None:
     """Parses the command line and measures."""
-    options = _parse(argv)
+    options = parser(argv[0]).parse_args(argv[1:])
+    options.workdir = options.workdir and os.path.abspath(options.workdir)
     photos = [os.path.abspath(photo) for photo in options.photos[: options.count]]
     with tempfile.TemporaryDirectory() as folder:
         workdir = Path(options.workdir or Path(folder, "run"))
@@ -147,9 +148,10 @@ def _first_detections(
     return [(f"first detection, {n}, s", statistics.median(found)) for n, found in times.items()]
 
 
-def _parse(argv: Sequence[str]) -> argparse.Namespace:
+def parser(program: str) -> argparse.ArgumentParser:
+    """Returns the options of the command line."""
     parser = argparse.ArgumentParser(
-        prog=argv[0], description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=program, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--workdir", help="folder of a run")
@@ -157,9 +159,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("photos", nargs="+", help="image files")
     parser.add_argument("--count", type=int, default=50, help="largest number of photos")
     parser.add_argument("--repeats", type=int, default=3, help="turns; medians are reported")
-    options = parser.parse_args(argv[1:])
-    options.workdir = options.workdir and os.path.abspath(options.workdir)
-    return options
+    return parser
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ class Rate(NamedTuple):
 
 
 def define_flags() -> flags.FlagValues:
-    """The flags."""
+    """Returns the flags."""
     values = flags.FlagValues()
     flags.DEFINE_string(
         "dataset", "voc_folder/voc2007:train", "Data set and split.", flag_values=values

@@ -117,7 +117,7 @@ def largest_relative_difference(losses: Sequence[float], reference: Sequence[flo
 
 
 def define_flags() -> flags.FlagValues:
-    """The flags."""
+    """Returns the flags."""
     values = flags.FlagValues()
     flags.DEFINE_string(
         "data_dir", "data", "Folder of the prepared shapes; made if missing.", flag_values=values

@@ -4,8 +4,8 @@ python -m benchmarks.predict --config=configs/voc300.py
 python -m benchmarks.predict --config=configs/shapes.py --memory=4,400
 
 Speed: images/s of the bare compiled function, on a batch that is in memory, and of the predictor on
-JPEG files, in turns. Memory: the peak of `tools.predict` on that many photos of 12 megapixels. The
-weights are random.
+JPEG files, in turns. Memory: the peak of `scratchdet predict` on that many photos of 12 megapixels.
+The weights are random.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ from scratchdet_jax.training.optimizer import make_optimizer
 
 
 def define_flags() -> flags.FlagValues:
-    """The flags besides the config."""
+    """Returns the flags besides the config."""
     values = flags.FlagValues()
     flags.DEFINE_integer("batch", 8, "Images in a batch.", flag_values=values)
     flags.DEFINE_integer(

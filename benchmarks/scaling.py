@@ -128,7 +128,7 @@ def rows(reductions: Reductions, images: int, gflop: float, share: float, matter
 
 
 def define_flags() -> flags.FlagValues:
-    """The flags."""
+    """Returns the flags."""
     values = flags.FlagValues()
     flags.DEFINE_string(
         "collectives", None, "JSON file of benchmarks.collectives.", flag_values=values

@@ -48,16 +48,21 @@ def _lines(path: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
-def main(argv: Sequence[str]) -> None:
-    """Measures and prints a table, and the figures as JSON."""
+def parser(program: str) -> argparse.ArgumentParser:
+    """Returns the options of the command line, without the overrides."""
     parser = argparse.ArgumentParser(
-        prog=argv[0],
+        prog=program,
         allow_abbrev=False,
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config", metavar="FILE", help="recipe; its fields can be overridden")
-    options, overrides = parser.parse_known_args(argv[1:])
+    return parser
+
+
+def main(argv: Sequence[str]) -> None:
+    """Measures and prints a table, and the figures as JSON."""
+    options, overrides = parser(argv[0]).parse_known_args(argv[1:])
     if not options.config:
         raise UserError("name a recipe: --config=FILE")
     arguments = [f"--config={options.config}", *overrides]

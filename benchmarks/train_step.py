@@ -21,7 +21,7 @@ from scratchdet_jax.training.step import example_keys
 
 
 def define_flags() -> flags.FlagValues:
-    """The flags besides the config."""
+    """Returns the flags besides the config."""
     values = flags.FlagValues()
     flags.DEFINE_integer(
         "repeats", 5, "Timed calls of each part; the median is reported.", flag_values=values

@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 import os
 import reprlib
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -16,11 +17,15 @@ import jax.export
 import numpy as np
 
 from scratchdet_jax.config.scales import Scale
-from scratchdet_jax.data.images import decode_image, decode_to_canvas, fit_to_canvas, read_header
+from scratchdet_jax.data.images import decode_to_canvas, fit_to_canvas, read_header
 from scratchdet_jax.data.loading import usable_cores
 from scratchdet_jax.errors import UserError, one_line
 from scratchdet_jax.evaluation import formats
-from scratchdet_jax.evaluation.detections import ImageGroundTruth, to_image_detections
+from scratchdet_jax.evaluation.detections import (
+    ImageDetections,
+    ImageGroundTruth,
+    to_image_detections,
+)
 from scratchdet_jax.evaluation.drawing import draw_detections
 from scratchdet_jax.evaluation.multiscale import make_scale_step
 from scratchdet_jax.ops import nms
@@ -29,6 +34,7 @@ from scratchdet_jax.run.open import SavedRun, load_detector, open_trained, split
 
 THRESHOLD = 0.5  # lowest score that is returned, unless the call says otherwise
 BATCH_SIZE = 8
+_UNREDUCED = (sys.maxsize, sys.maxsize)  # a canvas that every image fits
 _SHOWN = 1024  # longest side in pixels of the picture in a notebook
 
 T = TypeVar("T")
@@ -95,13 +101,10 @@ class Detections:
         Raises:
             UserError: the file cannot be read any more.
         """
+        image, _ = _read(self.source, _UNREDUCED)
+        boxes, scores, labels = self._found()
         return draw_detections(
-            _pixels(self.source),
-            self.boxes[:, [1, 0, 3, 2]],
-            self.labels,
-            self.scores,
-            self.class_names,
-            ground_truth=ground_truth,
+            image, boxes, labels, scores, self.class_names, ground_truth=ground_truth
         )
 
     def to_coco(self, image_id: int | str | None = None) -> list[dict[str, Any]]:
@@ -118,12 +121,7 @@ class Detections:
         if image_id is None:
             image_id = formats.as_number(self._stem())
         categories = formats.category_ids(self.class_names)
-        return [
-            formats.coco_entry(
-                image_id, categories[label - 1], (x, y, right - x, bottom - y), score
-            )
-            for (x, y, right, bottom), label, score in self._rows()
-        ]
+        return formats.coco_entries(image_id, self._found(), categories)
 
     def to_voc(self, image_id: str | None = None) -> dict[str, list[str]]:
         """Returns lines of the VOC devkit's detection files, by class name.
@@ -135,11 +133,7 @@ class Detections:
             For each class that was found, lines "image_id score xmin ymin xmax ymax", in pixels.
         """
         image_id = self._stem() if image_id is None else image_id
-        lines: dict[str, list[str]] = {}
-        for box, label, score in self._rows():
-            name = self.class_names[label - 1]
-            lines.setdefault(name, []).append(formats.voc_line(image_id, score, box))
-        return lines
+        return formats.voc_lines(image_id, self._found(), self.class_names)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -160,9 +154,8 @@ class Detections:
             return None
         return cv2.imencode(".png", np.ascontiguousarray(picture[..., ::-1]))[1].tobytes()
 
-    def _rows(self) -> Iterator[tuple[list[float], int, float]]:
-        """Yields (xmin, ymin, xmax, ymax), label and score of each object."""
-        return zip(self.boxes.tolist(), self.labels.tolist(), self.scores.tolist(), strict=True)
+    def _found(self) -> ImageDetections:
+        return ImageDetections(self.boxes[:, [1, 0, 3, 2]], self.scores, self.labels)
 
     def _stem(self) -> str:
         if isinstance(self.source, np.ndarray):
@@ -367,23 +360,6 @@ def map_ahead(function: Callable[[T], R], items: Iterable[T], ahead: int = 0) ->
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def read_image(path: str | os.PathLike[str]) -> EncodedImage:
-    """Reads an image file, to be turned by its EXIF tag.
-
-    Raises:
-        UserError: the file is missing or not an image.
-    """
-    try:
-        if not Path(path).is_file():
-            raise UserError(f"there is no image {os.fspath(path)}")
-        content = Path(path).read_bytes()
-        return EncodedImage(os.fspath(path), content, read_header(content).orientation)
-    except OSError as error:
-        raise UserError(f"{os.fspath(path)} cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise _undecodable(os.fspath(path), error) from None
-
-
 class _Loaded(NamedTuple):
     """An image reduced to the canvas, its full size (height, width), and how it was given."""
 
@@ -393,42 +369,34 @@ class _Loaded(NamedTuple):
 
 
 def _loaded(image: Image, canvas: tuple[int, int]) -> _Loaded | UserError:
-    """Decodes an image as the evaluation does; a UserError is returned, not raised."""
+    """Reads and reduces an image as the evaluation does; a UserError is returned, not raised."""
     try:
-        if isinstance(image, np.ndarray):
-            _check_array(image)
-            return _Loaded(fit_to_canvas(image, canvas), (image.shape[0], image.shape[1]), image)
-        encoded = _encoded(image)
-        try:
-            reduced, size = decode_to_canvas(encoded.content, canvas, encoded.orientation)
-        except ValueError as error:
-            raise _undecodable(encoded.name, error) from None
-        return _Loaded(reduced, size, image)
+        return _Loaded(*_read(image, canvas), image)
     except UserError as error:
         return error
 
 
-def _pixels(image: Image) -> np.ndarray:
-    """Reads all pixels of an image, uint8 [H, W, 3]."""
-    if isinstance(image, np.ndarray):
-        return image
-    encoded = _encoded(image)
-    try:
-        return decode_image(encoded.content, encoded.orientation)
-    except ValueError as error:
-        raise _undecodable(encoded.name, error) from None
+def _read(image: Image, canvas: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int]]:
+    """Returns an image uint8 [h, w, 3], reduced to fit the canvas, and its full (height, width).
 
-
-def _encoded(image: Any) -> EncodedImage:
-    if isinstance(image, EncodedImage):
-        return image
-    if not isinstance(image, str | os.PathLike):
+    Raises:
+        UserError: it is missing, cannot be decoded, or is an array of another kind.
+    """
+    if not isinstance(image, EncodedImage | str | os.PathLike):
         _check_array(image)
-    return read_image(image)
-
-
-def _undecodable(name: str, error: ValueError) -> UserError:
-    return UserError(f"{name} cannot be decoded as an image: {error}")
+        return fit_to_canvas(image, canvas), (image.shape[0], image.shape[1])
+    name = _name(image)
+    try:
+        if not isinstance(image, EncodedImage):
+            if not Path(name).is_file():
+                raise UserError(f"there is no image {name}")
+            content = Path(name).read_bytes()
+            image = EncodedImage(name, content, read_header(content).orientation)
+        return decode_to_canvas(image.content, canvas, image.orientation)
+    except OSError as error:
+        raise UserError(f"{name} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise UserError(f"{name} cannot be decoded as an image: {error}") from None
 
 
 def _check_array(image: Any) -> None:

@@ -11,17 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from tests import xla
+
 CACHE = "JAX_COMPILATION_CACHE_DIR"  # the processes that run the tests inherit it
 MINE = "scratchdet_jax_tests_"
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = (
-        os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-    )
-if "xla_backend_optimization_level" not in os.environ["XLA_FLAGS"]:
-    # Most programs of the tests run a few times only: compiling them is what takes the time.
-    os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=1"
+os.environ.setdefault("XLA_FLAGS", xla.flags(devices=8))
 if CACHE not in os.environ:
     os.environ[CACHE] = tempfile.mkdtemp(prefix=MINE)
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"

@@ -1,11 +1,17 @@
 """The rooms of the house: a module imports its own room and the rooms below it, never one above.
 
 The core stands alone: none of its modules imports an application. docs/architecture.md says what
-each room is for.
+each room is for. Every module can be imported, and importing it has no effect.
 """
 
 import ast
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = "scratchdet_jax"
@@ -152,9 +158,41 @@ def test_the_documentation_has_the_same_order():
 
 def test_tests_share_nothing_by_test_modules():
     """A test module may skip itself while it is imported; shared code must not."""
-    for path in (ROOT / "tests").rglob("*.py"):
-        shared = {name for name in imported(path) if name.startswith("tests.")}
-        wrong = {
-            name for name in shared if any(p.startswith("test_") for p in name.split(".")[:-1])
-        }
-        assert not wrong, f"{path.relative_to(ROOT)} imports {sorted(wrong)}"
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for path in (ROOT / "tests").rglob("*.py")
+        for name in sorted(imported(path))
+        if name.startswith("tests.")
+        and any(part.startswith("test_") for part in name.split(".")[:-1])
+    ]
+    assert not wrong
+
+
+@pytest.fixture(scope="module")
+def all_imported():
+    """What importing every module in one process did: see tests/import_all.py."""
+    done = subprocess.run(
+        [sys.executable, "tests/import_all.py"],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)  # a module that prints breaks it
+
+
+def test_every_module_is_imported(all_imported):
+    assert not all_imported["failed"]
+    assert {dotted(path) for path in FILES} <= set(all_imported["modules"])
+
+
+def test_every_module_is_imported_with_pytorch(all_imported):
+    """`make test-torch` runs this file, so no module escapes."""
+    pytest.importorskip("torch")
+    assert not all_imported["needs_torch"]
+
+
+def test_importing_has_no_effect(all_imported):
+    """No flags defined for all commands, no files written, no network, no programs."""
+    assert not all_imported["flags"] + all_imported["acts"]

@@ -38,7 +38,9 @@ def test_the_saved_page_is_complete():
     assert "error" not in kinds
     assert len(pictures(notebook)) == 3
     assert NOTEBOOK.stat().st_size < 500_000
-    assert str(ROOT) not in NOTEBOOK.read_text(encoding="utf-8")
+    text = NOTEBOOK.read_text(encoding="utf-8")
+    assert str(ROOT) not in text
+    assert "python -m scratchdet_jax" not in text  # the output of an older version
 
 
 @pytest.mark.slow  # draws the data set, compiles training and detection

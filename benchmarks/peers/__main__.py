@@ -24,11 +24,12 @@ import jax
 from scratchdet_jax import cli
 from scratchdet_jax.config.defaults import number_of_steps
 from scratchdet_jax.data.loading import usable_cores
+from scratchdet_jax.detector import build_detector
 from scratchdet_jax.errors import UserError, writable_folder
 from scratchdet_jax.reports.reading import read_run
 from scratchdet_jax.run.open import open_run
 from scratchdet_jax.tools.score import score_coco
-from scratchdet_jax.tools.summary import summarize
+from scratchdet_jax.tools.summary import layers_of, totals
 
 HERE = Path(__file__).parent
 NAME = "peers"  # of the prepared data set
@@ -99,12 +100,12 @@ def train_ours(output: Path, minutes: float) -> None:
     spent = run(*train, f"--config.train_images={images_file.read_text()}", f"--workdir={workdir}")
     run(sys.executable, "eval.py", f"--workdir={workdir}")
     info = open_run(workdir, "latest").info
-    layers = summarize(info.config, len(info.class_names)).layers
+    layers = layers_of(build_detector(info.config, info.class_names))
     summary.parent.mkdir(exist_ok=True)
     shutil.copy(workdir / "eval" / "coco_results.json", summary.with_name("detections.json"))
     record = {
         "model": OURS,
-        "parameters": sum(layer.parameters for layer in layers),
+        "parameters": totals(layers)["total"][0],
         "jax": jax.__version__,
         "images": number_of_steps(info.config) * info.config.batch_size,
         "minutes": spent / 60,
@@ -144,15 +145,20 @@ def table(output: Path, folder: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main(argv: Sequence[str]) -> None:
-    """Parses the command line, trains all detectors and prints the table."""
+def parser(program: str) -> argparse.ArgumentParser:
+    """Returns the options of the command line."""
     parser = argparse.ArgumentParser(
-        prog=argv[0], description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=program, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--photos", required=True, help="VOC annotations, lists train and val")
     parser.add_argument("--output", required=True, help="folder of everything that is made")
     parser.add_argument("--minutes", type=float, default=20, help="training time of each")
-    options = parser.parse_args(argv[1:])
+    return parser
+
+
+def main(argv: Sequence[str]) -> None:
+    """Parses the command line, trains all detectors and prints the table."""
+    options = parser(argv[0]).parse_args(argv[1:])
     output = writable_folder(Path(options.output), "--output")
     folder = prepare_data(options.photos, output)
     if not (output / OURS / "summary.json").exists():

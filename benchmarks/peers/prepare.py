@@ -74,13 +74,18 @@ def write_yolo_data(folder: Path, class_names: Sequence[str]) -> None:
     (folder / "data.yaml").write_text(json.dumps(content, indent=2) + "\n")
 
 
-def main(argv: Sequence[str]) -> None:
-    """Parses the command line and writes both splits."""
-    parser = argparse.ArgumentParser(prog=argv[0], description=__doc__.splitlines()[0])
+def parser(program: str) -> argparse.ArgumentParser:
+    """Returns the options of the command line."""
+    parser = argparse.ArgumentParser(prog=program, description=__doc__.splitlines()[0])
     parser.add_argument("dataset", help="a prepared data set, such as voc_folder/bccd")
     parser.add_argument("--data_dir", default="data", help="folder of the prepared data sets")
     parser.add_argument("--output", required=True, help="folder to make")
-    options = parser.parse_args(argv[1:])
+    return parser
+
+
+def main(argv: Sequence[str]) -> None:
+    """Parses the command line and writes both splits."""
+    options = parser(argv[0]).parse_args(argv[1:])
     folder = writable_folder(Path(options.output), "--output")
     for split in SPLITS:
         source = open_source(f"{options.dataset}:{split}", options.data_dir)

@@ -128,10 +128,10 @@ def run_all(runs: Runs, rows: Sequence[Row], seeds: Sequence[int]) -> Iterator[O
         yield outcomes
 
 
-def main(argv: Sequence[str]) -> None:
-    """Parses the command line, trains and reports."""
+def parser(program: str) -> argparse.ArgumentParser:
+    """Returns the options of the command line."""
     parser = argparse.ArgumentParser(
-        prog=argv[0], description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=program, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output", required=True, help="folder of the runs and the report")
     parser.add_argument("--photos", help="folder of photos with VOC annotations, instead of shapes")
@@ -140,7 +140,12 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", help="default: the study's")
     parser.add_argument("--images", type=int, help="training images per run")
     parser.add_argument("--data_dir", default="data", help="folder of the prepared data sets")
-    options = parser.parse_args(argv[1:])
+    return parser
+
+
+def main(argv: Sequence[str]) -> None:
+    """Parses the command line, trains and reports."""
+    options = parser(argv[0]).parse_args(argv[1:])
     study = (
         plan.photo_study(options.data_dir, options.photos)
         if options.photos

@@ -120,15 +120,20 @@ def _along(summary: dict[str, Any], step: dict[str, Any]) -> float:
     return np.nan if change is None else summary["loss"] + change
 
 
-def main(argv: Sequence[str]) -> None:
-    """Parses the command line, measures and reports."""
+def parser(program: str) -> argparse.ArgumentParser:
+    """Returns the options of the command line."""
     parser = argparse.ArgumentParser(
-        prog=argv[0], description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=program, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output", required=True, type=Path, help="folder of the experiment")
     parser.add_argument("--seed", type=int, default=0, help="of the runs (default 0)")
     parser.add_argument("--data_dir", help="folder of the prepared data sets (default: as trained)")
-    options = parser.parse_args(argv[1:])
+    return parser
+
+
+def main(argv: Sequence[str]) -> None:
+    """Parses the command line, measures and reports."""
+    options = parser(argv[0]).parse_args(argv[1:])
     folders = {key: run_folder(options.output, key, options.seed) for key in WALKED}
     found = measure(folders, options.data_dir)
     write_json(options.output / "landscape.json", found, "--output")

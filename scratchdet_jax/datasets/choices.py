@@ -158,18 +158,6 @@ def choose_classes(contents: Contents, choices: Choices, source: str) -> Content
     )
 
 
-def note_unused_classes(contents: Contents) -> Contents:
-    """Adds a note that names the classes without boxes."""
-    used = {o.name for images in contents.splits.values() for i in images for o in i.objects}
-    empty = [name for name in contents.class_names if name not in used]
-    if not empty:
-        return contents
-    note = f"no box is of the class{'es' * (len(empty) > 1)} {', '.join(empty)}"
-    if used:
-        note += " (--classes or --drop leaves classes out)"
-    return contents._replace(notes=[*contents.notes, note])
-
-
 def _chosen_table(
     contents: Contents, choices: Choices
 ) -> tuple[tuple[str, ...], tuple[int, ...] | None]:

@@ -1,21 +1,18 @@
 """COCO annotation files and image folders → a prepared TFDS data set and a report."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
 
 from scratchdet_jax.datasets.choices import NO_CHOICES, Choices, check_names
 from scratchdet_jax.datasets.coco_json import join_categories, read_coco
-from scratchdet_jax.datasets.coco_scan import Listing, fingerprint, list_split, scan
-from scratchdet_jax.datasets.folder_builder import FolderBuilder, check_name, prepare_dataset
-from scratchdet_jax.datasets.inventory import describe_files
+from scratchdet_jax.datasets.coco_scan import fingerprint, list_split, scan
+from scratchdet_jax.datasets.folder_builder import FolderBuilder, FolderInput, prepare_dataset
 from scratchdet_jax.datasets.report import PrepareReport
-from scratchdet_jax.datasets.stored import FolderInput
-from scratchdet_jax.datasets.untrusted import as_text, as_user_errors
 from scratchdet_jax.errors import UserError
 
 
@@ -32,11 +29,8 @@ class CocoFolder(FolderBuilder):
 
     VERSION = tfds.core.Version("1.0.0")
 
-    def _id_feature(self) -> Any:
-        return np.int64
-
-    def _object_features(self) -> dict[str, Any]:
-        return {"area": np.int64, "id": np.int64, "is_crowd": np.bool_}
+    id_feature = np.int64
+    object_features: ClassVar = {"area": np.int64, "id": np.int64, "is_crowd": np.bool_}
 
 
 def prepare_coco_folder(
@@ -47,14 +41,12 @@ def prepare_coco_folder(
     choices: Choices = NO_CHOICES,
     force: bool = False,
 ) -> PrepareReport:
-    """Prepares COCO files as the data set `coco_folder/<name>` unless it exists.
+    """Prepares COCO files as the data set `coco_folder/<name>` by `prepare_dataset`.
 
     Labels are 1…C in the order of the category ids (COCO's 80 ids up to 90 become 1…80); the ids
     are in report.json. Image ids must be integers and are kept, as are annotation ids, areas (as
-    integers, in pixels) and crowd flags; segmentations are not. Every image is decoded completely
-    and every box checked. Unusable data are left out, counted and named; the rest is used. Images
-    are stored byte for byte; boxes refer to them as displayed, after the turn in
-    image/orientation. Nothing outside the named folders is read.
+    integers, in pixels) and crowd flags; segmentations are not. Nothing outside the named folders
+    is read.
 
     Args:
         splits: at least one; their categories must not contradict each other.
@@ -64,44 +56,24 @@ def prepare_coco_folder(
         choices: classes to rename, to keep or to drop, and a division.
         force: prepare it again if it exists, and replace it.
 
-    Returns:
-        The report, read back if the data set existed.
-
     Raises:
         UserError: a file or folder is missing, a file is not a COCO annotation file, categories
             with annotations contradict each other, or an error of `prepare_dataset`.
     """
-    check_name(name)
-    choices.check()
     _check_splits(splits)
     source = ", ".join(str(split.annotations) for split in splits)
-    with as_user_errors(splits[0].annotations.name):
+
+    def read() -> FolderInput:
         listings = {}
         for split in splits:
             print(f"reading {split.annotations}", flush=True)
             file = read_coco(split.annotations, test_set=True)
             listings[split.name] = list_split(file, split.images)
-        table = join_categories([listing.file for listing in listings.values()])
-        check_names(choices, [name for _, name in table.categories], source)
-        identity = fingerprint(listings)
-    given = FolderInput(
-        source,
-        identity,
-        lambda journal: scan(listings, table, journal),
-        inventory=lambda: _inventory(listings),
-    )
-    return prepare_dataset(given, CocoFolder, name, data_dir, choices, strict, force)
+        categories, _ = join_categories([listing.file for listing in listings.values()])
+        check_names(choices, [name for _, name in categories], source)
+        return FolderInput(source, fingerprint(listings), lambda: scan(listings))
 
-
-def _inventory(listings: Mapping[str, Listing]) -> dict[str, str]:
-    """Returns the versions of the annotation files and the images, by split."""
-    found = {}
-    for split, listing in listings.items():
-        found[f"{split}: {as_text(listing.file.path.name)}"] = listing.file.digest
-        images = (image.path for image in listing.images.values())
-        for name, version in describe_files(listing.root, (), images, {}).items():
-            found[f"{split}: {name}"] = version
-    return found
+    return prepare_dataset(source, read, CocoFolder, name, data_dir, choices, strict, force)
 
 
 def _check_splits(splits: Sequence[CocoSplit]) -> None:

@@ -1,16 +1,15 @@
 """Reads COCO annotation files without trusting them."""
 
-import collections
 import hashlib
 import json
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from reprlib import repr as brief
 from typing import Any, NamedTuple
 
-from scratchdet_jax.datasets.untrusted import MAX_JSON_BYTES, printable, read_inside
-from scratchdet_jax.errors import UserError
+from scratchdet_jax.datasets.untrusted import MAX_JSON_BYTES, decode_text, printable, read_inside
+from scratchdet_jax.errors import UserError, one_line
 
 _LISTS = ("images", "annotations", "categories")
 # Other fields are dropped during parsing to save memory: segmentations are most of a file.
@@ -32,15 +31,15 @@ _MAX_AREA = 2.0**62  # pixels; it has to fit an int64
 
 
 class CocoFile(NamedTuple):
-    """An annotation file: its checked category table and its unchecked entries.
+    """An annotation file: its category table and its unchecked entries.
 
     Attributes:
         path: the file.
         digest: SHA-256 of its bytes.
         images: entries of any type and content.
         annotations: entries of any type and content.
-        categories: (id, name) sorted by id; ids and names are unique.
-        listed: the category entries as they were listed, for `join_categories`.
+        categories: (id, name) as listed; the name is "" if it cannot be used.
+        repaired: names that are not texts and were read as texts, in words.
         used: ids of the categories that annotations name.
         labelled: whether it has a list of annotations, which may be empty.
     """
@@ -50,35 +49,9 @@ class CocoFile(NamedTuple):
     images: list[Any]
     annotations: list[Any]
     categories: tuple[tuple[int, str], ...]
-    listed: tuple["ListedCategory", ...]
+    repaired: tuple[str, ...]
     used: frozenset[int]
     labelled: bool
-
-
-class ListedCategory(NamedTuple):
-    """One entry of a category table: its id, its name, and where it is ("categories[3] …").
-
-    `name` is "" if it cannot be used. `stated` is the name as written if it is not a text.
-    """
-
-    id: int
-    name: str
-    where: str
-    stated: str
-
-
-class CategoryTable(NamedTuple):
-    """The categories of one or several files.
-
-    Attributes:
-        categories: (id, name) sorted by id; ids and names are unique.
-        left_out: entries that stand in the way, but that no annotation uses, in words.
-        repaired: (file, words) of names that are not texts and were read as texts.
-    """
-
-    categories: tuple[tuple[int, str], ...]
-    left_out: tuple[str, ...]
-    repaired: tuple[tuple[Path, str], ...]
 
 
 def read_coco(path: Path, test_set: bool = False) -> CocoFile:
@@ -90,7 +63,7 @@ def read_coco(path: Path, test_set: bool = False) -> CocoFile:
 
     Raises:
         UserError: the file is missing, larger than `untrusted.MAX_JSON_BYTES`, not JSON, too deeply
-            nested or not a COCO annotation file, or its categories are unusable.
+            nested or not a COCO annotation file, or a category has no id.
     """
     content, digest = _parse(path)
     labelled = not isinstance(content, dict) or "annotations" in content
@@ -101,19 +74,19 @@ def read_coco(path: Path, test_set: bool = False) -> CocoFile:
             f"{path} is not a COCO annotation file: it must be an object with the lists 'images', "
             "'annotations' and 'categories'"
         )
-    used = [e.get("category_id") for e in content["annotations"] if isinstance(e, dict)]
-    listed = (_listed(path, i, c, used) for i, c in enumerate(content["categories"]))
-    found = CocoFile(
+    repaired: list[str] = []
+    categories = [_category(path, i, c, repaired) for i, c in enumerate(content["categories"])]
+    used = (integer(e.get("category_id")) for e in content["annotations"] if isinstance(e, dict))
+    return CocoFile(
         path,
         digest,
         content["images"],
         content["annotations"],
-        (),
-        tuple(entry for entry in listed if entry is not None),
-        frozenset(number for number in map(integer, used) if number is not None),
+        tuple(categories),
+        tuple(repaired),
+        frozenset(number for number in used if number is not None),
         labelled,
     )
-    return found._replace(categories=join_categories([found]).categories)
 
 
 def _parse(path: Path) -> tuple[Any, str]:
@@ -122,107 +95,64 @@ def _parse(path: Path) -> tuple[Any, str]:
         # A link is followed, because the user named this very file.
         file = path.resolve(strict=True)
         data = read_inside(file, file.parent, MAX_JSON_BYTES)
-        text = data.decode(json.detect_encoding(data), "surrogateescape").removeprefix("\ufeff")
-        return json.loads(text, object_pairs_hook=_slim), hashlib.sha256(data).hexdigest()
+        content = json.loads(decode_text(data), object_pairs_hook=_slim)
+        return content, hashlib.sha256(data).hexdigest()
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
-    except RecursionError:
-        raise UserError(f"{path} cannot be read: its JSON is nested too deeply") from None
-    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a link to itself
-        reason = printable(getattr(error, "strerror", None) or str(error))
-        raise UserError(f"{path} cannot be read as COCO annotations: {reason}") from None
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a link to itself, nesting
+        raise UserError(
+            f"{path} cannot be read as COCO annotations: {printable(one_line(error))}"
+        ) from None
 
 
-def join_categories(files: Sequence[CocoFile]) -> CategoryTable:
-    """The category table that files of one data set share.
+def join_categories(
+    files: Sequence[CocoFile],
+) -> tuple[tuple[tuple[int, str], ...], tuple[str, ...]]:
+    """Returns the category table that files of one data set share.
 
     An entry that no annotation of any file uses does not matter: if it contradicts another one, it
     is left out.
+
+    Returns:
+        (id, name) sorted by id, unique ids and names; and the entries that are left out, in words.
 
     Raises:
         UserError: categories with annotations contradict each other, or none is left.
     """
     used = frozenset().union(*(file.used for file in files))
-    by_id, unnamed = _names_by_id(files, used)
-    by_name, ambiguous = _ids_by_name(by_id, used)
-    categories, repeated = [], []
-    for name, ids in by_name.items():
-        chosen = _one_id(name, ids, used, files)
-        repeated += [f"id {n}, named {name!r} like id {chosen}" for n in ids if n != chosen]
-        categories.append((chosen, name))
-    left_out = (*unnamed, *ambiguous, *repeated)
-    if not categories:
+    source = " and ".join(str(file.path) for file in files)
+    left_out = []
+
+    def leave_out(number: int, problem: str) -> None:
+        if number in used:
+            raise UserError(
+                f"{source}: {printable(problem)}, and annotations use it: every category must have "
+                "its own id and name"
+            )
+        left_out.append(problem)
+
+    names: dict[int, list[str]] = {}
+    for file in files:
+        for number, name in file.categories:
+            if not name:
+                leave_out(number, f"{printable(file.path.name)}: id {number}, without a name")
+            elif name not in names.setdefault(number, []):
+                names[number].append(name)
+    ids: dict[str, list[int]] = {}
+    for number, found in sorted(names.items()):
+        if len(found) == 1:
+            ids.setdefault(found[0], []).append(number)
+        else:
+            leave_out(number, f"id {number}, named {' and '.join(map(repr, found))}")
+    chosen = {name: next((n for n in same if n in used), same[0]) for name, same in ids.items()}
+    for name, same in ids.items():
+        for number in same:
+            if number != chosen[name]:
+                leave_out(number, f"id {number}, named {name!r} like id {chosen[name]}")
+    if not chosen:
         reason = f" ({left_out[0]})" if left_out else ""
         raise UserError(f"{files[0].path} has no categories{reason}: there is nothing to detect")
-    repaired = tuple(
-        (file.path, f"{entry.where}: its name is {entry.stated}, read as {entry.name!r}")
-        for file in files
-        for entry in file.listed
-        if entry.stated
-    )
-    return CategoryTable(tuple(sorted(categories)), left_out, repaired)
-
-
-def _names_by_id(
-    files: Sequence[CocoFile], used: Collection[int]
-) -> tuple[dict[int, dict[str, CocoFile]], list[str]]:
-    """Returns the names of each id, with the first file that has it; and the unnamed entries."""
-    by_id: dict[int, dict[str, CocoFile]] = {}
-    unnamed = []
-    for file in files:
-        for entry in file.listed:
-            names = by_id.setdefault(entry.id, {})
-            if entry.name:
-                names.setdefault(entry.name, file)
-            elif entry.id in used:
-                raise UserError(
-                    f"{file.path}: {entry.where} must have a 'name', because annotations use it"
-                )
-            else:
-                unnamed.append(f"{printable(file.path.name)}: {entry.where}, without a name")
-    return by_id, unnamed
-
-
-def _ids_by_name(
-    by_id: Mapping[int, Mapping[str, CocoFile]], used: Collection[int]
-) -> tuple[dict[str, list[int]], list[str]]:
-    """Returns the sorted ids of each name; and the unused ids that have several names."""
-    ambiguous = []
-    for number, names in by_id.items():
-        if len(names) > 1:
-            if number in used:
-                raise _two_names(number, names)
-            ambiguous.append(f"id {number}, named {' and '.join(map(repr, names))}")
-    by_name: dict[str, list[int]] = collections.defaultdict(list)
-    for number, names in sorted(by_id.items()):
-        if len(names) == 1:
-            by_name[next(iter(names))].append(number)
-    return by_name, ambiguous
-
-
-def _one_id(name: str, ids: Sequence[int], used: Collection[int], files: Sequence[CocoFile]) -> int:
-    """Returns the id of a name: the one that annotations use, else the smallest."""
-    chosen = [number for number in ids if number in used] or ids[:1]
-    if len(chosen) > 1:
-        raise UserError(
-            f"{' and '.join(str(f.path) for f in files)}: the category names must be unique, "
-            f"but {printable(brief(name))} is there twice, with the ids "
-            f"{' and '.join(map(str, chosen))}"
-        )
-    return chosen[0]
-
-
-def _two_names(number: int, names: Mapping[str, CocoFile]) -> UserError:
-    (first, one), (second, other) = list(names.items())[:2]
-    if one.path == other.path:
-        return UserError(
-            f"{one.path}: the category ids must be unique, but {number} is there twice"
-        )
-    return UserError(
-        f"{one.path} and {other.path} cannot be splits of one data set because their categories "
-        f"differ: {other.path.name} has {number} = {printable(repr(second))}, {one.path.name} has "
-        f"{printable(repr(first))}"
-    )
+    return tuple(sorted((n, name) for name, n in chosen.items())), tuple(left_out)
 
 
 def integer(value: Any) -> int | None:
@@ -268,23 +198,22 @@ def _slim(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     return {key: value for key, value in pairs if key in _FIELDS}
 
 
-def _listed(path: Path, position: int, entry: Any, used: Sequence[Any]) -> ListedCategory | None:
-    """An entry of the category table; None if it has no id but is not needed either."""
+def _category(path: Path, position: int, entry: Any, repaired: list[str]) -> tuple[int, str]:
+    """Reads an entry of the category table: its id and its name, which is "" if unusable."""
     number = integer(entry.get("id")) if isinstance(entry, dict) else None
     if number is None:
-        if isinstance(entry, dict) and "id" in entry and entry["id"] in used:
-            raise UserError(
-                f"{path}: categories[{position}] must have an integer 'id' and a 'name', but it is "
-                f"{printable(brief(entry))}"
-            )
-        return None
+        raise UserError(
+            f"{path}: categories[{position}] must have an integer 'id' and a 'name', but it is "
+            f"{printable(brief(entry))}"
+        )
     value = entry.get("name", "")
-    where = f"categories[{position}] (id {number})"
-    if isinstance(value, str):
-        return ListedCategory(number, _one_per_line(value), where, "")
     if value is None or (isinstance(value, (int, float)) and not isinstance(value, bool)):
-        return ListedCategory(number, json.dumps(value), where, json.dumps(value))
-    return ListedCategory(number, "", where, "")
+        name = json.dumps(value)
+        repaired.append(
+            f"categories[{position}] (id {number}): its name is {name}, read as {name!r}"
+        )
+        return number, name
+    return number, _one_per_line(value) if isinstance(value, str) else ""
 
 
 def _one_per_line(name: str) -> str:

@@ -2,16 +2,16 @@
 
 import collections
 import hashlib
+import itertools
 import json
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from reprlib import repr as brief
 from typing import Any, NamedTuple
 
-from scratchdet_jax.datasets.checks import Broken, Intact, Journal, check_images
+from scratchdet_jax.datasets.checks import Broken, check_images
 from scratchdet_jax.datasets.coco_json import (
-    CategoryTable,
     CocoFile,
     crowd_flag,
     image_key,
@@ -23,16 +23,16 @@ from scratchdet_jax.datasets.coco_json import (
 from scratchdet_jax.datasets.defects import Defect, Kind
 from scratchdet_jax.datasets.objects import (
     Box,
-    CocoItem,
     Contents,
     Frame,
+    Item,
     UsableImage,
     annotated_frame,
     fit_box,
-    order_box,
+    join_splits,
     turned,
 )
-from scratchdet_jax.datasets.untrusted import ImageFolder, OutsideFolderError, as_text
+from scratchdet_jax.datasets.untrusted import ImageFolder, OutsideFolderError, as_text, file_size
 
 
 class ListedImage(NamedTuple):
@@ -88,7 +88,7 @@ def list_split(file: CocoFile, folder: Path) -> Listing:
     """Finds the files of the images listed in an annotation file, without opening them."""
     root, name = folder.resolve(), as_text(file.path.name)
     defects: list[Defect] = []
-    entries, ids, count = _distinct(file, name, defects, _entry_problem, integer)
+    entries, ids, count = _distinct(file, name, defects, integer, True)
     finder, images = ImageFolder(root), {}
     for image_id, entry in entries.items():
         where = f"image {image_id}, {as_text(entry['file_name'])}"
@@ -98,14 +98,11 @@ def list_split(file: CocoFile, folder: Path) -> Listing:
             defects.append(Defect.of(Kind.OUT_OF_FOLDER, name, f"{where}: {error}"))
             continue
         if path is None:
-            hint = f", {remark}" if remark else ""
-            defects.append(Defect.of(Kind.NO_IMAGE, name, f"{where}: not in {folder}{hint}"))
+            defects.append(Defect.of(Kind.NO_IMAGE, name, f"{where}: not in {folder}{remark}"))
             continue
         if remark:
             defects.append(Defect.of(Kind.RENAMED, name, f"{where}: found as {as_text(remark)}"))
-        height, width = integer(entry.get("height")), integer(entry.get("width"))
-        stated = None if height is None or width is None else (height, width)
-        images[image_id] = ListedImage(path, entry["file_name"], stated)
+        images[image_id] = ListedImage(path, entry["file_name"], _stated_size(entry))
     _note_shared(images, name, defects)
     return Listing(file, root, images, ids, count, defects)
 
@@ -116,48 +113,29 @@ def fingerprint(listings: Mapping[str, Listing]) -> str:
     for split, listing in listings.items():
         digest.update(json.dumps([split, listing.file.digest]).encode())
         for image in listing.images.values():
-            size = image.path.stat().st_size if image.path.exists() else -1
             relative = os.fsencode(image.path.relative_to(listing.root))
-            digest.update(b"\0" + relative + f"\0{size}".encode())
+            digest.update(b"\0" + relative + f"\0{file_size(image.path)}".encode())
     return digest.hexdigest()
 
 
-def scan(listings: Mapping[str, Listing], table: CategoryTable, journal: Journal) -> Contents:
-    """Decodes the images and checks the annotations.
-
-    Args:
-        listings: by split.
-        table: the categories of all of them.
-        journal: images checked earlier.
-    """
-    splits, left_out = {}, {}
-    defects, notes = _of_table(table)
+def scan(listings: Mapping[str, Listing]) -> Contents:
+    """Decodes the images and checks the annotations of all splits."""
+    splits = {}
+    files = [listing.file for listing in listings.values()]
+    categories, defects, notes = _read_table(files)
     for split, listing in listings.items():
+        name = as_text(listing.file.path.name)
         if not listing.file.labelled:
             notes.append(
-                f"{as_text(listing.file.path.name)} has no annotations, as that of a test set: "
-                f"{split} can be predicted on, but neither trained on nor scored"
+                f"{name} has no annotations, as that of a test set: {split} can be predicted on, "
+                "but neither trained on nor scored"
             )
-        images, problems = _scan_split(listing, dict(table.categories), journal)
+        images, problems = _scan_split(listing, name, dict(categories))
         defects += listing.defects + problems
-        left_out[split] = listing.listed - len(images)
-        if images:
-            splits[split] = images
-        else:
-            reason = f"none of its images is usable; listed: {listing.listed}"
-            defects.append(
-                Defect.of(Kind.EMPTY_SPLIT, f"{listing.file.path.name} ({split})", reason)
-            )
-    return Contents(
-        splits=splits,
-        roots={split: listings[split].root for split in splits},
-        class_names=tuple(name for _, name in table.categories),
-        category_ids=tuple(number for number, _ in table.categories),
-        left_out=left_out,
-        notes=notes,
-        defects=defects,
-        test_set=not any(listing.file.labelled for listing in listings.values()),
-    )
+        splits[split] = f"{name} ({split})", listing.listed, images
+    numbers, names = zip(*categories, strict=True)
+    contents = join_splits(splits, names, numbers, notes, defects)
+    return contents._replace(test_set=not any(file.labelled for file in files))
 
 
 def read_ground_truth(file: CocoFile) -> GroundTruth:
@@ -165,44 +143,56 @@ def read_ground_truth(file: CocoFile) -> GroundTruth:
 
     Unlike there, image ids may be texts, and images need no file name.
     """
-    name, table = as_text(file.path.name), join_categories([file])
-    defects, notes = _of_table(table)
-    entries, ids, _ = _distinct(file, name, defects, _scored_entry_problem, image_key)
+    name = as_text(file.path.name)
+    categories, defects, notes = _read_table([file])
+    entries, ids, _ = _distinct(file, name, defects, image_key, False)
     by_image, problems = _by_image(file.annotations, entries, ids, name, image_key)
     defects += problems
-    reader = _AnnotationReader(name, dict(table.categories), file.annotations, defects)
-    number = {category: i for i, category in table.categories}
+    reader = _AnnotationReader(name, dict(categories), defects)
+    number = {category: i for i, category in categories}
     annotations = []
     for image_id, items in by_image.items():
+        size = _stated_size(entries[image_id])
         for position, entry in items:
-            if found := reader.read_pixels(position, entry, entries[image_id]):
-                category, fields = found
-                category_id = number[category]
-                annotations.append({"image_id": image_id, "category_id": category_id, **fields})
+            found = reader.read(position, entry, size, clipped=False)
+            if found is None:
+                continue
+            # From the numbers as written, because sums of them are rounded.
+            x, y, width, height = map(float, entry["bbox"])
+            row = {
+                "image_id": image_id,
+                "category_id": number[found.category],
+                "bbox": [min(x, x + width), min(y, y + height), abs(width), abs(height)],
+                "area": abs(width * height) if found.area is None else found.area,
+                "iscrowd": int(found.is_crowd),
+            }
+            annotations.append(row)
     left_out = [image_id for image_id in ids if image_id not in entries]
-    return GroundTruth(list(entries), table.categories, annotations, left_out, defects, notes)
+    return GroundTruth(list(entries), categories, annotations, left_out, defects, notes)
 
 
-def _of_table(table: CategoryTable) -> tuple[list[Defect], list[str]]:
-    """Returns the defects of a category table, and notes on what was left out of it."""
-    return (
-        [Defect.of(Kind.CATEGORY_NAME, path.name, text) for path, text in table.repaired],
-        [f"category left out, because no annotation uses it: {text}" for text in table.left_out],
-    )
+def _read_table(
+    files: Sequence[CocoFile],
+) -> tuple[tuple[tuple[int, str], ...], list[Defect], list[str]]:
+    """Returns the category table, its defects, and notes on what was left out of it."""
+    categories, left_out = join_categories(files)
+    defects = [
+        Defect.of(Kind.CATEGORY_NAME, file.path.name, text)
+        for file in files
+        for text in file.repaired
+    ]
+    notes = [f"category left out, because no annotation uses it: {text}" for text in left_out]
+    return categories, defects, notes
 
 
 def _distinct(
-    file: CocoFile,
-    name: str,
-    defects: list[Defect],
-    find_problem: Callable[[Any], str],
-    key: Callable[[Any], Any],
+    file: CocoFile, name: str, defects: list[Defect], key: Callable[[Any], Any], needs_file: bool
 ) -> tuple[dict[Any, dict[str, Any]], set[Any], int]:
     """Returns readable image entries by id, all ids, and the number of different images."""
     by_id: dict[Any, list[dict[str, Any]]] = {}
     unreadable = 0
     for position, entry in enumerate(file.images):
-        if problem := find_problem(entry):
+        if problem := _entry_problem(entry, key, needs_file):
             unreadable += 1
             defects.append(Defect.of(Kind.BROKEN_ENTRY, name, f"images[{position}] {problem}"))
         else:
@@ -222,22 +212,21 @@ def _distinct(
     return entries, set(by_id), len(entries) + unreadable
 
 
-def _entry_problem(entry: Any) -> str:
+def _entry_problem(entry: Any, key: Callable[[Any], Any], needs_file: bool) -> str:
     if not isinstance(entry, dict):
         return "is not an object"
-    if integer(entry.get("id")) is None:
+    if key(entry.get("id")) is None:
         return f"has the id {brief(entry.get('id'))}; ids must be integers: number the images"
-    if not isinstance(entry.get("file_name"), str) or not entry["file_name"].strip():
+    file_name = entry.get("file_name")
+    if needs_file and not (isinstance(file_name, str) and file_name.strip()):
         return f"(id {entry['id']}) has no file_name"
     return ""
 
 
-def _scored_entry_problem(entry: Any) -> str:
-    if not isinstance(entry, dict):
-        return "is not an object"
-    if image_key(entry.get("id")) is None:
-        return f"has the id {brief(entry.get('id'))}; ids must be integers: number the images"
-    return ""
+def _stated_size(entry: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Returns (height, width) of an image entry; None if it does not have both."""
+    height, width = integer(entry.get("height")), integer(entry.get("width"))
+    return None if height is None or width is None else (height, width)
 
 
 def _note_shared(images: Mapping[int, ListedImage], name: str, defects: list[Defect]) -> None:
@@ -251,48 +240,70 @@ def _note_shared(images: Mapping[int, ListedImage], name: str, defects: list[Def
 
 
 def _scan_split(
-    listing: Listing, categories: Mapping[int, str], journal: Journal
+    listing: Listing, name: str, categories: Mapping[int, str]
 ) -> tuple[list[UsableImage], list[Defect]]:
     """Returns the usable images in the order of their list, and the defects."""
-    name = as_text(listing.file.path.name)
     paths = list(dict.fromkeys(image.path for image in listing.images.values()))
-    checked = check_images(paths, listing.root, journal)
+    checked = check_images(paths, listing.root)
     entries, defects = _by_image(
         listing.file.annotations, listing.images, listing.ids, name, integer
     )
-    reader = _AnnotationReader(name, categories, listing.file.annotations, defects)
+    reader = _AnnotationReader(name, categories, defects)
+    annotations = [entry for entry in listing.file.annotations if isinstance(entry, dict)]
+    given = {number for e in annotations if (number := integer(e.get("id"))) is not None}
+    fresh = itertools.count(max(given, default=0) + 1)
+    taken: set[int] = set()
     images = []
     for image_id, image in listing.images.items():
         found = checked[image.path]
+        where = f"image {image_id}, {as_text(image.file_name)}"
         if isinstance(found, Broken):
-            reason = f"image {image_id}, {as_text(image.file_name)}: {found.reason}"
-            defects.append(Defect.of(found.kind, name, reason))
-        else:
-            images.append(_usable_image(image_id, image, found, entries[image_id], reader))
+            reader.note(found.kind, f"{where}: {found.reason}")
+            continue
+        frame = annotated_frame(image.stated, found.header)
+        if frame.problem:
+            kind, reason = frame.problem
+            reader.note(kind, f"{where}: {reason}")
+        items = []
+        for position, entry in entries[image_id]:
+            read = reader.read(position, entry, frame.size, clipped=True)
+            if read is not None:
+                features = {
+                    "area": _area(read, frame),
+                    "id": _own_id(position, entry, taken, fresh, reader),
+                    "is_crowd": read.is_crowd,
+                }
+                box = turned(read.box, frame.orientation)
+                items.append(Item(read.category, box, read.is_crowd, features))
+        file_name = as_text(image.file_name)
+        images.append(UsableImage(image.path, file_name, image_id, *found, items))
     return images, defects
 
 
-def _usable_image(
-    image_id: int,
-    image: ListedImage,
-    checked: Intact,
-    entries: Sequence[tuple[int, dict[str, Any]]],
+def _own_id(
+    position: int,
+    entry: Mapping[str, Any],
+    taken: set[int],
+    fresh: Iterator[int],
     reader: "_AnnotationReader",
-) -> UsableImage:
-    frame = annotated_frame(image.stated, checked.header)
-    if frame.problem:
-        kind, reason = frame.problem
-        reader.note(kind, f"image {image_id}, {as_text(image.file_name)}: {reason}")
-    items = [reader.read(position, entry, frame) for position, entry in entries]
-    return UsableImage(
-        image.path,
-        checked.stamp,
-        as_text(image.file_name),
-        image_id,
-        checked.header.orientation,
-        checked.header.displayed_size,
-        [item for item in items if item is not None],
-    )
+) -> int:
+    """Returns the annotation's id, or a `fresh` one if it is missing, `taken` or no integer."""
+    number = integer(entry.get("id"))
+    if number is None or number in taken:
+        number = next(fresh)
+        reason = f"{_place(position, entry)}: its id is {brief(entry.get('id'))}, now {number}"
+        reader.note(Kind.ANNOTATION_ID, reason)
+    taken.add(number)
+    return number
+
+
+def _area(found: "_Read", frame: Frame) -> int:
+    """Returns an integer, as TFDS stores it. Rounding up would change COCO's size classes."""
+    if found.area is not None:
+        return int(found.area)
+    height, width = frame.size
+    ymin, xmin, ymax, xmax = found.box
+    return int(round((ymax - ymin) * (xmax - xmin) * height * width, 3))
 
 
 def _by_image(
@@ -323,74 +334,37 @@ def _place(position: int, entry: Mapping[str, Any]) -> str:
     return f"annotations[{position}] (image {entry['image_id']})"
 
 
+class _Read(NamedTuple):
+    """An annotation: its category, its box, its area if it is stated, and whether it is a crowd."""
+
+    category: str
+    box: Box
+    area: float | None
+    is_crowd: bool
+
+
 class _AnnotationReader:
     """Reads the annotations of one file and records their defects."""
 
-    def __init__(
-        self,
-        name: str,
-        categories: Mapping[int, str],
-        annotations: Sequence[Any],
-        defects: list[Defect],
-    ) -> None:
+    def __init__(self, name: str, categories: Mapping[int, str], defects: list[Defect]) -> None:
         self._name, self._categories, self._defects = name, categories, defects
-        ids = (integer(entry.get("id")) for entry in annotations if isinstance(entry, dict))
-        self._next_id = max((i for i in ids if i is not None), default=0)
-        self._ids: set[int] = set()
 
     def note(self, kind: Kind, reason: str) -> None:
         """Records a defect of this file."""
         self._defects.append(Defect.of(kind, self._name, reason))
 
-    def read(self, position: int, entry: Mapping[str, Any], frame: Frame) -> CocoItem | None:
-        """Reads the object of an annotation, its box in the displayed frame; None if unusable."""
-        where = _place(position, entry)
-        found = self._category_and_corners(entry, where)
-        if found is None:
-            return None
-        category, corners = found
-        box, kinds = fit_box(corners, frame.size)
-        of = f" of {frame.size[1]}×{frame.size[0]}"
-        self._note_box(kinds, corners, where, of)
-        if box is None:
-            return None
-        return CocoItem(
-            category,
-            turned(box, frame.orientation),
-            self._area(entry, box, frame, where),
-            self._id(entry, where),
-            self._flag(entry, where),
-        )
+    def read(
+        self, position: int, entry: Mapping[str, Any], size: tuple[int, int] | None, clipped: bool
+    ) -> _Read | None:
+        """Reads an annotation; None if it is unusable.
 
-    def read_pixels(
-        self, position: int, entry: Mapping[str, Any], image: Mapping[str, Any]
-    ) -> tuple[str, dict[str, Any]] | None:
-        """Reads the category and the fields "bbox", "area" and "iscrowd"; None if unusable.
-
-        The box has its corners in order, but is not clipped to the image. Scoring does not use the
-        annotation's id.
+        Args:
+            position: in the list of annotations.
+            entry: the annotation.
+            size: (height, width) that the box refers to; None: unknown.
+            clipped: whether the box is clipped to the size and normalised.
         """
         where = _place(position, entry)
-        found = self._category_and_corners(entry, where)
-        if found is None:
-            return None
-        category, corners = found
-        box, kinds = order_box(corners)
-        full = integer(image.get("width")), integer(image.get("height"))
-        of = "" if None in full else f" of {full[0]}×{full[1]}"
-        self._note_box(kinds, corners, where, of)
-        if box is None:
-            return None
-        # From the numbers as written, because sums of them are rounded.
-        x, y, width, height = map(float, entry["bbox"])
-        area = self._stated_area(entry, where)
-        return category, {
-            "bbox": [min(x, x + width), min(y, y + height), abs(width), abs(height)],
-            "area": abs(width * height) if area is None else area,
-            "iscrowd": int(self._flag(entry, where)),
-        }
-
-    def _category_and_corners(self, entry: Mapping[str, Any], where: str) -> tuple[str, Box] | None:
         values = numbers(entry.get("bbox"), 4)
         if values is None:
             text = brief(entry.get("bbox"))
@@ -403,39 +377,16 @@ class _AnnotationReader:
             self.note(Kind.UNKNOWN_CLASS, f"{where}: category {brief(entry.get('category_id'))}")
             return None
         x, y, width, height = values
-        return category, (y, x, y + height, x + width)
-
-    def _note_box(self, kinds: Sequence[Kind], corners: Box, where: str, of: str = "") -> None:
-        y, x, bottom, right = corners
+        corners = y, x, y + height, x + width
+        box, kinds = fit_box(corners, size if clipped else None)
+        of = f" of {size[1]}×{size[0]}" if size else ""
         for kind in kinds:
-            self.note(kind, f"{where}: x {x:g}, y {y:g}, w {right - x:g}, h {bottom - y:g}{of}")
-
-    def _area(self, entry: Mapping[str, Any], box: Box, frame: Frame, where: str) -> int:
-        """Returns an integer, as TFDS stores it. Rounding up would change COCO's size classes."""
-        found = self._stated_area(entry, where)
-        if found is not None:
-            return int(found)
-        height, width = frame.size
-        return int(round((box[2] - box[0]) * (box[3] - box[1]) * height * width, 3))
-
-    def _stated_area(self, entry: Mapping[str, Any], where: str) -> float | None:
-        found = stated_area(entry)
-        if found is None and "area" in entry:
+            self.note(kind, f"{where}: x {x:g}, y {y:g}, w {width:g}, h {height:g}{of}")
+        if box is None:
+            return None
+        area, flag = stated_area(entry), crowd_flag(entry)
+        if area is None and "area" in entry:
             self.note(Kind.AREA, f"{where}: its area is {brief(entry['area'])}")
-        return found
-
-    def _id(self, entry: Mapping[str, Any], where: str) -> int:
-        number = integer(entry.get("id"))
-        if number is None or number in self._ids:
-            self._next_id += 1
-            reason = f"{where}: its id is {brief(entry.get('id'))}, now {self._next_id}"
-            self.note(Kind.ANNOTATION_ID, reason)
-            number = self._next_id
-        self._ids.add(number)
-        return number
-
-    def _flag(self, entry: Mapping[str, Any], where: str) -> bool:
-        flag = crowd_flag(entry)
         if flag is None:
             self.note(Kind.FLAG, f"{where}: iscrowd is {brief(entry['iscrowd'])}")
-        return bool(flag)
+        return _Read(category, box, area, bool(flag))

@@ -9,50 +9,25 @@ from typing import Any, TypeVar
 import numpy as np
 
 from scratchdet_jax.datasets.coco_json import image_key, integer, numbers
-from scratchdet_jax.errors import UserError
+from scratchdet_jax.errors import UserError, one_line
 from scratchdet_jax.evaluation.detections import ImageDetections
 from scratchdet_jax.evaluation.formats import unescaped, voc_file
 
 T = TypeVar("T")
 
 
-def classes_of_files(
-    directory: Path, split: str, known: Collection[str]
-) -> tuple[list[str], list[str]]:
-    """The classes that have a file comp4_det_SPLIT_CLASS.txt, and files of other splits.
+def classes_of_files(directory: Path, split: str, known: Collection[str]) -> list[str]:
+    """Returns the classes that have a file comp4_det_SPLIT_CLASS.txt.
 
-    comp4_det_val_hard_x.txt is of class "hard_x" of val or of class "x" of val_hard. It is the
-    former if the class is known; the latter if class "x" is known, and then so are all files that
-    begin with comp4_det_val_hard_ and are of no known class.
-
-    Args:
-        directory: the folder.
-        split: the split.
-        known: the classes that the ground truth has.
+    The `known` classes, which the ground truth has, may have names that had to be cut.
     """
     prefix = f"comp4_det_{split}_"
-    files = {
-        path.name: unescaped(path.name.removeprefix(prefix).removesuffix(".txt"))
+    of_known = {voc_file(directory, split, name).name: name for name in known}
+    return [
+        of_known.get(path.name, unescaped(path.stem.removeprefix(prefix)))
         for path in sorted(directory.glob("*.txt"))
         if path.name.startswith(prefix)
-    }
-    of_known = {voc_file(directory, split, name).name: name for name in known}
-    unknown = {file: name for file, name in files.items() if file not in of_known}
-    others = tuple(
-        {
-            name.removesuffix(end)
-            for name in unknown.values()
-            for end in (f"_{class_name}" for class_name in known)
-            if name.endswith(end) and name != end
-        }
-    )
-    foreign = [
-        file
-        for file, name in unknown.items()
-        if any(name.startswith(f"{other}_") for other in others)
     ]
-    classes = [of_known.get(file, name) for file, name in files.items() if file not in foreign]
-    return classes, foreign
 
 
 def read_voc_files(
@@ -98,21 +73,18 @@ def _read_class(path: Path) -> list[tuple[str, tuple[float, ...]]]:
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        # From the right, because an image id may contain spaces.
-        fields = line.strip().rsplit(maxsplit=5)
-        values: tuple[float, ...]
         try:
-            image_id, values = fields[0], tuple(map(float, fields[1:]))
+            # From the right, because an image id may contain spaces.
+            image_id, *fields = line.strip().rsplit(maxsplit=5)
+            score, xmin, ymin, xmax, ymax = map(float, fields)
         except ValueError:
-            values = ()
-        if len(values) != 5:
             raise UserError(
                 f"{path}, line {number}: {line.strip()[:80]!r} is not "
                 "'image_id score xmin ymin xmax ymax'"
-            )
-        if not np.isfinite(values).all():
+            ) from None
+        if not np.isfinite([score, xmin, ymin, xmax, ymax]).all():
             raise UserError(f"{path}, line {number}: the score or the box is not finite")
-        rows.append((image_id, values))
+        rows.append((image_id, (score, xmin, ymin, xmax, ymax)))
     return rows
 
 
@@ -131,12 +103,8 @@ def read_coco_results(path: Path, categories: Collection[int]) -> dict[str, list
     """
     try:
         content = json.loads(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    except RecursionError:
-        raise UserError(f"{path} cannot be read: its JSON is nested too deeply") from None
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON: {error}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read as JSON: {one_line(error)}") from None
     if not isinstance(content, list):
         raise UserError(f"{path} is not a COCO results file: it must be a list of detections")
     found: dict[str, list[dict[str, Any]]] = {}

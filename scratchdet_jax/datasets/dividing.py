@@ -3,18 +3,16 @@
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from scratchdet_jax.datasets.checks import in_threads
 from scratchdet_jax.datasets.choices import Choices
 from scratchdet_jax.datasets.duplicates import Signature, near_groups, read_signature
-from scratchdet_jax.datasets.objects import Contents, UsableImage
-from scratchdet_jax.datasets.untrusted import as_text, read_inside
+from scratchdet_jax.datasets.objects import Contents, UsableImage, read_unchanged
+from scratchdet_jax.datasets.untrusted import as_text
 from scratchdet_jax.errors import UserError, plural
-from scratchdet_jax.progress import track
 
 _PASSES = 20  # of the local search; it usually ends after a few
 _GROUPS_LISTED = 100  # groups of near-duplicates whose names are recorded
@@ -44,10 +42,10 @@ def divide(contents: Contents, choices: Choices, source: str) -> Contents:
         UserError: it is not clear which split is meant, a new split has the name of another one, or
             there are too few images that are not near-duplicates.
     """
-    if not choices.divides:
+    if not choices.divides or not contents.splits:
         return contents
     divided = _divided_split(contents, choices, source)
-    images, root = contents.splits[divided], contents.roots[divided]
+    images = contents.splits[divided]
     shares = {"val": choices.val, "test": choices.test}
     shares = {"train": 1 - sum(shares.values()), **{k: v for k, v in shares.items() if v}}
     others = {split: members for split, members in contents.splits.items() if split != divided}
@@ -56,8 +54,12 @@ def divide(contents: Contents, choices: Choices, source: str) -> Contents:
             f"{source} has a split {taken[0]} beside {divided}: to divide {divided} as well, "
             f"prepare it without {taken[0]}"
         )
-    groups = near_groups(_signatures(images, root))
-    items = [_item([images[i] for i in group], root) for group in groups]
+
+    def read(image: UsableImage) -> Signature:
+        return read_signature(read_unchanged(image), image.header.orientation)
+
+    groups = near_groups(in_threads(read, images, "comparing images"))
+    items = [_item([images[i] for i in group]) for group in groups]
     places = assign(items, shares, choices.seed)
     place_of = {i: place for group, place in zip(groups, places, strict=True) for i in group}
     parts = {
@@ -70,10 +72,16 @@ def divide(contents: Contents, choices: Choices, source: str) -> Contents:
     left_out = {k: n for k, n in contents.left_out.items() if k != divided}
     return contents._replace(
         splits={**parts, **others},
-        roots={**dict.fromkeys(parts, root), **{k: contents.roots[k] for k in others}},
         left_out={**dict.fromkeys(parts, 0), **left_out, "train": contents.left_out[divided]},
         notes=[*contents.notes, *_notes(divided, parts, others, choices, together)],
-        division=_record(divided, parts, shares, choices, groups, together),
+        division={
+            "from": divided,
+            "seed": choices.seed,
+            "shares": {name: round(share, 9) for name, share in shares.items()},
+            "images": {name: len(members) for name, members in parts.items()},
+            "groups": len(groups),
+            "near_duplicates": together[:_GROUPS_LISTED],
+        },
     )
 
 
@@ -114,8 +122,7 @@ def assign(items: Sequence[Item], shares: Mapping[str, float], seed: int) -> lis
     for _ in range(_PASSES):
         if not sum(division.improve(i) for i in order):
             break
-    boxed = np.array([any(item.classes) for item in items])
-    division.fill_empty(order, boxed)
+    division.fill_empty(order)
     names = list(shares)
     return [names[place] for place in division.places]
 
@@ -151,104 +158,60 @@ class _Division:
         self.places[i] = split
 
     def improve(self, i: int) -> bool:
-        """Moves the item to a better split if there is one; whether it was moved."""
-        present = int(self.places[i])
-        self._found[present] -= self._counts[i]
-        costs = self.costs(i)
-        self._found[present] += self._counts[i]
+        """Moves the item to a better split if there is one; returns whether it was moved."""
+        costs = self._costs_of_moves(i)
         best = int(np.argmin(costs))
-        if costs[best] > costs[present] - 1e-6:
+        if costs[best] > costs[self.places[i]] - 1e-6:
             return False
         self.place(i, best)
         return True
 
-    def fill_empty(self, order: Sequence[int], boxed: np.ndarray) -> None:
-        """Gives every split an item, and one with boxes as far as they go, first splits first."""
+    def fill_empty(self, order: Sequence[int]) -> None:
+        """Gives each empty split the item whose move costs least."""
         for split in range(len(self._expected)):
             if not (self.places == split).any():
                 spare = [i for i in order if (self.places == self.places[i]).sum() > 1]
-                self._give(spare, split)
-        for split in range(len(self._expected)):
-            if not (boxed & (self.places == split)).any():
-                self._give([i for i in order if boxed[i] and self._spares(i, boxed, split)], split)
-
-    def _spares(self, i: int, boxed: np.ndarray, split: int) -> bool:
-        """Returns whether the item's split keeps boxes without it, or comes after `split`."""
-        return self.places[i] > split or (boxed & (self.places == self.places[i])).sum() > 1
-
-    def _give(self, candidates: Sequence[int], split: int) -> None:
-        """Moves the cheapest candidate to a split; in exchange if it was the last of its own."""
-        if not candidates:
-            return
-        i = min(candidates, key=lambda i: self._cost_of_move(i, split))
-        present = int(self.places[i])
-        if (self.places == present).sum() == 1:
-            self.place(int(np.flatnonzero(self.places == split)[0]), present)
-        self.place(i, split)
+                self.place(min(spare, key=lambda i: self._cost_of_move(i, split)), split)
 
     def _cost_of_move(self, i: int, split: int) -> float:
+        costs = self._costs_of_moves(i)
+        return float(costs[split] - costs[self.places[i]])
+
+    def _costs_of_moves(self, i: int) -> np.ndarray:
+        """Computes `costs` as if the item were in no split."""
         present = int(self.places[i])
         self._found[present] -= self._counts[i]
         costs = self.costs(i)
         self._found[present] += self._counts[i]
-        return float(costs[split] - costs[present])
+        return costs
 
 
 def _counts(items: Sequence[Item]) -> np.ndarray:
     """Counts the images of each item, [n, 1 + C]: all, and by class ("no class" is a class)."""
     names = sorted({name for item in items for name in item.classes})
-    table = np.zeros((len(items), 1 + len(names)))
-    column = {name: 1 + i for i, name in enumerate(names)}
-    for row, item in enumerate(items):
-        table[row, 0] = item.images
-        for name, count in item.classes.items():
-            table[row, column[name]] = count
-    return table
+    rows = [[item.images, *(item.classes.get(name, 0) for name in names)] for item in items]
+    return np.array(rows, float)
 
 
 def _divided_split(contents: Contents, choices: Choices, source: str) -> str:
     names = list(contents.splits)
-    if choices.divided:
-        if choices.divided not in names:
-            raise UserError(
-                f"--from names the split {choices.divided!r}, which {source} does not have: it has "
-                f"{', '.join(names) or 'none with usable images'}"
-            )
+    if choices.divided in names:
         return choices.divided
-    if len(names) != 1:
+    if choices.divided or len(names) > 1:
         raise UserError(
-            f"{source} has {'no usable split' if not names else 'the splits ' + ', '.join(names)}: "
-            "name the one that --val and --test divide, such as --from=train"
+            f"{source} has the {'split' if len(names) == 1 else 'splits'} {', '.join(names)}: name "
+            f"the one that --val and --test divide, such as --from={names[-1]}"
         )
     return names[0]
 
 
-def _item(images: Sequence[UsableImage], root: Path) -> Item:
+def _item(images: Sequence[UsableImage]) -> Item:
     classes: dict[str, int] = {}
     for image in images:
         for name in {o.name for o in image.objects} or {""}:
             classes[name] = classes.get(name, 0) + 1
-    keys = (f"{as_text(os.path.relpath(i.path, root))}\0{i.image_id}" for i in images)
+    keys = (f"{as_text(os.path.relpath(i.path, i.root))}\0{i.image_id}" for i in images)
     return Item(min(keys), len(images), classes)
-
-
-def _signatures(images: Sequence[UsableImage], root: Path) -> list[Signature]:
-    def read(image: UsableImage) -> Signature:
-        try:
-            encoded = read_inside(image.path, root, image.stamp.size)
-            return read_signature(encoded, image.orientation)
-        except ValueError as error:
-            raise UserError(
-                f"{image.path} changed after it was checked ({error}): run the same command again"
-            ) from None
-
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
-        try:
-            found = threads.map(read, images)
-            return list(track(found, len(images), "comparing images", "image"))
-        except BaseException:  # Ctrl-C, for example, must not wait for the rest
-            threads.shutdown(wait=False, cancel_futures=True)
-            raise
 
 
 def _notes(
@@ -280,22 +243,3 @@ def _notes(
             if shared:
                 notes.append(f"{plural(shared, 'image')} of {name} also in {other}")
     return notes
-
-
-def _record(
-    divided: str,
-    parts: Mapping[str, Sequence[UsableImage]],
-    shares: Mapping[str, float],
-    choices: Choices,
-    groups: Sequence[Sequence[int]],
-    together: Sequence[Sequence[str]],
-) -> dict[str, Any]:
-    """Returns the division for report.json."""
-    return {
-        "from": divided,
-        "seed": choices.seed,
-        "shares": {name: round(share, 9) for name, share in shares.items()},
-        "images": {name: len(members) for name, members in parts.items()},
-        "groups": len(groups),
-        "near_duplicates": [list(names) for names in together[:_GROUPS_LISTED]],
-    }

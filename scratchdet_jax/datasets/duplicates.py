@@ -5,6 +5,7 @@ alone confuses photos of small objects on plain backgrounds. Pictures that were 
 cropped are not recognised.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -22,7 +23,7 @@ MOST_PAIRS = 20_000
 
 _SIDE = 72  # pixels; 8 × 9 and 16 × 16 are reduced from there
 _THUMBNAIL = 16
-_ROWS_AT_A_TIME = 256
+_AT_A_TIME = 20_000  # thumbnails that are compared
 
 
 class Signature(NamedTuple):
@@ -61,22 +62,15 @@ def near_pairs(signatures: Sequence[Signature]) -> list[tuple[int, int, int]]:
     The time is quadratic, but only 8 bytes are read per comparison: seconds for 20,000 images. At
     most MOST_PAIRS are returned.
     """
-    if len(signatures) < 2:
-        return []
     hashes, thumbnails = _stacked(signatures)
     pairs: list[tuple[int, int, int]] = []
-    for first in range(0, len(hashes), _ROWS_AT_A_TIME):
-        rows = hashes[first : first + _ROWS_AT_A_TIME]
-        bits = np.bitwise_count(rows[:, None] ^ hashes[None, first:])
-        i, j = np.nonzero(np.triu(bits <= HASH_BITS, k=1))
-        for part in range(0, len(i), MOST_PAIRS):
-            a, b = i[part : part + MOST_PAIRS], j[part : part + MOST_PAIRS]
-            near = _distances(thumbnails[a + first], thumbnails[b + first]) <= COLOUR_LEVELS
-            found = (a[near] + first, b[near] + first, bits[a, b][near])
-            pairs += zip(*(values.tolist() for values in found), strict=True)
-            if len(pairs) >= MOST_PAIRS:
-                return sorted(pairs[:MOST_PAIRS], key=_by_distance)
-    return sorted(pairs, key=_by_distance)
+    for i in range(len(hashes)):
+        near = _near(thumbnails, i, _alike(hashes, i))
+        bits = np.bitwise_count(hashes[i] ^ hashes[near])
+        pairs += zip(itertools.repeat(i), near.tolist(), bits.tolist())
+        if len(pairs) >= MOST_PAIRS:
+            break
+    return sorted(pairs[:MOST_PAIRS], key=lambda pair: (pair[2], pair[0], pair[1]))
 
 
 def near_groups(signatures: Sequence[Signature]) -> list[list[int]]:
@@ -85,19 +79,13 @@ def near_groups(signatures: Sequence[Signature]) -> list[list[int]]:
     Unlike `near_pairs` it misses none, however many there are. Groups are in the order of their
     first members.
     """
-    if not signatures:
-        return []
     hashes, thumbnails = _stacked(signatures)
     group = np.arange(len(hashes))
-    for i in range(len(hashes) - 1):
-        later = np.bitwise_count(hashes[i] ^ hashes[i + 1 :]) <= HASH_BITS
-        candidates = np.flatnonzero(later) + i + 1
-        candidates = candidates[group[candidates] != group[i]]
-        for part in range(0, len(candidates), MOST_PAIRS):
-            some = candidates[part : part + MOST_PAIRS]
-            near = _distances(thumbnails[i], thumbnails[some]) <= COLOUR_LEVELS
-            if near.any():
-                group[np.isin(group, group[some[near]])] = group[i]
+    for i in range(len(hashes)):
+        alike = _alike(hashes, i)
+        near = _near(thumbnails, i, alike[group[alike] != group[i]])
+        if len(near):
+            group[np.isin(group, group[near])] = group[i]
     members: dict[int, list[int]] = {}
     for i, number in enumerate(group.tolist()):
         members.setdefault(number, []).append(i)
@@ -106,13 +94,19 @@ def near_groups(signatures: Sequence[Signature]) -> list[list[int]]:
 
 def _stacked(signatures: Sequence[Signature]) -> tuple[np.ndarray, np.ndarray]:
     hashes = np.array([s.hash for s in signatures], np.uint64)
-    return hashes, np.stack([s.thumbnail for s in signatures]).astype(np.int16)
+    thumbnails = np.array([s.thumbnail for s in signatures], np.int16)
+    return hashes, thumbnails
 
 
-def _distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Computes mean absolute differences of thumbnails int16 [..., 16, 16, 3]."""
-    return np.abs(a - b).mean(axis=(-3, -2, -1))
+def _alike(hashes: np.ndarray, i: int) -> np.ndarray:
+    """Returns which of the pictures after `i` have a near hash."""
+    return i + 1 + np.flatnonzero(np.bitwise_count(hashes[i] ^ hashes[i + 1 :]) <= HASH_BITS)
 
 
-def _by_distance(pair: tuple[int, int, int]) -> tuple[int, int, int]:
-    return pair[2], pair[0], pair[1]
+def _near(thumbnails: np.ndarray, i: int, others: np.ndarray) -> np.ndarray:
+    """Returns which of the `others` have a thumbnail near that of picture `i`."""
+    if not len(others):
+        return others
+    parts = np.array_split(others, 1 + len(others) // _AT_A_TIME)
+    distances = [np.abs(thumbnails[i] - thumbnails[part]).mean(axis=(1, 2, 3)) for part in parts]
+    return others[np.concatenate(distances) <= COLOUR_LEVELS]

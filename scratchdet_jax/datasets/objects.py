@@ -8,7 +8,8 @@ import numpy as np
 
 from scratchdet_jax.data.images import ImageHeader, turn_boxes
 from scratchdet_jax.datasets.defects import Defect, Kind
-from scratchdet_jax.datasets.untrusted import Stamp
+from scratchdet_jax.datasets.untrusted import Stamp, read_stamped
+from scratchdet_jax.errors import UserError
 
 Box = tuple[float, float, float, float]
 
@@ -16,45 +17,20 @@ Box = tuple[float, float, float, float]
 _ROUNDING = 0.02  # pixels
 
 
-class VocItem(NamedTuple):
-    """An object of a VOC annotation; `box` as in `fit_box`."""
+class Item(NamedTuple):
+    """An annotated object.
+
+    Attributes:
+        name: its class.
+        box: as `fit_box` returns it.
+        is_ignored: whether training and scoring ignore it (difficult or crowd).
+        features: the other features that are stored, as the builder names them.
+    """
 
     name: str
     box: Box
-    is_difficult: bool
-    is_truncated: bool
-
-    @property
-    def is_ignored(self) -> bool:
-        """Returns whether training and scoring ignore it."""
-        return self.is_difficult
-
-
-class CocoItem(NamedTuple):
-    """An object of a COCO annotation; `box` as in `fit_box`, `area` in pixels."""
-
-    name: str
-    box: Box
-    area: int
-    id: int
-    is_crowd: bool
-
-    @property
-    def is_ignored(self) -> bool:
-        """Returns whether training and scoring ignore it."""
-        return self.is_crowd
-
-
-class YoloItem(NamedTuple):
-    """An object of a YOLO label file; `box` as in `fit_box`."""
-
-    name: str
-    box: Box
-
-    @property
-    def is_ignored(self) -> bool:
-        """Returns False: YOLO has no such flag."""
-        return False
+    is_ignored: bool
+    features: Mapping[str, Any]
 
 
 class UsableImage(NamedTuple):
@@ -62,21 +38,35 @@ class UsableImage(NamedTuple):
 
     Attributes:
         path: its file.
-        stamp: version of the file that was checked.
         filename: name stored in the data set.
         image_id: text (VOC, YOLO) or number (COCO).
-        orientation: the EXIF orientation, 1…8.
-        size: (height, width) as displayed, which the boxes refer to.
-        objects: VocItem, CocoItem or YoloItem.
+        root: the resolved folder that the file is in.
+        stamp: version of the file that was checked.
+        header: its size, which the boxes refer to as displayed, and its EXIF orientation.
+        objects: its usable objects.
     """
 
     path: Path
-    stamp: Stamp
     filename: str
     image_id: str | int
-    orientation: int
-    size: tuple[int, int]
-    objects: Sequence[VocItem | CocoItem | YoloItem]
+    root: Path
+    stamp: Stamp
+    header: ImageHeader
+    objects: Sequence[Item]
+
+
+def read_unchanged(image: UsableImage) -> bytes:
+    """Reads the image's bytes; a UserError says that the file has changed since it was checked."""
+    try:
+        data, stamp = read_stamped(image.path, image.root, image.stamp.size)
+        if stamp == image.stamp:
+            return data
+        reason = "its size or modification time differs"
+    except ValueError as error:
+        reason = str(error)
+    raise UserError(
+        f"{image.path} changed after it was checked ({reason}): run the same command again"
+    )
 
 
 class Contents(NamedTuple):
@@ -84,7 +74,6 @@ class Contents(NamedTuple):
 
     Attributes:
         splits: the usable images by split, in the order of their list.
-        roots: the resolved folder of the images, by split.
         class_names: in the order of the labels.
         category_ids: the source's number of each class (COCO, YOLO); None for VOC.
         left_out: number of listed images that cannot be used, by split.
@@ -95,7 +84,6 @@ class Contents(NamedTuple):
     """
 
     splits: Mapping[str, Sequence[UsableImage]]
-    roots: Mapping[str, Path]
     class_names: tuple[str, ...]
     category_ids: tuple[int, ...] | None
     left_out: dict[str, int]
@@ -103,6 +91,37 @@ class Contents(NamedTuple):
     defects: list[Defect]
     division: dict[str, Any] = {}  # noqa: RUF012, never changed
     test_set: bool = False
+
+
+def join_splits(
+    splits: Mapping[str, tuple[str, int, Sequence[UsableImage]]],
+    class_names: Sequence[str],
+    category_ids: Sequence[int] | None,
+    notes: list[str],
+    defects: list[Defect],
+) -> Contents:
+    """Joins the splits to the contents of a data set; one without usable images is a defect.
+
+    Args:
+        splits: by name, the list or folder that it comes from, for messages; the number of
+            different images that it names; and the usable ones.
+        class_names: see `Contents`.
+        category_ids: see `Contents`.
+        notes: see `Contents`.
+        defects: everything that was left out or repaired so far.
+    """
+    for where, listed, images in splits.values():
+        if not images:
+            reason = f"none of its images is usable; listed: {listed}"
+            defects.append(Defect.of(Kind.EMPTY_SPLIT, where, reason))
+    return Contents(
+        splits={name: images for name, (_, _, images) in splits.items() if images},
+        class_names=tuple(class_names),
+        category_ids=None if category_ids is None else tuple(category_ids),
+        left_out={name: listed - len(images) for name, (_, listed, images) in splits.items()},
+        notes=notes,
+        defects=defects,
+    )
 
 
 class Frame(NamedTuple):
@@ -143,33 +162,24 @@ def turned(box: Box, orientation: int) -> Box:
     return ymin, xmin, ymax, xmax
 
 
-def order_box(corners: Box) -> tuple[Box | None, list[Kind]]:
-    """Orders the corners of a box (ymin, xmin, ymax, xmax) in pixels; notes the defects.
+def fit_box(corners: Box, size: tuple[int, int] | None) -> tuple[Box | None, list[Kind]]:
+    """Orders the corners of a box; clips and normalises it.
 
-    None if it has no area.
+    Args:
+        corners: (ymin, xmin, ymax, xmax) in pixels.
+        size: (height, width) of the image; None: only order the corners.
+
+    Returns:
+        (ymin, xmin, ymax, xmax), of positive area also in float32, in which it is stored, or None;
+        and the defects found. It is in [0, 1] if `size` is given, else in pixels.
     """
     (ymin, ymax), (xmin, xmax) = sorted(corners[::2]), sorted(corners[1::2])
     if ymin == ymax or xmin == xmax:
         return None, [Kind.NO_AREA]
     ordered = ymin, xmin, ymax, xmax
-    return ordered, [Kind.SWAPPED] if ordered != tuple(corners) else []
-
-
-def fit_box(corners: Box, size: tuple[int, int]) -> tuple[Box | None, list[Kind]]:
-    """Orders, clips and normalises a box.
-
-    Args:
-        corners: (ymin, xmin, ymax, xmax) in pixels.
-        size: (height, width) of the image.
-
-    Returns:
-        (ymin, xmin, ymax, xmax) in [0, 1], of positive area also in float32, in which it is stored,
-        or None; and the defects found.
-    """
-    ordered, kinds = order_box(corners)
-    if ordered is None:
-        return None, kinds
-    ymin, xmin, ymax, xmax = ordered
+    kinds = [Kind.SWAPPED] if ordered != tuple(corners) else []
+    if size is None:
+        return ordered, kinds
     height, width = size
     if ymin >= height or xmin >= width or ymax <= 0 or xmax <= 0:
         return None, [Kind.OUTSIDE]

@@ -2,11 +2,10 @@
 
 import re
 import shlex
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
-from scratchdet_jax.data.coco_classes import NAMES
-
+_SPLIT_NAME = r"(?<![\w\[:%])[a-zA-Z]\w*"  # not the unit in [:50%]
 VOC_CLASSES = (
     "aeroplane",
     "bicycle",
@@ -29,8 +28,6 @@ VOC_CLASSES = (
     "train",
     "tvmonitor",
 )
-# Splits of TFDS's sets, and what they are called in sets that were prepared from folders.
-_OWN_NAMES = {"train": ("train",), "validation": ("validation", "val", "valid"), "test": ("test",)}
 
 
 class Official(NamedTuple):
@@ -38,45 +35,44 @@ class Official(NamedTuple):
 
     Attributes:
         name: TFDS's name, such as voc/2007.
-        kind: voc_folder or coco_folder.
-        own_name: `kind`/`own_name` is the set that `prepare` makes.
+        own: the data set that `prepare` makes, such as voc_folder/voc2007.
         download: the files to download, where from, and where to unpack them.
-        arguments: of `prepare`, without --data_dir.
+        arguments: of `prepare`, without --name and --data_dir.
         splits: the splits with published boxes: TFDS's names, and those in the own set.
-        class_names: in the order of the labels.
     """
 
     name: str
-    kind: str
-    own_name: str
+    own: str
     download: str
     arguments: str
     splits: Mapping[str, str]
-    class_names: tuple[str, ...]
 
     def command(self, data_dir: str, again: bool = False) -> str:
         """Returns the command that prepares it, or prepares it `again`."""
+        name = self.own.partition("/")[2]
         where = f"--data_dir={shlex.quote(data_dir)}{' --force' if again else ''}"
-        return f"scratchdet prepare {self.arguments} --name={self.own_name} {where}"
+        return f"scratchdet prepare {self.arguments} --name={name} {where}"
 
-    def is_called(self, own_name: str) -> bool:
-        """Returns whether an own set has the name of this one: voc2007, my_voc07; or just coco."""
-        if self.kind == "coco_folder" and not re.search(r"\d", own_name):
-            return True
-        return bool(re.search(rf"(?<!\d)(20)?{self.name[-2:]}(?!\d)", own_name))
+    def translated(self, split: str) -> str | None:
+        """Returns a split in TFDS's names, such as train+validation[:9], as one of the own set.
+
+        None if the boxes of one of its splits are not published.
+        """
+        names = re.findall(_SPLIT_NAME, split)
+        if not self.splits.keys() >= set(names):
+            return None
+        return re.sub(_SPLIT_NAME, lambda match: self.splits[match[0]], split)
 
 
 def _voc(year: str, files: str, splits: dict[str, str]) -> Official:
     folder = f"VOCdevkit/VOC{year}"
     return Official(
         f"voc/{year}",
-        "voc_folder",
-        f"voc{year}",
+        f"voc_folder/voc{year}",
         f"{files} from http://host.robots.ox.ac.uk/pascal/VOC/voc{year}/ into this folder and "
         f"unpack {'them' if ' and ' in files else 'it'}, which makes {folder}",
         f"voc --folder={folder} --splits={','.join(splits.values())}",
         splits,
-        VOC_CLASSES,
     )
 
 
@@ -87,14 +83,12 @@ def _coco(year: str) -> Official:
     )
     return Official(
         f"coco/{year}",
-        "coco_folder",
-        f"coco{year}",
+        f"coco_folder/coco{year}",
         f"train{year}.zip, val{year}.zip and annotations_trainval{year}.zip from "
         f"https://cocodataset.org/#download into a folder coco and unpack them there, which makes "
         f"coco/train{year}, coco/val{year} and coco/annotations",
         f"coco {splits}",
         {"train": "train", "validation": "validation"},
-        NAMES,
     )
 
 
@@ -113,22 +107,3 @@ _ALL = (
 def official(name: str) -> Official | None:
     """Returns the published data set that TFDS calls `name`; its usual year if `name` has none."""
     return next((o for o in _ALL if name in (o.name, o.name.partition("/")[0])), None)
-
-
-def translated(split: str, known: Collection[str]) -> str | None:
-    """Returns a split in TFDS's names, in terms of the splits `known` of an own set.
-
-    None if one is missing. Sets with the split trainval may lack train and val.
-    """
-    if "trainval" in known and not {"train", "val"} <= set(known):
-        split = re.sub(r"\btrain\+validation\b(?!\[)", "trainval", split)
-    missing = []
-
-    def rename(match: re.Match[str]) -> str:
-        names = _OWN_NAMES.get(match[0], (match[0],))
-        found = next((name for name in names if name in known), None)
-        missing.extend([] if found else [match[0]])
-        return found or ""
-
-    renamed = re.sub(r"(?<![\w\[:%])[a-zA-Z]\w*", rename, split)
-    return None if missing else renamed

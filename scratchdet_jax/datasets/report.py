@@ -14,7 +14,6 @@ from scratchdet_jax.errors import plural
 
 _EXAMPLES = 3  # defects of one kind listed in the summary
 _USUAL_SLOTS = 100  # the default of config.data.max_boxes
-_TIE = "\N{NO-BREAK SPACE}"  # between a class and its count, to prevent a line break
 _SMALL, _LARGE = 32**2, 96**2  # pixels, COCO's limits
 
 
@@ -75,33 +74,22 @@ class PrepareReport:
         """
         lines = [f"{self.name}: {self.source} -> {self.directory}"]
         for split, count in self.images.items():
-            asides = [
-                f"{number:,} {what}"
-                for number, what in (
-                    (self.boxless[split], "without boxes"),
-                    (self.left_out[split], "more left out"),
-                )
-                if number
-            ]
-            lines.append(
-                f"  {split}: {plural(count, 'image')}" + (f" ({', '.join(asides)})" * bool(asides))
-            )
-        boxes = [
-            f"{printable(name)} {count:,}".replace(" ", _TIE) for name, count in self.boxes.items()
-        ]
-        text = (
-            f"{plural(sum(self.boxes.values()), 'box')}{self._ignored_text()} of "
-            f"{plural(len(self.class_names), 'class')}: {', '.join(boxes)}"
-        )
-        wrapped = textwrap.wrap(
-            text,
+            asides = {"without boxes": self.boxless[split], "more left out": self.left_out[split]}
+            shown = ", ".join(f"{number:,} {what}" for what, number in asides.items() if number)
+            lines.append(f"  {split}: {plural(count, 'image')}" + (f" ({shown})" if shown else ""))
+        # YOLO's boxes have no such flag.
+        flag = {"voc_folder": "difficult", "coco_folder": "crowd"}.get(self.name.partition("/")[0])
+        ignored = f" ({self.ignored:,} {flag})" if flag else ""
+        boxes = ", ".join(f"{printable(name)} {count:,}" for name, count in self.boxes.items())
+        lines += textwrap.wrap(
+            f"{plural(sum(self.boxes.values()), 'box')}{ignored} of "
+            f"{plural(len(self.class_names), 'class')}: {boxes}",
             100,
             initial_indent="  ",
             subsequent_indent="    ",
             break_long_words=False,
             break_on_hyphens=False,
         )
-        lines += [line.replace(_TIE, " ") for line in wrapped]
         sizes = ", ".join(f"{k} {w}×{h}" for k, (h, w) in self.image_sizes.items())
         lines.append(f"  image sizes (width×height): {sizes}")
         small, medium, large = self.box_sizes.values()
@@ -115,16 +103,9 @@ class PrepareReport:
                 f"--config.data.max_boxes={self.most_boxes} or more"
             )
         lines += [f"  note: {printable(note)}" for note in self.notes]
-        lines += self._defect_lines(", see report.json" if stored else "")
+        reference = ", see report.json" if stored else ""
+        lines += defect_lines(self.defects, reference) or ["  no defects"]
         return "\n".join(lines)
-
-    def _ignored_text(self) -> str:
-        """Returns the number of ignored boxes; nothing for YOLO, whose boxes have no flags."""
-        flag = {"voc_folder": "difficult", "coco_folder": "crowd"}.get(self.name.partition("/")[0])
-        return f" ({self.ignored:,} {flag})" if flag else ""
-
-    def _defect_lines(self, reference: str) -> list[str]:
-        return defect_lines(self.defects, reference) or ["  no defects"]
 
     def to_json(self) -> str:
         """Returns the complete report, for report.json."""
@@ -171,8 +152,10 @@ def statistics(
     unique = {(image.path, image.image_id): image for m in splits.values() for image in m}
     images = list(unique.values())
     boxes = collections.Counter(o.name for image in images for o in image.objects)
-    sizes = sorted((image.size for image in images), key=lambda size: size[0] * size[1])
-    areas = [_area(o.box, image.size) for image in images for o in image.objects]
+    sizes = sorted(
+        (image.header.displayed_size for image in images), key=lambda size: size[0] * size[1]
+    )
+    areas = [_area(o.box, image.header.displayed_size) for image in images for o in image.objects]
     small, large = sum(a < _SMALL for a in areas), sum(a >= _LARGE for a in areas)
     return {
         "images": {split: len(members) for split, members in splits.items()},

@@ -1,7 +1,7 @@
 """Reading untrusted files: only inside the named folder, and only up to a maximum size."""
 
-import codecs
 import contextlib
+import json
 import os
 import re
 import stat
@@ -18,15 +18,7 @@ MAX_XML_BYTES = 16 << 20
 MAX_LIST_BYTES = 256 << 20
 MAX_JSON_BYTES = 2 << 30  # COCO's largest file has 0.45 GiB, LVIS's 1.1
 
-_FOLDERS_SEARCHED = 20  # for a missing image
 _LONGEST = 300  # characters of a name or value that a message repeats
-_BYTE_ORDER_MARKS = (
-    (codecs.BOM_UTF8, "utf-8"),
-    (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16's, which it begins with
-    (codecs.BOM_UTF32_BE, "utf-32"),
-    (codecs.BOM_UTF16_LE, "utf-16"),
-    (codecs.BOM_UTF16_BE, "utf-16"),
-)
 
 
 class OutsideFolderError(ValueError):
@@ -67,29 +59,13 @@ def as_key(name: str) -> str:
 
 
 def decode_text(data: bytes) -> str:
-    """Decodes by the byte order mark, else as UTF-8; invalid bytes become lone surrogates.
-
-    UTF-16 without a mark is recognised by its zero bytes, which UTF-8 text does not have.
-    """
-    for mark, encoding in _BYTE_ORDER_MARKS:
-        if data.startswith(mark):
-            data = data.removeprefix(mark) if encoding == "utf-8" else data
-            break
-    else:
-        encoding = _encoding_without_mark(data)
-    return data.decode(encoding, "surrogateescape" if encoding == "utf-8" else "replace")
+    """Decodes UTF-8, UTF-16 or UTF-32; invalid bytes of UTF-8 become lone surrogates."""
+    encoding = json.detect_encoding(data)
+    return data.decode(encoding, "surrogateescape" if "utf-8" in encoding else "replace")
 
 
-def _encoding_without_mark(data: bytes) -> str:
-    """Guesses UTF-16 if many of every other byte, and none between, are zero (Latin letters)."""
-    first, second = data[::2].count(0), data[1::2].count(0)
-    if min(first, second) > 0 or 8 * max(first, second) <= len(data):
-        return "utf-8"
-    return "utf-16-be" if first else "utf-16-le"
-
-
-def stamp_inside(path: Path, root: Path, limit: int) -> Stamp:
-    """Checks a file before it is read.
+def read_stamped(path: Path, root: Path, limit: int) -> tuple[bytes, Stamp]:
+    """Reads a file and its version.
 
     The texts of the errors are hashed into fingerprints of data sets, so they must not change.
 
@@ -100,29 +76,44 @@ def stamp_inside(path: Path, root: Path, limit: int) -> Stamp:
 
     Raises:
         OutsideFolderError: the path leads outside `root`, through ".." or a link.
-        ValueError: the file does not exist, is not a regular file, or is too large.
+        ValueError: the file does not exist, is not a regular file, is too large or unreadable.
     """
     try:
         if not Path(os.path.realpath(path)).is_relative_to(root):
             raise OutsideFolderError("it is a link to something outside; copy that into the folder")
         status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("it is not a file")
+        if status.st_size > limit:
+            raise ValueError(f"it has {status.st_size} bytes; at most {limit >> 20} MiB are read")
+        with path.open("rb") as file:
+            return file.read(limit), Stamp(status.st_size, status.st_mtime_ns)
     except OSError as error:
         raise ValueError(error.strerror or str(error)) from None
-    if not stat.S_ISREG(status.st_mode):
-        raise ValueError("it is not a file")
-    if status.st_size > limit:
-        raise ValueError(f"it has {status.st_size} bytes; at most {limit >> 20} MiB are read")
-    return Stamp(status.st_size, status.st_mtime_ns)
 
 
 def read_inside(path: Path, root: Path, limit: int) -> bytes:
-    """Reads a file; arguments and errors as in `stamp_inside`."""
-    stamp_inside(path, root, limit)
+    """Reads a file; arguments and errors as in `read_stamped`."""
+    return read_stamped(path, root, limit)[0]
+
+
+def file_size(path: Path) -> int:
+    """Returns the size in bytes; −1 if there is no such file."""
+    return path.stat().st_size if path.exists() else -1
+
+
+def read_list(path: Path, root: Path) -> list[str]:
+    """Reads the lines of a text file in `root`, without those that are blank.
+
+    Raises:
+        UserError: it cannot be read.
+    """
     try:
-        with path.open("rb") as file:
-            return file.read(limit)
-    except OSError as error:
-        raise ValueError(error.strerror or str(error)) from None
+        text = decode_text(read_inside(path, root, MAX_LIST_BYTES))
+    except ValueError as error:
+        raise UserError(f"{printable(str(path))} cannot be read: {error}") from None
+    lines = text.split("\n" if "\n" in text else "\r")
+    return [line.strip() for line in lines if line.strip()]
 
 
 @contextlib.contextmanager
@@ -142,7 +133,6 @@ class ImageFolder:
         """Takes `root`, the resolved folder."""
         self.root = root
         self._spellings: dict[Path, dict[str, list[str]]] = {}
-        self._folders: list[str] | None = None
 
     def find(self, name: str) -> tuple[Path | None, str]:
         """Looks up a name.
@@ -171,19 +161,9 @@ class ImageFolder:
         if len(found) == 1:
             path = parent / found[0]
             return path, path.relative_to(self.root).as_posix()
-        return None, self._hint(parts) if parts else ""
-
-    def _hint(self, parts: list[str]) -> str:
-        """Says where a missing file may be: in the folder itself or in one of its subfolders."""
         if len(parts) > 1 and self._same_spelling(self.root, parts[-1]):
-            return f"but {parts[-1]} is there without the leading folders"
-        if self._folders is None:
-            with os.scandir(self.root) as entries:
-                self._folders = sorted(e.path for e in entries if e.is_dir(follow_symlinks=False))
-        for folder in self._folders[:_FOLDERS_SEARCHED]:
-            if self._same_spelling(Path(folder), parts[-1]):
-                return f"but in its subfolder {os.path.basename(folder)}"
-        return ""
+            return None, f", but {parts[-1]} is there without the leading folders"
+        return None, ""
 
     def _same_spelling(self, parent: Path, name: str) -> list[str]:
         if parent not in self._spellings:

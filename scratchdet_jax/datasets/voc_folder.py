@@ -6,19 +6,15 @@ ids in ImageSets/Main/SPLIT.txt. `voc_layout` has the others.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
 
 from scratchdet_jax.datasets.choices import NO_CHOICES, Choices
-from scratchdet_jax.datasets.folder_builder import FolderBuilder, check_name, prepare_dataset
-from scratchdet_jax.datasets.inventory import describe_files
+from scratchdet_jax.datasets.folder_builder import FolderBuilder, FolderInput, prepare_dataset
 from scratchdet_jax.datasets.report import PrepareReport
-from scratchdet_jax.datasets.stored import FolderInput
-from scratchdet_jax.datasets.untrusted import as_user_errors
 from scratchdet_jax.datasets.voc_scan import fingerprint, list_folder, scan
-from scratchdet_jax.errors import UserError
 
 
 class VocFolder(FolderBuilder):
@@ -26,11 +22,8 @@ class VocFolder(FolderBuilder):
 
     VERSION = tfds.core.Version("2.0.0")  # 2: in list order, with image/orientation
 
-    def _id_feature(self) -> Any:
-        return tfds.features.Text()
-
-    def _object_features(self) -> dict[str, Any]:
-        return {"is_difficult": np.bool_, "is_truncated": np.bool_}
+    id_feature = tfds.features.Text()
+    object_features: ClassVar = {"is_difficult": np.bool_, "is_truncated": np.bool_}
 
 
 def prepare_voc_folder(
@@ -45,14 +38,10 @@ def prepare_voc_folder(
     images: str | None = None,
     annotations: str | None = None,
 ) -> PrepareReport:
-    """Prepares a folder as the data set `voc_folder/<name>` unless it exists; prints a report.
+    """Prepares a folder as the data set `voc_folder/<name>` by `prepare_dataset`.
 
-    Every image is decoded completely and every box checked. Unusable data are left out, counted
-    and named; the rest is used. Images are stored byte for byte; boxes refer to them as displayed,
-    after the turn in image/orientation. Boxes follow TFDS's voc: xmin / width, without −1. The
-    data set appears under its name only when it is complete; its directory also contains
-    report.json. Nothing outside `folder` is read, unless `images` or `annotations` names a link
-    to it.
+    Boxes follow TFDS's voc: xmin / width, without −1. Nothing outside `folder` is read, unless
+    `images` or `annotations` names a link to it.
 
     Args:
         folder: in one of the layouts of `voc_layout`. Its splits are the lists
@@ -68,34 +57,20 @@ def prepare_voc_folder(
         images: folder of the images, relative to `folder` or absolute inside it; None: found.
         annotations: the same for the annotations.
 
-    Returns:
-        The report, read back if the data set existed.
-
     Raises:
         UserError: the folder is not in a known layout, the class names are invalid, or an error of
             `prepare_dataset`.
     """
-    check_name(name)
-    if class_names is not None and (
-        not class_names or "" in class_names or len(set(class_names)) < len(class_names)
-    ):
-        raise UserError(f"the class names {list(class_names)} are empty or repeated")
+    NO_CHOICES._replace(classes=None if class_names is None else tuple(class_names)).check()
     choices = choices._replace(classes=None)
-    choices.check()
-    read_as = choices.names_before_renaming(class_names)
-    with as_user_errors(str(folder)):
+
+    def read() -> FolderInput:
+        read_as = choices.names_before_renaming(class_names)
         listing = list_folder(Path(folder), splits, images, annotations)
-        identity = fingerprint(listing, class_names, splits)
-    given = FolderInput(
-        str(listing.layout.folder),
-        identity,
-        lambda journal: scan(listing, read_as, journal),
-        inventory=lambda: describe_files(
-            listing.layout.folder,
-            listing.files.annotations.values(),
-            listing.files.images.values(),
-            {f"list {name}": ids for name, ids in listing.lists.lines.items()},
-            listing.layout.annotations.root,
-        ),
-    )
-    return prepare_dataset(given, VocFolder, name, data_dir, choices, strict, force)
+        return FolderInput(
+            str(listing.layout.folder),
+            fingerprint(listing, class_names, splits),
+            lambda: scan(listing, read_as),
+        )
+
+    return prepare_dataset(str(folder), read, VocFolder, name, data_dir, choices, strict, force)

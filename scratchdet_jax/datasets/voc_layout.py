@@ -13,18 +13,32 @@ An id is the path of a file below the folder of its kind, without the suffix:
 import collections
 import os
 import re
-import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import NamedTuple
 
 from scratchdet_jax.datasets.defects import Defect, Kind
 from scratchdet_jax.datasets.untrusted import IMAGE_SUFFIXES, as_key, as_text, printable
 from scratchdet_jax.errors import UserError
 
-# Names of folders in lower case, by preference.
+
+class _FileKind(NamedTuple):
+    """The files of one kind: their flag, the names of their folders and their suffixes.
+
+    The names are in lower case; earlier ones are preferred, and so are earlier suffixes.
+    """
+
+    flag: str
+    folders: tuple[str, ...]
+    suffixes: tuple[str, ...]
+
+
 IMAGE_FOLDERS = ("jpegimages", "images", "image", "imgs", "img")
-ANNOTATION_FOLDERS = ("annotations", "annotation", "labels", "xmls", "xml")
+
+_IMAGES = _FileKind("--images", IMAGE_FOLDERS, IMAGE_SUFFIXES)
+_ANNOTATIONS = _FileKind(
+    "--annotations", ("annotations", "annotation", "labels", "xmls", "xml"), (".xml",)
+)
 
 _STANDARD = ("JPEGImages", "Annotations")
 _HIDDEN = re.compile(r"\._.*|\.ds_store|thumbs\.db|desktop\.ini|__macosx|@eadir", re.IGNORECASE)
@@ -95,16 +109,14 @@ class Files(NamedTuple):
     Attributes:
         images: image files by id, in the order of the ids.
         annotations: annotation files by id, in the order of the ids.
-        hidden: files that accompany others on macOS and Windows, by kind and id.
-        hidden_names: every ignored file and folder.
+        hidden: every ignored file and folder, such as those that macOS and Windows add.
         defects: files whose id is taken by another file, and links to the outside.
         notes: decisions made for the user.
     """
 
     images: dict[str, Path]
     annotations: dict[str, Path]
-    hidden: tuple[dict[str, Path], dict[str, Path]]
-    hidden_names: list[str]
+    hidden: list[str]
     defects: list[Defect]
     notes: list[str]
 
@@ -116,7 +128,8 @@ def find_layout(folder: Path, images: str | None = None, annotations: str | None
         folder: the named folder.
         images: the folder of the images, relative to `folder` or absolute, or None. It may be a
             link to a folder outside.
-        annotations: the same for the annotations.
+        annotations: the same for the annotations. If only one of the two is named and the other
+            is not found, both are in the same folder.
 
     Raises:
         UserError: a folder does not exist, or is a link to the outside that is not named by
@@ -126,33 +139,21 @@ def find_layout(folder: Path, images: str | None = None, annotations: str | None
         wrong = "is a file, not a folder" if folder.exists() else "does not exist"
         raise UserError(f"{folder} {wrong}")
     root = folder.resolve()
-    if images is not None or annotations is not None:
-        return _named_layout(folder, root, images, annotations)
-    photos = _subfolder(root, IMAGE_FOLDERS, IMAGE_SUFFIXES)
-    xmls = _subfolder(root, ANNOTATION_FOLDERS, (".xml",))
-    if photos is None or xmls is None:
-        whole = Part(root, root, "")
+    photos = _find_part(folder, root, _IMAGES, images)
+    xmls = _find_part(folder, root, _ANNOTATIONS, annotations)
+    whole = Part(root, root, "")
+    if (photos is None or xmls is None) and images is None and annotations is None:
         return Layout(root, whole, whole, True)
-    for name, flag in ((photos, "--images"), (xmls, "--annotations")):
-        if not (root / name).resolve().is_relative_to(root):
-            raise UserError(
-                f"{folder}/{name} is a link to something outside {folder}: "
-                f"if that may be read, name it with `prepare voc {flag}={name}`"
-            )
-    image_part, annotation_part = (Part(root / name, root, name) for name in (photos, xmls))
-    return Layout(root, image_part, _below_xmls(image_part, annotation_part), False)
+    if xmls is not None and annotations is None:
+        xmls = _below_xmls(xmls)
+    return Layout(root, photos or xmls or whole, xmls or photos or whole, False)
 
 
 def find_annotations(folder: Path) -> Layout:
     """Finds the layout as `find_layout` does, but the images need not exist."""
     layout = find_layout(folder)
-    name = _subfolder(layout.folder, ANNOTATION_FOLDERS, (".xml",))
-    if not layout.is_mixed or name is None:
-        return layout
-    part = Part(layout.folder / name, layout.folder, name)
-    if not part.path.resolve().is_relative_to(part.root):
-        return layout
-    return Layout(layout.folder, part, part, False)
+    part = _find_part(folder, layout.folder, _ANNOTATIONS) if layout.is_mixed else None
+    return layout if part is None else Layout(layout.folder, part, part, False)
 
 
 def list_files(folder: Path, layout: Layout) -> Files:
@@ -161,32 +162,25 @@ def list_files(folder: Path, layout: Layout) -> Files:
     Raises:
         UserError: the folder is not in a known layout.
     """
-    trees = [_walk(layout.images)]
-    if layout.annotations != layout.images:
-        trees.append(_walk(layout.annotations))
+    parts = list(dict.fromkeys((layout.images, layout.annotations)))
+    trees = [_walk(part) for part in parts]
     if layout.is_mixed:
         _refuse_outer_folder(folder, trees[0])
     defects: list[Defect] = []
-    tables = []
-    for part, tree, suffixes in (
-        (layout.images, trees[0], IMAGE_SUFFIXES),
-        (layout.annotations, trees[-1], (".xml",)),
-    ):
-        seen = [name for name in tree.hidden if "/" not in name]
-        tables.append(_by_id(layout, part, tree.files, suffixes, defects))
-        tables.append(_by_id(layout, part, seen, suffixes, []))
-    if layout.is_mixed and not tables[0].keys() & tables[2].keys():
+    images = _by_id(layout, layout.images, trees[0].files, IMAGE_SUFFIXES, defects)
+    annotations = _by_id(layout, layout.annotations, trees[-1].files, (".xml",), defects)
+    if layout.is_mixed and not images.keys() & annotations.keys():
         raise UserError(_not_understood(folder, trees[0]))
-    for part, tree in zip((layout.images, layout.annotations), trees, strict=False):
+    for part, tree in zip(parts, trees, strict=True):
         for name in tree.outside:
             reason = "it is a link to something outside; copy that into the folder"
             where = layout.label(part.path / name)
             defects.append(Defect.of(Kind.OUT_OF_FOLDER, where, reason))
     hidden = [name for tree in trees for name in tree.hidden]
     if layout.images.path != layout.folder:
-        hidden += [name for name in sorted(os.listdir(layout.folder)) if _HIDDEN.fullmatch(name)]
-    annotations, notes = _with_ids_of_images(layout, tables[0], tables[2])
-    return Files(tables[0], annotations, (tables[1], tables[3]), hidden, defects, notes)
+        hidden += [name for name in sorted(os.listdir(layout.folder)) if is_hidden(name)]
+    annotations, notes = _with_ids_of_images(layout, images, annotations)
+    return Files(images, annotations, hidden, defects, notes)
 
 
 def _with_ids_of_images(
@@ -251,16 +245,24 @@ def _folders(folder: Path) -> list[str]:
         return sorted(entry.name for entry in entries if entry.is_dir())
 
 
-def _subfolder(folder: Path, names: Sequence[str], suffixes: Sequence[str]) -> str | None:
-    """Returns the subfolder of a known name with such files; VOC's own name may be empty."""
-    known = [name for name in _folders(folder) if name.lower() in names]
-    known.sort(key=lambda name: (name not in _STANDARD, names.index(name.lower()), name))
+def _find_part(folder: Path, root: Path, kind: _FileKind, named: str | None = None) -> Part | None:
+    """Returns the folder that is `named`, or else the one of a known name; None if there is none.
+
+    The folder in `root` must have files of the kind; VOC's own may be empty.
+    """
+    if named is not None:
+        return _named_part(folder, root, named, kind.flag)
+    known = [name for name in _folders(root) if name.lower() in kind.folders]
+    known.sort(key=lambda name: (name not in _STANDARD, kind.folders.index(name.lower()), name))
     for name in known:
-        if not (folder / name).resolve().is_relative_to(folder):
-            return name
-        if any(file.lower().endswith(tuple(suffixes)) for file in _visible_files(folder / name)):
-            return name
-    return next((name for name in known if name in _STANDARD), None)
+        if not (root / name).resolve().is_relative_to(root):
+            raise UserError(
+                f"{folder}/{name} is a link to something outside {folder}: if that may be read, "
+                f"name it with `prepare voc {kind.flag}={name}`"
+            )
+        if any(file.lower().endswith(kind.suffixes) for file in _visible_files(root / name)):
+            return Part(root / name, root, name)
+    return next((Part(root / name, root, name) for name in known if name in _STANDARD), None)
 
 
 def _visible_files(folder: Path) -> Iterator[str]:
@@ -268,77 +270,28 @@ def _visible_files(folder: Path) -> Iterator[str]:
         yield from (name for name in files if not is_hidden(name))
 
 
-def _below_xmls(images: Part, annotations: Part) -> Part:
+def _below_xmls(annotations: Part) -> Part:
     """Returns the annotations' subfolder xmls if all of them are there, as in Annotations/xmls."""
-    with os.scandir(annotations.path) as entries:
-        names = sorted(entry.name for entry in entries if not is_hidden(entry.name))
-    inner = [name for name in names if name.lower() in ("xmls", "xml")]
-    if (
-        any(name.lower().endswith(".xml") for name in names)
-        or len(inner) != 1
-        or (images.path / inner[0]).is_dir()
-        or not (annotations.path / inner[0]).resolve().is_relative_to(annotations.root)
-        or not (annotations.path / inner[0]).is_dir()
-    ):
+    inner = annotations.path / "xmls"
+    names = [name.lower() for name in os.listdir(annotations.path) if not is_hidden(name)]
+    beside = any(name.endswith(".xml") for name in names)
+    if beside or not inner.is_dir() or not inner.resolve().is_relative_to(annotations.root):
         return annotations
-    return annotations._replace(
-        path=annotations.path / inner[0], label=f"{annotations.label}/{inner[0]}"
-    )
-
-
-def _named_layout(folder: Path, root: Path, images: str | None, annotations: str | None) -> Layout:
-    """Takes what the user names; finds the other part, or takes the same folder."""
-    found: list[Part | None] = []
-    kinds: tuple[tuple[str | None, str, tuple[str, ...], tuple[str, ...]], ...] = (
-        (images, "--images", IMAGE_FOLDERS, IMAGE_SUFFIXES),
-        (annotations, "--annotations", ANNOTATION_FOLDERS, (".xml",)),
-    )
-    for named, flag, names, suffixes in kinds:
-        if named is not None:
-            found.append(_named_part(folder, root, named, flag))
-        else:
-            name = _subfolder(root, names, suffixes)
-            found.append(None if name is None else Part(root / name, root, name))
-    parts: list[Part] = []
-    for n, (named, flag, _, suffixes) in enumerate(kinds):
-        part, other = found[n], found[1 - n]
-        if part is None and other is not None and _holds(other, suffixes):
-            part = other
-        if part is None:
-            raise UserError(
-                f"{folder}: no folder of {'images' if n == 0 else 'annotations (.xml)'} was found "
-                f"to go with {kinds[1 - n][1]}={kinds[1 - n][0]}: name it with {flag}"
-            )
-        if named is None and not part.path.resolve().is_relative_to(part.root):
-            raise UserError(
-                f"{part.path} is a link to something outside {folder}: "
-                f"if that may be read, name it with {flag}={part.label}"
-            )
-        parts.append(part)
-    return Layout(root, parts[0], parts[1], False)
-
-
-def _holds(part: Part, suffixes: tuple[str, ...]) -> bool:
-    """Returns whether a folder or one inside it has a file with one of the suffixes."""
-    return any(name.lower().endswith(suffixes) for name in _visible_files(part.path))
+    return annotations._replace(path=inner, label=f"{annotations.label}/xmls")
 
 
 def _named_part(folder: Path, root: Path, named: str, flag: str) -> Part:
-    path = Path(os.path.normpath(named))
-    if not path.is_absolute() and not (root / path).exists() and path.exists():
-        path = path.absolute()  # as seen from the working directory
-    for base in (folder.absolute(), root):
-        if path.is_absolute() and path.is_relative_to(base):
-            path = path.relative_to(base)
-    if path.is_absolute() or ".." in path.parts:
-        raise UserError(f"{flag}={named} is outside {folder}: name a folder inside it")
-    place = root / path
-    if not place.is_dir():
-        wrong = "is a file, not a folder" if place.exists() else "does not exist"
-        raise UserError(f"{flag}={named}: {folder / path} {wrong}")
-    inside = place.resolve().is_relative_to(root)
-    label = "" if path == Path() else path.as_posix()
-    return Part(place, root if inside else place.resolve(), label)
+    """Returns the folder that a flag names, as seen from `folder` or the working directory."""
+    found = next((place for place in (root / named, Path(named)) if place.is_dir()), None)
+    if found is None:
+        raise UserError(f"{flag}={named}: there is no such folder in {folder}")
+    for base in (root, os.path.abspath(folder)):
+        label = os.path.relpath(found, base)
+        if label.partition(os.sep)[0] != os.pardir:
+            place = root / label
+            inside = place.resolve().is_relative_to(root)
+            return Part(place, root if inside else place.resolve(), "" if label == "." else label)
+    raise UserError(f"{flag}={named} is outside {folder}: name a folder inside it")
 
 
 def _walk(part: Part) -> Tree:
@@ -394,7 +347,7 @@ def _without_kind(stem: str) -> str | None:
     *folders, name = stem.split("/")
     if any(folder.lower() in _NO_IMAGES for folder in folders):
         return None
-    kinds = (*IMAGE_FOLDERS, *ANNOTATION_FOLDERS)
+    kinds = (*_IMAGES.folders, *_ANNOTATIONS.folders)
     return "/".join([*(folder for folder in folders if folder.lower() not in kinds), name])
 
 
@@ -406,30 +359,23 @@ def _refuse_outer_folder(folder: Path, tree: Tree) -> None:
     for name in tree.folders:
         parent, _, last = name.rpartition("/")
         children[parent].add(last.lower())
-    inside = [
-        name
-        for name in tree.folders
-        if "imagesets" in children[name]
-        or (children[name] & {*IMAGE_FOLDERS} and children[name] & {*ANNOTATION_FOLDERS})
-        or (any(map(_sounds_like_split, children[name])) and _has_both(tree, name))
-    ]
-    outermost = [
-        name for name in inside if not any(str(p) in inside for p in PurePosixPath(name).parents)
-    ]
-    if outermost:
-        known = " or ".join(printable(str(folder / name)) for name in outermost)
+    inside: list[str] = []
+    for place in tree.folders:
+        files = [name.lower() for name in tree.files if name.startswith(f"{place}/")]
+        has_both = all(any(f.endswith(k.suffixes) for f in files) for k in (_IMAGES, _ANNOTATIONS))
+        below = children[place]
+        if not any(place.startswith(f"{outer}/") for outer in inside) and (
+            "imagesets" in below
+            or (below & {*_IMAGES.folders} and below & {*_ANNOTATIONS.folders})
+            or (any(map(_sounds_like_split, below)) and has_both)
+        ):
+            inside.append(place)
+    if inside:
+        known = " or ".join(printable(str(folder / name)) for name in inside)
         raise UserError(
             f"{folder} is not in VOC layout: there is a data set further inside; "
             f"did you mean {known}?"
         )
-
-
-def _has_both(tree: Tree, place: str) -> bool:
-    """Returns whether there are images and annotations in a folder or further inside."""
-    suffixes = {
-        os.path.splitext(name)[1].lower() for name in tree.files if name.startswith(f"{place}/")
-    }
-    return ".xml" in suffixes and not suffixes.isdisjoint(IMAGE_SUFFIXES)
 
 
 def _not_understood(folder: Path, tree: Tree) -> str:
@@ -443,30 +389,11 @@ def _not_understood(folder: Path, tree: Tree) -> str:
         f"{count} {suffix} in {printable(place) + '/' if place else 'the folder itself'}"
         for (place, suffix), count in counts.most_common(4)
     ]
-    found = "found " + (" and ".join(places) or "no images and no .xml files")
-    if tree.outside:
-        found += f" and links to folders outside, such as {printable(tree.outside[0])}"
-    expected = (
-        "expected JPEGImages/ and Annotations/, images/ and annotations/, or each image with its "
-        ".xml file beside it, in the folder itself or in train/, valid/, test/"
+    return (
+        f"{folder} is not in VOC layout: found "
+        f"{' and '.join(places) or 'no images and no .xml files'}; expected JPEGImages/ and "
+        "Annotations/, images/ and annotations/, or each image with its .xml file beside it, in "
+        "the folder itself or in train/, valid/, test/; name other folders with `prepare voc "
+        "--images=FOLDER --annotations=FOLDER`; for COCO's .json files use `prepare coco`, for "
+        "YOLO's .txt files `prepare yolo`"
     )
-    flags = [
-        f"--images={_likely_folder(counts, IMAGE_SUFFIXES)}",
-        f"--annotations={_likely_folder(counts, ('.xml',))}",
-    ]
-    hint = f"name other folders with `prepare voc {' '.join(flags)}`"
-    if not any(suffix == ".xml" for _, suffix in counts) and any(s == ".json" for _, s in counts):
-        hint = "for COCO's .json files use `prepare coco`"
-    return f"{folder} is not in VOC layout: {found}; {expected}; {hint}"
-
-
-def _likely_folder(counts: collections.Counter[tuple[str, str]], suffixes: Sequence[str]) -> str:
-    """Suggests a folder for a flag: the one with most files, as far inside as has all of them."""
-    tops: collections.Counter[str] = collections.Counter()
-    for (place, suffix), count in counts.items():
-        tops[place.partition("/")[0]] += count * (suffix in suffixes)
-    if not +tops:
-        return "FOLDER"
-    ((top, _),) = tops.most_common(1)
-    places = [p for p, suffix in counts if suffix in suffixes and p.partition("/")[0] == top]
-    return shlex.quote(printable(os.path.commonpath(places)) or ".")

@@ -1,21 +1,12 @@
 """Reads the lists of ids in ImageSets/Main, and decides which image is in which split."""
 
-import collections
 import os
 import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from scratchdet_jax.datasets.untrusted import (
-    IMAGE_SUFFIXES,
-    MAX_LIST_BYTES,
-    as_key,
-    as_text,
-    decode_text,
-    printable,
-    read_inside,
-)
+from scratchdet_jax.datasets.untrusted import IMAGE_SUFFIXES, as_key, as_text, printable, read_list
 from scratchdet_jax.datasets.voc_layout import (
     IMAGE_FOLDERS,
     Files,
@@ -72,70 +63,39 @@ def read_splits(folder: Path, layout: Layout, files: Files, wanted: Sequence[str
         UserError: a list cannot be read, a wanted split is missing, or two lists have one name.
     """
     notes: list[str] = []
-    place, lines = _read_lists(folder, layout.folder)
-    plain = _plain_lists(place, lines, files, notes)
-    split_of = _splits_of_lists(place, plain, wanted, notes)
-    found = []
-    for name, split in split_of.items():
-        ids = _read_as_ids(plain[name], files, layout)
-        notes += _changed_lines(f"{place}/{name}", plain[name], ids)
-        found.append(SplitList(split, f"{place}/{name}", ids, True))
-    if not plain:
-        found = _splits_without_lists(layout, files, place, notes)
-    used: Collection[str]
-    if wanted is None:
-        used = lines
-    else:
-        found = _only_wanted(found, wanted, folder)
-        used = {n for n in lines if _stem(n) in wanted or split_of.get(n) in wanted}
-    hashed = {
-        name: ids
-        for name, ids in lines.items()
-        if name in used and not _labelled_without_spaces(ids, files)
-    }
-    return Lists(_named_splits(layout.folder, found, notes), hashed, notes)
-
-
-def _stem(name: str) -> str:
-    return os.path.splitext(name)[0]
-
-
-def _plain_lists(
-    place: str, lines: dict[str, list[str]], files: Files, notes: list[str]
-) -> dict[str, list[str]]:
-    """Returns the lists of ids by file name, without those that have a flag on each line."""
-    shown = {name: found for name, found in lines.items() if not is_hidden(name)}
-    per_class = [name for name, found in shown.items() if _labelled(found, files)]
+    place, lists = _read_lists(folder, layout.folder)
+    per_class = [name for name, lines in lists.items() if _labelled(lines, files)]
     if per_class:
         notes.append(
             "per-class lists, which have a flag on each line, are passed over: "
             f"{len(per_class)}, such as {place}/{printable(per_class[0])}"
         )
-    return {name: found for name, found in shown.items() if name not in per_class}
-
-
-def _splits_of_lists(
-    place: str, plain: Collection[str], wanted: Sequence[str] | None, notes: list[str]
-) -> dict[str, str]:
-    """Returns the split of each list: its name, but "train" if the only list is default.txt."""
-    splits = {name: _stem(name) for name in plain}
-    if list(splits.values()) == ["default"] and (wanted is None or "train" in wanted):
-        (name,) = splits
+    plain = {name: lines for name, lines in lists.items() if name not in per_class}
+    split_of = {name: os.path.splitext(name)[0] for name in plain}
+    if [*split_of.values()] == ["default"] and (wanted is None or "train" in wanted):
+        (name,) = plain
+        split_of[name] = "train"
         notes.append(f"{place}/{name} is the only list, so its images form the split train")
-        return {name: "train"}
-    return splits
-
-
-def _only_wanted(found: list[SplitList], wanted: Sequence[str], folder: Path) -> list[SplitList]:
-    known = {members.split for members in found}
-    for split in wanted:
-        if split not in known:
-            raise UserError(f"{folder} has no split {split!r}; it has {', '.join(sorted(known))}")
-    return [members for members in found if members.split in wanted]
+    found = []
+    for name, lines in plain.items():
+        ids = _read_as_ids(lines, files, layout)
+        notes += _changed_lines(f"{place}/{name}", lines, ids)
+        found.append(SplitList(split_of[name], f"{place}/{name}", ids, True))
+    if not plain:
+        found = _splits_without_lists(layout, files, place, notes)
+    if wanted is not None:
+        known = {members.split for members in found}
+        for split in wanted:
+            if split not in known:
+                has = ", ".join(sorted(known))
+                raise UserError(f"{folder} has no split {split!r}; it has {has}")
+        found = [members for members in found if members.split in wanted]
+        plain = {name: lines for name, lines in plain.items() if split_of[name] in wanted}
+    return Lists(_named_splits(layout.folder, found, notes), plain, notes)
 
 
 def _read_lists(folder: Path, root: Path) -> tuple[str, dict[str, list[str]]]:
-    """The folder of the lists, relative, and the lines of each list by file name."""
+    """Returns the folder of the lists, relative, and the lines of each list by file name."""
     sets = subfolder_of_any_case(root, "ImageSets")
     place = subfolder_of_any_case(sets, "Main") if sets else None
     if place is None:
@@ -146,17 +106,12 @@ def _read_lists(folder: Path, root: Path) -> tuple[str, dict[str, list[str]]]:
             f"{folder}/{label} is a link to something outside {folder}, where nothing is read: "
             "put the files themselves there"
         )
-    lists = {}
-    for path in sorted(place.iterdir()):
-        if path.suffix.lower() != ".txt":
-            continue
-        try:
-            text = decode_text(read_inside(path, root, MAX_LIST_BYTES))
-        except ValueError as error:
-            raise UserError(f"{printable(str(path))} cannot be read: {error}") from None
-        lines = text.split("\n" if "\n" in text else "\r")
-        lists[as_text(path.name)] = [as_key(line.strip()) for line in lines if line.strip()]
-    return label, lists
+    names = [path for path in sorted(place.iterdir()) if path.suffix.lower() == ".txt"]
+    return label, {
+        as_text(path.name): [as_key(line) for line in read_list(path, root)]
+        for path in names
+        if not is_hidden(path.name)
+    }
 
 
 def _labelled(lines: Sequence[str], files: Files) -> bool:
@@ -166,16 +121,6 @@ def _labelled(lines: Sequence[str], files: Files) -> bool:
         return False
     names = sum(line in files.images for line in lines)
     return names == 0 or sum(match[1] in files.images for match in matches) > names
-
-
-def _labelled_without_spaces(lines: Sequence[str], files: Files) -> bool:
-    """The rule that decided earlier which lists are hashed; fingerprints depend on it."""
-    known = files.images.keys() | files.hidden[0].keys()
-    return (
-        bool(lines)
-        and all(len(line.split()) == 2 and _LABELLED_LINE.fullmatch(line) for line in lines)
-        and not any(line in known for line in lines)
-    )
 
 
 def _read_as_ids(lines: Sequence[str], files: Files, layout: Layout) -> list[str]:
@@ -233,18 +178,16 @@ def _splits_without_lists(
 ) -> list[SplitList]:
     """Returns the folders that are called like splits, else all images as train."""
     ids = sorted({*files.images, *files.annotations})
-    members: dict[str, list[str]] = collections.defaultdict(list)
-    for image_id in ids:
-        folder, slash, _ = image_id.partition("/")
-        if slash:
-            members[folder].append(image_id)
     names = split_folders(i.partition("/")[0] for i in files.images if "/" in i)
     if not names:
         notes.append(f"{place} has no plain list of ids: all images form the split train")
         return [SplitList("train", "", ids, False)]
     notes.append(f"the folders are the splits: {', '.join(map(printable, names))}")
     above = f"{layout.images.label}/" if layout.images.label else ""
-    return [SplitList(name, f"{above}{name}", members[name], False) for name in names]
+    return [
+        SplitList(name, above + name, [i for i in ids if i.startswith(f"{name}/")], False)
+        for name in names
+    ]
 
 
 def _named_splits(root: Path, found: list[SplitList], notes: list[str]) -> list[SplitList]:

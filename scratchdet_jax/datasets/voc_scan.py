@@ -9,15 +9,16 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PureWindowsPath
 from typing import Any, NamedTuple
 
-from scratchdet_jax.datasets.checks import Broken, Checked, Journal, check_images
+from scratchdet_jax.datasets.checks import Broken, Intact, check_images
 from scratchdet_jax.datasets.defects import Defect, Kind
 from scratchdet_jax.datasets.objects import (
+    Box,
     Contents,
+    Item,
     UsableImage,
-    VocItem,
     annotated_frame,
     fit_box,
-    order_box,
+    join_splits,
     turned,
 )
 from scratchdet_jax.datasets.official import VOC_CLASSES
@@ -26,6 +27,7 @@ from scratchdet_jax.datasets.untrusted import (
     MAX_XML_BYTES,
     OutsideFolderError,
     as_text,
+    file_size,
     printable,
     read_inside,
 )
@@ -37,7 +39,7 @@ from scratchdet_jax.datasets.voc_layout import (
     find_layout,
     list_files,
 )
-from scratchdet_jax.datasets.voc_lists import Lists, read_splits
+from scratchdet_jax.datasets.voc_lists import Lists, SplitList, read_splits
 from scratchdet_jax.datasets.voc_xml import VocAnnotation, VocObject, parse_annotation
 from scratchdet_jax.errors import UserError
 
@@ -103,10 +105,10 @@ def list_folder(
     elif not layout.is_standard:
         places = [printable(part.label) or "." for part in (layout.images, layout.annotations)]
         notes.append(f"images are read from {places[0]}, annotations from {places[1]}")
-    if files.hidden_names:
+    if files.hidden:
         notes.append(
             f"hidden files of macOS, Windows and other tools are passed over: "
-            f"{len(files.hidden_names):,}, such as {printable(files.hidden_names[0])}"
+            f"{len(files.hidden):,}, such as {printable(files.hidden[0])}"
         )
     return Listing(layout, files, lists, notes + files.notes + lists.notes)
 
@@ -121,65 +123,60 @@ def fingerprint(
         options.append([layout.images.label, layout.annotations.label])
     digest = hashlib.sha256(json.dumps(options).encode())
     used = {image_id for split in lists.splits for image_id in split.ids}
-    for name, path in _hashed(layout.annotations, files.annotations, files.hidden[1], used):
+    for name, path in _hashed(layout.annotations, files.annotations, used):
         digest.update(b"\0" + os.fsencode(name) + b"\0")
         try:
             digest.update(read_inside(path, layout.annotations.root, MAX_XML_BYTES))
         except ValueError as error:
             digest.update(str(error).encode())
-    for name, path in _hashed(layout.images, files.images, files.hidden[0], used):
-        size = path.stat().st_size if path.exists() else -1
-        digest.update(b"\0" + os.fsencode(name) + f"\0{size}".encode())
+    for name, path in _hashed(layout.images, files.images, used):
+        digest.update(b"\0" + os.fsencode(name) + f"\0{file_size(path)}".encode())
     return digest.hexdigest()
 
 
 def _hashed(
-    part: Part, files: Mapping[str, Path], hidden: Mapping[str, Path], used: Collection[str]
+    part: Part, files: Mapping[str, Path], used: Collection[str]
 ) -> Iterator[tuple[str, Path]]:
     """Yields files that identify the input, with their names: all but unused ones in subfolders."""
-    for image_id, path in sorted({**hidden, **files}.items()):
+    for image_id, path in sorted(files.items()):
         name = path.relative_to(part.path).as_posix()
         if "/" not in name or image_id in used:
             yield name, path
 
 
-def scan(listing: Listing, class_names: Sequence[str] | None, journal: Journal) -> Contents:
+def scan(listing: Listing, class_names: Sequence[str] | None) -> Contents:
     """Reads, decodes and checks everything."""
-    files, root = listing.files, listing.layout.images.root
+    files, layout, root = listing.files, listing.layout, listing.layout.images.root
     defects, notes = list(files.defects), list(listing.notes)
-    listed = _listed_splits(listing, defects, notes)
-    ids = dict.fromkeys(i for members in listed.values() for i in members if i in files.images)
-    annotations = _read_annotations(listing, ids, defects)
-    paths = [files.images[image_id] for image_id in annotations]
-    checked = check_images(paths, root, journal)
+    listed = {}
+    for members in listing.lists.splits:
+        listed[members.split] = _unique_ids(members, listing, defects)
+    ids = dict.fromkeys(i for members in listed.values() for i in members)
+    if unlisted := len(files.images.keys() - ids.keys()):
+        of = f" of {layout.images.label}" if layout.images.label else ""
+        notes.append(f"images{of} in none of the splits used: {unlisted}")
+    annotations = _read_annotations(listing, [i for i in ids if i in files.images], defects)
+    checked = check_images([files.images[image_id] for image_id in annotations], root)
     images = {}
     for image_id, annotation in annotations.items():
         found = checked[files.images[image_id]]
-        image, problems = _usable_image(listing, image_id, annotation, found, class_names)
-        defects += problems
-        if image is not None:
-            images[image_id] = image
-    splits = {split: [images[i] for i in m if i in images] for split, m in listed.items()}
-    left_out = {split: len(members) - len(splits[split]) for split, members in listed.items()}
+        if isinstance(found, Broken):
+            file = layout.label(files.images[image_id])
+            defects.append(Defect.of(found.kind, file, found.reason))
+        else:
+            images[image_id] = _usable_image(
+                listing, image_id, annotation, found, class_names, defects
+            )
+    splits = {}
     for split, source, _, is_list in listing.lists.splits:
-        if not splits[split]:
-            reason = f"none of its images is usable; listed: {len(listed[split])}"
-            place = os.path.dirname(source) if is_list else source
-            where = f"{place or 'all images'} ({split})"
-            defects.append(Defect.of(Kind.EMPTY_SPLIT, where, reason))
-            del splits[split]
+        place = os.path.dirname(source) if is_list else source
+        usable = [images[i] for i in listed[split] if i in images]
+        where = f"{place or 'all images'} ({split})"
+        splits[split] = where, len(listed[split]), usable
     names = _resolve_classes(
         {o.name for i in images.values() for o in i.objects}, class_names, notes
     )
-    return Contents(
-        splits=splits,
-        roots=dict.fromkeys(splits, root),
-        class_names=names,
-        category_ids=None,
-        left_out=left_out,
-        notes=notes,
-        defects=defects,
-    )
+    return join_splits(splits, names, None, notes, defects)
 
 
 def read_ground_truth(folder: Path, split: str) -> GroundTruth:
@@ -193,78 +190,46 @@ def read_ground_truth(folder: Path, split: str) -> GroundTruth:
     # An annotation without an image is also scored.
     files = files._replace(images={**files.annotations, **files.images})
     lists = read_splits(folder, layout, files, [split])
-    (name, source, listed, _) = lists.splits[0]
-    defects: list[Defect] = []
-    for image_id, count in collections.Counter(listed).items():
-        if count > 1:
-            reason = f"{image_id} is listed {count} times"
-            defects.append(Defect.of(Kind.LISTED_TWICE, source, reason))
-        if image_id not in files.images:
-            reason = f"{image_id} has no annotation in {layout.annotations.label}"
-            defects.append(Defect.of(Kind.NO_ANNOTATION, source, reason))
-    ids = [image_id for image_id in dict.fromkeys(listed) if image_id in files.images]
     listing = Listing(layout, files, lists, [])
+    defects: list[Defect] = []
+    listed = _unique_ids(lists.splits[0], listing, defects, Kind.NO_ANNOTATION)
     objects = {}
+    ids = [image_id for image_id in listed if image_id in files.images]
     for image_id, annotation in _read_annotations(listing, ids, defects).items():
         file = layout.label(files.annotations[image_id])
-        objects[image_id] = tuple(_scored_objects(annotation, file, defects))
+        found = _read_objects(annotation, annotation.size, False, file, defects)
+        objects[image_id] = tuple(item._replace(box_pixels=box) for item, box in found)
     if not objects:
         first = f"; the first: {defects[0].file}: {defects[0].reason}" if defects else ""
         raise UserError(f"{folder}: the split {split!r} has no usable annotation{first}")
-    left_out = [image_id for image_id in dict.fromkeys(listed) if image_id not in objects]
-    return GroundTruth(name, objects, left_out, defects, files.notes + lists.notes)
+    left_out = [image_id for image_id in listed if image_id not in objects]
+    notes = files.notes + lists.notes
+    return GroundTruth(lists.splits[0].split, objects, left_out, defects, notes)
 
 
-def _scored_objects(
-    annotation: VocAnnotation, file: str, defects: list[Defect]
-) -> Iterator[VocObject]:
-    """Yields the usable objects with their corners in order; adds the rest to `defects`."""
-    for number, item in enumerate(annotation.objects, start=1):
-        where = f"object {number} ({item.name or 'no name'})"
-        if item.box_pixels is None:
-            defects.append(Defect.of(Kind.UNREADABLE_BOX, file, f"{where}: {item.problem}"))
-            continue
-        if item.problem:
-            defects.append(Defect.of(Kind.FLAG, file, f"{where}: {item.problem}"))
-        box, kinds = order_box(item.box_pixels)
-        ymin, xmin, ymax, xmax = item.box_pixels
-        text = f"{where}: x {xmin:g}…{xmax:g}, y {ymin:g}…{ymax:g}"
-        if annotation.size:
-            text += f" of {annotation.size[1]}×{annotation.size[0]}"
-        defects += [Defect.of(kind, file, text) for kind in kinds]
-        if box is not None:
-            yield item._replace(box_pixels=box)
-
-
-def _listed_splits(
-    listing: Listing, defects: list[Defect], notes: list[str]
-) -> dict[str, list[str]]:
-    """Returns unique ids by split; adds missing and repeated ones to `defects`."""
+def _unique_ids(
+    members: SplitList, listing: Listing, defects: list[Defect], missing: Kind = Kind.NO_IMAGE
+) -> list[str]:
+    """Returns the ids of a split, each once; adds missing and repeated ones to `defects`."""
     files, layout = listing.files, listing.layout
-    splits: dict[str, list[str]] = {}
-    for split, source, ids, is_list in listing.lists.splits:
-        for image_id, count in collections.Counter(ids).items():
-            if count > 1:
-                reason = f"{image_id} is listed {count} times"
-                defects.append(Defect.of(Kind.LISTED_TWICE, source, reason))
-            if image_id not in files.images:
-                where = source if is_list else layout.label(files.annotations[image_id])
-                defects.append(_missing_image(where, image_id, layout.images.label))
-        splits[split] = list(dict.fromkeys(ids))
-    unlisted = len(files.images.keys() - {i for members in splits.values() for i in members})
-    if unlisted:
-        of = f" of {layout.images.label}" if layout.images.label else ""
-        notes.append(f"images{of} in none of the splits used: {unlisted}")
-    return splits
-
-
-def _missing_image(source: str, image_id: str, folder: str) -> Defect:
-    parts = PureWindowsPath(image_id)
-    if parts.root or ".." in parts.parts:
-        return Defect.of(Kind.OUT_OF_FOLDER, source, f"{image_id} is not an id but a path")
-    place = f" in {folder}" if folder else ""
-    reason = f"{image_id} has no image{place} ({', '.join(IMAGE_SUFFIXES)})"
-    return Defect.of(Kind.NO_IMAGE, source, reason)
+    for image_id, count in collections.Counter(members.ids).items():
+        if count > 1:
+            reason = f"{image_id} is listed {count} times"
+            defects.append(Defect.of(Kind.LISTED_TWICE, members.source, reason))
+        if image_id in files.images:
+            continue
+        listed = members.is_list
+        where = members.source if listed else layout.label(files.annotations[image_id])
+        path = PureWindowsPath(image_id)
+        if path.root or ".." in path.parts:
+            kind, reason = Kind.OUT_OF_FOLDER, f"{image_id} is not an id but a path"
+        elif missing == Kind.NO_ANNOTATION:
+            kind, reason = missing, f"{image_id} has no annotation in {layout.annotations.label}"
+        else:
+            place = f" in {layout.images.label}" if layout.images.label else ""
+            kind, reason = missing, f"{image_id} has no image{place} ({', '.join(IMAGE_SUFFIXES)})"
+        defects.append(Defect.of(kind, where, reason))
+    return list(dict.fromkeys(members.ids))
 
 
 def _read_annotations(
@@ -323,51 +288,64 @@ def _usable_image(
     listing: Listing,
     image_id: str,
     annotation: VocAnnotation,
-    checked: Checked,
+    checked: Intact,
     class_names: Sequence[str] | None,
-) -> tuple[UsableImage | None, list[Defect]]:
-    """Returns the image with its usable objects (None if it is unusable), and its defects."""
+    defects: list[Defect],
+) -> UsableImage:
+    """Returns the image with its usable objects; adds what is wrong to `defects`."""
     layout, path = listing.layout, listing.files.images[image_id]
-    if isinstance(checked, Broken):
-        return None, [Defect.of(checked.kind, layout.label(path), checked.reason)]
     file = layout.label(listing.files.annotations[image_id])
     frame = annotated_frame(annotation.size, checked.header)
-    objects, problems = _usable_objects(annotation, frame.size, class_names)
     if frame.problem:
-        problems.insert(0, frame.problem)
-    image = UsableImage(
-        path,
-        checked.stamp,
-        as_text(path.relative_to(layout.images.path).as_posix()),
-        image_id,
-        checked.header.orientation,
-        checked.header.displayed_size,
-        [item._replace(box=turned(item.box, frame.orientation)) for item in objects],
-    )
-    return image, [Defect.of(kind, file, text) for kind, text in problems]
+        defects.append(Defect.of(frame.problem[0], file, frame.problem[1]))
+    found = _read_objects(annotation, frame.size, True, file, defects, class_names)
+    items = [
+        Item(
+            item.name,
+            turned(box, frame.orientation),
+            item.is_difficult,
+            {"is_difficult": item.is_difficult, "is_truncated": item.is_truncated},
+        )
+        for item, box in found
+    ]
+    name = as_text(path.relative_to(layout.images.path).as_posix())
+    return UsableImage(path, name, image_id, *checked, items)
 
 
-def _usable_objects(
-    annotation: VocAnnotation, size: tuple[int, int], class_names: Sequence[str] | None
-) -> tuple[list[VocItem], list[tuple[Kind, str]]]:
-    """Normalises the objects' boxes to an image of (height, width); returns the defects found."""
-    objects, problems = [], []
+def _read_objects(
+    annotation: VocAnnotation,
+    size: tuple[int, int] | None,
+    clipped: bool,
+    file: str,
+    defects: list[Defect],
+    class_names: Sequence[str] | None = None,
+) -> Iterator[tuple[VocObject, Box]]:
+    """Yields the usable objects of the chosen classes with their boxes; adds the rest to `defects`.
+
+    Args:
+        annotation: of one image.
+        size: (height, width) that the boxes refer to; None: unknown.
+        clipped: whether boxes are clipped to the size and normalised.
+        file: of the annotation.
+        defects: of the data set.
+        class_names: the chosen classes; None: all.
+    """
     for number, item in enumerate(annotation.objects, start=1):
         where = f"object {number} ({item.name or 'no name'})"
+        if item.problem:
+            kind = Kind.UNREADABLE_BOX if item.box_pixels is None else Kind.FLAG
+            defects.append(Defect.of(kind, file, f"{where}: {item.problem}"))
         if item.box_pixels is None:
-            problems.append((Kind.UNREADABLE_BOX, f"{where}: {item.problem}"))
             continue
-        if flag := item.problem or item.truncated_problem:
-            problems.append((Kind.FLAG, f"{where}: {flag}"))
         if class_names is not None and item.name not in class_names:
             close = difflib.get_close_matches(item.name, class_names, n=2)
             hint = f"; did you mean {' or '.join(close)}?" if close else ""
-            problems.append((Kind.UNKNOWN_CLASS, where + hint))
+            defects.append(Defect.of(Kind.UNKNOWN_CLASS, file, where + hint))
             continue
-        box, kinds = fit_box(item.box_pixels, size)
+        box, kinds = fit_box(item.box_pixels, size if clipped else None)
         ymin, xmin, ymax, xmax = item.box_pixels
-        text = f"{where}: x {xmin:g}…{xmax:g}, y {ymin:g}…{ymax:g} of {size[1]}×{size[0]}"
-        problems += [(kind, text) for kind in kinds]
+        of = f" of {size[1]}×{size[0]}" if size else ""
+        text = f"{where}: x {xmin:g}…{xmax:g}, y {ymin:g}…{ymax:g}{of}"
+        defects += [Defect.of(kind, file, text) for kind in kinds]
         if box is not None:
-            objects.append(VocItem(item.name, box, item.is_difficult, item.is_truncated))
-    return objects, problems
+            yield item, box

@@ -1,7 +1,6 @@
 """Runs a TFDS builder quietly and atomically, and removes what killed runs left behind."""
 
 import contextlib
-import ctypes
 import fcntl
 import io
 import os
@@ -14,9 +13,6 @@ import tensorflow_datasets as tfds
 from absl import logging
 
 from scratchdet_jax.errors import UserError
-
-_HERE = -100  # AT_FDCWD
-_RENAME_EXCHANGE = 2
 
 
 def write_dataset(make_builder: Callable[[], tfds.core.DatasetBuilder]) -> None:
@@ -91,31 +87,20 @@ def _aside(directory: Path) -> Path:
 def _exchange(new: Path, directory: Path) -> None:
     """Puts `new` in the place of `directory`; the old one is removed.
 
-    In one step where the system and the file system can (Linux), else in two renames. A process
-    killed between the two leaves the old data set aside, for `restore`.
+    A process killed between the two renames leaves the old data set aside, for `restore`.
     """
+    aside = _aside(directory)
+    shutil.rmtree(aside, ignore_errors=True)
     try:
-        if _swap(new, directory):
-            return
-        aside = _aside(directory)
-        shutil.rmtree(aside, ignore_errors=True)
         if directory.exists():
             directory.rename(aside)
         new.rename(directory)
-        shutil.rmtree(aside, ignore_errors=True)
     except OSError as error:
         restore(directory)
         raise UserError(
             f"{directory} cannot be replaced ({error.strerror or error}): the old data set is kept"
         ) from None
-
-
-def _swap(first: Path, second: Path) -> bool:
-    """Exchanges two directories in one step; False where that is impossible."""
-    with contextlib.suppress(AttributeError):  # neither macOS nor Windows has renameat2
-        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
-        return renameat2(_HERE, bytes(first), _HERE, bytes(second), _RENAME_EXCHANGE) == 0
-    return False
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _write_failure(error: OSError | RuntimeError) -> str:

@@ -3,7 +3,8 @@
 import itertools
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PureWindowsPath
 from reprlib import repr as brief
 from typing import Any, NamedTuple
@@ -13,14 +14,14 @@ import yaml
 from scratchdet_jax.datasets.defects import Defect, Kind
 from scratchdet_jax.datasets.untrusted import (
     IMAGE_SUFFIXES,
-    MAX_LIST_BYTES,
     as_key,
     as_text,
     decode_text,
     printable,
     read_inside,
+    read_list,
 )
-from scratchdet_jax.errors import UserError, plural
+from scratchdet_jax.errors import UserError, one_line, plural
 
 _MAX_YAML_BYTES = 4 << 20
 # Keys of data.yaml by split; Ultralytics reads the second one too.
@@ -85,21 +86,23 @@ def list_yolo(data: Path, folder: Path | None) -> YoloListing:
     notes: list[str] = []
     names = _class_names(data, content, defects, notes)
     entries = _split_entries(data, content)
-    finder = _Finder(data, root, content.get("path") if folder is None else None, notes)
-    base = finder.base(entries)
+    base = _base(data, root, "" if folder else content.get("path"), entries, notes)
     splits, listed = {}, {}
     for split, texts in entries.items():
-        lister = _Lister(root, base, f"{as_text(data.name)} ({split})", defects)
+        where = f"{as_text(data.name)} ({split})"
+        places = []
         for text in texts:
-            place = finder.find(base, split, text)
-            if place is None:
-                reason = f"{text!r} does not exist in {base}"
-                defects.append(Defect.of(Kind.EMPTY_SPLIT, f"{data.name} ({split})", reason))
+            if place := _find(data, root, base, text):
+                places.append(place)
             else:
-                lister.add(place)
-        splits[split], listed[split] = lister.images(), lister.listed
-        if lister.hidden:
-            notes.append(f"{split}: hidden files passed over: {lister.hidden}")
+                reason = f"{text!r} does not exist in {base}"
+                defects.append(Defect.of(Kind.EMPTY_SPLIT, where, reason))
+        if places:
+            found, missing, hidden = _list_names(root, base, where, places, defects)
+            if hidden:
+                notes.append(f"{split}: hidden files passed over: {hidden}")
+            splits[split] = _images(root, where, found, defects)
+            listed[split] = len(found) + missing
     _note_unused_labels(root, splits, defects)
     return YoloListing(root, names, _keypoint_values(content), splits, listed, defects, notes)
 
@@ -121,11 +124,8 @@ def _read_yaml(data: Path) -> Mapping[str, Any]:
         content = yaml.safe_load(decode_text(read_inside(file, file.parent, _MAX_YAML_BYTES)))
     except FileNotFoundError:
         raise UserError(f"{data} does not exist") from None
-    except RecursionError:
-        raise UserError(f"{data} cannot be read: its YAML is nested too deeply") from None
     except (OSError, ValueError, RuntimeError, yaml.YAMLError) as error:
-        reason = " ".join((getattr(error, "strerror", None) or str(error)).split())
-        raise UserError(f"{data} cannot be read as YAML: {printable(reason)}") from None
+        raise UserError(f"{data} cannot be read as YAML: {printable(one_line(error))}") from None
     if not isinstance(content, dict):
         raise UserError(
             f"{data} is not a YOLO data file: it must have the fields train and names, such as "
@@ -138,27 +138,27 @@ def _class_names(
     data: Path, content: Mapping[str, Any], defects: list[Defect], notes: list[str]
 ) -> tuple[str, ...]:
     stated, count = content.get("names"), content.get("nc")
-    if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
-        raise UserError(f"{data}: nc is {brief(count)}, not the number of classes")
-    if stated is None and count is not None:
+    if stated is None and isinstance(count, int) and count > 0:
         notes.append(
             f"{data.name} has no names: the classes are called class_0 to class_{count - 1}"
         )
         return tuple(f"class_{i}" for i in range(count))
     if isinstance(stated, dict):
-        numbers = [int(k) if isinstance(k, str) and k.isdecimal() else k for k in stated]
-        if sorted(map(repr, numbers)) != sorted(map(repr, range(len(stated)))):
+        by_number = {int(k) if str(k).isdecimal() else k: value for k, value in stated.items()}
+        if by_number.keys() != {*range(len(stated))}:
             raise UserError(
                 f"{data}: the keys of names must be the class numbers 0, 1, 2 …, but they are "
                 f"{printable(brief(list(stated)))}"
             )
-        stated = [value for _, value in sorted(zip(numbers, stated.values(), strict=True))]
+        stated = [by_number[number] for number in range(len(stated))]
     if not isinstance(stated, list) or not stated:
         raise UserError(
             f"{data} has no class names: add names, a list or a table from class numbers to names"
         )
-    if count is not None and count != len(stated):
-        raise UserError(f"{data}: nc is {count}, but names has {plural(len(stated), 'name')}")
+    if count not in (None, len(stated)):
+        raise UserError(
+            f"{data}: nc is {printable(brief(count))}, but names has {plural(len(stated), 'name')}"
+        )
     names = tuple(_class_name(data, i, value, defects) for i, value in enumerate(stated))
     for name in names:
         if names.count(name) > 1:
@@ -171,21 +171,17 @@ def _class_names(
 
 
 def _class_name(data: Path, number: int, value: Any, defects: list[Defect]) -> str:
-    if isinstance(value, str):
-        name = " ".join(value.encode("utf-8", "replace").decode().split())
-        if name:
-            return name
-    elif isinstance(value, (list, dict)):
+    if isinstance(value, (list, dict)):
         raise UserError(f"{data}: the name of class {number} is {printable(brief(value))}, no text")
-    elif value is not None:
-        name = str(value)
+    text = "" if value is None else str(value)
+    name = " ".join(text.encode("utf-8", "replace").decode().split())
+    if not name:
+        defects.append(Defect.of(Kind.NO_CLASS_NAME, data.name, f"names: class {number}"))
+        return f"class_{number}"
+    if not isinstance(value, str):
         reason = f"names: class {number} is {json.dumps(value, default=str)}, read as {name!r}"
-        if isinstance(value, bool):
-            reason += "; put yes, no, on and off in quotes"
         defects.append(Defect.of(Kind.CATEGORY_NAME, data.name, reason))
-        return name
-    defects.append(Defect.of(Kind.NO_CLASS_NAME, data.name, f"names: class {number}"))
-    return f"class_{number}"
+    return name
 
 
 def _split_entries(data: Path, content: Mapping[str, Any]) -> dict[str, list[str]]:
@@ -214,149 +210,106 @@ def _keypoint_values(content: Mapping[str, Any]) -> int:
     return 0
 
 
-class _Finder:
-    """Finds the folders and lists that data.yaml names, inside the root."""
+def _base(
+    data: Path, root: Path, stated: Any, entries: Mapping[str, Sequence[str]], notes: list[str]
+) -> Path:
+    """Returns the folder that the entries are relative to: `path` in the root, or else the root."""
+    split, texts = next(iter(entries.items()))
+    stated = stated if isinstance(stated, str) else ""
+    path = (root / _slashes(stated.strip())).resolve()
+    for base in (path, root):
+        if base.is_relative_to(root) and any(_find(data, root, base, text) for text in texts):
+            if base != path:
+                notes.append(f"path {stated} of {data.name} is not used: the splits are in {root}")
+            return base
+    raise UserError(
+        f"{data}: {split} is {printable(repr(texts[0]))}, which does not exist in {root}: name the "
+        "folder that contains everything with --folder (nothing outside is read)"
+    )
 
-    def __init__(self, data: Path, root: Path, stated: Any, notes: list[str]) -> None:
-        self._data, self._root, self._notes = data, root, notes
-        self._stated = stated if isinstance(stated, str) and stated.strip() else None
 
-    def base(self, entries: Mapping[str, Sequence[str]]) -> Path:
-        """Returns the folder that the entries are relative to: `path`, or else the root."""
-        split, texts = next(iter(entries.items()))
-        bases = [self._root]
-        if self._stated is not None:
-            path = (self._root / _slashes(self._stated)).resolve()
-            if path.is_relative_to(self._root) and path.is_dir():
-                bases = [path, self._root]
-        for base in bases:
-            if any(self.find(base, split, text) for text in texts):
-                if self._stated is not None and base != bases[0]:
-                    self._notes.append(f"path {self._stated} of {self._data.name} is not used")
-                elif self._stated is not None and len(bases) == 1:
-                    self._notes.append(
-                        f"path {self._stated} of {self._data.name} is not in {self._root}, so the "
-                        "splits are looked up there"
-                    )
-                return base
-        looked = " and ".join(str(base) for base in bases)
-        raise UserError(
-            f"{self._data}: {split} is {printable(repr(texts[0]))}, which does not exist in "
-            f"{looked}{self._advice(texts[0])}"
-        )
-
-    def find(self, base: Path, split: str, text: str) -> Path | None:
-        """Returns an existing folder or list; None if there is none inside the root."""
-        text = _slashes(text)
-        inner = text
-        while inner.startswith("../"):  # as Roboflow writes: ../train/images beside data.yaml
-            inner = inner[3:]
-        for path in (base / text, base / inner):
-            if path.exists() and path.resolve().is_relative_to(self._root):
-                if path.is_dir() or path.suffix.lower() == ".txt":
-                    return path.resolve()
-                raise UserError(
-                    f"{self._data}: {split} names {path}, which is neither a folder nor a .txt "
-                    "file that lists images"
-                )
-        return None
-
-    def _advice(self, text: str) -> str:
-        """Says where the images may be, if they are outside the root."""
-        stated = _slashes(self._stated or "")
-        for start in (self._root / stated, Path.cwd() / stated):
-            place = start / _slashes(text)
-            if place.exists():
-                return (
-                    f" (nothing outside is read); {place.resolve()} exists: name the folder that "
-                    f"contains everything, such as --folder={printable(str(start.resolve()))}"
-                )
-        return ": name the folder that contains it with --folder"
+def _find(data: Path, root: Path, base: Path, text: str) -> Path | None:
+    """Returns an existing folder or list; None if there is none inside the root."""
+    text = _slashes(text)
+    inner = text
+    while inner.startswith("../"):  # as Roboflow writes: ../train/images beside data.yaml
+        inner = inner[3:]
+    for path in (base / text, base / inner):
+        if path.exists() and path.resolve().is_relative_to(root):
+            if path.is_dir() or path.suffix.lower() == ".txt":
+                return path.resolve()
+            raise UserError(
+                f"{data} names {path}, which is neither a folder nor a .txt file that lists images"
+            )
+    return None
 
 
 def _slashes(text: str) -> str:
     return text.replace("\\", "/")
 
 
-class _Lister:
-    """Collects the images of one split."""
+def _list_names(
+    root: Path, base: Path, where: str, places: Sequence[Path], defects: list[Defect]
+) -> tuple[Counter[str], int, int]:
+    """Lists the images in folders, and those that files list.
 
-    def __init__(self, root: Path, base: Path, where: str, defects: list[Defect]) -> None:
-        self._root, self._base, self._where, self._defects = root, base, where, defects
-        self._names: dict[str, int] = {}
-        self.listed = self.hidden = 0
-
-    def add(self, place: Path) -> None:
-        """Adds the images of a folder, or those that a file lists."""
-        names = self._walk(place) if place.is_dir() else self._read_list(place)
-        for name in names:
-            self._names[name] = self._names.get(name, 0) + 1
-            self.listed += self._names[name] == 1
-
-    def images(self) -> list[YoloImage]:
-        """Returns the images, each once; of several with one id the first in IMAGE_SUFFIXES."""
-        by_id: dict[str, list[str]] = {}
-        for name, count in self._names.items():
-            by_id.setdefault(as_key(os.path.splitext(name)[0]), []).append(name)
-            if count > 1:
-                self._note(Kind.LISTED_TWICE, f"{as_text(name)} is listed {count} times")
-        found = []
-        for image_id, names in by_id.items():
-            best = min(names, key=lambda n: (_rank(n), n))
-            for name in names:
-                if name != best:
-                    self._note(Kind.TWO_FILES, f"{as_text(name)}: {as_text(best)} is used")
-            found.append(YoloImage(self._root / best, as_text(best), image_id, self._label(best)))
-        return found
-
-    def _label(self, name: str) -> Path | None:
-        """Returns the label file: in the folder labels, or else beside the image."""
-        for candidate in (label_path(name), os.path.splitext(name)[0] + ".txt"):
-            if os.path.lexists(self._root / candidate):
-                return self._root / candidate
-        return None
-
-    def _walk(self, folder: Path) -> Iterator[str]:
-        for parent, folders, files in os.walk(folder):
+    Returns:
+        How often each image is listed, by its name relative to the root; the number of lines that
+        name no image; and the number of hidden images, which are passed over.
+    """
+    names: Counter[str] = Counter()
+    missing = hidden = 0
+    for place in places:
+        for parent, folders, files in os.walk(place):  # nothing if it is a file
             folders.sort()
-            for file in sorted(files):
-                if os.path.splitext(file)[1].lower() in IMAGE_SUFFIXES:
-                    if file.startswith("."):
-                        self.hidden += 1
-                    else:
-                        yield Path(parent, file).relative_to(self._root).as_posix()
-
-    def _read_list(self, path: Path) -> Iterator[str]:
-        """Yields the images that a file lists, relative to it or to the base."""
-        try:
-            text = decode_text(read_inside(path, self._root, MAX_LIST_BYTES))
-        except ValueError as error:
-            raise UserError(f"{printable(str(path))} cannot be read: {error}") from None
-        for line in map(str.strip, text.split("\n")):
-            if not line:
+            images = [f for f in sorted(files) if Path(f).suffix.lower() in IMAGE_SUFFIXES]
+            shown = [Path(parent, file) for file in images if not file.startswith(".")]
+            names.update(path.relative_to(root).as_posix() for path in shown)
+            hidden += len(images) - len(shown)
+        for line in [] if place.is_dir() else read_list(place, root):
+            name, kind = _listed_name(root, base, place, line)
+            if name:
+                names[name] += 1
                 continue
-            if (name := self._listed_name(path, line)) is not None:
-                yield name
+            missing += 1
+            hint = f"is not in {root}" if kind == Kind.OUT_OF_FOLDER else "does not exist"
+            reason = f"{as_text(place.name)}: {as_text(line)} {hint}"
+            defects.append(Defect.of(kind, where, reason))
+    return names, missing, hidden
 
-    def _listed_name(self, path: Path, line: str) -> str | None:
-        parts = PureWindowsPath(line)
-        plain = os.path.normpath(_slashes(line)) if "\0" not in line else ""
-        starts = [Path("/")] if parts.root else [path.parent, self._base]
-        outside = not plain or plain.startswith("..")
-        for start in starts if plain else ():
-            place = Path(os.path.normpath(start / plain))
-            if not place.is_relative_to(self._root):
-                outside = True
-            elif os.path.lexists(place):
-                return place.relative_to(self._root).as_posix()
-        self.listed += 1
-        kind = Kind.OUT_OF_FOLDER if outside and (parts.root or ".." in line) else Kind.NO_IMAGE
-        hint = f"is not in {self._root}" if kind == Kind.OUT_OF_FOLDER else "does not exist"
-        self._note(kind, f"{as_text(path.name)}: {as_text(line)} {hint}")
-        return None
 
-    def _note(self, kind: Kind, reason: str) -> None:
-        self._defects.append(Defect.of(kind, self._where, reason))
+def _listed_name(root: Path, base: Path, file: Path, line: str) -> tuple[str, Kind]:
+    """Returns the name of an image that a file lists, relative to it or to the base; or why not."""
+    starts = [Path("/")] if PureWindowsPath(line).root else [file.parent, base]
+    places = [Path(os.path.normpath(start / _slashes(line))) for start in starts]
+    inside = [place for place in places if place.is_relative_to(root)]
+    found = next((place for place in inside if os.path.lexists(place)), None)
+    name = found.relative_to(root).as_posix() if found else ""
+    return name, Kind.NO_IMAGE if inside else Kind.OUT_OF_FOLDER
+
+
+def _images(
+    root: Path, where: str, names: Mapping[str, int], defects: list[Defect]
+) -> list[YoloImage]:
+    """Returns the images, each once; of several with one id the first in IMAGE_SUFFIXES."""
+    by_id: dict[str, list[str]] = {}
+    for name, count in names.items():
+        by_id.setdefault(as_key(os.path.splitext(name)[0]), []).append(name)
+        if count > 1:
+            reason = f"{as_text(name)} is listed {count} times"
+            defects.append(Defect.of(Kind.LISTED_TWICE, where, reason))
+    found = []
+    for image_id, same in by_id.items():
+        best = min(same, key=lambda n: (_rank(n), n))
+        for name in same:
+            if name != best:
+                reason = f"{as_text(name)}: {as_text(best)} is used"
+                defects.append(Defect.of(Kind.TWO_FILES, where, reason))
+        # In the folder labels, or else beside the image.
+        labels = [root / label_path(best), root / (os.path.splitext(best)[0] + ".txt")]
+        label = next((path for path in labels if os.path.lexists(path)), None)
+        found.append(YoloImage(root / best, as_text(best), image_id, label))
+    return found
 
 
 def _rank(name: str) -> int:
@@ -375,10 +328,6 @@ def _note_unused_labels(
             path = folder / name
             if not name.endswith(".txt") or name.startswith(".") or name in _NO_LABELS:
                 continue
-            if path not in used and not _is_a_list(path, splits):
+            if path not in used and path.stem not in (*splits, "trainval", "valid", "validation"):
                 where = as_text(path.relative_to(root).as_posix())
                 defects.append(Defect.of(Kind.NO_IMAGE, where, "it labels no image of the splits"))
-
-
-def _is_a_list(path: Path, splits: Mapping[str, Sequence[YoloImage]]) -> bool:
-    return path.stem in {*splits, "trainval", "valid", "validation"}

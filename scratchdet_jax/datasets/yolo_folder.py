@@ -1,17 +1,14 @@
 """A YOLO data.yaml with its images and text labels → a prepared TFDS data set and a report."""
 
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
 import tensorflow_datasets as tfds
 
 from scratchdet_jax.datasets.choices import NO_CHOICES, Choices, check_names
-from scratchdet_jax.datasets.folder_builder import FolderBuilder, check_name, prepare_dataset
-from scratchdet_jax.datasets.inventory import describe_files
+from scratchdet_jax.datasets.folder_builder import FolderBuilder, FolderInput, prepare_dataset
 from scratchdet_jax.datasets.report import PrepareReport
-from scratchdet_jax.datasets.stored import FolderInput
-from scratchdet_jax.datasets.untrusted import as_user_errors
-from scratchdet_jax.datasets.yolo_data import YoloListing, list_yolo
+from scratchdet_jax.datasets.yolo_data import list_yolo
 from scratchdet_jax.datasets.yolo_scan import fingerprint, scan
 
 
@@ -20,11 +17,8 @@ class YoloFolder(FolderBuilder):
 
     VERSION = tfds.core.Version("1.0.0")
 
-    def _id_feature(self) -> Any:
-        return tfds.features.Text()
-
-    def _object_features(self) -> dict[str, Any]:
-        return {}
+    id_feature = tfds.features.Text()
+    object_features: ClassVar = {}
 
 
 def prepare_yolo_folder(
@@ -36,10 +30,8 @@ def prepare_yolo_folder(
     choices: Choices = NO_CHOICES,
     force: bool = False,
 ) -> PrepareReport:
-    """Prepares a YOLO data set as the data set `yolo_folder/<name>` unless it exists.
+    """Prepares a YOLO data set as the data set `yolo_folder/<name>` by `prepare_dataset`.
 
-    Every image is decoded completely and every box checked. Unusable data are left out, counted
-    and named; the rest is used. Images are stored byte for byte; boxes refer to them as displayed.
     An image without a label file has no objects. Of polygons and rotated boxes the bounding boxes
     are used. The class numbers are kept as category ids, in report.json.
 
@@ -54,35 +46,14 @@ def prepare_yolo_folder(
         choices: classes to rename, to keep or to drop, and a division.
         force: prepare it again if it exists, and replace it.
 
-    Returns:
-        The report, read back if the data set existed.
-
     Raises:
         UserError: a file or folder is missing, `data` is not a YOLO data file, no image has a label
             file, or an error of `prepare_dataset`.
     """
-    check_name(name)
-    choices.check()
-    with as_user_errors(str(data)):
+
+    def read() -> FolderInput:
         listing = list_yolo(Path(data), None if folder is None else Path(folder))
         check_names(choices, listing.class_names, str(data))
-        identity = fingerprint(listing)
-    given = FolderInput(
-        str(data),
-        identity,
-        lambda journal: scan(listing, journal),
-        inventory=lambda: _inventory(listing),
-    )
-    return prepare_dataset(given, YoloFolder, name, data_dir, choices, strict, force)
+        return FolderInput(str(data), fingerprint(listing), lambda: scan(listing))
 
-
-def _inventory(listing: YoloListing) -> dict[str, str]:
-    """Returns the versions of the class names, the splits, the label files and the images."""
-    images = [image for members in listing.splits.values() for image in members]
-    members = {f"split {split}": [i.name for i in m] for split, m in listing.splits.items()}
-    return describe_files(
-        listing.root,
-        dict.fromkeys(image.label for image in images if image.label),
-        dict.fromkeys(image.path for image in images),
-        {"class names": listing.class_names, **members},
-    )
+    return prepare_dataset(str(data), read, YoloFolder, name, data_dir, choices, strict, force)

@@ -3,18 +3,18 @@
 import hashlib
 import json
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from scratchdet_jax.datasets.checks import Broken, Checked, Journal, check_images
+from scratchdet_jax.datasets.checks import Broken, Checked, check_images
 from scratchdet_jax.datasets.defects import Defect, Kind
-from scratchdet_jax.datasets.objects import Contents, UsableImage, YoloItem, fit_box
+from scratchdet_jax.datasets.objects import Contents, Item, UsableImage, fit_box, join_splits
 from scratchdet_jax.datasets.untrusted import (
     MAX_XML_BYTES,
     OutsideFolderError,
     as_text,
     decode_text,
+    file_size,
     printable,
     read_inside,
 )
@@ -81,8 +81,7 @@ def fingerprint(listing: YoloListing) -> str:
     head = [list(listing.class_names), listing.keypoint_values, members, listing.listed]
     digest = hashlib.sha256(json.dumps(head).encode())
     for image in _unique(listing).values():
-        size = image.path.stat().st_size if image.path.exists() else -1
-        digest.update(f"\0{size}\0".encode())
+        digest.update(f"\0{file_size(image.path)}\0".encode())
         if image.label is not None:
             try:
                 digest.update(read_inside(image.label, listing.root, MAX_XML_BYTES))
@@ -91,70 +90,49 @@ def fingerprint(listing: YoloListing) -> str:
     return digest.hexdigest()
 
 
-def scan(listing: YoloListing, journal: Journal) -> Contents:
+def scan(listing: YoloListing) -> Contents:
     """Decodes the images and checks the labels.
 
     Raises:
         UserError: no image has a label file.
     """
     images = _unique(listing)
-    _refuse_no_labels(listing, images)
-    checked = check_images([image.path for image in images.values()], listing.root, journal)
+    if images and not any(image.label for image in images.values()):
+        first = next(iter(images))
+        raise UserError(
+            f"none of {plural(len(images), 'image')} in {listing.root} has a label file: that of "
+            f"{printable(first)} would be {printable(label_path(first))}"
+        )
+    checked = check_images([image.path for image in images.values()], listing.root)
     reader = _LabelReader(listing, list(listing.defects))
     usable = {}
     for name, image in images.items():
         found = reader.read(image, checked[image.path])
         if found is not None:
             usable[name] = found
-    splits, left_out, notes = {}, {}, list(listing.notes)
+    splits, notes = {}, list(listing.notes)
     for split, members in listing.splits.items():
         chosen = [usable[image.name] for image in members if image.name in usable]
-        left_out[split] = listing.listed[split] - len(chosen)
-        if chosen:
-            splits[split] = chosen
-        elif members or listing.listed[split]:
-            reason = f"none of its images is usable; listed: {listing.listed[split]}"
-            reader.defects.append(Defect.of(Kind.EMPTY_SPLIT, split, reason))
-        notes += _unlabelled_notes(split, [i for i in members if i.name in usable])
+        splits[split] = split, listing.listed[split], chosen
+        unlabelled = [i.name for i in members if i.name in usable and i.label is None]
+        if unlabelled:
+            notes.append(
+                f"{split}: {plural(len(unlabelled), 'image')} of {len(chosen):,} without a label "
+                f"file, used as images without objects (such as {unlabelled[0]}: there is no "
+                f"{label_path(unlabelled[0])})"
+            )
     if reader.polygons:
         notes.append(
             f"{plural(reader.polygons, 'label')} of {reader.labels:,} are polygons or rotated "
             "boxes: their bounding boxes are used"
         )
-    return Contents(
-        splits=splits,
-        roots=dict.fromkeys(splits, listing.root),
-        class_names=listing.class_names,
-        category_ids=tuple(range(len(listing.class_names))),
-        left_out=left_out,
-        notes=notes,
-        defects=reader.defects,
-    )
+    names = listing.class_names
+    return join_splits(splits, names, range(len(names)), notes, reader.defects)
 
 
 def _unique(listing: YoloListing) -> dict[str, YoloImage]:
     """Returns every image once, by name."""
     return {image.name: image for images in listing.splits.values() for image in images}
-
-
-def _refuse_no_labels(listing: YoloListing, images: Mapping[str, YoloImage]) -> None:
-    if images and not any(image.label for image in images.values()):
-        first = next(iter(images.values()))
-        raise UserError(
-            f"none of {plural(len(images), 'image')} in {listing.root} has a label file: that of "
-            f"{printable(first.name)} would be {printable(label_path(first.name))}"
-        )
-
-
-def _unlabelled_notes(split: str, images: list[YoloImage]) -> list[str]:
-    unlabelled = [image for image in images if image.label is None]
-    if not unlabelled:
-        return []
-    first = unlabelled[0].name
-    return [
-        f"{split}: {plural(len(unlabelled), 'image')} of {len(images):,} without a label file, "
-        f"used as images without objects (such as {first}: there is no {label_path(first)})"
-    ]
 
 
 class _LabelReader:
@@ -185,19 +163,12 @@ class _LabelReader:
             for number, line in enumerate(text.split("\n"), start=1)
             if line.strip()
         ]
-        return UsableImage(
-            image.path,
-            checked.stamp,
-            image.name,
-            image.image_id,
-            checked.header.orientation,
-            size,
-            [item for item in objects if item is not None],
-        )
+        items = [item for item in objects if item is not None]
+        return UsableImage(image.path, image.name, image.image_id, *checked, items)
 
     def _object(
         self, image: YoloImage, number: int, line: str, size: tuple[int, int]
-    ) -> YoloItem | None:
+    ) -> Item | None:
         try:
             label = parse_line(line, self._listing.keypoint_values)
         except ValueError as error:
@@ -218,7 +189,7 @@ class _LabelReader:
             return None
         self.labels += 1
         self.polygons += label.is_polygon
-        return YoloItem(names[label.number], box)
+        return Item(names[label.number], box, False, {})
 
     def _note(self, image: YoloImage, kind: Kind, reason: str) -> None:
         path: Path = image.label or image.path

@@ -10,6 +10,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from scratchdet_jax.evaluation.detections import (
+    FlatDetections,
+    FlatGroundTruth,
     ImageDetections,
     ImageGroundTruth,
     flatten_detections,
@@ -26,36 +28,22 @@ MAP_KEY = "mAP@.5:.95"
 """Names COCO's AP where it stands beside a mAP of VOC; it also asks how well the boxes fit."""
 
 
-class Rows(NamedTuple):
-    """Ground truth and detections as entries of COCO's files; images are numbered from 0.
-
-    Attributes:
-        image_count: number of images; equal scores are in the order of their numbers.
-        truth: "image_id" (the number), "category_id", "bbox" (x, y, width, height) and "iscrowd" of
-            each annotation; "area", if it is not that of the box.
-        found: "image_id" (the number), "category_id", "bbox" and "score" of each detection.
-        categories: (id, class name); every id in the rows is one of them.
-    """
-
-    image_count: int
-    truth: list[dict[str, Any]]
-    found: list[dict[str, Any]]
-    categories: Sequence[tuple[int, str]]
-
-
 class CocoResult(NamedTuple):
     """COCO's summary of a split.
 
     Attributes:
-        metrics: value in [0, 1] for each name in `METRICS`; NaN where no ground truth counts
-            (pycocotools returns −1).
+        metrics: value in [0, 1] for each name in `METRICS`, or of "AP" alone; NaN where no ground
+            truth counts (pycocotools returns −1).
         per_class: AP over IoU 0.5:0.95 by class name; None for a class without ground truth.
-        log: the output of pycocotools.
     """
 
     metrics: dict[str, float]
     per_class: dict[str, float | None]
-    log: str
+
+    @property
+    def mean(self) -> float:
+        """Returns AP over IoU 0.5:0.95; NaN where no ground truth counts."""
+        return self.metrics["AP"]
 
     def record(self) -> dict[str, Any]:
         """Returns the results as metrics.jsonl stores them.
@@ -69,26 +57,12 @@ class CocoResult(NamedTuple):
         return {**figures, "AP": self.per_class}
 
 
-class MeanAP(NamedTuple):
-    """COCO's AP alone, objects of all sizes.
-
-    Attributes:
-        mean: AP over IoU 0.5:0.95 in [0, 1]; NaN where no ground truth counts.
-        per_class: the same by class name; None for a class without ground truth.
-    """
-
-    mean: float
-    per_class: dict[str, float | None]
-
-    def record(self) -> dict[str, Any]:
-        """Returns "mAP", and "AP" by class, as in metrics.jsonl; None where undefined."""
-        return {"mAP": None if np.isnan(self.mean) else self.mean, "AP": self.per_class}
-
-
 def evaluate(
     detections: Mapping[str, ImageDetections],
     ground_truth: Mapping[str, ImageGroundTruth],
     class_names: Sequence[str],
+    *,
+    only_ap: bool = False,
 ) -> CocoResult:
     """Scores detections against ground truth held in memory.
 
@@ -100,69 +74,55 @@ def evaluate(
         detections: by image id; images without an entry have no detections.
         ground_truth: by image id, all images of the split.
         class_names: [C]; label i is class_names[i − 1].
+        only_ap: compute "AP" alone, in about a third of the time.
 
     Raises:
         UserError: an image is not in the ground truth, a label is out of range, or a score or a box
             is not finite.
     """
-    return evaluate_rows(_rows(detections, ground_truth, class_names))
-
-
-def evaluate_rows(rows: Rows) -> CocoResult:
-    """Scores detections against the annotations of a file, by pycocotools."""
-    log = io.StringIO()
-    with contextlib.redirect_stdout(log):
-        evaluation = _prepared(rows)
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    stats = np.where(np.asarray(evaluation.stats) < 0, np.nan, evaluation.stats)
-    metrics = dict(zip(METRICS, map(float, stats), strict=True))
-    return CocoResult(metrics, _per_class(evaluation, rows.categories), log.getvalue())
-
-
-def mean_average_precision(
-    detections: Mapping[str, ImageDetections],
-    ground_truth: Mapping[str, ImageGroundTruth],
-    class_names: Sequence[str],
-) -> MeanAP:
-    """Computes the "AP" of `evaluate`, in about a third of the time: no other metric is computed.
-
-    The arguments and errors are those of `evaluate`.
-    """
-    rows = _rows(detections, ground_truth, class_names)
-    with contextlib.redirect_stdout(io.StringIO()):
-        evaluation = _prepared(rows)
-        evaluation.params.areaRng = evaluation.params.areaRng[:1]  # all sizes
-        evaluation.params.areaRngLbl = evaluation.params.areaRngLbl[:1]
-        evaluation.params.maxDets = evaluation.params.maxDets[-1:]
-        evaluation.evaluate()
-        evaluation.accumulate()
-    per_class = _per_class(evaluation, rows.categories)
-    defined = [value for value in per_class.values() if value is not None]
-    return MeanAP(float(np.mean(defined)) if defined else float("nan"), per_class)
-
-
-def _rows(
-    detections: Mapping[str, ImageDetections],
-    ground_truth: Mapping[str, ImageGroundTruth],
-    class_names: Sequence[str],
-) -> Rows:
-    """Converts what is held in memory; the category id of a class is its label."""
     truth = flatten_ground_truth(ground_truth, len(class_names))
-    columns = (truth.image, truth.labels, _to_xywh(truth.boxes_pixels), truth.ignore)
-    annotations = [
-        {"image_id": image, "category_id": label, "bbox": box, "iscrowd": int(ignore)}
-        for image, label, box, ignore in zip(*(c.tolist() for c in columns), strict=True)
-    ]
-    labels = range(1, len(class_names) + 1)
-    found = result_rows(detections, dict.fromkeys(ground_truth), labels)
-    return Rows(len(ground_truth), annotations, found, list(zip(labels, class_names, strict=True)))
+    found = flatten_detections(detections, ground_truth, len(class_names))
+    annotations = _entries(truth, "iscrowd", truth.ignore.astype(int))
+    results = _entries(found, "score", found.scores)
+    categories = list(enumerate(class_names, start=1))
+    return evaluate_rows(len(ground_truth), annotations, results, categories, only_ap=only_ap)
 
 
-def _prepared(rows: Rows) -> COCOeval:
-    """Returns a COCOeval of the rows that has not run yet."""
-    return COCOeval(_index(rows, rows.truth), _index(rows, rows.found), "bbox")
+def evaluate_rows(
+    image_count: int,
+    truth: list[dict[str, Any]],
+    found: list[dict[str, Any]],
+    categories: Sequence[tuple[int, str]],
+    *,
+    only_ap: bool = False,
+) -> CocoResult:
+    """Scores entries of COCO's files by pycocotools; images are numbered from 0.
+
+    Args:
+        image_count: number of images; equal scores are in the order of their numbers.
+        truth: "image_id" (the number), "category_id", "bbox" (x, y, width, height) and "iscrowd" of
+            each annotation; "area", if it is not that of the box.
+        found: "image_id" (the number), "category_id", "bbox" and "score" of each detection.
+        categories: (id, class name); every id in the rows is one of them.
+        only_ap: compute "AP" alone.
+    """
+    with contextlib.redirect_stdout(io.StringIO()):
+        indexed = (_index(image_count, entries, categories) for entries in (truth, found))
+        evaluation = COCOeval(*indexed, "bbox")
+        if only_ap:  # objects of all sizes, 100 detections
+            evaluation.params.areaRng = evaluation.params.areaRng[:1]
+            evaluation.params.areaRngLbl = evaluation.params.areaRngLbl[:1]
+            evaluation.params.maxDets = evaluation.params.maxDets[-1:]
+        evaluation.evaluate()
+        evaluation.accumulate()
+        if not only_ap:
+            evaluation.summarize()
+    per_class = _per_class(evaluation, categories)
+    if only_ap:
+        defined = [value for value in per_class.values() if value is not None]
+        return CocoResult({"AP": float(np.mean(defined)) if defined else np.nan}, per_class)
+    stats = np.where(np.asarray(evaluation.stats) < 0, np.nan, evaluation.stats)
+    return CocoResult(dict(zip(METRICS, map(float, stats), strict=True)), per_class)
 
 
 def _per_class(
@@ -180,15 +140,17 @@ def _per_class(
     return per_class
 
 
-def _index(rows: Rows, entries: list[dict[str, Any]]) -> COCO:
-    """Builds a COCO object of one list of the rows, which `loadRes` cannot do if it is empty.
+def _index(
+    image_count: int, entries: list[dict[str, Any]], categories: Sequence[tuple[int, str]]
+) -> COCO:
+    """Builds a COCO object of annotations or detections; `loadRes` cannot if there are none.
 
     The entries are numbered from 1, because id 0 means "no match" to COCOeval.
     """
     coco = COCO()
     coco.dataset = {
-        "images": [{"id": number} for number in range(rows.image_count)],
-        "categories": [{"id": number, "name": name} for number, name in rows.categories],
+        "images": [{"id": number} for number in range(image_count)],
+        "categories": [{"id": number, "name": name} for number, name in categories],
         "annotations": [
             {"area": entry["bbox"][2] * entry["bbox"][3], **entry, "id": number}
             for number, entry in enumerate(entries, start=1)
@@ -198,24 +160,14 @@ def _index(rows: Rows, entries: list[dict[str, Any]]) -> COCO:
     return coco
 
 
-def result_rows(
-    detections: Mapping[str, ImageDetections],
-    images: Mapping[str, None],
-    category_ids: Sequence[int],
+def _entries(
+    table: FlatGroundTruth | FlatDetections, key: str, values: np.ndarray
 ) -> list[dict[str, Any]]:
-    """Returns one row per detection; "image_id" is the position of the image's id in `images`."""
-    detections = {str(image_id): image for image_id, image in detections.items()}
-    images = {str(image_id): None for image_id in images}
-    table = flatten_detections(detections, images, len(category_ids))
-    boxes_xywh = _to_xywh(table.boxes_pixels)
-    columns = (table.image, table.labels, boxes_xywh, table.scores)
+    """Converts rows to entries of COCO's files; a class's category is its label."""
+    ymin, xmin, ymax, xmax = table.boxes_pixels.T
+    boxes_xywh = np.stack([xmin, ymin, xmax - xmin, ymax - ymin], axis=-1)
+    columns = (table.image, table.labels, boxes_xywh, values)
     return [
-        {"image_id": image, "category_id": category_ids[label - 1], "bbox": box, "score": score}
-        for image, label, box, score in zip(*(c.tolist() for c in columns), strict=True)
+        {"image_id": image, "category_id": label, "bbox": box, key: value}
+        for image, label, box, value in zip(*(c.tolist() for c in columns), strict=True)
     ]
-
-
-def _to_xywh(boxes: np.ndarray) -> np.ndarray:
-    """Converts (ymin, xmin, ymax, xmax) [n, 4] to (xmin, ymin, width, height)."""
-    ymin, xmin, ymax, xmax = np.moveaxis(boxes, -1, 0)
-    return np.stack([xmin, ymin, xmax - xmin, ymax - ymin], axis=-1)

@@ -67,16 +67,10 @@ def flatten_ground_truth(
     Raises:
         UserError: a label is outside 0…C, or a box is not finite.
     """
-    images = list(ground_truth.values())
-    position = _positions([len(image.labels) for image in images], np.arange(len(images)))
-    boxes = _joined([image.boxes_pixels for image in images], np.float64, (0, 4))
-    labels = _joined([image.labels for image in images], np.int64, (0,))
-    ignore = _joined([image.ignore for image in images], bool, (0,))
-    ids = list(ground_truth)
-    _check_labels(labels, position, ids, class_count, "ground truth")
+    image, boxes, labels = _boxes_and_labels(ground_truth, class_count, "ground-truth")
+    ignore = _joined([one.ignore for one in ground_truth.values()], bool)
     kept = labels != 0
-    _check_finite(boxes, kept, position, ids, "ground-truth box")
-    return FlatGroundTruth(position[kept], boxes[kept], labels[kept], ignore[kept])
+    return FlatGroundTruth(image[kept], boxes[kept], labels[kept], ignore[kept])
 
 
 def flatten_detections(
@@ -100,17 +94,13 @@ def flatten_detections(
     check_images(detections, ground_truth)
     number = {image_id: i for i, image_id in enumerate(ground_truth)}
     ids = sorted(detections, key=number.__getitem__)
-    images = [detections[image_id] for image_id in ids]
-    local = _positions([len(image.labels) for image in images], np.arange(len(images)))
-    boxes = _joined([image.boxes_pixels for image in images], np.float64, (0, 4))
-    scores = _joined([image.scores for image in images], np.float64, (0,))
-    labels = _joined([image.labels for image in images], np.int64, (0,))
-    _check_labels(labels, local, ids, class_count, "detections")
+    found = {image_id: detections[image_id] for image_id in ids}
+    row, boxes, labels = _boxes_and_labels(found, class_count, "detection")
+    scores = _joined([one.scores for one in found.values()], np.float64)
     kept = labels != 0
-    _check_finite(boxes, kept, local, ids, "detection box")
-    _check_finite(scores, kept, local, ids, "detection score")
-    numbers = np.array([number[image_id] for image_id in ids], np.int64)
-    return FlatDetections(numbers[local][kept], boxes[kept], scores[kept], labels[kept])
+    _check_finite(scores, kept, row, ids, "detection score")
+    image = np.array([number[image_id] for image_id in ids], np.int64)[row]
+    return FlatDetections(image[kept], boxes[kept], scores[kept], labels[kept])
 
 
 def check_images(detections: Collection[str], ground_truth: Collection[str]) -> None:
@@ -128,27 +118,32 @@ def check_images(detections: Collection[str], ground_truth: Collection[str]) -> 
         )
 
 
-def _positions(counts: list[int], numbers: np.ndarray) -> np.ndarray:
-    return np.repeat(numbers.astype(np.int64), np.array(counts, np.int64))
-
-
-def _joined(arrays: list[np.ndarray], dtype: type, empty_shape: tuple[int, ...]) -> np.ndarray:
-    if not arrays:
-        return np.zeros(empty_shape, dtype)
-    shape = (-1, *empty_shape[1:])
-    return np.concatenate([np.asarray(array, dtype).reshape(shape) for array in arrays])
-
-
-def _check_labels(
-    labels: np.ndarray, position: np.ndarray, ids: list[str], class_count: int, what: str
-) -> None:
+def _boxes_and_labels(
+    images: Mapping[str, ImageGroundTruth] | Mapping[str, ImageDetections],
+    class_count: int,
+    what: str,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Joins and checks the boxes of all images: position of the image [n], boxes [n, 4], labels."""
+    counts = [len(one.labels) for one in images.values()]
+    position = np.repeat(np.arange(len(counts)), np.array(counts, np.int64))
+    boxes = _joined([np.ravel(one.boxes_pixels) for one in images.values()], np.float64)
+    boxes = boxes.reshape(-1, 4)
+    labels = _joined([one.labels for one in images.values()], np.int64)
+    ids = list(images)
     wrong = np.flatnonzero((labels < 0) | (labels > class_count))
     if wrong.size:
         raise UserError(
-            f"image {ids[position[wrong[0]]]!r} has label {labels[wrong[0]]} in its {what}, but "
+            f"image {ids[position[wrong[0]]]!r} has the {what} label {labels[wrong[0]]}, but "
             f"labels must be from 0 to {class_count}, the number of classes: use the class names "
             "the labels were made with"
         )
+    _check_finite(boxes, labels != 0, position, ids, f"{what} box")
+    return position, boxes, labels
+
+
+def _joined(arrays: list[np.ndarray], dtype: type) -> np.ndarray:
+    """Joins arrays [n], of which there may be none."""
+    return np.concatenate([np.zeros(0, dtype), *arrays], dtype=dtype, casting="unsafe")
 
 
 def _check_finite(

@@ -22,7 +22,7 @@ _WHITE, _BLACK = (255, 255, 255), (0, 0, 0)
 
 
 def class_color(label: int) -> tuple[int, int, int]:
-    """The colour (R, G, B) of a class: fixed, and far from those of neighbouring labels.
+    """Returns the colour (R, G, B) of a class: fixed, and unlike its neighbours'.
 
     Hues advance by the golden ratio, so any first n are spread over the circle. Brightness and
     saturation alternate because hues alone become similar with many classes.
@@ -124,26 +124,20 @@ def save_png(path: str | Path, image: np.ndarray, software: str = "") -> None:
     """
     path = Path(path)
     encoded = cv2.imencode(".png", np.ascontiguousarray(image[..., ::-1]))[1].tobytes()
-    text = _software_chunk(software) if software else b""
+    text = b"tEXtSoftware\0" + software.encode("latin-1")
+    chunk = struct.pack(">I", len(text) - 4) + text + struct.pack(">I", zlib.crc32(text))
+    content = encoded[:_PNG_HEADER] + (chunk if software else b"") + encoded[_PNG_HEADER:]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(
-            path, lambda file: file.write(encoded[:_PNG_HEADER] + text + encoded[_PNG_HEADER:])
-        )
+        write_atomically(path, lambda file: file.write(content))
     except OSError as error:
         raise UserError(
             f"picture {str(path)!r} cannot be written ({error.strerror}): choose another path"
         ) from error
 
 
-def _software_chunk(software: str) -> bytes:
-    """A text chunk of PNG."""
-    body = b"tEXtSoftware\0" + software.encode("latin-1")
-    return struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
-
-
 def _enlarged(image: np.ndarray) -> tuple[np.ndarray, float]:
-    """A copy to draw on, at least `SMALLEST_SIDE` on the longer side, and its scale."""
+    """Returns a copy to draw on, at least `SMALLEST_SIDE` on the longer side, and its scale."""
     height, width = image.shape[:2]
     scale = max(1.0, SMALLEST_SIDE / max(height, width))
     if scale == 1.0:
@@ -153,7 +147,7 @@ def _enlarged(image: np.ndarray) -> tuple[np.ndarray, float]:
 
 
 def _corners(box: np.ndarray, scale: float, shape: tuple[int, ...]) -> tuple[int, int, int, int]:
-    """(left, top, right, bottom) in the picture, inside it."""
+    """Returns (left, top, right, bottom), clipped to the picture."""
     ymin, xmin, ymax, xmax = np.asarray(box, np.float64) * scale
     x = np.clip((xmin, xmax), 0, shape[1] - 1)
     y = np.clip((ymin, ymax), 0, shape[0] - 1)
@@ -167,7 +161,7 @@ def _line_width(picture: np.ndarray) -> int:
 def _draw_dashed(
     picture: np.ndarray, corners: tuple[int, int, int, int], color: tuple[int, int, int]
 ) -> None:
-    """A dashed box on a dark outline, visible on bright backgrounds too."""
+    """Draws a dashed box on a dark outline, which is visible on any background."""
     left, top, right, bottom = corners
     width = _line_width(picture)
     dash = 4 * width
@@ -183,7 +177,7 @@ def _draw_dashed(
 def _draw_label(
     picture: np.ndarray, corners: tuple[int, int, int, int], text: str, color: tuple[int, int, int]
 ) -> None:
-    """A filled tag with the text above the box, or inside it if there is no room above."""
+    """Draws a filled tag with the text above the box, or inside it if there is no room above."""
     height, width = picture.shape[:2]
     scale = max(0.45, max(height, width) / 1100)
     thickness = max(1, round(scale * 1.6))

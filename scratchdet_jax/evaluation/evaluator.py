@@ -52,7 +52,7 @@ class Evaluation(NamedTuple):
 
 
 def map_eval_steps(detector: Detector, mapping: DeviceMapping) -> list[Callable[..., Any]]:
-    """The functions `(variables, batch) → Detections` of an evaluation, one per scale."""
+    """Returns the functions `(variables, batch) → Detections` of an evaluation, one per scale."""
     config = detector.config
     scales = parse_scales(config.eval.multiscale) or (Scale(config.image_size, config.image_size),)
     return [mapping.map_eval_step(make_scale_step(detector, scale)) for scale in scales]
@@ -62,7 +62,7 @@ class Evaluator:
     """Evaluates variables of one detector on one split; compiles once per scale."""
 
     def __init__(self, detector: Detector, mapping: DeviceMapping, source: DetectionSource) -> None:
-        """`source` is the split; `config.eval` of the detector holds the settings."""
+        """Takes the split as `source`; `config.eval` of the detector holds the settings."""
         config = detector.config
         self._detector, self._source = detector, source
         self._mapping = mapping
@@ -113,7 +113,7 @@ class Evaluator:
         return Evaluation(self._score(detections, ground_truth), detections, ground_truth, sizes)
 
     def pictures(self, evaluation: Evaluation, count: int) -> Iterator[tuple[str, np.ndarray]]:
-        """The first images of the split with their boxes; reads and decodes them again.
+        """Draws the first images of the split with their boxes; reads and decodes them again.
 
         Yields:
             The image's id, and its picture, uint8 [h, w, 3] RGB, from the image on the canvas:
@@ -195,7 +195,7 @@ class Evaluator:
         else:
             kind = metric.removeprefix("voc_")
             record = voc.evaluate(detections, ground_truth, names, metric=kind).record()
-            strict = coco.mean_average_precision(detections, ground_truth, names).record()
+            strict = coco.evaluate(detections, ground_truth, names, only_ap=True).record()
             record = {"mAP": record["mAP"], coco.MAP_KEY: strict["mAP"], **record}
         return {"mAP": record["mAP"], "label": METRIC_LABELS[metric], **record}
 

@@ -9,12 +9,10 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import numpy as np
+from urllib.parse import quote, unquote
 
 from scratchdet_jax.data import coco_classes
 from scratchdet_jax.data.records import parse_spec
-from scratchdet_jax.evaluation.coco import result_rows
 from scratchdet_jax.evaluation.detections import ImageDetections, flatten_detections
 
 # Splits whose name in detection files is not that of the data set.
@@ -22,8 +20,7 @@ DEVKIT_SPLITS = {"validation": "val", "train+validation": "trainval"}
 
 _MAX_FILE_NAME = 255  # bytes, on all common file systems
 # What `escaped` encodes. Lone surrogates cannot be written in a file name.
-_UNSAFE = re.compile(r"[/\\\x00-\x1f\x7f\ud800-\udfff]|%(?=[0-9A-F]{2})")
-_CODES = re.compile(r"(?:%[0-9A-F]{2})+")
+_UNSAFE = re.compile(r"[/\\\x00-\x1f\x7f\ud800-\udfff]|%(?=[0-9A-Fa-f]{2})")
 
 
 def split_name(spec: str) -> str:
@@ -34,26 +31,18 @@ def split_name(spec: str) -> str:
 
 
 def escaped(class_name: str) -> str:
-    """A class name as part of a file name; most names are unchanged, and no two become the same.
+    """Writes a class name as part of a file name; no two names become the same.
 
     Slashes, backslashes and control characters are percent-encoded, and so is a percent sign that
     would be read as the start of a code: "car/truck" becomes "car%2Ftruck".
     """
-
-    def encoded(match: re.Match[str]) -> str:
-        return "".join(f"%{byte:02X}" for byte in match[0].encode("utf-8", "surrogatepass"))
-
-    return _UNSAFE.sub(encoded, class_name)
+    return _UNSAFE.sub(lambda found: quote(found[0], "", errors="surrogatepass"), class_name)
 
 
 def unescaped(text: str) -> str:
-    """The class name of which `escaped` made the text."""
-
-    def decoded(match: re.Match[str]) -> str:
-        return bytes.fromhex(match[0].replace("%", "")).decode("utf-8", "surrogatepass")
-
+    """Returns the class name of which `escaped` made the text."""
     try:
-        return _CODES.sub(decoded, text)
+        return unquote(text, errors="surrogatepass")
     except UnicodeDecodeError:  # not made by `escaped`
         return text
 
@@ -81,8 +70,7 @@ def write_voc(
     """Writes the devkit's files: one per class, with lines "image_id score xmin ymin xmax ymax".
 
     The devkit counts pixels from 1. So do our pixel boxes: annotations are divided by the image
-    size without subtracting 1, and multiplied back. Coordinates have three decimals, scores nine
-    digits, enough to restore a float32 exactly.
+    size without subtracting 1, and multiplied back.
 
     Args:
         directory: created if missing.
@@ -95,21 +83,31 @@ def write_voc(
     Raises:
         UserError: a label is out of range, or a value is not finite.
     """
-    directory = Path(directory)
-    ids = list(detections)
-    table = flatten_detections(detections, dict.fromkeys(ids), len(class_names))
-    directory.mkdir(parents=True, exist_ok=True)
-    for label, name in enumerate(class_names, start=1):
+    flatten_detections(detections, detections, len(class_names))  # checks them
+    lines: dict[str, list[str]] = {name: [] for name in class_names}
+    for image_id, found in detections.items():
+        for name, more in voc_lines(image_id, found, class_names).items():
+            lines[name] += more
+    Path(directory).mkdir(parents=True, exist_ok=True)
+    for name in class_names:
         with voc_file(directory, split, name).open("w", encoding="utf-8") as file:
-            for i in np.flatnonzero(table.labels == label):
-                ymin, xmin, ymax, xmax = table.boxes_pixels[i]
-                corners = (xmin, ymin, xmax, ymax)
-                file.write(voc_line(ids[table.image[i]], table.scores[i], corners) + "\n")
+            file.writelines(line + "\n" for line in lines[name])
 
 
-def voc_line(image_id: str, score: float, box_xyxy: Sequence[float]) -> str:
-    """A line of the devkit's files: "image_id score xmin ymin xmax ymax", in pixels."""
-    return " ".join([image_id, f"{score:.9g}", *(f"{value:.3f}" for value in box_xyxy)])
+def voc_lines(
+    image_id: str, found: ImageDetections, class_names: Sequence[str]
+) -> dict[str, list[str]]:
+    """Returns the lines of an image by class: "image_id score xmin ymin xmax ymax", in pixels.
+
+    Coordinates have three decimals, scores nine digits, enough to restore a float32 exactly.
+    """
+    lines: dict[str, list[str]] = {}
+    columns = (column.tolist() for column in found)
+    for (ymin, xmin, ymax, xmax), score, label in zip(*columns, strict=True):
+        if label > 0:
+            numbers = f"{score:.9g} {xmin:.3f} {ymin:.3f} {xmax:.3f} {ymax:.3f}"
+            lines.setdefault(class_names[label - 1], []).append(f"{image_id} {numbers}")
+    return lines
 
 
 def category_ids(class_names: Sequence[str]) -> tuple[int, ...]:
@@ -127,7 +125,7 @@ def write_coco(
 ) -> None:
     """Writes COCO's results file: a list of {image_id, category_id, bbox (x, y, w, h), score}.
 
-    `coco_entry` says how values are rounded. An image id that is a decimal number is written as a
+    `coco_entries` says how values are rounded. An image id that is a decimal number is written as a
     number, unless two ids are the same number (such as 1 and 01): then all ids are written as text.
 
     Args:
@@ -138,35 +136,41 @@ def write_coco(
     Raises:
         UserError: a label is out of range or a value is not finite.
     """
-    rows = result_rows(detections, dict.fromkeys(detections), category_ids)
-    ids = [as_number(str(name)) for name in detections]
+    flatten_detections(detections, detections, len(category_ids))  # checks them
+    ids: list[int | str] = [as_number(name) for name in detections]
     if len(set(ids)) < len(ids):
-        ids = [str(name) for name in detections]
+        ids = list(detections)
     results = [
-        coco_entry(ids[row["image_id"]], row["category_id"], row["bbox"], row["score"])
-        for row in rows
+        entry
+        for image_id, found in zip(ids, detections.values(), strict=True)
+        for entry in coco_entries(image_id, found, category_ids)
     ]
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(results), encoding="utf-8")
 
 
-def coco_entry(
-    image_id: int | str, category_id: int, bbox: Sequence[float], score: float
-) -> dict[str, Any]:
-    """One entry of a results file; `bbox` is (x, y, width, height) in pixels.
+def coco_entries(
+    image_id: int | str, found: ImageDetections, category_ids: Sequence[int]
+) -> list[dict[str, Any]]:
+    """Returns the entries of an image in a results file; a bbox is (x, y, width, height).
 
     Coordinates are rounded to a thousandth of a pixel; scores keep nine digits, enough to restore a
     float32 exactly.
     """
-    return {
-        "image_id": image_id,
-        "category_id": int(category_id),
-        "bbox": [round(float(value), 3) for value in bbox],
-        "score": float(f"{score:.9g}"),
-    }
+    columns = (column.tolist() for column in found)
+    return [
+        {
+            "image_id": image_id,
+            "category_id": int(category_ids[label - 1]),
+            "bbox": [round(value, 3) for value in (xmin, ymin, xmax - xmin, ymax - ymin)],
+            "score": float(f"{score:.9g}"),
+        }
+        for (ymin, xmin, ymax, xmax), score, label in zip(*columns, strict=True)
+        if label > 0
+    ]
 
 
 def as_number(image_id: str) -> int | str:
-    """An image id as a number if it is a decimal number, as COCO's are."""
+    """Returns an image id as a number if it is a decimal number, as COCO's are."""
     return int(image_id) if re.fullmatch("-?[0-9]+", image_id) else image_id

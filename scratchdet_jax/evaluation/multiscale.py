@@ -165,7 +165,7 @@ def kept_by(
 
 
 def _inclusive(boxes: np.ndarray, pixels: np.ndarray) -> np.ndarray:
-    """Boxes [N, 4] in pixels, with sides of last − first + 1 pixels, as in VOC and RefineDet."""
+    """Returns boxes [N, 4] in pixels; sides are last − first + 1, as in VOC and RefineDet."""
     return boxes * np.tile(np.asarray(pixels, np.float64), 2) + (0, 0, 1, 1)
 
 
@@ -175,9 +175,8 @@ def suppress(
     """Merges the detections of one image by greedy NMS per class; NumPy.
 
     In descending order of score, a detection removes the later ones of its class that overlap it by
-    more than the threshold. Detections of the same scale have already passed NMS, so only those of
-    different scales are compared: a single scale is returned unchanged. Equal scores keep the order
-    of the input.
+    more than the threshold. Detections of the same scale have already passed NMS and are not
+    compared: a single scale is returned unchanged. Equal scores keep the order of the input.
 
     Args:
         found: [N], in any order; label 0 is an empty slot.
@@ -214,7 +213,7 @@ def vote(
 
     In descending order of score, a detection and the remaining ones of its class that overlap it by
     at least the threshold become one: its box is their mean, weighted by score, its score the
-    highest. Detections of the same scale vote together, too.
+    highest. Detections of the same scale also vote together.
 
     Soft voting keeps, besides, each detection that has voted for a better one, with its own box and
     a score times 1 − IoU, if that reaches the soft threshold.
@@ -257,7 +256,7 @@ def vote(
 
 
 def _by_score(found: Detections[np.ndarray]) -> tuple[np.ndarray, Detections[np.ndarray]]:
-    """The filled slots in descending order of score, equal scores in their order: indices, values.
+    """Sorts the filled slots by descending score, equal ones in their order: indices, values.
 
     Args:
         found: [N].
@@ -270,7 +269,7 @@ def _by_score(found: Detections[np.ndarray]) -> tuple[np.ndarray, Detections[np.
 def _slots(
     boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, max_detections: int
 ) -> Detections[np.ndarray]:
-    """The first detections, in as many slots as `max_detections`."""
+    """Returns the first detections, in as many slots as `max_detections`."""
     spare = max(0, max_detections - len(labels))
     return Detections(
         np.pad(boxes[:max_detections].astype(np.float32), ((0, spare), (0, 0))),

@@ -22,7 +22,7 @@ def open_eval_split(
 
     Raises:
         UserError: the config does not fit the run, an image of the split has more boxes than
-            `config.data.max_boxes`, or the classes of the split are others than those of the run.
+            `config.data.max_boxes`, or the split has other classes than the run.
     """
     _check_same_detector(run, config)
     mapping = DeviceMapping(config.parallel)
@@ -31,13 +31,18 @@ def open_eval_split(
     check_slots(config.data, {"eval": source})
     if config.eval.metric != "none":
         source.require_boxes("config.data.eval")
+    check_classes(run, source)
+    return mapping, source
+
+
+def check_classes(run: SavedRun, source: DetectionSource) -> None:
+    """Raises UserError unless a split has the classes of a run, in the same order."""
     if source.class_names != run.info.class_names:
         raise UserError(
             f"{run.workdir} was trained on the classes {', '.join(run.info.class_names)}, but "
-            f"config.data.eval {source.spec} has {', '.join(source.class_names)}: choose a split "
-            "with the same classes in the same order"
+            f"{source.spec} has {', '.join(source.class_names)}: choose a split with the same "
+            "classes in the same order"
         )
-    return mapping, source
 
 
 def evaluate_on(
@@ -50,14 +55,6 @@ def evaluate_on(
     detector, variables = load_detector(run, config)
     evaluator = Evaluator(detector, mapping, source)
     return evaluator.evaluate(mapping.replicate(variables))
-
-
-def score_run(
-    run: SavedRun, config: ml_collections.ConfigDict
-) -> tuple[DetectionSource, Evaluation]:
-    """Evaluates a run on `config.data.eval`; the arguments and errors are of `open_eval_split`."""
-    mapping, source = open_eval_split(run, config)
-    return source, evaluate_on(run, config, mapping, source)
 
 
 def _check_same_detector(run: SavedRun, config: ml_collections.ConfigDict) -> None:

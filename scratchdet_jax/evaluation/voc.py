@@ -9,7 +9,6 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from scratchdet_jax.errors import UserError
 from scratchdet_jax.evaluation.detections import (
     FlatDetections,
     FlatGroundTruth,
@@ -52,9 +51,6 @@ def average_precision(
         precision: float [n].
         metric: "11point" (VOC 2007: the mean of the best precision at recall ≥ 0, 0.1, …, 1) or
             "area" (VOC 2010 and later: the area under the monotonically decreasing envelope).
-
-    Raises:
-        UserError: the metric is unknown.
     """
     recall, precision = np.asarray(recall, np.float64), np.asarray(precision, np.float64)
     curve = Curve(recall, precision)
@@ -62,11 +58,7 @@ def average_precision(
         # The reference evaluators' thresholds are multiples of 0.1 in double precision: 3 * 0.1 is
         # 0.30000000000000004, which a recall of exactly 3 in 10 does not reach.
         return float(best_precision(curve, np.arange(11) * 0.1).mean())
-    if metric == "area":
-        return float(np.sum(np.diff(recall, prepend=0.0) * best_precision(curve, recall)))
-    raise UserError(
-        f"unknown VOC metric {metric!r}: use '11point' (VOC 2007) or 'area' (VOC 2010 and later)"
-    )
+    return float(np.sum(np.diff(recall, prepend=0.0) * best_precision(curve, recall)))
 
 
 def evaluate(
@@ -121,7 +113,7 @@ def curves(
     class_names: Sequence[str],
     iou_threshold: float = 0.5,
 ) -> dict[str, Curve | None]:
-    """The precision–recall curves of which `evaluate`, with the same arguments, computes the AP.
+    """Returns the precision–recall curves behind the AP of `evaluate`, for the same arguments.
 
     None stands for a class without ground truth that counts.
     """
@@ -132,7 +124,7 @@ def curves(
 
 
 def best_precision(curve: Curve, recalls: np.ndarray) -> np.ndarray:
-    """The best precision at each recall or any higher one; 0 beyond the last recall."""
+    """Returns the best precision at each recall or any higher one; 0 beyond the last recall."""
     envelope = np.append(np.maximum.accumulate(curve.precision[::-1])[::-1], 0.0)
     return envelope[np.searchsorted(curve.recall, recalls, side="left")]
 
@@ -153,7 +145,7 @@ def _by_class(
 
 
 def _curve(found: FlatDetections, truth: FlatGroundTruth, iou_threshold: float) -> Curve | None:
-    """The curve of one class; None without ground truth that counts."""
+    """Returns the curve of one class; None without ground truth that counts."""
     positives = int(np.sum(~truth.ignore))
     if positives == 0:
         return None
@@ -192,7 +184,7 @@ def _best_overlaps(
 
     Returns:
         IoU float [n], −1 if the image has no ground truth, and the index of the ground truth
-        int [n], the first of equals, 0 if there is none.
+        int [n], the first if several are equal, 0 if there is none.
     """
     start = np.searchsorted(truth_image, image, side="left")
     count = np.searchsorted(truth_image, image, side="right") - start

@@ -39,11 +39,11 @@ class Chip(NamedTuple):
     clock: float | None = None
 
     def peak(self, dtype: str) -> float:
-        """FLOP a second for a compute type (`config.model.dtype`)."""
+        """Returns the FLOP a second for a compute type (`config.model.dtype`)."""
         return 1e12 * (self.bfloat16 if dtype == "bfloat16" else self.float32)
 
 
-# TPUs: peaks and bandwidth are those of Google's page on each version (cloud.google.com/tpu/docs).
+# TPUs: peaks and bandwidth are from Google's page on each version (cloud.google.com/tpu/docs).
 # Memory is what the compiler says is available. The clock follows from the peak: multiply-adds a
 # cycle are 128² in each of 4 units of a core (256² on v6e), and v4 and v5p have two cores a chip.
 # NVIDIA: data sheets of the SXM modules. Memory is what the driver reports.
@@ -102,12 +102,12 @@ _LIBTPU = {
 
 
 def chip_of(kind: str) -> Chip | None:
-    """The chip of a JAX device kind, such as "TPU v5 lite"; None if it is not in the table."""
+    """Returns the chip of a JAX device kind, such as "TPU v5 lite"; None of an unknown kind."""
     return next((chip for chip in CHIPS if kind.startswith(chip.kind)), None)
 
 
 def devices(name: str) -> tuple[Chip, list[Any]]:
-    """JAX devices that programs can be compiled for, but not run on.
+    """Returns JAX devices that programs can be compiled for, but not run on.
 
     Args:
         name: a TPU slice, such as "v5e:16x16" or "v5p:4x4x4"; or a GPU, such as "h100" or, for
@@ -118,27 +118,24 @@ def devices(name: str) -> tuple[Chip, list[Any]]:
     """
     known, _, shape = name.partition(":")
     chip = next((chip for chip in CHIPS if chip.name == known), None)
-    if chip is None:
+    wanted = r"[1-9]\d*(x[1-9]\d*){1,2}" if chip and chip.clock else r"([1-9]\d*)?"
+    if chip is None or not re.fullmatch(wanted, shape):
         raise UserError(
-            f"--device={name}: the chip is not known; use one of "
-            f"{', '.join(chip.name for chip in CHIPS)}, for TPUs with a topology, as in v5e:16x16"
+            f"--device={name} is not known: name a TPU slice by its sides, such as v5e:2x2 or "
+            "v5p:2x2x1, or GPUs by their number, such as h100 or h100:8; the chips are "
+            f"{', '.join(chip.name for chip in CHIPS)}"
         )
     return chip, _tpus(chip, shape) if chip.clock else _gpus(chip, shape)
 
 
 def _tpus(chip: Chip, shape: str) -> list[Any]:
-    sides = shape.split("x")
-    if not all(side.isdecimal() and int(side) > 0 for side in sides) or len(sides) not in (2, 3):
-        raise UserError(
-            f"--device={chip.name}:{shape}: the topology is not known; use the sides of the slice, "
-            f"as in {chip.name}:{'2x2x1' if chip.name in ('v4', 'v5p') else '2x2'}"
-        )
     _check_libtpu()
     from jax.experimental import topologies
 
+    sides = list(map(int, shape.split("x")))
     options: dict[str, Any] = {}
-    if math.prod(map(int, sides)) < 4:  # part of a host
-        options["chips_per_host_bounds"] = [*map(int, sides), 1][:3]
+    if math.prod(sides) < 4:  # part of a host
+        options["chips_per_host_bounds"] = [*sides, 1][:3]
     if chip.name == "v4":  # both cores of a chip are one device, as on Cloud TPU
         options["chip_config_name"] = "megacore"
     try:
@@ -166,11 +163,9 @@ def _check_libtpu() -> None:
     install = "pip install -r requirements-tpu.txt (Linux, x86-64)"
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(f"a forecast for TPUs needs their compiler, libtpu: {install}")
-    (named,) = {
-        found[1]
-        for line in importlib.metadata.requires("jax") or []
-        if (found := re.match(r"libtpu==([\d.]+)\.\*", line))
-    } or {""}
+    requirements = "\n".join(importlib.metadata.requires("jax") or [])
+    found = re.search(r"^libtpu==([\d.]+)\.\*", requirements, re.M)
+    named = found[1] if found else ""
     version = importlib.metadata.version("libtpu")
     if not version.startswith(named):
         raise UserError(
@@ -180,11 +175,6 @@ def _check_libtpu() -> None:
 
 
 def _gpus(chip: Chip, shape: str) -> list[Any]:
-    if shape and not (shape.isdecimal() and int(shape) > 0):
-        raise UserError(
-            f"--device={chip.name}:{shape}: use the number of GPUs in the machine, as in "
-            f"{chip.name}:8"
-        )
     if not any(importlib.util.find_spec(f"jax_cuda{n}_plugin") for n in (12, 13)):
         raise UserError(
             "a forecast for NVIDIA GPUs needs their compiler (no GPU): "
@@ -199,7 +189,7 @@ def _gpus(chip: Chip, shape: str) -> list[Any]:
 
 
 def _target(chip: Chip) -> str:
-    """The figures of a GPU's data sheet as the compiler takes them (a text protocol buffer)."""
+    """Returns a GPU's data sheet as the compiler takes it (a text protocol buffer)."""
     sheet = "\n".join(f"  {name}: {value}" for name, value in (_ANY_GPU | _GPUS[chip.name]).items())
     capability = 9 if chip.name.startswith("h") else 8
     return f"""

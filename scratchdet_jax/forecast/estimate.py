@@ -3,38 +3,107 @@
 To be imported after `chips.prepare_environment`, because it imports JAX.
 """
 
+import itertools
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import ml_collections
 
 from scratchdet_jax.errors import UserError, one_line, plural
 from scratchdet_jax.forecast.chips import Chip
-from scratchdet_jax.forecast.compiled import KINDS, HloModule, Operation, collectives, device_memory
-from scratchdet_jax.forecast.figures import GPU_SHARE, Forecast, Part, TimedLoop, memory_text
+from scratchdet_jax.forecast.compiled import Operation, collectives, device_memory, operations
 from scratchdet_jax.forecast.programs import Program, evaluation_programs, place, training_program
 from scratchdet_jax.parallel.devices import DeviceMapping
 
+GPU_SHARE = 0.75  # of a GPU's memory that JAX takes at its start, unless told otherwise
 _GPU_OPTIONS = {"xla_gpu_autotune_level": 0}  # autotuning would need the GPU
-_PLACES = {  # the order of the forward pass; blocks of the backbone come between root and extras
-    "inputs": 0,
-    "root": 1,
-    "extras": 3,
-    "head": 4,
-    "loss": 5,
-    "detections": 5,
-    "update": 6,
-    "rest": 7,
-}
-_BACKBONE = 2
+# The order of the forward pass; "" stands for the blocks of the backbone.
+_PLACES = ("inputs", "root", "", "extras", "head", "loss", "detections", "update", "rest")
+
+
+class Part(NamedTuple):
+    """A part of the program: inputs, a block of the network, the loss, …; on one chip.
+
+    Attributes:
+        name: see `programs.place`.
+        backward: whether it is the backward pass.
+        flop: of convolutions and matrix products.
+        bytes: read from and written to the main memory.
+        seconds: estimate; on GPUs a lower bound, by the slower of the peak and the memory.
+    """
+
+    name: str
+    backward: bool
+    flop: float
+    bytes: int
+    seconds: float
+
+
+class Forecast(NamedTuple):
+    """What to expect of a program; all figures are of one chip, except `images`.
+
+    Attributes:
+        title: config, program and devices, in words.
+        chips: their number.
+        images: of one call, on all chips.
+        compile_seconds: on this machine.
+        memory: bytes: arguments, results, temporaries and total.
+        memory_available: bytes.
+        collectives: number and bytes by kind.
+        flop: of convolutions and matrix products.
+        bytes: to and from the main memory.
+        estimated: whether `seconds` is the compiler's estimate; else a lower bound.
+        seconds: of one call.
+        seconds_arithmetic: if only the peak of the chip counted.
+        seconds_memory: if only its memory counted.
+        parts: where the time goes; a loop of unknown length counts as one round.
+    """
+
+    title: str
+    chips: int
+    images: int
+    compile_seconds: float
+    memory: dict[str, int]
+    memory_available: float
+    collectives: dict[str, tuple[int, int]]
+    flop: float
+    bytes: int
+    estimated: bool
+    seconds: float
+    seconds_arithmetic: float
+    seconds_memory: float
+    parts: tuple[Part, ...]
+
+    @property
+    def images_per_second(self) -> float:
+        """Returns the images per second of all chips, by `seconds`."""
+        return self.images / self.seconds
+
+    @property
+    def share_of_peak(self) -> float:
+        """Returns the FLOP a second by `seconds`, as a share of the chip's peak."""
+        return self.seconds_arithmetic / self.seconds
+
+    def record(self) -> dict[str, Any]:
+        """Returns the figures for JSON."""
+        return self._asdict() | {
+            "images_per_second": self.images_per_second,
+            "share_of_peak": self.share_of_peak,
+            "parts": [part._asdict() for part in self.parts],
+        }
 
 
 class TooLarge(UserError):
     """The program needs more memory than a chip has."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(
+            f"the batch does not fit: {why}; use a smaller one, more chips, or --largest_batch"
+        )
 
 
 def forecast(
@@ -68,9 +137,8 @@ def forecast(
     memory = _memory(compiled, available)
 
     texts = [program.as_text() or "" for program in compiled]
-    modules = [HloModule(text) for text in texts]
-    operations = [operation for module in modules for operation in module.operations()]
-    parts = _parts(_flop_by_place(mode, config, classes, devices), operations, chip, config)
+    found = [operation for text in texts for operation in operations(text)]
+    parts = _parts(_flop_by_place(mode, config, classes, devices), found, chip, config)
     flop = sum(part.flop for part in parts)
     moved = sum(part.bytes for part in parts)
     batch = config.batch_size if mode == "train" else config.eval.batch_size
@@ -82,23 +150,14 @@ def forecast(
         compile_seconds=compile_seconds,
         memory=memory,
         memory_available=available,
-        collectives=_counts_and_bytes(
-            (one.kind, one.bytes) for text in texts for one in collectives(text)
-        ),
+        collectives=_collectives(texts),
         flop=flop,
         bytes=moved,
-        bytes_by_kind=_bytes_by_kind(operations),
         estimated=chip.clock is not None,
         seconds=sum(part.seconds for part in parts),
         seconds_arithmetic=flop / chip.peak(config.model.dtype),
         seconds_memory=moved / chip.bandwidth,
-        unestimated=_counts_and_bytes(map(_unestimated, operations)) if chip.clock else {},
         parts=parts,
-        loops=tuple(
-            TimedLoop(loop.scope, loop.trips, loop.cycles / chip.clock if chip.clock else 0.0)
-            for module in modules
-            for loop in module.loops()
-        ),
     )
     return made, "\n".join(texts)
 
@@ -122,7 +181,7 @@ def _compile(program: Program, chip: Chip) -> jax.stages.Compiled:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         text = one_line(error).removeprefix("RESOURCE_EXHAUSTED: ")
-        raise TooLarge(_too_large(f"the compiler says {text}")) from None
+        raise TooLarge(f"the compiler says {text}") from None
     finally:
         jax.config.update("jax_enable_compilation_cache", cached)
 
@@ -132,12 +191,8 @@ def _memory(compiled: list[jax.stages.Compiled], available: float) -> dict[str, 
     largest_program = max(map(device_memory, compiled), key=lambda memory: memory["total"])
     total = largest_program["total"]
     if total > available:
-        raise TooLarge(_too_large(f"it needs {memory_text(total)} of {memory_text(available)}"))
+        raise TooLarge(f"it needs {memory_text(total)} of {memory_text(available)}")
     return largest_program
-
-
-def _too_large(why: str) -> str:
-    return f"the batch does not fit: {why}; use a smaller one, more chips, or --largest_batch"
 
 
 def _flop_by_place(
@@ -174,40 +229,30 @@ def _parts(
         else:
             seconds = max(flop[where] / peak, moved[where] / chip.bandwidth)
         parts.append(Part(*where, flop[where], moved[where], seconds))
-    return tuple(sorted(parts, key=lambda p: (_PLACES.get(p.name, _BACKBONE), p.name, p.backward)))
+
+    def order(part: Part) -> tuple[int, str, bool]:
+        place = _PLACES.index(part.name if part.name in _PLACES else "")
+        return place, part.name, part.backward
+
+    return tuple(sorted(parts, key=order))
 
 
-def _bytes_by_kind(operations: Iterable[Operation]) -> dict[str, int]:
-    """Returns the bytes to and from memory by kind of operation, the largest first."""
-    total: Counter[str] = Counter()
-    for operation in operations:
-        total[operation.kind] += operation.rounds * operation.bytes
-    return {kind: size for kind, size in total.most_common() if size}
-
-
-def _counts_and_bytes(found: Iterable[tuple[str, int] | None]) -> dict[str, tuple[int, int]]:
-    """Returns number and sum of (kind, bytes) by kind."""
+def _collectives(texts: list[str]) -> dict[str, tuple[int, int]]:
+    """Returns number and bytes of the collectives by kind."""
     totals: dict[str, tuple[int, int]] = {}
-    for kind, size in filter(None, found):
-        count, before = totals.get(kind, (0, 0))
-        totals[kind] = (count + 1, before + size)
+    for one in itertools.chain(*map(collectives, texts)):
+        count, size = totals.get(one.kind, (0, 0))
+        totals[one.kind] = (count + 1, size + one.bytes)
     return totals
 
 
-def _unestimated(operation: Operation) -> tuple[str, int] | None:
-    """Returns kind and bytes of an operation without an estimate; None if it is free."""
-    size = operation.rounds * operation.bytes
-    if operation.cycles is not None or operation.kind.endswith("-start"):
-        return None
-    if operation.kind.removesuffix("-done") in KINDS:
-        return "collectives", size
-    if not size:
-        return None
-    return ("ends of asynchronous copies" if operation.kind.endswith("-done") else "others"), size
+def memory_text(size: float) -> str:
+    """Returns a number of bytes in GiB or MiB."""
+    return f"{size / 2**30:.2f} GiB" if size >= 2**27 else f"{size / 2**20:.2f} MiB"
 
 
 def largest(fits: Callable[[int], bool], start: int) -> int:
-    """The largest n of which `fits(n)` is true, to within an eighth; 0 if not even 1 fits.
+    """Returns the largest n of which `fits(n)` is true, to within an eighth; 0 if not even 1 fits.
 
     Larger n must not fit where a smaller one does not. Begins at `start`, doubles or halves, and
     then halves the interval.
@@ -229,7 +274,7 @@ def largest(fits: Callable[[int], bool], start: int) -> int:
 def largest_forecast(
     mode: str, config: ml_collections.ConfigDict, classes: int, chip: Chip, devices: list[Any]
 ) -> tuple[Forecast, str]:
-    """`forecast` of the largest batch that fits; says on stderr what it tries."""
+    """Returns the `forecast` of the largest batch that fits; says on stderr what it tries."""
     parts = config.accumulate_steps if mode == "train" else 1
     field = "batch_size" if mode == "train" else "eval.batch_size"
     config = config.copy_and_resolve_references()

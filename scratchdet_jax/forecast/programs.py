@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 import jax
 import ml_collections
 import numpy as np
+import optax
 from jax.extend.core import Jaxpr, JaxprEqn, jaxprs_in_params
 
 from scratchdet_jax.config.validation import validate
-from scratchdet_jax.detector import build_detector
+from scratchdet_jax.detector import Detector, build_detector
 from scratchdet_jax.evaluation.evaluator import map_eval_steps
 from scratchdet_jax.models.layers import packs
 from scratchdet_jax.models.parts import part_of
@@ -31,18 +32,18 @@ class Program(NamedTuple):
     arguments: tuple[Any, Any]
 
     def compile(self, **options: Any) -> jax.stages.Compiled:
-        """Compiles it; `options` are those of the compiler."""
+        """Compiles it with the compiler's `options`."""
         return self.function.lower(*self.arguments).compile(compiler_options=options)
 
     def flop(self) -> Counter[str]:
-        """FLOP on each device, by scope; see `count_flop`."""
+        """Counts the FLOP on each device, by scope; see `count_flop`."""
         return count_flop(jax.make_jaxpr(self.function)(*self.arguments).jaxpr)
 
 
 def training_program(
     config: ml_collections.ConfigDict, classes: int, mapping: DeviceMapping
 ) -> Program:
-    """The training step `(state, batch) → (state, metrics)`.
+    """Returns the training step `(state, batch) → (state, metrics)`.
 
     Args:
         config: the run's config.
@@ -52,12 +53,8 @@ def training_program(
     Raises:
         UserError: the config cannot run on these devices.
     """
-    detector = _detector(config, classes, mapping)
-    optimizer = make_optimizer(config)
+    detector, optimizer, state = _setting(config, classes, mapping)
     step = make_train_step(detector, optimizer, mapping.platform)
-    state = mapping.shapes(
-        lambda: create_state(detector.model, optimizer, config.image_size, config.seed)
-    )
     rows = (config.accumulate_steps, config.batch_size // config.accumulate_steps)
     slots = config.data.max_boxes
     batch = {
@@ -72,27 +69,30 @@ def training_program(
 def evaluation_programs(
     config: ml_collections.ConfigDict, classes: int, mapping: DeviceMapping
 ) -> list[Program]:
-    """The functions `(variables, batch) → Detections` of an evaluation, one per scale.
+    """Returns the functions `(variables, batch) → Detections` of an evaluation, one per scale.
 
-    The arguments are those of `training_program`.
+    Takes the arguments of `training_program`.
     """
-    detector = _detector(config, classes, mapping)
-    optimizer = make_optimizer(config)
-    state = mapping.shapes(
-        lambda: create_state(detector.model, optimizer, config.image_size, config.seed)
-    )
+    detector, _, state = _setting(config, classes, mapping)
     batch = mapping.batch_shapes(_images(config, (1, config.eval.batch_size)))
     return [Program(step, (state.variables, batch)) for step in map_eval_steps(detector, mapping)]
 
 
-def _detector(config: ml_collections.ConfigDict, classes: int, mapping: DeviceMapping) -> Any:
-    """The detector, with the layout of maps that the mapping's devices would get."""
+def _setting(
+    config: ml_collections.ConfigDict, classes: int, mapping: DeviceMapping
+) -> tuple[Detector, optax.GradientTransformation, Any]:
+    """Returns the detector, with the layout of maps on these devices, optimizer, and state."""
     packed = packs(config.model.layout, mapping.platform)
     config = config.copy_and_resolve_references()
     config.model.layout = "packed" if packed else "plain"
     config.lock()
     validate(config, mapping.mesh.size)
-    return build_detector(config, tuple(f"class {i}" for i in range(1, classes + 1)), AXIS)
+    names = tuple(f"class {i}" for i in range(1, classes + 1))
+    detector, optimizer = build_detector(config, names, AXIS), make_optimizer(config)
+    state = mapping.shapes(
+        lambda: create_state(detector.model, optimizer, config.image_size, config.seed)
+    )
+    return detector, optimizer, state
 
 
 def _images(
@@ -105,10 +105,11 @@ def _images(
 
 
 def count_flop(jaxpr: Jaxpr, scope: str = "") -> Counter[str]:
-    """FLOP of the convolutions and matrix products of a program, by scope.
+    """Counts the FLOP of the convolutions and matrix products of a program, by scope.
 
     A multiply-add counts as two. The zeros with which the gradient of a strided convolution is
-    dilated do not count; those of its padding do. The body of a loop of unknown length counts once.
+    dilated do not count; the zeros of its padding do. The body of a loop of unknown length counts
+    once.
     """
     total: Counter[str] = Counter()
     for equation in jaxpr.eqns:
@@ -137,9 +138,9 @@ def _flop(equation: JaxprEqn) -> int:
 
 
 def place(scope: str) -> tuple[str, bool]:
-    """The part of a program that a scope is in, and whether it belongs to the backward pass.
+    """Returns the part of a program that a scope is in, and whether it is of the backward pass.
 
-    The parts are "inputs", "loss", "update", "detections", those of the network by the names of
+    The parts are "inputs", "loss", "update", "detections", the parts of the network by the names of
     its modules ("root", "stage1", …, "conv4" for conv4_1 to conv4_3, "extras", "head"), and "rest".
     """
     backward = "transpose(" in scope

@@ -5,7 +5,6 @@ import json
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,7 +13,6 @@ import numpy as np
 from jax.extend.core import jaxpr_as_fun
 
 from scratchdet_jax.errors import UserError
-from scratchdet_jax.files import write_atomically
 
 INPUTS, OUTPUTS = ("images", "sizes"), ("boxes", "scores", "labels")
 _LARGE = 1024  # values
@@ -73,13 +71,8 @@ def convert(function: Any, canvas: tuple[int, int], metadata: Mapping[str, Any])
     return model
 
 
-def write(path: Path, model: Any) -> None:
-    """Writes a model of `convert`."""
-    write_atomically(path, lambda file: file.write(model.SerializeToString()))
-
-
 def _graphs(graph: Any) -> Iterator[Any]:
-    """A graph and the graphs of the loops in it."""
+    """Yields a graph and the graphs of the loops in it."""
     yield graph
     for node in graph.node:
         for attribute in node.attribute:
@@ -121,7 +114,7 @@ def _replace_boolean_where(graph: Any) -> None:
 
 
 def _shrink_constants(graph: Any) -> None:
-    """Writes large constants that repeat themselves as an Expand; those of NMS would be huge."""
+    """Writes large constants that repeat themselves as an Expand, because NMS has huge ones."""
     from onnx import helper, numpy_helper
 
     kept, nodes = [], []

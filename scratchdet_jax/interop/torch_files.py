@@ -39,8 +39,9 @@ def read_arrays(path: Path) -> Weights:
     content = read(path)
     state = _state(content)
     if not state:
+        found = list(content) if isinstance(content, Mapping) else type(content).__name__
         raise UserError(
-            f"{path} holds no arrays by name, but {_described(content)}: it must be a state dict, "
+            f"{path} holds no arrays by name, but {one_line(found, 100)}: it must be a state dict, "
             "as torch.save(model.state_dict(), …) writes it, or a dictionary with one under "
             f"{', '.join(_KEYS[:-1])} or {_KEYS[-1]}"
         )
@@ -112,13 +113,3 @@ def _state(content: Any) -> dict[str, Any]:
 def _plain(array: Any) -> Any:
     """Returns a tensor as an array: NumPy cannot read bfloat16, nor tensors with gradients."""
     return array.detach().float().numpy() if hasattr(array, "detach") else array
-
-
-def _described(content: Any) -> str:
-    if not isinstance(content, Mapping):
-        return f"a {type(content).__name__}"
-    if not content:
-        return "nothing"
-    keys = [one_line(key) for key in content]
-    more = f" and {len(keys) - 4} more" if len(keys) > 4 else ""
-    return f"the keys {', '.join(keys[:4])}{more}"

@@ -29,7 +29,7 @@ import numpy as np
 from flax import traverse_util
 
 from scratchdet_jax.data import coco_classes
-from scratchdet_jax.errors import UserError
+from scratchdet_jax.errors import UserError, plural
 from scratchdet_jax.models.vgg import BLOCKS
 
 Name = tuple[str, ...]
@@ -43,6 +43,8 @@ _LEAVES = {
 }
 _CLASSIFIER = re.compile(r"fc\.|classifier\.6\.")  # ImageNet's classes: not part of a backbone
 _XYWH_TO_YXHW = (1, 0, 3, 2)
+_LAST = "last"  # stands for the extra block that is a `LastConvolutions`
+_MMDETECTION_HEAD = ("bbox_head.cls_convs.{}", "bbox_head.reg_convs.{}")
 
 
 class Imported(NamedTuple):
@@ -76,45 +78,46 @@ def convert(state: Mapping[str, np.ndarray], initial: Mapping[str, Any]) -> Impo
         for name, value in state.items()
         if not name.endswith("num_batches_tracked")
     }
-    found_format = _format(state)
-    state = found_format.prepare(state)
-    source, torch_name = found_format.source, found_format.name
-    classes = _classes(state, found_format)
+    form = _format(state)
+    state = form.prepare(state)
+    classes = _classes(state, form)
     ours = traverse_util.flatten_dict(dict(initial))
     last = _last_convolutions(ours)
     result, taken, kept, problems, used = dict(ours), [], [], [], set()
     for name, value in ours.items():
-        if not found_format.detector and _only_in_detectors(name[1]):
-            kept.append("/".join(name[1:]))
+        shown = "/".join(name[1:])
+        if not form.detector and _only_in_detectors(name[1]):
+            kept.append(shown)
             continue
-        theirs = _full_name(torch_name(name[1:-1], last), _LEAVES[name[-1]])
+        path = (_LAST, *name[2:-1]) if name[1] == last else name[1:-1]
+        theirs = _full_name(form.name(path), _LEAVES[name[-1]])
         if theirs not in state:
-            problems.append(f"  missing     {theirs} (for {'/'.join(name[1:])} {value.shape})")
+            problems.append(f"  missing     {theirs} (for {shown} {value.shape})")
             continue
         used.add(theirs)
         found = _layout(name, state[theirs], classes)
         if found.shape != value.shape:
             problems.append(
-                f"  shape       {theirs} {state[theirs].shape} gives {found.shape}, but "
-                f"{'/'.join(name[1:])} is {value.shape}"
+                f"  shape       {theirs} {state[theirs].shape} gives {found.shape}, but {shown} is "
+                f"{value.shape}"
             )
             continue
         result[name] = np.ascontiguousarray(found, value.dtype)
-        taken.append(("/".join(name[1:]), theirs, value.shape))
+        taken.append((shown, theirs, value.shape))
     problems += [
         f"  unexpected  {name} {state[name].shape}"
         for name in state
-        if name not in used and (found_format.detector or not _CLASSIFIER.match(name))
+        if name not in used and (form.detector or not _CLASSIFIER.match(name))
     ]
     if problems:
         raise UserError(
-            f"the checkpoint ({source} format) and config.model differ in {len(problems)} "
-            f"array{'s' * (len(problems) != 1)}: use the config that belongs to the checkpoint\n"
+            f"the checkpoint ({form.source} format) and config.model differ in "
+            f"{plural(len(problems), 'array')}: use the config that belongs to the checkpoint\n"
             + "\n".join(problems)
         )
     nested = traverse_util.unflatten_dict(result)
     variables = {group: nested.get(group, {}) for group in initial}
-    return Imported(variables, source, taken, kept)
+    return Imported(variables, form.source, taken, kept)
 
 
 def check_version(state: Mapping[str, np.ndarray], version: str) -> None:
@@ -131,132 +134,142 @@ def check_version(state: Mapping[str, np.ndarray], version: str) -> None:
 
 
 def number_of_classes(state: Mapping[str, np.ndarray]) -> int | None:
-    """Classes, without background, that a detector's head gives; None for a backbone alone.
+    """Returns the number of a detector's classes, without background; None for a backbone alone.
 
     Raises:
         UserError: the format is unknown.
     """
     classes = _classes(state, _format(state))
-    return None if classes is None else len(classes.rows) - 1
+    return None if classes is None else len(classes[1]) - 1
 
 
-class _Classes(NamedTuple):
-    """The classes of a checkpoint's head.
+def _classes(state: Mapping[str, np.ndarray], form: "_Format") -> tuple[int, Sequence[int]] | None:
+    """Returns the outputs of the head for an anchor, and which is each of our classes' output.
 
-    Attributes:
-        outputs: how many it has for each anchor.
-        rows: the number among them of each of our classes, background first.
+    The background is the first class. None stands for a head that is missing or impossible.
     """
-
-    outputs: int
-    rows: Sequence[int]
-
-
-def _classes(state: Mapping[str, np.ndarray], found: "_Format") -> _Classes | None:
-    """The classes of the head; None if there is none, or none that can be."""
     logits, boxes = (
-        state.get(_full_name(found.name(("head", "level1", f"{part}_conv"), ""), "weight"))
+        state.get(_full_name(form.name(("head", "level1", f"{part}_conv")), "weight"))
         for part in ("class", "box")
     )
-    if not found.detector or logits is None or boxes is None or len(boxes) < 4:
+    if not form.detector or logits is None or boxes is None or len(boxes) < 4:
         return None
     outputs, left_over = divmod(len(logits), len(boxes) // 4)
-    return None if left_over else _Classes(outputs, found.rows(outputs))
+    return None if left_over else (outputs, form.rows(outputs))
 
 
 def _full_name(layer: str, leaf: str) -> str:
-    """The name of a layer's array; torchvision's SSD joins one name by an underscore."""
+    """Returns the name of a layer's array; torchvision's SSD joins one name by an underscore."""
     return f"{layer}{leaf}" if layer.endswith("_") else f"{layer}.{leaf}"
 
 
 def _last_convolutions(names: Mapping[Name, Any]) -> str:
-    """Name of the last extra block if it is a pair of convolutions (at 512), else ""."""
-    extras = sorted({name[1] for name in names if name[1].startswith("extra")})
-    if not extras:
-        return ""
-    kernel = names.get(("params", extras[-1], "conv2", "kernel"))
-    return extras[-1] if kernel is not None and kernel.shape[0] == 4 else ""
+    """Returns the name of the last extra block if it is two convolutions (at 512), else ""."""
+    last = max((name[1] for name in names if name[1].startswith("extra")), default="")
+    kernel = names.get(("params", last, "conv2", "kernel"))
+    return last if kernel is not None and kernel.shape[0] == 4 else ""
 
 
-def _mmdetection_name(path: Name, last: str) -> str:
-    """`last` is the name of the last convolutions, as `_last_convolutions` gives it."""
-    if path[0] == "head":
-        return f"{_bbox_head(path)}.{0 if path[2].endswith('_conv') else 1}"
-    return _mmdetection_name_without_head_norm(path, last)
+def _vgg_layers(norms: bool) -> dict[str, int]:
+    """Numbers the layers of SSD's VGG-16 as PyTorch does, which counts ReLUs and poolings."""
+    numbers, number = {}, 0
+    for block, (count, _) in enumerate(BLOCKS, start=1):
+        for i in range(1, count + 1):
+            numbers[f"conv{block}_{i}"] = number
+            if norms:
+                numbers[f"conv{block}_{i}_norm"] = number + 1
+            number += 3 if norms else 2
+        number += 1
+    return numbers | {"fc6": number, "fc7": number + 2}
 
 
-def _mmdetection_name_without_head_norm(path: Name, last: str) -> str:
-    if path[0] == "head":
-        return _bbox_head(path)
-    if path[0] == last:
-        return f"backbone.{_layer(path[1], 3)}"
-    return f"backbone.{_resnet_name(path)}"
+_VGG, _VGG_BN = _vgg_layers(norms=False), _vgg_layers(norms=True)
 
 
-def _bbox_head(path: Name) -> str:
-    return _predictor(path, "bbox_head.cls_convs.{}", "bbox_head.reg_convs.{}")
-
-
-def _predictor(path: Name, classes: str, boxes: str) -> str:
-    """The name of head/levelN/class_conv or box_conv, from the names of both for a level."""
+def _head(path: Name, classes: str, boxes: str) -> str:
+    """Returns the name of head/levelN/class_conv or box_conv; {} in both names is the level."""
     name = classes if path[2].startswith("class_") else boxes
     return name.format(int(path[1].removeprefix("level")) - 1)
 
 
-def _resnet_name(path: Name, last: str = "") -> str:
+def _mmdetection_name(path: Name) -> str:
+    if path[0] == "head":
+        return f"{_plain_mmdetection_name(path)}.{0 if path[2].endswith('_conv') else 1}"
+    return _plain_mmdetection_name(path)
+
+
+def _plain_mmdetection_name(path: Name) -> str:
+    """Returns a name of the release with a head without BatchNorm."""
+    if path[0] == "head":
+        return _head(path, *_MMDETECTION_HEAD)
+    if path[0] == _LAST:
+        return f"backbone.{_layer(path[1], 3)}"
+    return f"backbone.{_resnet_name(path)}"
+
+
+def _resnet_name(path: Name) -> str:
     if path[0] in ("root", "stem"):
         return _layer(path[1], 0)
-    if path[0].startswith("extra"):
-        return f"layer{int(path[0].removeprefix('extra')) + 4}.0.{_layer(path[1], 0)}"
-    if not path[0].startswith("stage"):
-        return "/".join(path)  # has no counterpart: reported as missing
-    stage = int(path[0].removeprefix("stage"))
-    block = int(path[1].removeprefix("block")) - 1
-    return f"layer{stage}.{block}.{_layer(path[2], 0)}"
+    if found := re.fullmatch(r"extra(\d)/(\w+)", "/".join(path)):
+        return f"layer{int(found[1]) + 4}.0.{_layer(found[2], 0)}"
+    if found := re.fullmatch(r"stage(\d)/block(\d+)/(\w+)", "/".join(path)):
+        return f"layer{found[1]}.{int(found[2]) - 1}.{_layer(found[3], 0)}"
+    return "/".join(path)  # has no counterpart: reported as missing
 
 
 def _layer(name: str, after: int) -> str:
-    """conv1 → conv1, norm1 → bn1 (numbers raised by `after`), projection → downsample.0."""
+    """Returns bn1 for norm1 (numbers raised by `after`), downsample.0 for projection."""
     if name.startswith("projection"):
         return f"downsample.{int(name.endswith('_norm'))}"
     kind = "bn" if name.startswith("norm") else "conv"
     return f"{kind}{int(name.removeprefix('norm').removeprefix('conv')) + after}"
 
 
-def _vgg_name(path: Name, last: str) -> str:
-    if path[0] in ("fc6", "fc7"):
-        return f"classifier.{0 if path[0] == 'fc6' else 3}"
-    number = _vgg_layer(path[0])
-    return "/".join(path) if number is None else f"features.{number}"
+def _vgg_name(numbers: Mapping[str, int]) -> Callable[[Name], str]:
+    """Returns the names of torchvision's vgg16 or vgg16_bn, from the numbers of its features."""
+    features = {name: f"features.{number}" for name, number in numbers.items()}
+    names = features | {"fc6": "classifier.0", "fc7": "classifier.3"}
+    return lambda path: names.get(path[0], "/".join(path))
 
 
-def _vgg_layer(name: str) -> int | None:
-    """The number of conv1_1 … conv5_3, fc6 or fc7 in SSD's VGG-16; None for another name.
+def _ssd_name(
+    head: tuple[str, str],
+    l2_norm: str,
+    extra: Callable[[int, int], str],
+    layer: Callable[[int], str],
+) -> Callable[[Name], str]:
+    """Returns the names of an SSD with VGG-16.
 
-    ReLUs and poolings are numbered too.
+    Args:
+        head: names of the class and the box predictor of a level, {} from 0.
+        l2_norm: the layer after conv4_3.
+        extra: (block, convolution), both from 0, to the name of an extra convolution.
+        layer: the number of a layer, as in `_VGG`, to its name.
     """
-    if name in ("fc6", "fc7"):
-        return 31 if name == "fc6" else 33
-    match = re.fullmatch(r"conv(\d)_(\d)", name)
-    if match is None:
-        return None
-    block, number = map(int, match.groups())
-    return sum(2 * count + 1 for count, _ in BLOCKS[: block - 1]) + 2 * (number - 1)
+
+    def name(path: Name) -> str:
+        if path[0] == "head":
+            return _head(path, *head)
+        if path[0] == "conv4_3_l2":
+            return l2_norm
+        if found := re.fullmatch(r"extra(\d)/conv(\d)", "/".join(path)):
+            return extra(int(found[1]) - 1, int(found[2]) - 1)
+        return layer(_VGG[path[0]]) if path[0] in _VGG else "/".join(path)
+
+    return name
 
 
-def _vgg_bn_name(path: Name, last: str) -> str:
-    if path[0] in ("fc6", "fc7"):
-        return _vgg_name(path, last)
-    match = re.fullmatch(r"conv(\d)_(\d)(_norm)?", path[0])
-    if match is None:
-        return "/".join(path)
-    block, number = int(match[1]), int(match[2])
-    before = sum(3 * count + 1 for count, _ in BLOCKS[: block - 1]) + 3 * (number - 1)
-    return f"features.{before + bool(match[3])}"
+def _torchvision_layer(number: int) -> str:
+    """Returns the name of a layer of torchvision's SSD, which cuts VGG-16 after four blocks."""
+    if number >= _VGG["fc6"]:
+        return f"backbone.extra.0.7.{number - _VGG['fc6'] + 1}"
+    if number >= _VGG["conv5_1"]:
+        return f"backbone.extra.0.{number - _VGG['conv5_1'] + 1}"
+    return f"backbone.features.{number}"
 
 
 def _absorb_biases(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Moves the biases of vgg16_bn's convolutions into the running means; drops those of fc6, 7."""
+    """Moves the biases of vgg16_bn's convolutions into the running means; drops fc6's and fc7's."""
     absorbed = dict(state)
     for name in state:
         match = re.fullmatch(r"features\.(\d+)\.running_mean", name)
@@ -268,63 +281,6 @@ def _absorb_biases(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return absorbed
 
 
-def _extra_layer(path: Name) -> tuple[int, int] | None:
-    """(block, convolution) of extraN/convM, both from 0; None for another path."""
-    match = re.fullmatch(r"extra(\d)/conv(\d)", "/".join(path))
-    return match and (int(match[1]) - 1, int(match[2]) - 1)
-
-
-def _mmdetection_ssd_name(path: Name, last: str) -> str:
-    if path[0] == "head":
-        return f"{_bbox_head(path)}.0"
-    if path[0] == "conv4_3_l2":
-        return "neck.l2_norm"
-    if extra := _extra_layer(path):
-        return "neck.extra_layers.{}.{}.conv".format(*extra)
-    return f"backbone.{_ssd_vgg_name(path)}"
-
-
-def _older_mmdetection_ssd_name(path: Name, last: str) -> str:
-    if path[0] == "head":
-        return _bbox_head(path)
-    if path[0] == "conv4_3_l2":
-        return "backbone.l2_norm"
-    if extra := _extra_layer(path):
-        return f"backbone.extra.{2 * extra[0] + extra[1]}"
-    return f"backbone.{_ssd_vgg_name(path)}"
-
-
-def _ssd_pytorch_name(path: Name, last: str) -> str:
-    if path[0] == "head":
-        return _predictor(path, "conf.{}", "loc.{}")
-    if path[0] == "conv4_3_l2":
-        return "L2Norm"
-    if extra := _extra_layer(path):
-        return f"extras.{2 * extra[0] + extra[1]}"
-    return _ssd_vgg_name(path).replace("features.", "vgg.")
-
-
-def _torchvision_ssd_name(path: Name, last: str) -> str:
-    if path[0] == "head":
-        classes, boxes = "head.classification_head", "head.regression_head"
-        return _predictor(path, f"{classes}.module_list.{{}}", f"{boxes}.module_list.{{}}")
-    if path[0] == "conv4_3_l2":
-        return "backbone.scale_"
-    if extra := _extra_layer(path):
-        return f"backbone.extra.{extra[0] + 1}.{2 * extra[1]}"
-    if path[0] in ("fc6", "fc7"):
-        return f"backbone.extra.0.7.{1 if path[0] == 'fc6' else 3}"
-    number = _vgg_layer(path[0])
-    if number is not None and path[0].startswith("conv5_"):  # after the fourth pooling
-        return f"backbone.extra.0.{number - sum(2 * count + 1 for count, _ in BLOCKS[:4]) + 1}"
-    return f"backbone.{_ssd_vgg_name(path)}"
-
-
-def _ssd_vgg_name(path: Name) -> str:
-    number = _vgg_layer(path[0])
-    return "/".join(path) if number is None else f"features.{number}"
-
-
 def _background_last(outputs: int) -> Sequence[int]:
     return [outputs - 1, *range(outputs - 1)]
 
@@ -334,20 +290,20 @@ def _coco_ids(outputs: int) -> Sequence[int]:
 
 
 class _Format(NamedTuple):
-    """A naming of arrays.
+    """A kind of checkpoint.
 
     Attributes:
         source: its name.
-        fits: whether a checkpoint has it.
-        name: its name for a path of our names, without the last part.
+        fits: whether a checkpoint is of this kind.
+        name: its name of a layer, from the path of ours.
         detector: whether it is a complete detector.
-        rows: from the number of its head's outputs for an anchor, `_Classes.rows`.
+        rows: from the outputs of its head for an anchor, the output of each of our classes.
         prepare: makes arrays that have a counterpart in our model.
     """
 
     source: str
     fits: Callable[[Mapping[str, np.ndarray]], bool]
-    name: Callable[[Name, str], str]
+    name: Callable[[Name], str]
     detector: bool = True
     rows: Callable[[int], Sequence[int]] = range
     prepare: Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]] = lambda state: state
@@ -358,22 +314,50 @@ def _has(*names: str) -> Callable[[Mapping[str, np.ndarray]], bool]:
 
 
 _FORMATS = (
-    _Format("ssd.pytorch", _has("vgg.0.weight", "conf.0.weight"), _ssd_pytorch_name),
     _Format(
-        "torchvision SSD", _has("backbone.scale_weight"), _torchvision_ssd_name, rows=_coco_ids
+        "ssd.pytorch",
+        _has("vgg.0.weight", "conf.0.weight"),
+        _ssd_name(
+            head=("conf.{}", "loc.{}"),
+            l2_norm="L2Norm",
+            extra=lambda block, i: f"extras.{2 * block + i}",
+            layer="vgg.{}".format,
+        ),
     ),
     _Format(
-        "mmdetection SSD", _has("neck.l2_norm.weight"), _mmdetection_ssd_name, rows=_background_last
+        "torchvision SSD",
+        _has("backbone.scale_weight"),
+        _ssd_name(
+            head=("head.classification_head.module_list.{}", "head.regression_head.module_list.{}"),
+            l2_norm="backbone.scale_",
+            extra=lambda block, i: f"backbone.extra.{block + 1}.{2 * i}",
+            layer=_torchvision_layer,
+        ),
+        rows=_coco_ids,
     ),
     _Format(
         "mmdetection SSD",
-        _has("backbone.l2_norm.weight"),
-        _older_mmdetection_ssd_name,
+        _has("neck.l2_norm.weight"),
+        _ssd_name(
+            head=("bbox_head.cls_convs.{}.0", "bbox_head.reg_convs.{}.0"),
+            l2_norm="neck.l2_norm",
+            extra=lambda block, i: f"neck.extra_layers.{block}.{i}.conv",
+            layer="backbone.features.{}".format,
+        ),
         rows=_background_last,
     ),
-    _Format(
-        "mmdetection", _has("bbox_head.cls_convs.0.weight"), _mmdetection_name_without_head_norm
+    _Format(  # before 2.14
+        "mmdetection SSD",
+        _has("backbone.l2_norm.weight"),
+        _ssd_name(
+            head=_MMDETECTION_HEAD,
+            l2_norm="backbone.l2_norm",
+            extra=lambda block, i: f"backbone.extra.{2 * block + i}",
+            layer="backbone.features.{}".format,
+        ),
+        rows=_background_last,
     ),
+    _Format("mmdetection", _has("bbox_head.cls_convs.0.weight"), _plain_mmdetection_name),
     _Format(
         "mmdetection",
         lambda state: any(name.startswith(("backbone.", "bbox_head.")) for name in state),
@@ -382,11 +366,11 @@ _FORMATS = (
     _Format(
         "torchvision",
         _has("features.0.weight", "features.1.running_mean"),
-        _vgg_bn_name,
+        _vgg_name(_VGG_BN),
         detector=False,
         prepare=_absorb_biases,
     ),
-    _Format("torchvision", _has("features.0.weight"), _vgg_name, detector=False),
+    _Format("torchvision", _has("features.0.weight"), _vgg_name(_VGG), detector=False),
     _Format(
         "torchvision", _has("conv1.weight", "layer1.0.conv1.weight"), _resnet_name, detector=False
     ),
@@ -406,20 +390,21 @@ def _format(state: Mapping[str, np.ndarray]) -> _Format:
 
 
 def _only_in_detectors(part: str) -> bool:
-    """Whether an ImageNet classifier lacks this part."""
+    """Returns whether an ImageNet classifier lacks this part."""
     return part in ("head", "conv4_3_l2", "fc6_norm", "fc7_norm") or part.startswith("extra")
 
 
-def _layout(name: Name, found: np.ndarray, classes: _Classes | None) -> np.ndarray:
+def _layout(name: Name, found: np.ndarray, classes: tuple[int, Sequence[int]] | None) -> np.ndarray:
     """Converts a PyTorch array to the layout of our variable `name`."""
+    outputs, rows = classes or (1, [0])  # without classes, the order stays
     if name[1] in ("fc6", "fc7") and found.shape[0] == 4096:
         found = _decimate(name, found)
     if name[1] == "head" and name[3].startswith("box_"):  # (x, y, w, h) for each anchor
         by_anchor = found.reshape(-1, 4, *found.shape[1:])
         found = by_anchor[:, _XYWH_TO_YXHW].reshape(found.shape)
-    elif name[1] == "head" and classes is not None and len(found) % classes.outputs == 0:
-        by_anchor = found.reshape(-1, classes.outputs, *found.shape[1:])
-        found = by_anchor[:, classes.rows].reshape(-1, *found.shape[1:])
+    elif name[1] == "head" and len(found) % outputs == 0:
+        by_anchor = found.reshape(-1, outputs, *found.shape[1:])
+        found = by_anchor[:, rows].reshape(-1, *found.shape[1:])
     return found.transpose(2, 3, 1, 0) if found.ndim == 4 else found
 
 

@@ -97,9 +97,9 @@ def constant_box(
     guesses, spare = _guesses(flat, boxes, scales)
     numbered = dict(zip(map(str, range(len(drawn))), truth.values(), strict=True))
     numbered |= dict.fromkeys(spare, _NO_BOXES)
-    result: coco.MeanAP | voc.VocResult
+    result: coco.CocoResult | voc.VocResult
     if metric == "coco":
-        result = coco.mean_average_precision(guesses, numbered, class_names)
+        result = coco.evaluate(guesses, numbered, class_names, only_ap=True)
     else:
         kind: voc.Metric = "area" if metric == "voc_area" else "11point"
         result = voc.evaluate(guesses, numbered, class_names, metric=kind)

@@ -46,10 +46,9 @@ def evaluate_run(
     """
     mapping, source = open_eval_split(run, config)
     record = {"step": run.step, "data": source.spec, "metric": config.eval.metric}
-    if output is None:
-        output = default_folder(run, config, source.spec)
-    elif not overwrite:
-        _check_results(output, record)
+    replace = output is None or overwrite
+    output = default_folder(run, config, source.spec) if output is None else output
+    _check_results(output, record, replace)
     writable_folder(output, "--output")
     evaluation = evaluate_on(run, config, mapping, source)
     if not processes.is_first():
@@ -86,18 +85,21 @@ def default_folder(run: SavedRun, config: ml_collections.ConfigDict, spec: str) 
     return run.workdir / "-".join(parts)
 
 
-def _check_results(output: Path, record: Mapping[str, Any]) -> None:
-    """Refuses a folder with the results of another evaluation than `record`."""
+def _check_results(output: Path, record: Mapping[str, Any], replace: bool) -> None:
+    """Refuses a folder with the results of another evaluation than `record`, or names them."""
     try:
         content = json.loads((output / _RESULTS).read_text(encoding="utf-8"))
         other = {key: content[key] for key in record}
     except (OSError, ValueError, KeyError, TypeError):
         return  # no readable results
-    if other != record:
+    results = f"the results of step {other['step']} on {other['data']} ({other['metric']})"
+    if other != record and not replace:
         raise UserError(
-            f"--output {output} holds the results of step {other['step']} on {other['data']} "
-            f"({other['metric']}): name another folder, remove these results, or add --overwrite"
+            f"--output {output} holds {results}: name another folder, remove these results, or add "
+            "--overwrite"
         )
+    if other != record and processes.is_first():
+        print(f"note: {results} in {output} are replaced")
 
 
 def _write_files(

@@ -8,8 +8,9 @@ The config of the run is used. Any field can be overridden, such as
 The results of the best checkpoint on the run's own eval split are in WORKDIR/eval. Those of another
 split, metric or checkpoint are in a folder of their own, which is named after it
 (WORKDIR/eval-voc_2007_test, eval-voc_area, eval-step_50). If the best checkpoint has changed since,
-its results replace the earlier ones. A folder named with --output that holds other results is
-refused, unless --overwrite is given. The last line says where the results are.
+its results replace the earlier ones, and a line names these. A folder named with --output that
+holds other results is refused, unless --overwrite is given. The last line says where the results
+are.
 """
 
 from collections.abc import Sequence

@@ -50,12 +50,13 @@ def main(argv: Sequence[str]) -> None:
     """Parses the command line and exports."""
     options = parser(argv[0]).parse_args(argv[1:])
     run, output = open_run(Path(options.workdir), options.checkpoint), Path(options.output)
-    if options.format == "onnx":
+    as_onnx = options.format == "onnx"
+    if as_onnx:
         onnx_file.check_installed()
     check_replaceable(f"--output {output}", output, _mark(run), options.overwrite)
     try:
-        if options.format == "onnx":
-            onnx_file.write(output, onnx_model(run))
+        if as_onnx:
+            write_atomically(output, lambda file: file.write(onnx_model(run).SerializeToString()))
         else:
             write_export(export_run(run, output))
     except OSError as error:
@@ -63,7 +64,7 @@ def main(argv: Sequence[str]) -> None:
             f"--output {output} cannot be written ({error.strerror}): choose another file"
         ) from None
     megabytes = output.stat().st_size / 1e6
-    target = "ONNX" if options.format == "onnx" else f"JAX on {', '.join(PLATFORMS)}"
+    target = "ONNX" if as_onnx else f"JAX on {', '.join(PLATFORMS)}"
     print(
         f"{run.workdir} step {run.step}, {plural(len(run.info.class_names), 'class')}, for "
         f"{target}: {megabytes:.1f} MB in {output}"
@@ -125,7 +126,7 @@ def export_run(run: SavedRun, path: Path, platforms: Sequence[str] = PLATFORMS) 
 
 
 def onnx_model(run: SavedRun) -> Any:
-    """The detector of a run as an onnx.ModelProto, which computes in float32.
+    """Converts the detector of a run to an onnx.ModelProto, which computes in float32.
 
     Raises:
         UserError: the run holds no detector, but an imported backbone.
@@ -141,7 +142,7 @@ def onnx_model(run: SavedRun) -> Any:
 
 
 def _step(run: SavedRun, **model: Any) -> tuple[Callable[..., Detections[jax.Array]], Any]:
-    """The function (variables, batch) → detections of a run, and its variables.
+    """Returns the function (variables, batch) → detections of a run, and its variables.
 
     `model` replaces fields of `config.model`.
     """
@@ -155,7 +156,7 @@ def _step(run: SavedRun, **model: Any) -> tuple[Callable[..., Detections[jax.Arr
 
 @contextlib.contextmanager
 def _without_folders() -> Iterator[None]:
-    """The program names its source files; where they are on this machine concerns nobody."""
+    """Leaves the folders of this machine out of the names of source files in the program."""
     field = "jax_hlo_source_file_canonicalization_regex"
     before = getattr(jax.config, field)
     jax.config.update(field, ".*/")
@@ -166,7 +167,7 @@ def _without_folders() -> Iterator[None]:
 
 
 def describe(run: SavedRun) -> dict[str, Any]:
-    """What an exported file says of its detector, as JSON values.
+    """Returns what an exported file says of its detector, as JSON values.
 
     Raises:
         UserError: the run holds no detector, but an imported backbone.
@@ -217,7 +218,7 @@ def _mark(run: SavedRun) -> str:
 
 
 def _imported(workdir: Path) -> dict[str, Any]:
-    """What `import_torch` recorded of a run; empty if it was trained."""
+    """Returns what `import_torch` recorded of a run; nothing if it was trained."""
     record = workdir / IMPORTED
     if not record.exists():
         return {}

@@ -10,20 +10,31 @@ start a run from it with --config.init_from=WORKDIR. Needs PyTorch
 (pip install -r requirements-torch.txt), or for a .safetensors file only safetensors.
 """
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
+import ml_collections
+import numpy as np
+import optax
 from absl import flags
 
 from scratchdet_jax import cli
-from scratchdet_jax.errors import UserError
+from scratchdet_jax.data import coco_classes
+from scratchdet_jax.datasets.official import VOC_CLASSES
+from scratchdet_jax.detector import build_detector
+from scratchdet_jax.errors import UserError, writable_folder
 from scratchdet_jax.interop.torch_files import read_arrays
-from scratchdet_jax.interop.torch_run import import_run, to_text
-from scratchdet_jax.interop.torch_weights import check_version
+from scratchdet_jax.interop.torch_weights import Imported, check_version, convert, number_of_classes
+from scratchdet_jax.run.checkpoints import IMPORTED, Checkpoints, RunInfo
+from scratchdet_jax.run.state import create_state
+
+_CLASSES = {len(names): names for names in (VOC_CLASSES, coco_classes.NAMES)}
 
 
 def define_flags() -> flags.FlagValues:
-    """The flags besides the config."""
+    """Returns the flags besides the config."""
     values = flags.FlagValues()
     flags.DEFINE_string("checkpoint", None, "The PyTorch or safetensors file.", values)
     flags.DEFINE_string("workdir", None, "Folder of the new run; must not hold a run.", values)
@@ -45,6 +56,63 @@ def main(argv: Sequence[str]) -> None:
         print(f"start a run from it: python train.py --config=… --config.init_from={workdir}")
     else:
         print(f"score it: python eval.py --workdir={workdir}")
+
+
+def import_run(
+    state: dict[str, np.ndarray], config: ml_collections.ConfigDict, workdir: Path
+) -> Imported:
+    """Writes a run with the weights `state` at step 0.
+
+    Args:
+        state: arrays by PyTorch's names.
+        config: the recipe that the weights belong to.
+        workdir: the folder of the new run.
+
+    Raises:
+        UserError: the weights do not fit the recipe, or `workdir` holds a run.
+    """
+    writable_folder(workdir, "--workdir")
+    checkpoints = Checkpoints(workdir)
+    if checkpoints.latest_step is not None:
+        checkpoints.close()
+        raise UserError(f"{workdir} already holds a run: choose another --workdir")
+    class_names = _class_names(state)
+    detector = build_detector(config, class_names)
+    averaged = config.ema_decay > 0
+    initial = create_state(
+        detector.model, optax.identity(), config.image_size, config.seed, averaged
+    )
+    imported = convert(state, jax.device_get(initial.variables))
+    variables = jax.tree.map(jax.numpy.asarray, imported.variables)
+    # The checkpoint comes last: without it, the same command can be run again.
+    record = {"format": imported.source, "initial": imported.initial}
+    (workdir / IMPORTED).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    checkpoints.save(0, initial.starting_from(variables), RunInfo(config, class_names), None)
+    checkpoints.close()
+    return imported
+
+
+def _class_names(state: dict[str, np.ndarray]) -> tuple[str, ...]:
+    """Returns the classes of the known data set with as many; a backbone has none."""
+    count = number_of_classes(state)
+    if count is None:
+        return ("object",)
+    if count not in _CLASSES:
+        raise UserError(
+            f"the checkpoint's head predicts {count} classes: class names are known only for "
+            "VOC (20) and COCO (80)"
+        )
+    return tuple(_CLASSES[count])
+
+
+def to_text(imported: Imported) -> str:
+    """Returns one line per array (imported, or left at its initial value), then the counts."""
+    lines = [f"  imported {ours} {shape} from {theirs}" for ours, theirs, shape in imported.taken]
+    lines += [f"  initial  {name}: not in an ImageNet classifier" for name in imported.initial]
+    counts = (
+        f"{len(imported.taken)} arrays imported, {len(imported.initial)} at their initial values"
+    )
+    return "\n".join([*lines, f"{imported.source} format: {counts}"])
 
 
 if __name__ == "__main__":

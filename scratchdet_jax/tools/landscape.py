@@ -10,7 +10,7 @@ x − ηg it measures the loss, the change of the gradient, and the effective β
 """
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +23,9 @@ from scratchdet_jax import cli
 from scratchdet_jax.data.loading import train_loader
 from scratchdet_jax.data.sources import open_split
 from scratchdet_jax.errors import UserError
+from scratchdet_jax.evaluation.saved_run import check_classes
 from scratchdet_jax.files import write_json
+from scratchdet_jax.reports.page.tables import text_table
 from scratchdet_jax.run.open import SavedRun, load_detector, open_run
 from scratchdet_jax.training.step import example_keys
 
@@ -89,11 +91,7 @@ def measure_run(
     if data_dir:
         config.data.dir = data_dir
     source = open_split(config.data, "train")
-    if source.class_names != run.info.class_names:
-        raise UserError(
-            f"{run.workdir} was trained on the classes {', '.join(run.info.class_names)}, but "
-            f"{source.spec} has {', '.join(source.class_names)}"
-        )
+    check_classes(run, source)
     detector, variables = load_detector(run, config)
     count = config.batch_size // config.accumulate_steps
 
@@ -110,75 +108,72 @@ def measure_run(
 
     walk = make_walk(loss_and_gradient)
 
-    def walks() -> Iterator[Walk]:
-        loader = train_loader(config, source, start_step=run.step)
-        try:
-            for i in range(batches):
-                first = {key: value[0] for key, value in next(loader).items()}  # one microbatch
-                yield walk(variables["params"], prepare(first, run.step + i), step_sizes)
-        finally:
-            loader.close()
-
-    return list(walks())
+    loader = train_loader(config, source, start_step=run.step)
+    walks = []
+    try:
+        for i in range(batches):
+            first = {key: value[0] for key, value in next(loader).items()}  # one microbatch
+            walks.append(walk(variables["params"], prepare(first, run.step + i), step_sizes))
+    finally:
+        loader.close()
+    return walks
 
 
 def summarize(run: SavedRun, walks: Sequence[Walk], step_sizes: Sequence[float]) -> dict[str, Any]:
-    """Means over the batches, for JSON: None where not finite."""
+    """Returns the means over the walks, for JSON: None where not finite."""
+    # [walks] or [walks, step sizes]
+    loss, norm, losses, changes, smoothness = (np.array(v) for v in zip(*walks, strict=True))
+    along = np.column_stack([loss, losses])
     with np.errstate(divide="ignore", invalid="ignore"):
-        changes = np.array([walk.losses - walk.loss for walk in walks])
-        relative = np.array([walk.gradient_changes / walk.gradient_norm for walk in walks])
-        along = np.array([[walk.loss, *walk.losses] for walk in walks])
-        ranges = along.max(1) - along.min(1)
-    smoothness = np.array([walk.smoothness for walk in walks])
+        by_step = {
+            "loss_change": losses - loss[:, None],
+            "relative_gradient_change": changes / norm[:, None],
+            "gradient_change": changes,
+            "smoothness": smoothness,
+        }
+        loss_range = along.max(1) - along.min(1)
     return {
         "run": str(run.workdir),
         "step": run.step,
         "batches": len(walks),
-        "loss": _number(np.mean([walk.loss for walk in walks])),
-        "gradient_norm": _number(np.mean([walk.gradient_norm for walk in walks])),
-        "loss_range": _number(np.mean(ranges)),
-        "beta_smoothness": _number(np.mean(smoothness.max(1))),
+        "loss": _mean(loss),
+        "gradient_norm": _mean(norm),
+        "loss_range": _mean(loss_range),
+        "beta_smoothness": _mean(smoothness.max(1)),
         "steps": [
-            {
-                "step_size": size,
-                "loss_change": _number(changes[:, i].mean()),
-                "relative_gradient_change": _number(relative[:, i].mean()),
-                "gradient_change": _number(np.mean([w.gradient_changes[i] for w in walks])),
-                "smoothness": _number(smoothness[:, i].mean()),
-            }
+            {"step_size": size} | {name: _mean(values[:, i]) for name, values in by_step.items()}
             for i, size in enumerate(step_sizes)
         ],
     }
 
 
-def _number(value: np.floating) -> float | None:
-    return float(value) if np.isfinite(value) else None
+def _mean(values: Any) -> float | None:
+    mean = np.mean(values)
+    return float(mean) if np.isfinite(mean) else None
 
 
 def text(summary: dict[str, Any]) -> str:
-    """A summary as a table."""
+    """Writes a summary as a sentence and a table."""
 
     def show(value: float | None) -> str:
         return "not finite" if value is None else f"{value:.4g}"
 
-    lines = [
+    fields = ("loss_change", "gradient_change", "relative_gradient_change", "smoothness")
+    head = ("step size", "loss change", "‖g′ − g‖", "‖g′ − g‖/‖g‖", "β")
+    rows = [
+        (f"{step['step_size']:g}", *(show(step[field]) for field in fields))
+        for step in summary["steps"]
+    ]
+    return (
         f"{summary['run']} at step {summary['step']}, mean of {summary['batches']} batches: loss "
         f"{show(summary['loss'])}, gradient norm {show(summary['gradient_norm'])}; along the "
         f"gradient a loss range of {show(summary['loss_range'])}, effective β-smoothness "
-        f"{show(summary['beta_smoothness'])}",
-        f"{'step size':>12}{'loss change':>14}{'‖g′ − g‖':>14}{'‖g′ − g‖/‖g‖':>16}{'β':>14}",
-    ]
-    fields = ("loss_change", "gradient_change", "relative_gradient_change", "smoothness")
-    for step in summary["steps"]:
-        cells = [show(step[field]) for field in fields]
-        lines.append(
-            f"{step['step_size']:>12g}{cells[0]:>14}{cells[1]:>14}{cells[2]:>16}{cells[3]:>14}"
-        )
-    return "\n".join(lines)
+        f"{show(summary['beta_smoothness'])}\n{text_table([head, *rows])}"
+    )
 
 
 def parser(program: str) -> argparse.ArgumentParser:
-    """The options of the command line."""
+    """Returns the options of the command line."""
     parser = argparse.ArgumentParser(prog=program, description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run")
     parser.add_argument("--checkpoint", default="latest", help="best, latest or a step")

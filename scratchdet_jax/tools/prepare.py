@@ -5,15 +5,15 @@ scratchdet prepare {voc,coco,yolo,shapes} [options]
 `voc` prepares images with VOC annotations as voc_folder/NAME, `coco` COCO annotation files and
 their images as coco_folder/NAME, and `yolo` a data.yaml with its text labels as yolo_folder/NAME.
 `shapes` makes the embedded data set, as training does at its first use. Classes can be chosen
-(--classes, --drop, --rename), and a set with one split can be divided (--val, --test). After an
-interruption, the same command resumes.
+(--classes, --drop, --rename), and a set with one split can be divided (--val, --test).
 """
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from scratchdet_jax import cli, stopping
+from scratchdet_jax import cli
 from scratchdet_jax.data.sources import dataset_name
 from scratchdet_jax.datasets.choices import Choices
 from scratchdet_jax.datasets.coco_folder import CocoSplit, prepare_coco_folder
@@ -36,12 +36,19 @@ _YOLO_EXAMPLE = """example:
 def main(argv: Sequence[str]) -> None:
     """Parses the command line and prepares."""
     options = parser(argv[0]).parse_args(argv[1:])
-    stopping.resumable()
-    options.run(options)
+    report = options.run(options)
+    if report is None:
+        return
+    print(f"use it as {report.name}:SPLIT, SPLIT being one of {', '.join(report.images)}")
+    if len(report.images) == 1 and not set(report.images) & _FOR_EVALUATION:
+        print(
+            "it has only one split: divide it with --val=0.2 --force, or train without evaluation, "
+            "with --config.data.eval="
+        )
 
 
 def parser(program: str) -> argparse.ArgumentParser:
-    """The options of the command line."""
+    """Returns the options of the command line."""
     parser = argparse.ArgumentParser(prog=program, description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     voc = commands.add_parser("voc", help="images and VOC's XML files, as voc_folder/NAME")
@@ -51,31 +58,19 @@ def parser(program: str) -> argparse.ArgumentParser:
         help="has JPEGImages, Annotations and ImageSets/Main, or images/ and annotations/, or each "
         "image beside its .xml file, in one folder or in train/, valid/, test/",
     )
-    voc.add_argument(
-        "--images",
-        metavar="FOLDER",
-        help="folder of the images in --folder, if it is called otherwise; it may be a link",
-    )
-    voc.add_argument(
-        "--annotations",
-        metavar="FOLDER",
-        help="folder of the .xml files in --folder, if it is called otherwise; it may be a link",
-    )
-    voc.add_argument("--name", help="name of the data set (default: the folder's name)")
-    voc.add_argument(
-        "--classes",
-        metavar="A,B,…",
-        type=_names,
-        help="class names in the order of their labels; other objects are skipped (default: all "
-        "classes found)",
-    )
+    for flag, files in (("--images", "images"), ("--annotations", ".xml files")):
+        voc.add_argument(
+            flag,
+            metavar="FOLDER",
+            help=f"folder of the {files} in --folder, if it is called otherwise; it may be a link",
+        )
     voc.add_argument(
         "--splits",
         metavar="A,B,…",
         type=_names,
         help="splits to prepare: lists of ImageSets/Main, or folders (default: all)",
     )
-    voc.set_defaults(run=_voc)
+    voc.add_argument("--name", help="name of the data set (default: the folder's name)")
     coco = commands.add_parser(
         "coco",
         help="COCO annotations and images, as coco_folder/NAME",
@@ -92,34 +87,6 @@ def parser(program: str) -> argparse.ArgumentParser:
         help="a split, its annotation file and the folder of its images; once per split",
     )
     coco.add_argument("--name", required=True, help="name of the data set")
-    coco.set_defaults(run=_coco)
-    yolo = _add_yolo(commands)
-    shapes = commands.add_parser("shapes", help="the embedded data set of procedural scenes")
-    shapes.set_defaults(run=lambda options: prepare_shapes(options.data_dir))
-    for command in (coco, yolo):
-        command.add_argument(
-            "--classes",
-            metavar="A,B,…",
-            type=_names,
-            help="keep only these, in the order of their labels (default: all)",
-        )
-    for command in (voc, coco, yolo):
-        command.add_argument(
-            "--strict",
-            action="store_true",
-            help="treat every defect as an error: exit with status 1 and write no data set",
-        )
-        _add_choices(command)
-    for command in (voc, coco, yolo, shapes):
-        command.add_argument(
-            "--data_dir", default="data", help="folder of the data sets (default: %(default)s)"
-        )
-    return parser
-
-
-def _add_yolo(
-    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
-) -> argparse.ArgumentParser:
     yolo = commands.add_parser(
         "yolo",
         help="a data.yaml with images and text labels, as yolo_folder/NAME",
@@ -132,14 +99,39 @@ def _add_yolo(
     yolo.add_argument(
         "--folder", help="contains everything (default: `path` of FILE.yaml, or the file's folder)"
     )
-    yolo.add_argument("--name", required=True, help="of the data set")
-    yolo.set_defaults(run=_yolo)
-    return yolo
+    yolo.add_argument("--name", required=True, help="name of the data set")
+    shapes = commands.add_parser("shapes", help="the embedded data set of procedural scenes")
+    shapes.set_defaults(run=lambda options: prepare_shapes(options.data_dir))
+    for command, run in ((voc, _voc), (coco, _coco), (yolo, _yolo)):
+        command.set_defaults(run=run)
+        _add_choices(command)
+    for command in (voc, coco, yolo, shapes):
+        command.add_argument(
+            "--data_dir", default="data", help="folder of the data sets (default: %(default)s)"
+        )
+    return parser
 
 
 def _add_choices(command: argparse.ArgumentParser) -> None:
-    """The options that change the classes, divide a split or replace a data set."""
+    """Adds the options that all formats have."""
+    command.add_argument(
+        "--strict",
+        action="store_true",
+        help="treat every defect as an error: exit with status 1 and write no data set",
+    )
+    command.add_argument(
+        "--force",
+        "--overwrite",
+        action="store_true",
+        help="prepare again what exists; the old data set is kept until the new one is complete",
+    )
     classes = command.add_argument_group("classes (the others refer to the names after --rename)")
+    classes.add_argument(
+        "--classes",
+        metavar="A,B,…",
+        type=_names,
+        help="keep only these, in the order of their labels (default: all)",
+    )
     classes.add_argument(
         "--rename",
         metavar="A=B",
@@ -152,16 +144,14 @@ def _add_choices(command: argparse.ArgumentParser) -> None:
         "--drop", metavar="A,B,…", type=_names, default=[], help="leave these classes out"
     )
     division = command.add_argument_group("division of a split; near-duplicates stay on one side")
-    division.add_argument(
-        "--val",
-        metavar="SHARE",
-        type=_share,
-        default=0.0,
-        help="share of the images that form the split val, such as 0.2",
-    )
-    division.add_argument(
-        "--test", metavar="SHARE", type=_share, default=0.0, help="likewise, for the split test"
-    )
+    for split in ("val", "test"):
+        division.add_argument(
+            f"--{split}",
+            metavar="SHARE",
+            type=float,
+            default=0.0,
+            help=f"share of the images that form the split {split}, such as 0.2",
+        )
     division.add_argument(
         "--from",
         metavar="SPLIT",
@@ -170,24 +160,6 @@ def _add_choices(command: argparse.ArgumentParser) -> None:
         help="the split to divide (default: the only one); the rest of it is called train",
     )
     division.add_argument("--seed", type=int, default=0, help="of the division (default: 0)")
-    command.add_argument(
-        "--force",
-        "--overwrite",
-        action="store_true",
-        help="prepare again what exists; the old data set is kept until the new one is complete",
-    )
-
-
-def _choices(arguments: argparse.Namespace) -> Choices:
-    return Choices(
-        classes=None if arguments.classes is None else tuple(arguments.classes),
-        drop=tuple(arguments.drop),
-        rename=tuple(arguments.rename),
-        val=arguments.val,
-        test=arguments.test,
-        divided=arguments.divided,
-        seed=arguments.seed,
-    )
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -195,18 +167,6 @@ def _pair(text: str) -> tuple[str, str]:
     if not (old and equals and new):
         raise argparse.ArgumentTypeError(f"{text!r} is not OLD=NEW, such as automobile=car")
     return old, " ".join(new.split())
-
-
-def _share(text: str) -> float:
-    try:
-        share = float(text)
-    except ValueError:
-        share = -1.0
-    if not 0 <= share < 1:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not a share between 0 and 1, such as 0.2 for a fifth of the images"
-        )
-    return share
 
 
 def _names(text: str) -> list[str]:
@@ -222,55 +182,44 @@ def _coco_split(text: str) -> CocoSplit:
     return CocoSplit(name, Path(annotations), Path(images))
 
 
-def _voc(arguments: argparse.Namespace) -> None:
-    name = arguments.name or dataset_name(arguments.folder)
-    report = prepare_voc_folder(
-        arguments.folder,
-        arguments.data_dir,
-        name,
-        class_names=arguments.classes,
-        splits=arguments.splits,
-        strict=arguments.strict,
-        choices=_choices(arguments),
-        force=arguments.force,
-        images=arguments.images,
-        annotations=arguments.annotations,
+def _common(options: argparse.Namespace) -> dict[str, Any]:
+    """Returns the arguments that every format takes, but for the name."""
+    choices = Choices(
+        classes=None if options.classes is None else tuple(options.classes),
+        drop=tuple(options.drop),
+        rename=tuple(options.rename),
+        val=options.val,
+        test=options.test,
+        divided=options.divided,
+        seed=options.seed,
     )
-    _print_usage(report)
+    return {
+        "data_dir": options.data_dir,
+        "strict": options.strict,
+        "choices": choices,
+        "force": options.force,
+    }
 
 
-def _coco(arguments: argparse.Namespace) -> None:
-    report = prepare_coco_folder(
-        arguments.splits,
-        arguments.data_dir,
-        arguments.name,
-        arguments.strict,
-        _choices(arguments),
-        arguments.force,
+def _voc(options: argparse.Namespace) -> PrepareReport:
+    return prepare_voc_folder(
+        options.folder,
+        name=options.name or dataset_name(options.folder),
+        class_names=options.classes,
+        splits=options.splits,
+        images=options.images,
+        annotations=options.annotations,
+        **_common(options),
     )
-    _print_usage(report)
 
 
-def _yolo(arguments: argparse.Namespace) -> None:
-    report = prepare_yolo_folder(
-        arguments.data,
-        arguments.data_dir,
-        arguments.name,
-        arguments.folder,
-        arguments.strict,
-        _choices(arguments),
-        arguments.force,
-    )
-    _print_usage(report)
+def _coco(options: argparse.Namespace) -> PrepareReport:
+    return prepare_coco_folder(options.splits, name=options.name, **_common(options))
 
 
-def _print_usage(report: PrepareReport) -> None:
-    print(f"use it as {report.name}:SPLIT, SPLIT being one of {', '.join(report.images)}")
-    if len(report.images) == 1 and not set(report.images) & _FOR_EVALUATION:
-        print(
-            "it has only one split: divide it with --val=0.2 --force, or train without evaluation, "
-            "with --config.data.eval="
-        )
+def _yolo(options: argparse.Namespace) -> PrepareReport:
+    common = _common(options)
+    return prepare_yolo_folder(options.data, name=options.name, folder=options.folder, **common)
 
 
 if __name__ == "__main__":

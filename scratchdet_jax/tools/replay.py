@@ -4,7 +4,9 @@ scratchdet replay --workdir=runs/voc300 [--step=1234]
 """
 
 import argparse
+import itertools
 import json
+from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,7 +30,7 @@ from scratchdet_jax.run.replay import FOLDER
 from scratchdet_jax.run.state import TrainState
 from scratchdet_jax.training.step import example_keys
 
-SHOWN = 12  # most lines of a group
+SHOWN = 12  # most arrays of a group
 
 
 class Replay(NamedTuple):
@@ -80,94 +82,59 @@ def load_replay(workdir: Path, step: int | None = None) -> Replay:
     return Replay(step, about["quantity"], info, tuple(about["image_ids"]), tree["batch"], state)
 
 
-def bad(tree: Any) -> dict[str, tuple[int, int]]:
-    """(numbers that are not finite, size) of each array that has such numbers, by its path."""
-    found = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        array = np.asarray(leaf)
-        wrong = int(array.size - np.isfinite(array).sum())
-        if wrong:
-            found[jax.tree_util.keystr(path, simple=True, separator="/")] = (wrong, array.size)
-    return found
-
-
-def examine(replay: Replay, part: int = 0) -> dict[str, Any]:
-    """Examines one microbatch of the step, quantity by quantity.
-
-    A count is the number of elements that are not finite.
+def examine(replay: Replay, part: int) -> dict[str, Any]:
+    """Repeats one microbatch of the step on one device.
 
     Returns:
-        "inputs": counts of the augmented images and the targets;
-        "activations": (layer, count) of every layer in the order of the forward pass;
-        "classification", "localization", "positives": the loss's sums per image, [B];
-        "gradient_norms": by array; "gradients": `bad` of the gradients;
-        "statistics": `bad` of BatchNorm's new statistics.
+        "inputs": numbers that are not finite in augmented images and targets, by name;
+        "activations": the same by layer, in the order of the forward pass;
+        "sums": the loss's sums per image, [B];
+        "gradients" and "new BatchNorm statistics": the arrays themselves.
     """
     config = replay.info.config
     detector = build_detector(config, replay.info.class_names, AXIS)
-    mapping = DeviceMapping("shard_map", jax.devices()[:1])  # the microbatch on one device
     batch = {key: value[part] for key, value in replay.batch.items()}
-    names: list[str] = []
 
     def step(state: Any, batch: Any) -> dict[str, Any]:
         count = batch["labels"].shape[0]
         keys = example_keys(config.seed, state.step, part * count + jnp.arange(count))
         images, targets = detector.inputs(batch, keys)
-        activations, (logits, offsets) = _forward(detector, state, images, names)
-        by_image = jax.vmap(
-            lambda logits, offsets, labels, wanted: multibox_sums(
-                logits[None], offsets[None], labels[None], wanted[None], config.loss.negative_ratio
-            )
-        )(logits, offsets, targets.labels, targets.offsets)
+        activations, (logits, offsets) = _forward(detector, state, images)
+
+        def loss_of_one(*image: jax.Array) -> Any:
+            logits, offsets, labels, wanted = (x[None] for x in image)
+            return multibox_sums(logits, offsets, labels, wanted, config.loss.negative_ratio)
 
         def loss(params: Any) -> tuple[jax.Array, Any]:
             sums, updated = detector.loss(params, state.batch_stats, images, targets)
             return sums.total, updated
 
         gradients, statistics = jax.grad(loss, has_aux=True)(state.params)
-        inputs = {"images": _count(images), "target offsets": _count(targets.offsets)}
         return {
-            "inputs": inputs,
+            "inputs": {"images": _count(images), "target offsets": _count(targets.offsets)},
             "activations": activations,
-            "by_image": by_image,
+            "sums": jax.vmap(loss_of_one)(logits, offsets, targets.labels, targets.offsets),
             "gradients": gradients,
-            "statistics": statistics,
+            "new BatchNorm statistics": statistics,
         }
 
-    mapped = jax.jit(
-        jax.shard_map(step, mesh=mapping.mesh, in_specs=(P(), P()), out_specs=P(), check_vma=False)
-    )
-    found = jax.device_get(mapped(replay.state, batch))
-    norms = jax.tree_util.tree_leaves_with_path(found["gradients"])
-    return {
-        "inputs": {name: int(count) for name, count in found["inputs"].items()},
-        "activations": list(zip(names, map(int, found["activations"]), strict=True)),
-        "classification": found["by_image"].classification,
-        "localization": found["by_image"].localization,
-        "positives": found["by_image"].positives,
-        "gradient_norms": {
-            jax.tree_util.keystr(path, simple=True, separator="/"): float(
-                np.sqrt(np.sum(np.square(g.astype(np.float64))))
-            )
-            for path, g in norms
-        },
-        "gradients": bad(found["gradients"]),
-        "statistics": bad(found["statistics"]),
-    }
+    mesh = DeviceMapping("shard_map", jax.devices()[:1]).mesh
+    mapped = jax.shard_map(step, mesh=mesh, in_specs=(P(), P()), out_specs=P(), check_vma=False)
+    found: dict[str, Any] = jax.device_get(jax.jit(mapped)(replay.state, batch))
+    return found
 
 
 def _forward(
-    detector: Detector, state: Any, images: jax.Array, names: list[str]
-) -> tuple[list[jax.Array], Any]:
-    """Counts of elements that are not finite in each layer's output, and the model's outputs."""
-    counts: list[jax.Array] = []
-    names.clear()
+    detector: Detector, state: Any, images: jax.Array
+) -> tuple[OrderedDict[str, jax.Array], Any]:
+    """Counts what is not finite in each layer's output, by name; returns the model's outputs."""
+    counts: OrderedDict[str, jax.Array] = OrderedDict()
 
     def look(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
         output = call(*args, **kwargs)
         if context.method_name == "__call__":
-            names.append("/".join(context.module.path) or "the detector's output")
-            counts.append(sum(map(_count, jax.tree.leaves(output)), jnp.zeros((), jnp.int32)))
+            name = "/".join(context.module.path) or "the detector's output"
+            counts[name] = sum(map(_count, jax.tree.leaves(output)), counts.get(name, jnp.int32(0)))
         return output
 
     with nn.intercept_methods(look):
@@ -180,17 +147,11 @@ def _count(array: jax.Array) -> jax.Array:
 
 
 def describe(replay: Replay) -> str:
-    """The report, as text."""
-    state = {
-        "parameters": replay.state.params,
-        "BatchNorm statistics": replay.state.batch_stats,
-        "optimizer": replay.state.opt_state,
-    }
+    """Writes the report."""
     lines = [f"step {replay.step}: {replay.quantity} was not finite", "before the step:"]
-    for name, tree in state.items():
-        lines += _group(name, bad(tree))
-        largest = max((float(np.max(np.abs(x))) for x in jax.tree.leaves(tree)), default=0.0)
-        lines.append(f"    largest magnitude: {largest:.4g}")
+    lines += _group("parameters", replay.state.params)
+    lines += _group("BatchNorm statistics", replay.state.batch_stats)
+    lines += _group("optimizer", replay.state.opt_state)
     parts, count = replay.batch["labels"].shape[:2]
     for part in range(parts):
         found = examine(replay, part)
@@ -199,32 +160,37 @@ def describe(replay: Replay) -> str:
         lines.append(f"the step on {count} images{microbatch}:")
         for name, wrong in found["inputs"].items():
             lines.append(f"  {name}: {f'{wrong} not finite' if wrong else 'finite'}")
-        first = next((f"{n} ({c} not finite)" for n, c in found["activations"] if c), None)
-        lines.append(f"  first activation that is not finite: {first or 'none'}")
+        layers = (f"{name} ({wrong} not finite)" for name, wrong in found["activations"].items())
+        first = next(itertools.compress(layers, found["activations"].values()), "none")
+        lines.append(f"  first activation that is not finite: {first}")
+        positives = np.sum(found["sums"].positives)
         for name in ("classification", "localization"):
-            sums = found[name]
-            wrong = [i for i, value in zip(ids, sums, strict=True) if not np.isfinite(value)]
-            total = f"sum {np.sum(sums):.6g} over {np.sum(found['positives']):.0f} positives"
-            where = f"not finite for {', '.join(wrong)}" if wrong else "finite for every image"
+            sums = getattr(found["sums"], name)
+            images = list(itertools.compress(ids, ~np.isfinite(sums)))
+            where = f"not finite for {', '.join(images)}" if images else "finite for every image"
+            total = f"sum {np.sum(sums):.6g} over {positives:.0f} positives"
             lines.append(f"  loss, {name}: {total}; {where}")
-        norms = sorted(found["gradient_norms"].items(), key=lambda x: (np.isfinite(x[1]), -x[1]))
-        lines.append(f"  gradient norms by layer, the {min(SHOWN, len(norms))} largest:")
-        lines += [f"    {name}: {norm:.4g}" for name, norm in norms[:SHOWN]]
-        lines += _group("gradient", found["gradients"])
-        lines += _group("new BatchNorm statistics", found["statistics"])
+        for name in ("gradients", "new BatchNorm statistics"):
+            lines += _group(name, found[name])
     return "\n".join(lines)
 
 
-def _group(name: str, found: dict[str, tuple[int, int]]) -> list[str]:
+def _group(name: str, tree: Any) -> list[str]:
+    """Returns lines that name the arrays of a tree with numbers that are not finite."""
+    found = []
+    for path, leaf in jax.tree.leaves_with_path(tree):
+        array = np.asarray(leaf)
+        if wrong := np.sum(~np.isfinite(array)):
+            where = jax.tree_util.keystr(path, simple=True, separator="/")
+            found.append(f"    {where}: {wrong} of {array.size}")
     if not found:
         return [f"  {name}: finite"]
-    lines = [f"    {where}: {wrong} of {size}" for where, (wrong, size) in found.items()]
-    more = [f"    and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
-    return [f"  {name}: not finite in {plural(len(lines), 'array')}", *lines[:SHOWN], *more]
+    more = [f"    and {len(found) - SHOWN} more"] if len(found) > SHOWN else []
+    return [f"  {name}: not finite in {plural(len(found), 'array')}", *found[:SHOWN], *more]
 
 
 def parser(program: str) -> argparse.ArgumentParser:
-    """The options of the command line."""
+    """Returns the options of the command line."""
     parser = argparse.ArgumentParser(prog=program, description=__doc__.splitlines()[0])
     parser.add_argument("--workdir", type=Path, required=True, help="the run that diverged")
     parser.add_argument("--step", type=int, help="the saved step (default: the last one)")

@@ -5,7 +5,7 @@ scratchdet score coco --annotations=instances.json --detections=results.json
 """
 
 import argparse
-import math
+import glob
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +23,8 @@ from scratchdet_jax.errors import UserError, plural
 from scratchdet_jax.evaluation import coco, formats, voc
 from scratchdet_jax.evaluation.detections import ImageGroundTruth, check_images
 from scratchdet_jax.files import write_json
+from scratchdet_jax.reports.page.tables import text_table
+from scratchdet_jax.reports.page.wording import number
 
 T = TypeVar("T")
 
@@ -34,7 +36,7 @@ def score_voc(
 
     The annotations are read as `prepare voc` reads them, in the same layouts and with the same
     repairs, which are reported on stderr. Boxes are not clipped, because no image is opened. The
-    classes are those of the split's annotations and those of the files. A class without a file has
+    classes are all that the split's annotations or the files name. A class without a file has
     no detections; this is noted on stderr.
 
     Args:
@@ -55,9 +57,7 @@ def score_voc(
     _report(str(devkit), truth.defects, truth.notes, strict)
     of_truth = {item.name for items in truth.objects.values() for item in items}
     file_split = _split_of_files(detections, split, truth.split)
-    of_files, foreign = detection_files.classes_of_files(detections, file_split, of_truth)
-    if foreign:
-        _note(f"files of another split are passed over: {len(foreign)}, such as {foreign[0]}")
+    of_files = detection_files.classes_of_files(detections, file_split, of_truth)
     names = sorted(of_truth | set(of_files))
     ground_truth = {i: _ground_truth(items, names) for i, items in truth.objects.items()}
     found = detection_files.read_voc_files(detections, file_split, names)
@@ -67,25 +67,23 @@ def score_voc(
             _note(f"{path} is missing: no detections of {printable(name)}")
     found = _without_left_out(found, frozenset(truth.left_out))
     result = voc.evaluate(found, ground_truth, names, metric=metric)
-    strict_map = {coco.MAP_KEY: coco.mean_average_precision(found, ground_truth, names).mean}
+    by_coco = coco.evaluate(found, ground_truth, names, only_ap=True).record()
+    strict_map = {coco.MAP_KEY: by_coco["mAP"]}
     counts = {"ground_truths": result.ground_truths, "detections": result.detections}
     return {"metric": f"voc_{metric}", **result.record(), **strict_map, **counts}
 
 
 def _split_of_files(detections: Path, *names: str) -> str:
-    """The name of the split in the files: the given name, or one that eval uses instead."""
-    candidates = [
-        *names,
-        *(formats.DEVKIT_SPLITS[name] for name in names if name in formats.DEVKIT_SPLITS),
-    ]
+    """Returns the split's name in the files: a given one, or what eval writes for it."""
+    candidates = (*names, *(formats.DEVKIT_SPLITS.get(name, name) for name in names))
     for name in candidates:
-        if any(path.name.startswith(f"comp4_det_{name}_") for path in detections.glob("*.txt")):
+        if any(detections.glob(f"comp4_det_{glob.escape(name)}_*.txt")):
             return name
     return names[0]
 
 
 def _ground_truth(items: Sequence[VocObject], names: Sequence[str]) -> ImageGroundTruth:
-    """The objects of one image."""
+    """Converts the objects of one image."""
     return ImageGroundTruth(
         np.array([item.box_pixels for item in items], np.float64).reshape(-1, 4),
         np.array([names.index(item.name) + 1 for item in items], np.int64),
@@ -114,15 +112,12 @@ def score_coco(annotations: Path, detections: Path, strict: bool = False) -> dic
     found = _without_left_out(found, {str(image_id) for image_id in truth.left_out})
     # In the order of the ids, in which pycocotools takes images of equal scores.
     ids = sorted(truth.images, key=lambda i: (isinstance(i, str), i))
-    number = {str(image_id): i for i, image_id in enumerate(ids)}
-    check_images(found, number)
-    rows = coco.Rows(
-        len(ids),
-        [{**row, "image_id": number[str(row["image_id"])]} for row in truth.annotations],
-        [{**row, "image_id": number[image_id]} for image_id in found for row in found[image_id]],
-        truth.categories,
-    )
-    return {"metric": "coco", **coco.evaluate_rows(rows).record()}
+    position = {str(image_id): i for i, image_id in enumerate(ids)}
+    check_images(found, position)
+    labelled = [{**row, "image_id": position[str(row["image_id"])]} for row in truth.annotations]
+    rows = [{**row, "image_id": position[name]} for name in found for row in found[name]]
+    result = coco.evaluate_rows(len(ids), labelled, rows, truth.categories)
+    return {"metric": "coco", **result.record()}
 
 
 def _report(source: str, defects: Sequence[Defect], notes: Sequence[str], strict: bool) -> None:
@@ -131,13 +126,10 @@ def _report(source: str, defects: Sequence[Defect], notes: Sequence[str], strict
         _note(printable(note))
     if not defects:
         return
-    print(f"{source}: {plural(len(defects), 'defect')}", file=sys.stderr)
-    print("\n".join(defect_lines(defects)), file=sys.stderr)
+    count = plural(len(defects), "defect")
+    print(f"{source}: {count}", *defect_lines(defects), sep="\n", file=sys.stderr)
     if strict:
-        raise UserError(
-            f"{source} has {plural(len(defects), 'defect')}, which --strict does not allow: "
-            "nothing was scored"
-        )
+        raise UserError(f"{source} has {count}, which --strict does not allow: nothing was scored")
 
 
 def _without_left_out(found: Mapping[str, T], left_out: Collection[str]) -> dict[str, T]:
@@ -154,38 +146,23 @@ def _note(text: str) -> None:
 
 def print_table(record: Mapping[str, Any]) -> None:
     """Prints one row per class and the mean, then the other figures of the record."""
-    others = [name for name, value in record.items() if isinstance(value, float) and name != "mAP"]
-    width = max(map(len, ("class", *record["AP"], *others)))
     counts = [key for key in ("ground_truths", "detections") if key in record]
-    print(f"{'class':<{width}}  {'AP':>7}" + "".join(f"  {key:>13}" for key in counts))
-    for name, value in record["AP"].items():
-        figure = f"{value:7.4f}" if value is not None else "      –"
-        print(
-            f"{name:<{width}}  {figure}" + "".join(f"  {record[key][name]:>13}" for key in counts)
-        )
-    totals = "".join(f"  {sum(record[key].values()):>13}" for key in counts)
-    print(f"{'mean':<{width}}  {_figure(record['mAP'])}{totals}")
-    for name in others:
-        print(f"{name:<{width}}  {_figure(record[name])}")
+    rows = [("class", "AP", *counts)]
+    for name, ap in record["AP"].items():
+        rows.append((name, number(ap, 4), *(str(record[key][name]) for key in counts)))
+    totals = (str(sum(record[key].values())) for key in counts)
+    rows.append(("mean", number(record["mAP"], 4), *totals))
+    for name, value in record.items():
+        if name != "mAP" and isinstance(value, float | None):
+            rows.append((name, number(value, 4), *[""] * len(counts)))
+    print(text_table(rows))
     absent = [name for name, value in record["AP"].items() if value is None]
     if absent:
         print(f"not in the mean, for lack of ground truth: {', '.join(absent)}")
 
 
-def _figure(value: float | None) -> str:
-    return f"{'–':>7}" if value is None or math.isnan(value) else f"{value:7.4f}"
-
-
-def without_nan(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The record with None in place of NaN, as JSON has no NaN."""
-    return {
-        name: None if isinstance(value, float) and math.isnan(value) else value
-        for name, value in record.items()
-    }
-
-
 def parser(program: str) -> argparse.ArgumentParser:
-    """The options of the command line."""
+    """Returns the options of the command line."""
     parser = argparse.ArgumentParser(prog=program, description=__doc__.splitlines()[0])
     kinds = parser.add_subparsers(dest="kind", required=True)
     for_voc = kinds.add_parser("voc", help="comp4_det_SPLIT_CLASS.txt files against VOC XML files")
@@ -224,7 +201,7 @@ def main(argv: Sequence[str]) -> None:
         record = score_coco(options.annotations, options.detections, options.strict)
     print_table(record)
     if options.json:
-        write_json(options.json, without_nan(record), "--json")
+        write_json(options.json, record, "--json")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from scratchdet_jax import cli, stopping
 
 
 def define_flags() -> flags.FlagValues:
-    """The flags besides the config."""
+    """Returns the flags besides the config."""
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", None, "The folder of the run; default: runs/<recipe>.", values)
     cli.define_process_flags(values)

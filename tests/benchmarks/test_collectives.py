@@ -1,5 +1,7 @@
 """The compiled step all-reduces the bytes that the model predicts."""
 
+import re
+
 import pytest
 
 from benchmarks.collectives import compile_step
@@ -27,4 +29,5 @@ def test_the_compiled_step_reduces_what_the_model_predicts(overrides, groups):
     found = collectives(program)
     assert {c.kind for c in found} == {"all-reduce"}
     assert sum(c.bytes for c in found) == expected(config, variables, 8).total
-    assert {ALL if c.groups == ALL_BY_MESH else c.groups for c in found} == groups
+    named = set(re.findall(r"replica_groups=(\{\{.*?\}\}|mesh\[[^\]]*\] \{[^}]*\})", program))
+    assert {ALL if group == ALL_BY_MESH else group for group in named} == groups

@@ -306,10 +306,7 @@ def test_pickled_and_read_from_threads(data_dir):
         ),
         (
             "coco_folder/fish:train",
-            [
-                "prepare coco --split=SPLIT:ANNOTATIONS.json:IMAGE_FOLDER --name=fish --data_dir=",
-                "one --split for each split",
-            ],
+            ["prepare coco --split=SPLIT:ANNOTATIONS.json:IMAGE_FOLDER --name=fish --data_dir="],
         ),
         ("handmade/2007:train@", ["is not NAME[/CONFIG]:SPLIT or NAME[/CONFIG]:SPLIT@DIR"]),
         ("handmade/2007:@/x", ["is not NAME[/CONFIG]:SPLIT"]),

@@ -121,9 +121,9 @@ def test_coco_sets_are_divided_and_keep_their_ids(coco, tmp_path):
 def test_the_choices_belong_to_the_data_set(coco):
     report = coco(classes=("dog", "cat"))
     assert coco(classes=("dog", "cat")) == report
-    with pytest.raises(UserError, match="files are the same, but not the options"):
+    with pytest.raises(UserError, match="options were not those given now"):
         coco(classes=("cat", "dog"))
-    with pytest.raises(UserError, match="files are the same, but not the options"):
+    with pytest.raises(UserError, match="options were not those given now"):
         coco()
 
 

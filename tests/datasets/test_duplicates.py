@@ -61,7 +61,7 @@ def test_pairs_and_groups_are_those_of_the_slow_search(seed, count, rows):
     signatures = random_signatures(seed, count)
     pairs = slow_pairs(signatures)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(duplicates, "_ROWS_AT_A_TIME", rows)
+        patch.setattr(duplicates, "_AT_A_TIME", rows)
         found = near_pairs(signatures)
     assert set(found) == pairs
     assert len(found) == len(pairs)

@@ -78,7 +78,7 @@ def test_all_near_pairs_are_found_and_no_others(seed, count, rows):
             if bits <= 4 and abs(int(levels[i]) - int(levels[j])) <= 6:
                 expected.add((i, j, bits))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(signatures_module, "_ROWS_AT_A_TIME", rows)
+        patch.setattr(signatures_module, "_AT_A_TIME", rows)
         found = near_pairs(signatures)
     assert len(found) == len(expected)
     assert set(found) == expected

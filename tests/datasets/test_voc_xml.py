@@ -30,7 +30,7 @@ def parse(*objects):
         (annotation(obj().replace("xmin", "Xmin")), "<Xmin> for <xmin>"),
         (annotation(obj().replace("name>", "Name>")), "<Name> for <name>"),
         (annotation(f"<objects>{obj()}</objects>"), "<object> inside <objects>"),
-        (annotation(f"<Objects><Object>{obj()[8:-9]}</Object></Objects>"), "inside <Objects>"),
+        (annotation(f"<Objects><Object>{obj()[8:-9]}</Object></Objects>"), "inside <objects>"),
         (annotation(obj()).replace("annotation>", "Annotation>"), "<Annotation> for <annotation>"),
     ],
 )
@@ -48,7 +48,7 @@ def test_other_case_and_a_wrapper_are_read_and_reported(text, repair):
         (f"<obj><name>cell</name>{BOX}</obj>", "<obj> shows an object"),
         (f"<item><name>cell</name>{BOX}</item>", "<item> shows an object"),
         ("<item><name>cell</name></item>", "no <object>, but there is <item>"),
-        (f"<objects><item><name>cell</name>{BOX}</item></objects>", "<objects> has <item>"),
+        (f"<objects><item><name>cell</name>{BOX}</item></objects>", "<item> shows an object"),
         (f"<outputs><object><item>{BOX}</item></object></outputs>", "<outputs> shows an object"),
         (f"<object><object><name>cell</name>{BOX}</object></object>", "another <object>|no <bnd"),
         (f"<size><object><name>cell</name>{BOX}</object></size>", "<size> shows an object"),
@@ -130,9 +130,9 @@ def test_a_box_anywhere_is_an_object_or_reported(body):
     assert found.misplaced or len(found.objects) == body.count("<xmin>")
 
 
-def test_the_flag_truncated_is_no_problem_of_the_object():
+def test_flags_that_cannot_be_read_are_named():
     (item,) = parse(obj(extra="<truncated>0.0597</truncated>")).objects
-    assert item.problem == ""
-    assert item.truncated_problem == "its flag truncated is '0.0597'; 0 is assumed"
+    assert item.problem == "its flag truncated is '0.0597'; 0 is assumed"
+    assert not item.is_truncated and item.box_pixels
     (item,) = parse(obj(difficult="Unspecified")).objects
     assert "difficult is 'Unspecified'" in item.problem

@@ -135,9 +135,8 @@ def test_scores_in_memory_equal_those_of_a_file_without_areas(tmp_path):
         for box, score, label in zip(*map(np.ndarray.tolist, detections[str(image)]), strict=True)
     ]
     annotations = [{**a, "image_id": number[a["image_id"]]} for a in truth.annotations]
-    by_file = coco.evaluate_rows(
-        coco.Rows(len(number), annotations, found, list(zip(ids, names, strict=True)))
-    )
+    categories = list(zip(ids, names, strict=True))
+    by_file = coco.evaluate_rows(len(number), annotations, found, categories)
     in_memory = coco.evaluate(detections, ground_truth, names)
     np.testing.assert_allclose(
         list(in_memory.metrics.values()), list(by_file.metrics.values()), atol=1e-9
@@ -148,7 +147,7 @@ def test_scores_in_memory_equal_those_of_a_file_without_areas(tmp_path):
     # The AP alone, against pycocotools on the same files.
     formats.write_coco(tmp_path / "r.json", detections, ids)
     expected = official(tmp_path / "a.json", json.loads((tmp_path / "r.json").read_text()))
-    alone = coco.mean_average_precision(detections, ground_truth, names)
+    alone = coco.evaluate(detections, ground_truth, names, only_ap=True)
     assert alone.mean == pytest.approx(expected.stats[0], abs=1e-3)  # rounded coordinates
     assert alone.mean == pytest.approx(in_memory.metrics["AP"], abs=1e-12)
     assert alone.per_class == in_memory.per_class
@@ -165,11 +164,12 @@ def test_the_ap_alone_counts_100_detections_and_no_ignored_boxes():
     )
     few = ImageDetections(np.concatenate([far, box]), np.array([0.9, 0.8]), np.array([1, 1]))
     for found, expected in ((many, 0.0), (few, 1.0)):
-        alone = coco.mean_average_precision({"1": found}, truth, ["a", "b"])
+        alone = coco.evaluate({"1": found}, truth, ["a", "b"], only_ap=True)
         whole = coco.evaluate({"1": found}, truth, ["a", "b"])
         assert alone.mean == pytest.approx(expected) == pytest.approx(whole.metrics["AP"])
         assert alone.per_class["b"] is None
-    empty = coco.mean_average_precision({}, {"1": truth["1"]._replace(labels=np.zeros(2))}, ["a"])
+    nothing = {"1": truth["1"]._replace(labels=np.zeros(2))}
+    empty = coco.evaluate({}, nothing, ["a"], only_ap=True)
     assert np.isnan(empty.mean) and empty.record() == {"mAP": None, "AP": {"a": None}}
 
 
@@ -185,7 +185,7 @@ def test_perfect_detections():
     result = coco.evaluate(perfect(), TRUTH, NAMES)
     assert result.metrics["AP"] == pytest.approx(1.0)
     assert result.metrics["APm"] == pytest.approx(1.0)
-    assert np.isnan(result.metrics["APs"]) and "Average Precision" in result.log
+    assert np.isnan(result.metrics["APs"])
     assert result.per_class["stop sign"] == pytest.approx(1.0)
     assert coco.evaluate(perfect(label=3), TRUTH, NAMES).metrics["AP"] == 0.0
 
@@ -314,7 +314,7 @@ def test_bad_annotation_files(tmp_path, change, message):
     }
     (tmp_path / "a.json").write_text(json.dumps({**content, **change}))
     with pytest.raises(UserError, match=message):
-        read_coco(tmp_path / "a.json")
+        read_ground_truth(read_coco(tmp_path / "a.json"))
 
 
 def test_missing_file(tmp_path):

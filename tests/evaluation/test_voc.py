@@ -249,11 +249,6 @@ def test_bad_detections_are_named(detections, message):
         voc.evaluate(detections, {"a": truth_of((BOX, 1, False))}, CLASSES)
 
 
-def test_unknown_metric():
-    with pytest.raises(UserError, match="101point"):
-        voc.average_precision(np.zeros(1), np.zeros(1), "101point")
-
-
 def test_empty_slots_are_ignored_even_if_not_finite():
     found = found_of((BOX, 0.9, 1), ((np.nan,) * 4, np.nan, 0))
     assert ap(found, truth_of((BOX, 1, False))) == 1.0
@@ -351,12 +346,12 @@ def test_any_class_name_gets_a_file_of_its_own_that_is_read_back(tmp_path):
 
 def test_escaped_names():
     assert formats.escaped("car/truck") == "car%2Ftruck" and formats.escaped("a\\b\0") == "a%5Cb%00"
-    assert formats.escaped("%2F") == "%252F"
-    for plain in ("car", "two words", "100%", "%", "..", "é", "a%2f"):
+    assert formats.escaped("%2F") == "%252F" and formats.escaped("a%2f") == "a%252f"
+    for plain in ("car", "two words", "100%", "%", "..", "é"):
         assert formats.escaped(plain) == plain
 
 
-@given(st.text(st.sampled_from("%25F/\\A\0\ud800é"), max_size=12))
+@given(st.text(st.sampled_from("%25Ff/\\A\0\ud800é"), max_size=12))
 def test_escaping_can_be_undone(name):
     assert formats.unescaped(formats.escaped(name)) == name
     assert not set(formats.escaped(name)) & set("/\\\0")

@@ -339,15 +339,20 @@ def by_moment(kills: Sequence[Kill]) -> dict[str, dict[str, Any]]:
     return table
 
 
-def main() -> None:
-    """Runs a campaign from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def parser(program: str) -> argparse.ArgumentParser:
+    """Returns the options of the command line."""
+    parser = argparse.ArgumentParser(prog=program, description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, default=Path("runs/faults"))
     parser.add_argument("--output", type=Path, default=None, help="where the JSON goes")
-    options = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    """Runs a campaign from the command line."""
+    options = parser(sys.argv[0]).parse_args()
     record = campaign(
         options.folder, options.kills, options.processes, options.seed, output=options.output
     )

@@ -248,13 +248,18 @@ def run(folder: Path, signals: int, seed: int) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    """Parses the command line, runs the campaign and prints the counts."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def parser(program: str) -> argparse.ArgumentParser:
+    """Returns the options of the command line."""
+    parser = argparse.ArgumentParser(prog=program, description=__doc__.splitlines()[0])
     parser.add_argument("--signals", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, help="also write the record to this JSON file")
-    options = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    """Parses the command line, runs the campaign and prints the counts."""
+    options = parser(sys.argv[0]).parse_args()
     with tempfile.TemporaryDirectory() as folder:
         record = run(Path(folder), options.signals, options.seed)
     print(json.dumps({k: v for k, v in record.items() if k != "list"}, indent=2))

@@ -35,18 +35,9 @@ def test_the_clock_of_a_tpu_follows_from_its_peak(chip, rate):
     assert chip.clock == pytest.approx(chip.peak("bfloat16") / (2 * rate), rel=0.005)
 
 
-@pytest.mark.parametrize(
-    ("name", "sentence"),
-    [
-        ("b200", "the chip is not known; use one of v4, v5e"),
-        ("v5e", "the topology is not known; use the sides of the slice, as in v5e:2x2"),
-        ("v5e:0x4", "the topology is not known"),
-        ("v5p:8", "as in v5p:2x2x1"),
-        ("h100:2x2", "use the number of GPUs in the machine, as in h100:8"),
-    ],
-)
-def test_an_unknown_device_is_one_sentence(name, sentence):
-    with pytest.raises(UserError, match=sentence):
+@pytest.mark.parametrize("name", ["b200", "v5e", "v5e:0x4", "v5p:8", "h100:2x2", "h100:0"])
+def test_an_unknown_device_is_one_sentence(name):
+    with pytest.raises(UserError, match=rf"--device={name} is not known: .* the chips are v4, v5e"):
         chips.devices(name)
 
 

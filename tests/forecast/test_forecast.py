@@ -9,11 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scratchdet_jax.forecast import chips, estimate
-from scratchdet_jax.forecast.figures import Forecast, to_text
+from scratchdet_jax.forecast.estimate import Forecast
 from scratchdet_jax.models.backbone import Backbone
 from scratchdet_jax.models.layers import Layers
 from scratchdet_jax.models.ssd import BACKBONES
 from scratchdet_jax.tools import forecast
+from scratchdet_jax.tools.forecast import to_text
 from tests.command import exit_status
 from tests.tiny import tiny_config
 
@@ -106,7 +107,7 @@ def test_a_forecast_for_a_tpu_adds_up_to_its_text(mode, parallel, config, tpus):
 
     words = to_text(made)
     assert "of 15.75 GiB\n" in words and "estimate: images/s a chip" in words
-    assert "rounds depend on the data; one is counted" in words
+    assert "a loop of unknown length counts as one round" in words
     assert json.loads(json.dumps(made.record()))["images"] == made.images
 
 
@@ -117,9 +118,8 @@ def test_a_forecast_for_a_gpu_adds_up(config):
     assert not made.estimated and made.images == 16
     slowest = [max(p.flop / chip.peak("bfloat16"), p.bytes / chip.bandwidth) for p in made.parts]
     assert made.seconds == pytest.approx(sum(slowest))
-    assert sum(made.bytes_by_kind.values()) == made.bytes
-    assert any(kind.startswith("__cudnn$conv") for kind in made.bytes_by_kind)
-    assert "at least, ms" in to_text(made)
+    assert "__cudnn$conv" in text
+    assert "at least ms" in to_text(made)
     assert "estimated_cycles" not in text
 
 
@@ -156,7 +156,7 @@ def test_the_largest_batch_that_fits_is_forecast(config, monkeypatch, capsys):
         if config.batch_size > 4 * 21:
             raise estimate.TooLarge("no")
         memory = {"total": config.batch_size}
-        return Forecast("", 4, config.batch_size, 0, memory, *[None] * 12), ""
+        return Forecast("", 4, config.batch_size, 0, memory, *[None] * 9), ""
 
     monkeypatch.setattr(estimate, "forecast", fake)
     made, _ = estimate.largest_forecast("train", config, 3, None, [None] * 4)
@@ -169,7 +169,7 @@ def test_the_largest_batch_that_fits_is_forecast(config, monkeypatch, capsys):
     [
         ((), "name what to forecast: program train or eval"),
         (("train", "--config=configs/shapes.py"), "name what to compile for"),
-        (("eval", "--config=configs/shapes.py", "--device=tpu9"), "--device=tpu9: the chip is"),
+        (("eval", "--config=configs/shapes.py", "--device=tpu9"), "--device=tpu9 is not known"),
     ],
 )
 def test_mistakes_are_one_sentence(arguments, sentence, capsys, monkeypatch):

@@ -10,11 +10,11 @@ import pytest
 from scratchdet_jax.config.recipes import load_recipe
 from scratchdet_jax.detector import build_detector
 from scratchdet_jax.errors import UserError
-from scratchdet_jax.interop import torch_run
 from scratchdet_jax.interop.torch_files import read_arrays
 from scratchdet_jax.interop.torch_weights import check_version, convert, number_of_classes
 from scratchdet_jax.ops import boxes
 from scratchdet_jax.run.open import load_detector, open_run
+from scratchdet_jax.tools.import_torch import import_run
 
 torch = pytest.importorskip("torch")
 
@@ -59,7 +59,7 @@ def compare(program, row, tmp_path, width=8):
     if program == "torchvision":
         model.backbone.scale_weight.data.uniform_(5, 30)
     torch.save({"meta": {"epoch": np.int64(1)}, "state_dict": model.state_dict()}, tmp_path / "x")
-    torch_run.import_run(read_arrays(tmp_path / "x").arrays, config, tmp_path / "run")
+    import_run(read_arrays(tmp_path / "x").arrays, config, tmp_path / "run")
 
     run = open_run(tmp_path / "run")
     detector, variables = load_detector(run, run.info.config)

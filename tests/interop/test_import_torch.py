@@ -11,7 +11,6 @@ import pytest
 from scratchdet_jax.config.recipes import load_recipe
 from scratchdet_jax.detector import build_detector
 from scratchdet_jax.errors import UserError
-from scratchdet_jax.interop import torch_run
 from scratchdet_jax.interop.torch_weights import Imported, convert
 from scratchdet_jax.ops import boxes
 from scratchdet_jax.ops.anchors import AnchorSpecification, sizes_in_pixels
@@ -199,7 +198,7 @@ def test_an_imported_backbone_equals_the_classifiers(name, fields, model, source
     channels_first = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
     model = release.randomise(model(), channels_first, seed=1)
     state = {key: value.numpy() for key, value in model.state_dict().items()}
-    imported = torch_run.import_run(state, config, tmp_path / "imagenet")
+    imported = import_torch.import_run(state, config, tmp_path / "imagenet")
     assert {n.split("/")[0] for n in imported.initial if not n.startswith("extra")} <= {
         "head",
         "conv4_3_l2",
@@ -279,20 +278,20 @@ def test_a_head_of_unknown_classes_is_refused(tmp_path):
             "bbox_head.reg_convs.0.0.weight": np.zeros((16, 1, 3, 3)),
             "bbox_head.cls_convs.0.0.weight": np.zeros((28, 1, 3, 3)),
         }
-        torch_run.import_run(head, recipe("mmdet_release/ssd300.py"), tmp_path / "run")
+        import_torch.import_run(head, recipe("mmdet_release/ssd300.py"), tmp_path / "run")
 
 
 def test_an_interrupted_import_can_be_repeated_and_a_complete_one_is_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr(torch_run, "convert", lambda _, fresh: Imported(fresh, "x", (), ()))
-    monkeypatch.setattr(torch_run, "number_of_classes", lambda _: 20)
+    monkeypatch.setattr(import_torch, "convert", lambda _, fresh: Imported(fresh, "x", (), ()))
+    monkeypatch.setattr(import_torch, "number_of_classes", lambda _: 20)
     config = tiny_config()
     with monkeypatch.context() as patch:
         patch.setattr(
-            torch_run.Checkpoints, "save", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+            import_torch.Checkpoints, "save", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
         )
         with pytest.raises(KeyboardInterrupt):
-            torch_run.import_run({}, config, tmp_path / "run")
-    torch_run.import_run({}, config, tmp_path / "run")
+            import_torch.import_run({}, config, tmp_path / "run")
+    import_torch.import_run({}, config, tmp_path / "run")
     assert open_run(tmp_path / "run").step == 0
     with pytest.raises(UserError, match="already holds a run"):
-        torch_run.import_run({}, config, tmp_path / "run")
+        import_torch.import_run({}, config, tmp_path / "run")

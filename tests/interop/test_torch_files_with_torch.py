@@ -69,8 +69,8 @@ class Hostile:
         ("object", r"not a PyTorch checkpoint of plain tensors \(it contains \S*print\)"),
         ("array", r"it contains numpy\S+_reconstruct"),
         ("text", "not a PyTorch checkpoint"),
-        ("list", "holds no arrays by name, but a list"),
-        ("keys", "holds no arrays by name, but the keys epoch, lr: it must be a state dict"),
+        ("list", "holds no arrays by name, but list"),
+        ("keys", r"holds no arrays by name, but \['epoch', 'lr'\]: it must be a state dict"),
         ("cut", "not a PyTorch checkpoint"),
     ],
 )

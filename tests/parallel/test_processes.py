@@ -15,6 +15,7 @@ from scratchdet_jax.config.defaults import flatten
 from scratchdet_jax.datasets.shapes import prepare_shapes
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.parallel import processes
+from tests import xla
 from tests.plain import FIELDS
 from tests.tiny import tiny_config
 
@@ -111,9 +112,7 @@ def start(programs, devices, *arguments):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     environment = os.environ | {
-        # Compiling without optimisation takes half the time.
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} "
-        "--xla_backend_optimization_level=0",
+        "XLA_FLAGS": xla.flags(devices),
         "JAX_PLATFORMS": "cpu",
         "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
         "JAX_NUM_PROCESSES": str(len(programs)),
@@ -257,6 +256,7 @@ FALLS_SILENT = """
 import os, runpy, sys, time
 sys.path.insert(0, os.getcwd())
 from scratchdet_jax.parallel import processes
+from tests import xla
 from tests.plain import FIELDS
 from tests.tiny import tiny_config
 

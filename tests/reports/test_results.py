@@ -160,10 +160,12 @@ def test_the_same_evaluation_again_takes_the_same_folder(run):
     assert sorted(path.name for path in run.workdir.iterdir()) == ["eval", "out"]
 
 
-def test_results_of_an_earlier_best_checkpoint_are_replaced(run):
+def test_results_of_an_earlier_best_checkpoint_are_replaced_and_named(run, capsys):
     for step in (7, 9):
         evaluate_run(run._replace(step=step), run.info.config)
     assert {path.name: results_of(path)["step"] for path in run.workdir.iterdir()} == {"eval": 9}
+    note = "note: the results of step 7 on voc_folder/mine:val (voc_11point) in "
+    assert capsys.readouterr().out.count(f"{note}{run.workdir / 'eval'} are replaced\n") == 1
 
 
 def test_a_named_folder_with_other_results_is_refused(run):

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import xla
+
 ROOT = Path(__file__).parents[2]
 LIMIT = 20_000  # bytes per file: enough for logs, too little for a checkpoint's arrays
 
@@ -34,7 +36,7 @@ def test_every_failed_checkpoint_is_one_line_and_the_conclusion_comes_last(tmp_p
     result = subprocess.run(
         command,
         cwd=ROOT,
-        env=os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"},
+        env=os.environ | {"XLA_FLAGS": xla.flags(devices=1)},
         capture_output=True,
         text=True,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, LIMIT)),

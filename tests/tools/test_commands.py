@@ -1,5 +1,6 @@
 """The command `scratchdet`: it lists the tools without importing them, and runs one."""
 
+import ast
 import importlib.metadata
 import subprocess
 import sys
@@ -38,9 +39,11 @@ def test_every_tool_is_a_command():
     assert set(commands.COMMANDS) == tools - {"__main__"}
 
 
-def test_every_command_has_a_title():
-    for name in commands.COMMANDS:
-        title = commands.title(name)
+def test_every_command_has_the_title_of_its_module():
+    for name, title in commands.COMMANDS.items():
+        file = TOOLS / name / "__main__.py" if name in commands._PACKAGES else TOOLS / f"{name}.py"
+        documented = ast.get_docstring(ast.parse(file.read_text()))
+        assert documented.partition("\n")[0] == title
         assert title.endswith(".") and "python" not in title, f"{name}: {title}"
 
 
@@ -50,14 +53,14 @@ def test_the_commands_are_listed_without_jax(arguments):
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("usage: scratchdet COMMAND")
     for name in commands.COMMANDS:
-        assert f"  {name} " in done.stdout and commands.title(name) in done.stdout
+        assert f"  {name} " in done.stdout and commands.COMMANDS[name] in done.stdout
 
 
 @pytest.mark.parametrize("name", ["train", "eval"])
 def test_help_of_a_command_needs_no_jax(name):
     done = run("-c", HELP, name, "--help")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(commands.title(name))
+    assert done.stdout.startswith(commands.COMMANDS[name])
     assert f"\nscratchdet {name}:\n" in done.stdout and "--workdir" in done.stdout
     assert run(f"{name}.py", "--help").stdout == done.stdout.replace(
         f"scratchdet {name}:", f"{name}.py:"

@@ -151,7 +151,7 @@ def test_libtpu_compiles_the_program_for_a_tpu(file):
     pytest.importorskip("libtpu", reason="libtpu exists for Linux on x86-64 only")
     code = (
         "import sys\n"
-        "from scratchdet_jax.parallel import chips\n"
+        "from scratchdet_jax.forecast import chips\n"
         "chips.prepare_environment()\n"
         "import jax, jax.export, numpy as np\n"
         "file = np.load(sys.argv[1])\n"

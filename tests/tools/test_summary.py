@@ -16,29 +16,32 @@ from scratchdet_jax.tools import summary
 ROOT = Path(__file__).parents[2]
 
 
-def layer(found, name):
-    return next(x for x in found.layers if x.name == name)
+def layers(config, classes):
+    names = tuple(f"class {i}" for i in range(classes))
+    return summary.layers_of(build_detector(config, names))
 
 
 def test_layers_of_the_default_network():
-    found = summary.summarize(defaults.get_config(), 20)
-    root = layer(found, "root")
-    assert root.kernels == ("3×3",) * 3
-    assert root.shapes == ((300, 300, 64),)
+    config = defaults.get_config()
+    found = layers(config, 20)
+    root = found["root"]
+    assert root.kernels == ["3×3"] * 3
+    assert root.shapes == [(300, 300, 64)]
     assert root.parameters == 9 * 3 * 64 + 2 * 9 * 64 * 64 + 6 * 64
     assert root.flop == 2 * 9 * (3 * 64 + 2 * 64 * 64) * 300 * 300
-    block = layer(found, "stage2/block1")
+    block = found["stage2/block1"]
     assert sorted(block.kernels) == ["1×1/2", "3×3", "3×3/2"]
-    assert block.shapes == ((75, 75, 128),)
-    level = layer(found, "head/level2")
-    assert level.shapes == ((19, 19, 6 * 21), (19, 19, 6 * 4))
-    assert [(m.height, m.channels, m.anchors) for m in found.maps] == [
-        (38, 256, 5776),
-        (19, 512, 2166),
-        (10, 128, 600),
-        (5, 128, 150),
-        (3, 128, 36),
-        (2, 128, 16),
+    assert block.shapes == [(75, 75, 128)]
+    assert found["head/level2"].shapes == [(19, 19, 6 * 21), (19, 19, 6 * 4)]
+    lines = summary.summarize(config, 20).splitlines()
+    start = next(i for i, line in enumerate(lines) if line.split()[:1] == ["map"])
+    assert [line.split() for line in lines[start + 1 : start + 7]] == [
+        ["1", "38×38×256", "4", "5,776"],
+        ["2", "19×19×512", "6", "2,166"],
+        ["3", "10×10×128", "6", "600"],
+        ["4", "5×5×128", "6", "150"],
+        ["5", "3×3×128", "4", "36"],
+        ["6", "2×2×128", "4", "16"],
     ]
 
 
@@ -46,8 +49,8 @@ def test_the_authors_trunk():
     # REFERENCE §2: 23.07 M parameters and 65.4 GFLOP in the trunk, strides of the mmdet release.
     config = defaults.get_config()
     config.model.extra_strides = (2, 2, 2, 1)
-    found = summary.summarize(config, 20)
-    (parameters, flop), (more, and_more) = found.part("backbone"), found.part("extras")
+    found = summary.totals(layers(config, 20))
+    (parameters, flop), (more, and_more) = found["backbone"], found["extras"]
     assert parameters + more == 23_074_112
     assert round((flop + and_more) / 1e9, 1) == 65.4
 
@@ -66,20 +69,20 @@ def test_every_parameter_is_counted_once(config):
     images = jax.ShapeDtypeStruct((1, 300, 300, 3), jnp.float32)
     variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
     total = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
-    found = summary.summarize(config, 2)
-    assert sum(found.part(name)[0] for name in summary.PARTS) == total
-    assert sum(x.parameters for x in found.layers) == total
+    found = summary.totals(layers(config, 2))
+    assert found["total"][0] == total
+    assert sum(found[name][0] for name in summary.PARTS) == total
 
 
 def test_vgg_layers():
-    found = summary.summarize(bn_ablation.get_config("pretrained"), 20)
-    fc6 = layer(found, "fc6")
-    assert fc6.kernels == ("3×3 d6",)
+    found = layers(bn_ablation.get_config("pretrained"), 20)
+    fc6 = found["fc6"]
+    assert fc6.kernels == ["3×3 d6"]
     assert fc6.flop == 2 * 9 * 512 * 1024 * 19 * 19
-    assert layer(found, "conv4_3").parameters == 9 * 512 * 512 + 512 + 512  # with its L2-Norm
-    assert layer(found, "extra3").shapes == ((3, 3, 256),)
-    scratch = summary.summarize(bn_ablation.get_config("none"), 20)
-    assert layer(scratch, "conv4_3").parameters == 9 * 512 * 512 + 512
+    assert found["conv4_3"].parameters == 9 * 512 * 512 + 512 + 512  # with its L2-Norm
+    assert found["extra3"].shapes == [(3, 3, 256)]
+    scratch = layers(bn_ablation.get_config("none"), 20)
+    assert scratch["conv4_3"].parameters == 9 * 512 * 512 + 512
 
 
 def run(*arguments):

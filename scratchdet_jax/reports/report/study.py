@@ -9,7 +9,7 @@ import ml_collections
 from scratchdet_jax.config.defaults import with_defaults
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.evaluation import coco
-from scratchdet_jax.evaluation.saved_run import score_run
+from scratchdet_jax.evaluation.saved_run import evaluate_on, open_eval_split
 from scratchdet_jax.reports.reading import run_names
 from scratchdet_jax.reports.tide import analyse
 from scratchdet_jax.run.open import SavedRun, open_run, split_run
@@ -86,11 +86,12 @@ class RunStudy:
         """Evaluates the run.
 
         Raises:
-            UserError: see `score_run`.
+            UserError: see `open_eval_split`.
         """
         self.name, self.run, self.config = opened
         self.threshold, self.chosen = threshold, chosen
-        self.source, self.evaluation = score_run(self.run, self.config)
+        mapping, self.source = open_eval_split(self.run, self.config)
+        self.evaluation = evaluate_on(self.run, self.config, mapping, self.source)
         self.class_names = self.source.class_names
         results = self.evaluation.results
         found, truth = self.evaluation.detections, self.evaluation.ground_truth

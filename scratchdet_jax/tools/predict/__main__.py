@@ -1,4 +1,4 @@
-"""Detects objects in photos, folders and videos, or in images of the run's eval split.
+"""Detects objects in photos, folders and videos, or in the run's eval split.
 
 scratchdet predict --workdir=runs/voc300 --output=found a.jpg photos clip.mp4
 
@@ -12,7 +12,6 @@ import argparse
 import collections
 import contextlib
 import itertools
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -39,7 +38,7 @@ _GRID = "grid"
 
 
 class _Work(NamedTuple):
-    """What is to be done.
+    """The images to detect in, and the names of what is written.
 
     Attributes:
         items: the images.
@@ -74,7 +73,7 @@ def main(argv: Sequence[str]) -> None:
         has_grid = not work.videos and len(work.photos) <= GRID_LIMIT
         found = drawn(found, output, software, frames=options.frames, cells=has_grid)
 
-    results = open_results(options.format, output, classes, work.split, software)
+    results = open_results(options.format, files, classes, software)
     cells: list[np.ndarray] = []
     counts: collections.Counter[str] = collections.Counter()
     done = 0
@@ -110,6 +109,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _files(options: argparse.Namespace, broken: list[str]) -> _Work:
+    """Finds the images that the command line names; broken videos are added to `broken`."""
     names = inputs.find_files(options.images, Path(options.output))
     stems = inputs.unique_stems(names, [_GRID])
     videos = [s for s, name in zip(stems, names, strict=True) if inputs.is_video(name)]
@@ -119,6 +119,7 @@ def _files(options: argparse.Namespace, broken: list[str]) -> _Work:
 
 
 def _split_images(options: argparse.Namespace, run: SavedRun | ExportedRun) -> _Work:
+    """Takes the first images of the run's eval split."""
     source = open_split(run.info.config.data, "eval")
     ids = [source.image_id(i) for i in range(min(options.count, len(source)))]
     stems = inputs.unique_stems(ids, [_GRID])
@@ -127,7 +128,7 @@ def _split_images(options: argparse.Namespace, run: SavedRun | ExportedRun) -> _
 
 
 def _detected(detector: Predictor, items: Iterable[Item], threshold: Threshold) -> Iterator[Drawn]:
-    """Each image with what was found in it, or why it could not be used."""
+    """Yields each image with what was found in it, or why it could not be used."""
     waiting: collections.deque[Item] = collections.deque()
 
     def images() -> Iterator[Image]:
@@ -159,16 +160,15 @@ def _check_output(
             `check_replaceable`.
     """
     output = Path(options.output)
-    images = {_identity(Path(name)) for name in work.files if os.path.exists(name)}
-    pictures, annotated = [], []
-    if options.pictures:
-        pictures += [output / f"{stem}.png" for stem in (*work.photos, _GRID)]
-        if options.frames:
-            folders = [output / stem for stem in work.videos]
-            pictures += [file for f in folders for file in (f.iterdir() if f.is_dir() else [f])]
-        else:
-            annotated += [output / f"{stem}.mp4" for stem in work.videos]
-    for file in (*pictures, *annotated, *results):
+    images = {_identity(file) for file in map(Path, work.files) if file.exists()}
+    written = [output / f"{stem}.png" for stem in (*work.photos, _GRID)]
+    for stem in work.videos:
+        inside = output / stem
+        if not options.frames:
+            written.append(output / f"{stem}.mp4")
+        elif inside.exists():
+            written += inside.iterdir() if inside.is_dir() else [inside]
+    for file in (*(written if options.pictures else []), *results):
         if file.exists() and _identity(file) in images:
             raise UserError(
                 f"{file} is one of the images and would be replaced: choose another folder with "
@@ -179,12 +179,13 @@ def _check_output(
 
 
 def _identity(file: Path) -> tuple[int, int]:
+    """Returns what all names of a file have in common: links, or other case on some systems."""
     status = file.stat()
     return status.st_dev, status.st_ino
 
 
 def _threshold(texts: Sequence[str], class_names: Sequence[str]) -> Threshold:
-    """The threshold of each class, of texts NUMBER (for all) and CLASS=NUMBER."""
+    """Returns the threshold of each class, from texts NUMBER (for all) and CLASS=NUMBER."""
     default, named = THRESHOLD, {}
     for text in texts:
         name, separator, number = text.rpartition("=")
@@ -203,7 +204,7 @@ def _threshold(texts: Sequence[str], class_names: Sequence[str]) -> Threshold:
 
 
 def parser(program: str) -> argparse.ArgumentParser:
-    """The options of the command line."""
+    """Returns the options of the command line."""
     parser = argparse.ArgumentParser(prog=program, description=__doc__.splitlines()[0])
     add = parser.add_argument
     add(

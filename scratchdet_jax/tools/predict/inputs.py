@@ -1,8 +1,8 @@
 """What to detect in: files, folders, globs and videos, or images of the run's eval split."""
 
+import collections
 import contextlib
 import glob
-import itertools
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,6 +22,7 @@ from scratchdet_jax.predictor import EncodedImage, Image
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # what cannot be read is reported by us
 MARK = "scratchdet predict"  # begins the Software text of the pictures of this command
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv")
+_SUFFIXES = (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)
 _FRAME_RATE = 25.0  # frames per second of a video that does not say it
 _MOST_LOST = 0.05  # of the frames that a video announces; some formats only estimate the number
 
@@ -49,7 +50,7 @@ class Item(NamedTuple):
 
 
 def find_files(arguments: Sequence[str], output: Path) -> list[str]:
-    """The files that the arguments name, each once: files, folders with all below, globs.
+    """Returns the files that the arguments name, each once: files, folders with all below, globs.
 
     Passed over in folders are hidden files, pictures that this command wrote, and everything in
     `output`, unless that is the folder itself.
@@ -59,22 +60,17 @@ def find_files(arguments: Sequence[str], output: Path) -> list[str]:
     """
     found: list[str] = []
     for argument in arguments:
-        names = [argument]
-        if not os.path.lexists(argument) and any(c in argument for c in "*?["):
-            names = sorted(glob.glob(argument, recursive=True))
-            if not names:
-                raise UserError(f"no file matches {argument}")
+        is_glob = not os.path.lexists(argument) and any(c in argument for c in "*?[")
+        names = sorted(glob.glob(argument, recursive=True)) if is_glob else [argument]
+        if not names:
+            raise UserError(f"no file matches {argument}")
         for name in names:
-            if not os.path.isdir(name):
-                if not os.path.exists(name):
-                    raise UserError(f"there is no image {name}")
-                found.append(name)
-                continue
-            inside = list(_in_folder(name, output.resolve()))
-            if not inside and name == argument:
+            inside = list(_in_folder(name, output.resolve())) if os.path.isdir(name) else [name]
+            if not os.path.exists(name):
+                raise UserError(f"there is no image {name}")
+            if not inside and not is_glob:
                 raise UserError(
-                    f"the folder {name} has no images or videos "
-                    f"({', '.join((*IMAGE_SUFFIXES, *VIDEO_SUFFIXES))})"
+                    f"the folder {name} has no images or videos ({', '.join(_SUFFIXES)})"
                 )
             found += inside
     return list(dict.fromkeys(found))
@@ -88,19 +84,19 @@ def _in_folder(folder: str, output: Path) -> Iterator[str]:
         for name in sorted(files):
             path = os.path.join(place, name)
             suffix = os.path.splitext(name)[1].lower()
-            if name[0] == "." or suffix not in (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES):
+            if name[0] == "." or suffix not in _SUFFIXES:
                 continue
             if suffix != ".png" or not is_marked(Path(path), MARK):
                 yield path
 
 
 def is_video(name: str) -> bool:
-    """Whether a file is a video, by its suffix."""
+    """Returns whether a file is a video, by its suffix."""
     return name.lower().endswith(VIDEO_SUFFIXES)
 
 
 def unique_stems(names: Sequence[str], taken: Sequence[str]) -> list[str]:
-    """A name for the picture of each image: its own, numbered if another image has the same.
+    """Names the picture of each image: by its own name, numbered if another image has the same.
 
     Upper and lower case count as the same name, as they do on some file systems.
 
@@ -109,23 +105,21 @@ def unique_stems(names: Sequence[str], taken: Sequence[str]) -> list[str]:
         taken: names that are not given.
     """
     used = {name.lower() for name in taken}
-    last: dict[str, int] = {}
+    last: collections.Counter[str] = collections.Counter()
     stems = []
     for name in names:
         path = Path(name)
-        known = path.suffix.lower() in (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)
-        stem = path.stem if known else path.name
-        numbered = (f"{stem}-{n}" for n in itertools.count(last.get(stem.lower(), 2)))
-        free = next(s for s in itertools.chain([stem], numbered) if s.lower() not in used)
-        if free != stem:
-            last[stem.lower()] = int(free.rpartition("-")[2]) + 1
+        free = stem = path.stem if path.suffix.lower() in _SUFFIXES else path.name
+        while free.lower() in used:
+            last[stem.lower()] += 1
+            free = f"{stem}-{last[stem.lower()] + 1}"
         used.add(free.lower())
         stems.append(free)
     return stems
 
 
 def file_items(files: Sequence[str], stems: Sequence[str], broken: list[str]) -> Iterator[Item]:
-    """The images and the frames of the videos; what cannot be read of a video goes to `broken`."""
+    """Yields images and frames of videos; what cannot be read of a video goes to `broken`."""
     for name, stem in zip(files, stems, strict=True):
         if is_video(name):
             yield from _frames(name, stem, broken)
@@ -134,7 +128,7 @@ def file_items(files: Sequence[str], stems: Sequence[str], broken: list[str]) ->
 
 
 def count_images(files: Sequence[str]) -> int:
-    """The number of images and frames; the frames are as many as the videos announce."""
+    """Counts images and frames; the frames are as many as the videos announce."""
     total = 0
     for name in files:
         total += 1
@@ -169,12 +163,12 @@ def _frames(name: str, stem: str, broken: list[str]) -> Iterator[Item]:
 
 
 def _capture(name: str) -> cv2.VideoCapture:
-    # An absolute path is neither a URL nor a number, which OpenCV would open, too.
+    # An absolute path is neither a URL nor a number, which OpenCV would open.
     return cv2.VideoCapture(os.path.abspath(name), cv2.CAP_FFMPEG)
 
 
 def split_items(source: DetectionSource, stems: Sequence[str]) -> Iterator[Item]:
-    """The first images of a split, with their ground truth."""
+    """Yields the first images of a split, with their ground truth."""
     for index, stem in enumerate(stems):
         example, name = source[index], source.image_id(index)
         image = EncodedImage(name, example["image"], example["orientation"])

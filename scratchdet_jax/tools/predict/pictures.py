@@ -43,7 +43,7 @@ def drawn(
         found: images without pictures.
         output: the folder of the files STEM.png.
         software: the mark in the files.
-        frames: the frames of videos are PNG files, too.
+        frames: write the frames of videos as PNG files.
         cells: keep a small copy for the grid.
     """
 
@@ -64,7 +64,7 @@ def drawn(
 
 @contextlib.contextmanager
 def video_writer(path: Path, rate: float) -> Iterator[Callable[[np.ndarray], None]]:
-    """A function that appends an RGB frame to an MP4 file, which appears when it is complete.
+    """Returns a function that appends an RGB frame to an MP4 file, which is there once complete.
 
     Raises:
         UserError: the video cannot be written.
