@@ -117,10 +117,10 @@ def _error(missing: dict[tuple[str, str], Official], fields: dict[str, str]) -> 
     downloads = "; ".join(f"download {o.download}" for o in rest.values())
     commands = [o.command(folder, is_prepared(o.own, folder)) for (_, folder), o in rest.items()]
     builds = " and ".join(f"`{tfds_build(o.name, folder)}`" for (_, folder), o in rest.items())
-    steps = "\n  ".join([f"{problem}: {downloads}; then run, in this order", *commands])
     return UserError(
-        f"{steps}\n{again}\n"
-        f"or run {builds}, in a separate environment {FOR_TFDS}, and then the command as it was"
+        "\n  ".join([f"{problem}: {downloads}; then run, in this order", *commands])
+        + f"\n{again}\nor run {builds}, in a separate environment {FOR_TFDS}, and then the command "
+        "as it was"
     )
 
 

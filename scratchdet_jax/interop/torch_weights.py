@@ -164,7 +164,7 @@ def _full_name(layer: str, leaf: str) -> str:
 
 
 def _last_convolutions(names: Mapping[Name, Any]) -> str:
-    """Returns the name of the last extra block if it is a `LastConvolutions` (at 512), else ""."""
+    """Returns the name of the last extra block if it is two convolutions (at 512), else ""."""
     last = max((name[1] for name in names if name[1].startswith("extra")), default="")
     kernel = names.get(("params", last, "conv2", "kernel"))
     return last if kernel is not None and kernel.shape[0] == 4 else ""

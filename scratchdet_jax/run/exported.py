@@ -82,12 +82,13 @@ def read_export(path: Path) -> ExportedRun:
     try:
         with zipfile.ZipFile(path) as archive:
             metadata = json.loads(archive.read(METADATA))
-            if metadata["format"] != FORMAT:
+            if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
                 raise _foreign(path)
             if metadata["version"] > VERSION:
                 raise UserError(
-                    f"{path} has format version {metadata['version']}, and this program reads up "
-                    f"to {VERSION}: update scratchdet_jax, or export the run again with this one"
+                    f"{path} has format version {metadata['version']}, and this program reads "
+                    f"versions up to {VERSION}: update scratchdet_jax, or export the run again "
+                    "with this one"
                 )
             weights = {
                 name: np.lib.format.read_array(io.BytesIO(archive.read(f"{name}.npy")))

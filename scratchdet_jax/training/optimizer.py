@@ -42,7 +42,7 @@ class Schedule:
 
     def checkpoint_due(self, step: int) -> bool:
         """Returns whether the run saves a checkpoint after update `step`: also to evaluate it."""
-        periodic = step % self._checkpoint_period == 0
+        periodic = self._checkpoint_period > 0 and step % self._checkpoint_period == 0
         return periodic or step in self.ends or self.evaluation_due(step)
 
 
