@@ -1,8 +1,9 @@
 """XLA's flags for the tests, set before JAX is first imported.
 
-Most programs of the tests run a few times only: compiling them is what takes the time. Without
-optimisation and without the newer emitters of fused loops, a training step compiles in a quarter of
-the CPU time.
+Most programs of the tests run a few times only: compiling them is what takes the time. Level 1
+compiles faster than the default, and so do loops without the newer emitters of fused operations.
+Level 0 compiles four times faster still, but computes wrong gradients (jaxlib 0.10.2: up to 80 % off
+in `test_packed_layers_equal_plain_ones`).
 """
 
 from importlib import metadata
@@ -17,7 +18,7 @@ def flags(devices: int) -> str:
     return " ".join(
         [
             f"--xla_force_host_platform_device_count={devices}",
-            "--xla_backend_optimization_level=0",
+            "--xla_backend_optimization_level=1",
             *emitters,
         ]
     )

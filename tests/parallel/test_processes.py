@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from scratchdet_jax.config.defaults import flatten
-from scratchdet_jax.datasets.shapes import prepare_shapes
+from scratchdet_jax.datasets import shapes
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.parallel import processes
 from tests import xla
@@ -140,7 +140,9 @@ def launch(program, processes, devices, *arguments):
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
-    prepare_shapes(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shapes, "SPLIT_SIZES", {"train": 40, "validation": 20})
+        shapes.prepare_shapes(folder)
     return folder
 
 
