@@ -10,7 +10,6 @@ from pathlib import Path
 from reprlib import repr as brief
 from typing import Any, NamedTuple
 
-from scratchdet_jax.datasets.checks import Broken, check_images
 from scratchdet_jax.datasets.coco_json import (
     CocoFile,
     crowd_flag,
@@ -20,19 +19,21 @@ from scratchdet_jax.datasets.coco_json import (
     numbers,
     stated_area,
 )
-from scratchdet_jax.datasets.defects import Defect, Kind
 from scratchdet_jax.datasets.objects import (
-    Box,
+    Broken,
     Contents,
+    Defects,
     Frame,
     Item,
+    Kind,
     UsableImage,
     annotated_frame,
+    check_images,
     fit_box,
     join_splits,
     turned,
 )
-from scratchdet_jax.datasets.untrusted import ImageFolder, OutsideFolderError, as_text, file_size
+from scratchdet_jax.datasets.untrusted import ImageFolder, as_text, file_size
 
 
 class ListedImage(NamedTuple):
@@ -60,7 +61,7 @@ class GroundTruth(NamedTuple):
     categories: tuple[tuple[int, str], ...]
     annotations: list[dict[str, Any]]
     left_out: list[int | str]
-    defects: list[Defect]
+    defects: Defects
     notes: list[str]
 
 
@@ -81,27 +82,27 @@ class Listing(NamedTuple):
     images: dict[int, ListedImage]
     ids: set[int]
     listed: int
-    defects: list[Defect]
+    defects: Defects
 
 
 def list_split(file: CocoFile, folder: Path) -> Listing:
     """Finds the files of the images listed in an annotation file, without opening them."""
     root, name = folder.resolve(), as_text(file.path.name)
-    defects: list[Defect] = []
+    defects = Defects()
     entries, ids, count = _distinct(file, name, defects, integer, True)
     finder, images = ImageFolder(root), {}
     for image_id, entry in entries.items():
         where = f"image {image_id}, {as_text(entry['file_name'])}"
         try:
             path, remark = finder.find(entry["file_name"])
-        except OutsideFolderError as error:
-            defects.append(Defect.of(Kind.OUT_OF_FOLDER, name, f"{where}: {error}"))
+        except ValueError as error:
+            defects.note(Kind.OUT_OF_FOLDER, name, f"{where}: {error}")
             continue
         if path is None:
-            defects.append(Defect.of(Kind.NO_IMAGE, name, f"{where}: not in {folder}{remark}"))
+            defects.note(Kind.NO_IMAGE, name, f"{where}: not in {folder}{remark}")
             continue
         if remark:
-            defects.append(Defect.of(Kind.RENAMED, name, f"{where}: found as {as_text(remark)}"))
+            defects.note(Kind.RENAMED, name, f"{where}: found as {as_text(remark)}")
         images[image_id] = ListedImage(path, entry["file_name"], _stated_size(entry))
     _note_shared(images, name, defects)
     return Listing(file, root, images, ids, count, defects)
@@ -120,9 +121,9 @@ def fingerprint(listings: Mapping[str, Listing]) -> str:
 
 def scan(listings: Mapping[str, Listing]) -> Contents:
     """Decodes the images and checks the annotations of all splits."""
-    splits = {}
+    splits, defects = {}, Defects()
     files = [listing.file for listing in listings.values()]
-    categories, defects, notes = _read_table(files)
+    categories, notes = _read_table(files, defects)
     for split, listing in listings.items():
         name = as_text(listing.file.path.name)
         if not listing.file.labelled:
@@ -130,8 +131,8 @@ def scan(listings: Mapping[str, Listing]) -> Contents:
                 f"{name} has no annotations, as that of a test set: {split} can be predicted on, "
                 "but neither trained on nor scored"
             )
-        images, problems = _scan_split(listing, name, dict(categories))
-        defects += listing.defects + problems
+        defects += listing.defects
+        images = _scan_split(listing, name, dict(categories), defects)
         splits[split] = f"{name} ({split})", listing.listed, images
     numbers, names = zip(*categories, strict=True)
     contents = join_splits(splits, names, numbers, notes, defects)
@@ -143,11 +144,10 @@ def read_ground_truth(file: CocoFile) -> GroundTruth:
 
     Unlike there, image ids may be texts, and images need no file name.
     """
-    name = as_text(file.path.name)
-    categories, defects, notes = _read_table([file])
+    name, defects = as_text(file.path.name), Defects()
+    categories, notes = _read_table([file], defects)
     entries, ids, _ = _distinct(file, name, defects, image_key, False)
-    by_image, problems = _by_image(file.annotations, entries, ids, name, image_key)
-    defects += problems
+    by_image = _by_image(file.annotations, entries, ids, name, image_key, defects)
     reader = _AnnotationReader(name, dict(categories), defects)
     number = {category: i for i, category in categories}
     annotations = []
@@ -161,10 +161,10 @@ def read_ground_truth(file: CocoFile) -> GroundTruth:
             x, y, width, height = map(float, entry["bbox"])
             row = {
                 "image_id": image_id,
-                "category_id": number[found.category],
+                "category_id": number[found.name],
                 "bbox": [min(x, x + width), min(y, y + height), abs(width), abs(height)],
-                "area": abs(width * height) if found.area is None else found.area,
-                "iscrowd": int(found.is_crowd),
+                "area": found.features.get("area", abs(width * height)),
+                "iscrowd": int(found.is_ignored),
             }
             annotations.append(row)
     left_out = [image_id for image_id in ids if image_id not in entries]
@@ -172,21 +172,20 @@ def read_ground_truth(file: CocoFile) -> GroundTruth:
 
 
 def _read_table(
-    files: Sequence[CocoFile],
-) -> tuple[tuple[tuple[int, str], ...], list[Defect], list[str]]:
-    """Returns the category table, its defects, and notes on what was left out of it."""
+    files: Sequence[CocoFile], defects: Defects
+) -> tuple[tuple[tuple[int, str], ...], list[str]]:
+    """Returns the category table, and notes on what was left out of it."""
     categories, left_out = join_categories(files)
-    defects = [
-        Defect.of(Kind.CATEGORY_NAME, file.path.name, text)
-        for file in files
-        for text in file.repaired
+    for file in files:
+        for text in file.repaired:
+            defects.note(Kind.CATEGORY_NAME, file.path.name, text)
+    return categories, [
+        f"category left out, because no annotation uses it: {text}" for text in left_out
     ]
-    notes = [f"category left out, because no annotation uses it: {text}" for text in left_out]
-    return categories, defects, notes
 
 
 def _distinct(
-    file: CocoFile, name: str, defects: list[Defect], key: Callable[[Any], Any], needs_file: bool
+    file: CocoFile, name: str, defects: Defects, key: Callable[[Any], Any], needs_file: bool
 ) -> tuple[dict[Any, dict[str, Any]], set[Any], int]:
     """Returns readable image entries by id, all ids, and the number of different images."""
     by_id: dict[Any, list[dict[str, Any]]] = {}
@@ -194,7 +193,7 @@ def _distinct(
     for position, entry in enumerate(file.images):
         if problem := _entry_problem(entry, key, needs_file):
             unreadable += 1
-            defects.append(Defect.of(Kind.BROKEN_ENTRY, name, f"images[{position}] {problem}"))
+            defects.note(Kind.BROKEN_ENTRY, name, f"images[{position}] {problem}")
         else:
             by_id.setdefault(key(entry["id"]), []).append(entry)
     entries = {}
@@ -202,12 +201,12 @@ def _distinct(
         names = dict.fromkeys(str(entry.get("file_name", "")) for entry in same)
         if len(names) > 1:
             listed = ", ".join(map(as_text, names))
-            defects += [Defect.of(Kind.CONFLICT, name, f"image {image_id}: {listed}")]
+            defects.note(Kind.CONFLICT, name, f"image {image_id}: {listed}")
             unreadable += len(names)
             continue
         if len(same) > 1:
             reason = f"image {image_id} is listed {len(same)} times"
-            defects.append(Defect.of(Kind.LISTED_TWICE, name, reason))
+            defects.note(Kind.LISTED_TWICE, name, reason)
         entries[image_id] = same[0]
     return entries, set(by_id), len(entries) + unreadable
 
@@ -229,24 +228,24 @@ def _stated_size(entry: Mapping[str, Any]) -> tuple[int, int] | None:
     return None if height is None or width is None else (height, width)
 
 
-def _note_shared(images: Mapping[int, ListedImage], name: str, defects: list[Defect]) -> None:
+def _note_shared(images: Mapping[int, ListedImage], name: str, defects: Defects) -> None:
     by_path: dict[Path, list[int]] = collections.defaultdict(list)
     for image_id, image in images.items():
         by_path[image.path].append(image_id)
     for path, ids in by_path.items():
         if len(ids) > 1:
             reason = f"{as_text(path.name)}: ids {', '.join(map(str, ids))}"
-            defects.append(Defect.of(Kind.SHARED, name, reason))
+            defects.note(Kind.SHARED, name, reason)
 
 
 def _scan_split(
-    listing: Listing, name: str, categories: Mapping[int, str]
-) -> tuple[list[UsableImage], list[Defect]]:
-    """Returns the usable images in the order of their list, and the defects."""
+    listing: Listing, name: str, categories: Mapping[int, str], defects: Defects
+) -> list[UsableImage]:
+    """Returns the usable images in the order of their list."""
     paths = list(dict.fromkeys(image.path for image in listing.images.values()))
     checked = check_images(paths, listing.root)
-    entries, defects = _by_image(
-        listing.file.annotations, listing.images, listing.ids, name, integer
+    entries = _by_image(
+        listing.file.annotations, listing.images, listing.ids, name, integer, defects
     )
     reader = _AnnotationReader(name, categories, defects)
     annotations = [entry for entry in listing.file.annotations if isinstance(entry, dict)]
@@ -271,13 +270,13 @@ def _scan_split(
                 features = {
                     "area": _area(read, frame),
                     "id": _own_id(position, entry, taken, fresh, reader),
-                    "is_crowd": read.is_crowd,
+                    "is_crowd": read.is_ignored,
                 }
                 box = turned(read.box, frame.orientation)
-                items.append(Item(read.category, box, read.is_crowd, features))
+                items.append(read._replace(box=box, features=features))
         file_name = as_text(image.file_name)
         images.append(UsableImage(image.path, file_name, image_id, *found, items))
-    return images, defects
+    return images
 
 
 def _own_id(
@@ -297,10 +296,10 @@ def _own_id(
     return number
 
 
-def _area(found: "_Read", frame: Frame) -> int:
+def _area(found: Item, frame: Frame) -> int:
     """Returns an integer, as TFDS stores it. Rounding up would change COCO's size classes."""
-    if found.area is not None:
-        return int(found.area)
+    if "area" in found.features:
+        return int(found.features["area"])
     height, width = frame.size
     ymin, xmin, ymax, xmax = found.box
     return int(round((ymax - ymin) * (xmax - xmin) * height * width, 3))
@@ -312,51 +311,42 @@ def _by_image(
     ids: Collection[Any],
     name: str,
     key: Callable[[Any], Any],
-) -> tuple[dict[Any, list[tuple[int, dict[str, Any]]]], list[Defect]]:
+    defects: Defects,
+) -> dict[Any, list[tuple[int, dict[str, Any]]]]:
     """Groups annotations and their positions by image, except for images that are left out."""
     entries: dict[Any, list[tuple[int, dict[str, Any]]]] = {i: [] for i in images}
-    defects = []
     for position, entry in enumerate(annotations):
         where = f"annotations[{position}]"
         if not isinstance(entry, dict):
-            defects.append(Defect.of(Kind.UNREADABLE_BOX, name, f"{where} is not an object"))
+            defects.note(Kind.UNREADABLE_BOX, name, f"{where} is not an object")
             continue
         image_id = key(entry.get("image_id"))
         if image_id not in ids:
             reason = f"{where}: image {brief(entry.get('image_id'))}"
-            defects.append(Defect.of(Kind.UNKNOWN_IMAGE, name, reason))
+            defects.note(Kind.UNKNOWN_IMAGE, name, reason)
         elif image_id in entries:
             entries[image_id].append((position, entry))
-    return entries, defects
+    return entries
 
 
 def _place(position: int, entry: Mapping[str, Any]) -> str:
     return f"annotations[{position}] (image {entry['image_id']})"
 
 
-class _Read(NamedTuple):
-    """An annotation: its category, its box, its area if it is stated, and whether it is a crowd."""
-
-    category: str
-    box: Box
-    area: float | None
-    is_crowd: bool
-
-
 class _AnnotationReader:
     """Reads the annotations of one file and records their defects."""
 
-    def __init__(self, name: str, categories: Mapping[int, str], defects: list[Defect]) -> None:
+    def __init__(self, name: str, categories: Mapping[int, str], defects: Defects) -> None:
         self._name, self._categories, self._defects = name, categories, defects
 
     def note(self, kind: Kind, reason: str) -> None:
         """Records a defect of this file."""
-        self._defects.append(Defect.of(kind, self._name, reason))
+        self._defects.note(kind, self._name, reason)
 
     def read(
         self, position: int, entry: Mapping[str, Any], size: tuple[int, int] | None, clipped: bool
-    ) -> _Read | None:
-        """Reads an annotation; None if it is unusable.
+    ) -> Item | None:
+        """Reads an annotation, with its area if it is stated; None if it is unusable.
 
         Args:
             position: in the list of annotations.
@@ -389,4 +379,4 @@ class _AnnotationReader:
             self.note(Kind.AREA, f"{where}: its area is {brief(entry['area'])}")
         if flag is None:
             self.note(Kind.FLAG, f"{where}: iscrowd is {brief(entry['iscrowd'])}")
-        return _Read(category, box, area, bool(flag))
+        return Item(category, box, bool(flag), {} if area is None else {"area": area})

@@ -7,10 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from scratchdet_jax.datasets.checks import in_threads
 from scratchdet_jax.datasets.choices import Choices
 from scratchdet_jax.datasets.duplicates import Signature, near_groups, read_signature
-from scratchdet_jax.datasets.objects import Contents, UsableImage, read_unchanged
+from scratchdet_jax.datasets.objects import Contents, UsableImage, in_threads, read_unchanged
 from scratchdet_jax.datasets.untrusted import as_text
 from scratchdet_jax.errors import UserError, plural
 

@@ -7,8 +7,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from scratchdet_jax.datasets.defects import Defect, Kind
-from scratchdet_jax.datasets.objects import UsableImage
+from scratchdet_jax.datasets.objects import Defect, Kind, UsableImage
 from scratchdet_jax.datasets.untrusted import printable
 from scratchdet_jax.errors import plural
 

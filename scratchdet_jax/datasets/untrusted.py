@@ -97,6 +97,14 @@ def read_inside(path: Path, root: Path, limit: int) -> bytes:
     return read_stamped(path, root, limit)[0]
 
 
+def content_for_hash(path: Path, root: Path, limit: int) -> bytes:
+    """Returns what stands for a file in a fingerprint: its bytes, or why it cannot be read."""
+    try:
+        return read_inside(path, root, limit)
+    except ValueError as error:
+        return str(error).encode()
+
+
 def file_size(path: Path) -> int:
     """Returns the size in bytes; −1 if there is no such file."""
     return path.stat().st_size if path.exists() else -1

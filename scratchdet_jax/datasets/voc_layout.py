@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from scratchdet_jax.datasets.defects import Defect, Kind
+from scratchdet_jax.datasets.objects import Defects, Kind
 from scratchdet_jax.datasets.untrusted import IMAGE_SUFFIXES, as_key, as_text, printable
 from scratchdet_jax.errors import UserError
 
@@ -117,7 +117,7 @@ class Files(NamedTuple):
     images: dict[str, Path]
     annotations: dict[str, Path]
     hidden: list[str]
-    defects: list[Defect]
+    defects: Defects
     notes: list[str]
 
 
@@ -166,7 +166,7 @@ def list_files(folder: Path, layout: Layout) -> Files:
     trees = [_walk(part) for part in parts]
     if layout.is_mixed:
         _refuse_outer_folder(folder, trees[0])
-    defects: list[Defect] = []
+    defects = Defects()
     images = _by_id(layout, layout.images, trees[0].files, IMAGE_SUFFIXES, defects)
     annotations = _by_id(layout, layout.annotations, trees[-1].files, (".xml",), defects)
     if layout.is_mixed and not images.keys() & annotations.keys():
@@ -175,7 +175,7 @@ def list_files(folder: Path, layout: Layout) -> Files:
         for name in tree.outside:
             reason = "it is a link to something outside; copy that into the folder"
             where = layout.label(part.path / name)
-            defects.append(Defect.of(Kind.OUT_OF_FOLDER, where, reason))
+            defects.note(Kind.OUT_OF_FOLDER, where, reason)
     hidden = [name for tree in trees for name in tree.hidden]
     if layout.images.path != layout.folder:
         hidden += [name for name in sorted(os.listdir(layout.folder)) if is_hidden(name)]
@@ -321,7 +321,7 @@ def _walk_folder(part: Part, place: str, above: tuple[str, ...], tree: Tree) -> 
 
 
 def _by_id(
-    layout: Layout, part: Part, names: Iterable[str], suffixes: Sequence[str], defects: list[Defect]
+    layout: Layout, part: Part, names: Iterable[str], suffixes: Sequence[str], defects: Defects
 ) -> dict[str, Path]:
     """Finds the files of one kind by id; of several, the earliest in `suffixes` counts."""
     found: list[tuple[str, int, str]] = []
@@ -337,7 +337,7 @@ def _by_id(
         path = table.setdefault(key, part.path / name)
         if path != part.path / name:
             reason = f"{as_text(path.relative_to(part.path).as_posix())} is used"
-            defects.append(Defect.of(Kind.TWO_FILES, layout.label(part.path / name), reason))
+            defects.note(Kind.TWO_FILES, layout.label(part.path / name), reason)
     return table
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from scratchdet_jax.datasets.defects import Defect, Kind
+from scratchdet_jax.datasets.objects import Defects, Kind
 from scratchdet_jax.datasets.untrusted import (
     IMAGE_SUFFIXES,
     as_key,
@@ -63,7 +63,7 @@ class YoloListing(NamedTuple):
     keypoint_values: int
     splits: dict[str, list[YoloImage]]
     listed: dict[str, int]
-    defects: list[Defect]
+    defects: Defects
     notes: list[str]
 
 
@@ -82,7 +82,7 @@ def list_yolo(data: Path, folder: Path | None) -> YoloListing:
     root = (folder or data.resolve().parent).resolve()
     if not root.is_dir():
         raise UserError(f"the folder {folder} does not exist")
-    defects: list[Defect] = []
+    defects = Defects()
     notes: list[str] = []
     names = _class_names(data, content, defects, notes)
     entries = _split_entries(data, content)
@@ -96,7 +96,7 @@ def list_yolo(data: Path, folder: Path | None) -> YoloListing:
                 places.append(place)
             else:
                 reason = f"{text!r} does not exist in {base}"
-                defects.append(Defect.of(Kind.EMPTY_SPLIT, where, reason))
+                defects.note(Kind.EMPTY_SPLIT, where, reason)
         if places:
             found, missing, hidden = _list_names(root, base, where, places, defects)
             if hidden:
@@ -135,7 +135,7 @@ def _read_yaml(data: Path) -> Mapping[str, Any]:
 
 
 def _class_names(
-    data: Path, content: Mapping[str, Any], defects: list[Defect], notes: list[str]
+    data: Path, content: Mapping[str, Any], defects: Defects, notes: list[str]
 ) -> tuple[str, ...]:
     stated, count = content.get("names"), content.get("nc")
     if stated is None and isinstance(count, int) and count > 0:
@@ -170,17 +170,17 @@ def _class_names(
     return names
 
 
-def _class_name(data: Path, number: int, value: Any, defects: list[Defect]) -> str:
+def _class_name(data: Path, number: int, value: Any, defects: Defects) -> str:
     if isinstance(value, (list, dict)):
         raise UserError(f"{data}: the name of class {number} is {printable(brief(value))}, no text")
     text = "" if value is None else str(value)
     name = " ".join(text.encode("utf-8", "replace").decode().split())
     if not name:
-        defects.append(Defect.of(Kind.NO_CLASS_NAME, data.name, f"names: class {number}"))
+        defects.note(Kind.NO_CLASS_NAME, data.name, f"names: class {number}")
         return f"class_{number}"
     if not isinstance(value, str):
         reason = f"names: class {number} is {json.dumps(value, default=str)}, read as {name!r}"
-        defects.append(Defect.of(Kind.CATEGORY_NAME, data.name, reason))
+        defects.note(Kind.CATEGORY_NAME, data.name, reason)
     return name
 
 
@@ -249,7 +249,7 @@ def _slashes(text: str) -> str:
 
 
 def _list_names(
-    root: Path, base: Path, where: str, places: Sequence[Path], defects: list[Defect]
+    root: Path, base: Path, where: str, places: Sequence[Path], defects: Defects
 ) -> tuple[Counter[str], int, int]:
     """Lists the images in folders, and those that files list.
 
@@ -274,7 +274,7 @@ def _list_names(
             missing += 1
             hint = f"is not in {root}" if kind == Kind.OUT_OF_FOLDER else "does not exist"
             reason = f"{as_text(place.name)}: {as_text(line)} {hint}"
-            defects.append(Defect.of(kind, where, reason))
+            defects.note(kind, where, reason)
     return names, missing, hidden
 
 
@@ -288,23 +288,21 @@ def _listed_name(root: Path, base: Path, file: Path, line: str) -> tuple[str, Ki
     return name, Kind.NO_IMAGE if inside else Kind.OUT_OF_FOLDER
 
 
-def _images(
-    root: Path, where: str, names: Mapping[str, int], defects: list[Defect]
-) -> list[YoloImage]:
+def _images(root: Path, where: str, names: Mapping[str, int], defects: Defects) -> list[YoloImage]:
     """Returns the images, each once; of several with one id the first in IMAGE_SUFFIXES."""
     by_id: dict[str, list[str]] = {}
     for name, count in names.items():
         by_id.setdefault(as_key(os.path.splitext(name)[0]), []).append(name)
         if count > 1:
             reason = f"{as_text(name)} is listed {count} times"
-            defects.append(Defect.of(Kind.LISTED_TWICE, where, reason))
+            defects.note(Kind.LISTED_TWICE, where, reason)
     found = []
     for image_id, same in by_id.items():
         best = min(same, key=lambda n: (_rank(n), n))
         for name in same:
             if name != best:
                 reason = f"{as_text(name)}: {as_text(best)} is used"
-                defects.append(Defect.of(Kind.TWO_FILES, where, reason))
+                defects.note(Kind.TWO_FILES, where, reason)
         # In the folder labels, or else beside the image.
         labels = [root / label_path(best), root / (os.path.splitext(best)[0] + ".txt")]
         label = next((path for path in labels if os.path.lexists(path)), None)
@@ -318,7 +316,7 @@ def _rank(name: str) -> int:
 
 
 def _note_unused_labels(
-    root: Path, splits: Mapping[str, Sequence[YoloImage]], defects: list[Defect]
+    root: Path, splits: Mapping[str, Sequence[YoloImage]], defects: Defects
 ) -> None:
     """Records label files, in the folders that have used ones, that belong to no image."""
     images = list(itertools.chain.from_iterable(splits.values()))
@@ -330,4 +328,4 @@ def _note_unused_labels(
                 continue
             if path not in used and path.stem not in (*splits, "trainval", "valid", "validation"):
                 where = as_text(path.relative_to(root).as_posix())
-                defects.append(Defect.of(Kind.NO_IMAGE, where, "it labels no image of the splits"))
+                defects.note(Kind.NO_IMAGE, where, "it labels no image of the splits")

@@ -6,13 +6,22 @@ import math
 from pathlib import Path
 from typing import NamedTuple
 
-from scratchdet_jax.datasets.checks import Broken, Checked, check_images
-from scratchdet_jax.datasets.defects import Defect, Kind
-from scratchdet_jax.datasets.objects import Contents, Item, UsableImage, fit_box, join_splits
+from scratchdet_jax.datasets.objects import (
+    Broken,
+    Checked,
+    Contents,
+    Item,
+    Kind,
+    UsableImage,
+    check_images,
+    fit_box,
+    join_splits,
+    unreadable,
+)
 from scratchdet_jax.datasets.untrusted import (
     MAX_XML_BYTES,
-    OutsideFolderError,
     as_text,
+    content_for_hash,
     decode_text,
     file_size,
     printable,
@@ -83,10 +92,7 @@ def fingerprint(listing: YoloListing) -> str:
     for image in _unique(listing).values():
         digest.update(f"\0{file_size(image.path)}\0".encode())
         if image.label is not None:
-            try:
-                digest.update(read_inside(image.label, listing.root, MAX_XML_BYTES))
-            except ValueError as error:
-                digest.update(str(error).encode())
+            digest.update(content_for_hash(image.label, listing.root, MAX_XML_BYTES))
     return digest.hexdigest()
 
 
@@ -104,7 +110,7 @@ def scan(listing: YoloListing) -> Contents:
             f"{printable(first)} would be {printable(label_path(first))}"
         )
     checked = check_images([image.path for image in images.values()], listing.root)
-    reader = _LabelReader(listing, list(listing.defects))
+    reader = _LabelReader(listing)
     usable = {}
     for name, image in images.items():
         found = reader.read(image, checked[image.path])
@@ -122,12 +128,13 @@ def scan(listing: YoloListing) -> Contents:
                 f"{label_path(unlabelled[0])})"
             )
     if reader.polygons:
+        labels = sum(len(image.objects) for image in usable.values())
         notes.append(
-            f"{plural(reader.polygons, 'label')} of {reader.labels:,} are polygons or rotated "
-            "boxes: their bounding boxes are used"
+            f"{plural(reader.polygons, 'label')} of {labels:,} are polygons or rotated boxes: "
+            "their bounding boxes are used"
         )
     names = listing.class_names
-    return join_splits(splits, names, range(len(names)), notes, reader.defects)
+    return join_splits(splits, names, range(len(names)), notes, listing.defects)
 
 
 def _unique(listing: YoloListing) -> dict[str, YoloImage]:
@@ -138,24 +145,20 @@ def _unique(listing: YoloListing) -> dict[str, YoloImage]:
 class _LabelReader:
     """Reads label files, and records their defects and how many polygons they have."""
 
-    def __init__(self, listing: YoloListing, defects: list[Defect]) -> None:
-        self._listing, self.defects = listing, defects
-        self.labels = self.polygons = 0
+    def __init__(self, listing: YoloListing) -> None:
+        self._listing, self.polygons = listing, 0
 
     def read(self, image: YoloImage, checked: Checked) -> UsableImage | None:
         """Reads the image with its usable objects; None if it or its label file is unusable."""
         if isinstance(checked, Broken):
-            self.defects.append(Defect.of(checked.kind, image.name, checked.reason))
+            self._listing.defects.note(checked.kind, image.name, checked.reason)
             return None
         text = ""
         if image.label is not None:
             try:
                 text = decode_text(read_inside(image.label, self._listing.root, MAX_XML_BYTES))
-            except OutsideFolderError as error:
-                self._note(image, Kind.OUT_OF_FOLDER, str(error))
-                return None
             except ValueError as error:
-                self._note(image, Kind.BROKEN_ANNOTATION, str(error))
+                self._note(image, unreadable(error, Kind.BROKEN_ANNOTATION), str(error))
                 return None
         size = checked.header.displayed_size
         objects = [
@@ -187,11 +190,10 @@ class _LabelReader:
             self._note(image, kind, reason)
         if box is None:
             return None
-        self.labels += 1
         self.polygons += label.is_polygon
         return Item(names[label.number], box, False, {})
 
     def _note(self, image: YoloImage, kind: Kind, reason: str) -> None:
         path: Path = image.label or image.path
         where = as_text(path.relative_to(self._listing.root).as_posix())
-        self.defects.append(Defect.of(kind, where, reason))
+        self._listing.defects.note(kind, where, reason)

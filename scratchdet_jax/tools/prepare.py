@@ -16,11 +16,14 @@ from typing import Any
 from scratchdet_jax import cli
 from scratchdet_jax.data.sources import dataset_name
 from scratchdet_jax.datasets.choices import Choices
-from scratchdet_jax.datasets.coco_folder import CocoSplit, prepare_coco_folder
+from scratchdet_jax.datasets.folders import (
+    CocoSplit,
+    prepare_coco_folder,
+    prepare_voc_folder,
+    prepare_yolo_folder,
+)
 from scratchdet_jax.datasets.report import PrepareReport
 from scratchdet_jax.datasets.shapes import prepare_shapes
-from scratchdet_jax.datasets.voc_folder import prepare_voc_folder
-from scratchdet_jax.datasets.yolo_folder import prepare_yolo_folder
 
 _COCO_EXAMPLE = """example:
   %(prog)s --name=coco2017 \\

@@ -15,7 +15,7 @@ import numpy as np
 
 from scratchdet_jax import cli
 from scratchdet_jax.datasets import coco_json, coco_scan, detection_files, voc_scan
-from scratchdet_jax.datasets.defects import Defect
+from scratchdet_jax.datasets.objects import Defect
 from scratchdet_jax.datasets.report import defect_lines
 from scratchdet_jax.datasets.untrusted import printable
 from scratchdet_jax.datasets.voc_xml import VocObject
