@@ -5,7 +5,7 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from reprlib import repr as brief
 from typing import Any, NamedTuple
@@ -23,11 +23,11 @@ from scratchdet_jax.datasets.objects import (
     Broken,
     Contents,
     Defects,
-    Frame,
     Item,
     Kind,
     UsableImage,
     annotated_frame,
+    area_pixels,
     check_images,
     fit_box,
     join_splits,
@@ -87,25 +87,29 @@ class Listing(NamedTuple):
 
 def list_split(file: CocoFile, folder: Path) -> Listing:
     """Finds the files of the images listed in an annotation file, without opening them."""
-    root, name = folder.resolve(), as_text(file.path.name)
-    defects = Defects()
-    entries, ids, count = _distinct(file, name, defects, integer, True)
+    root = folder.resolve()
+    reader = _Reader(file, Defects())
+    entries, ids, count = reader.distinct()
     finder, images = ImageFolder(root), {}
+    by_path: dict[Path, list[int]] = collections.defaultdict(list)
     for image_id, entry in entries.items():
         where = f"image {image_id}, {as_text(entry['file_name'])}"
         try:
             path, remark = finder.find(entry["file_name"])
         except ValueError as error:
-            defects.note(Kind.OUT_OF_FOLDER, name, f"{where}: {error}")
+            reader.note(Kind.OUT_OF_FOLDER, f"{where}: {error}")
             continue
         if path is None:
-            defects.note(Kind.NO_IMAGE, name, f"{where}: not in {folder}{remark}")
+            reader.note(Kind.NO_IMAGE, f"{where}: not in {folder}{remark}")
             continue
         if remark:
-            defects.note(Kind.RENAMED, name, f"{where}: found as {as_text(remark)}")
+            reader.note(Kind.RENAMED, f"{where}: found as {as_text(remark)}")
         images[image_id] = ListedImage(path, entry["file_name"], _stated_size(entry))
-    _note_shared(images, name, defects)
-    return Listing(file, root, images, ids, count, defects)
+        by_path[path].append(image_id)
+    for path, same in by_path.items():
+        if len(same) > 1:
+            reader.note(Kind.SHARED, f"{as_text(path.name)}: ids {', '.join(map(str, same))}")
+    return Listing(file, root, images, ids, count, reader.defects)
 
 
 def fingerprint(listings: Mapping[str, Listing]) -> str:
@@ -132,7 +136,7 @@ def scan(listings: Mapping[str, Listing]) -> Contents:
                 "but neither trained on nor scored"
             )
         defects += listing.defects
-        images = _scan_split(listing, name, dict(categories), defects)
+        images = _scan_split(listing, dict(categories), defects)
         splits[split] = f"{name} ({split})", listing.listed, images
     numbers, names = zip(*categories, strict=True)
     contents = join_splits(splits, names, numbers, notes, defects)
@@ -144,17 +148,16 @@ def read_ground_truth(file: CocoFile) -> GroundTruth:
 
     Unlike there, image ids may be texts, and images need no file name.
     """
-    name, defects = as_text(file.path.name), Defects()
+    defects = Defects()
     categories, notes = _read_table([file], defects)
-    entries, ids, _ = _distinct(file, name, defects, image_key, False)
-    by_image = _by_image(file.annotations, entries, ids, name, image_key, defects)
-    reader = _AnnotationReader(name, dict(categories), defects)
+    reader = _Reader(file, defects, dict(categories), images_needed=False)
+    entries, ids, _ = reader.distinct()
     number = {category: i for i, category in categories}
     annotations = []
-    for image_id, items in by_image.items():
+    for image_id, items in reader.by_image(entries, ids).items():
         size = _stated_size(entries[image_id])
         for position, entry in items:
-            found = reader.read(position, entry, size, clipped=False)
+            found = reader.read(position, entry, size)
             if found is None:
                 continue
             # From the numbers as written, because sums of them are rounded.
@@ -184,70 +187,20 @@ def _read_table(
     ]
 
 
-def _distinct(
-    file: CocoFile, name: str, defects: Defects, key: Callable[[Any], Any], needs_file: bool
-) -> tuple[dict[Any, dict[str, Any]], set[Any], int]:
-    """Returns readable image entries by id, all ids, and the number of different images."""
-    by_id: dict[Any, list[dict[str, Any]]] = {}
-    unreadable = 0
-    for position, entry in enumerate(file.images):
-        if problem := _entry_problem(entry, key, needs_file):
-            unreadable += 1
-            defects.note(Kind.BROKEN_ENTRY, name, f"images[{position}] {problem}")
-        else:
-            by_id.setdefault(key(entry["id"]), []).append(entry)
-    entries = {}
-    for image_id, same in by_id.items():
-        names = dict.fromkeys(str(entry.get("file_name", "")) for entry in same)
-        if len(names) > 1:
-            listed = ", ".join(map(as_text, names))
-            defects.note(Kind.CONFLICT, name, f"image {image_id}: {listed}")
-            unreadable += len(names)
-            continue
-        if len(same) > 1:
-            reason = f"image {image_id} is listed {len(same)} times"
-            defects.note(Kind.LISTED_TWICE, name, reason)
-        entries[image_id] = same[0]
-    return entries, set(by_id), len(entries) + unreadable
-
-
-def _entry_problem(entry: Any, key: Callable[[Any], Any], needs_file: bool) -> str:
-    if not isinstance(entry, dict):
-        return "is not an object"
-    if key(entry.get("id")) is None:
-        return f"has the id {brief(entry.get('id'))}; ids must be integers: number the images"
-    file_name = entry.get("file_name")
-    if needs_file and not (isinstance(file_name, str) and file_name.strip()):
-        return f"(id {entry['id']}) has no file_name"
-    return ""
-
-
 def _stated_size(entry: Mapping[str, Any]) -> tuple[int, int] | None:
     """Returns (height, width) of an image entry; None if it does not have both."""
     height, width = integer(entry.get("height")), integer(entry.get("width"))
     return None if height is None or width is None else (height, width)
 
 
-def _note_shared(images: Mapping[int, ListedImage], name: str, defects: Defects) -> None:
-    by_path: dict[Path, list[int]] = collections.defaultdict(list)
-    for image_id, image in images.items():
-        by_path[image.path].append(image_id)
-    for path, ids in by_path.items():
-        if len(ids) > 1:
-            reason = f"{as_text(path.name)}: ids {', '.join(map(str, ids))}"
-            defects.note(Kind.SHARED, name, reason)
-
-
 def _scan_split(
-    listing: Listing, name: str, categories: Mapping[int, str], defects: Defects
+    listing: Listing, categories: Mapping[int, str], defects: Defects
 ) -> list[UsableImage]:
     """Returns the usable images in the order of their list."""
     paths = list(dict.fromkeys(image.path for image in listing.images.values()))
     checked = check_images(paths, listing.root)
-    entries = _by_image(
-        listing.file.annotations, listing.images, listing.ids, name, integer, defects
-    )
-    reader = _AnnotationReader(name, categories, defects)
+    reader = _Reader(listing.file, defects, categories)
+    entries = reader.by_image(listing.images, listing.ids)
     annotations = [entry for entry in listing.file.annotations if isinstance(entry, dict)]
     given = {number for e in annotations if (number := integer(e.get("id"))) is not None}
     fresh = itertools.count(max(given, default=0) + 1)
@@ -255,104 +208,118 @@ def _scan_split(
     images = []
     for image_id, image in listing.images.items():
         found = checked[image.path]
-        where = f"image {image_id}, {as_text(image.file_name)}"
+        name = as_text(image.file_name)
+        where = f"image {image_id}, {name}: "
         if isinstance(found, Broken):
-            reader.note(found.kind, f"{where}: {found.reason}")
+            reader.note(found.kind, where + found.reason)
             continue
-        frame = annotated_frame(image.stated, found.header)
-        if frame.problem:
-            kind, reason = frame.problem
-            reader.note(kind, f"{where}: {reason}")
+        size, orientation = annotated_frame(image.stated, found.header, defects, reader.name, where)
         items = []
         for position, entry in entries[image_id]:
-            read = reader.read(position, entry, frame.size, clipped=True)
-            if read is not None:
-                features = {
-                    "area": _area(read, frame),
-                    "id": _own_id(position, entry, taken, fresh, reader),
-                    "is_crowd": read.is_ignored,
-                }
-                box = turned(read.box, frame.orientation)
+            if read := reader.read(position, entry, size):
+                number = integer(entry.get("id"))
+                if number is None or number in taken:
+                    number = next(fresh)
+                    text = f"its id is {brief(entry.get('id'))}, now {number}"
+                    reader.note(Kind.ANNOTATION_ID, f"{_place(position, entry)}: {text}")
+                taken.add(number)
+                # An integer, as TFDS stores it. Rounding up would change COCO's size classes.
+                stored = int(read.features.get("area", area_pixels(read.box, size)))
+                features = {"area": stored, "id": number, "is_crowd": read.is_ignored}
+                box = turned(read.box, orientation)
                 items.append(read._replace(box=box, features=features))
-        file_name = as_text(image.file_name)
-        images.append(UsableImage(image.path, file_name, image_id, *found, items))
+        images.append(UsableImage(image.path, name, image_id, *found, items))
     return images
-
-
-def _own_id(
-    position: int,
-    entry: Mapping[str, Any],
-    taken: set[int],
-    fresh: Iterator[int],
-    reader: "_AnnotationReader",
-) -> int:
-    """Returns the annotation's id, or a `fresh` one if it is missing, `taken` or no integer."""
-    number = integer(entry.get("id"))
-    if number is None or number in taken:
-        number = next(fresh)
-        reason = f"{_place(position, entry)}: its id is {brief(entry.get('id'))}, now {number}"
-        reader.note(Kind.ANNOTATION_ID, reason)
-    taken.add(number)
-    return number
-
-
-def _area(found: Item, frame: Frame) -> int:
-    """Returns an integer, as TFDS stores it. Rounding up would change COCO's size classes."""
-    if "area" in found.features:
-        return int(found.features["area"])
-    height, width = frame.size
-    ymin, xmin, ymax, xmax = found.box
-    return int(round((ymax - ymin) * (xmax - xmin) * height * width, 3))
-
-
-def _by_image(
-    annotations: Sequence[Any],
-    images: Collection[Any],
-    ids: Collection[Any],
-    name: str,
-    key: Callable[[Any], Any],
-    defects: Defects,
-) -> dict[Any, list[tuple[int, dict[str, Any]]]]:
-    """Groups annotations and their positions by image, except for images that are left out."""
-    entries: dict[Any, list[tuple[int, dict[str, Any]]]] = {i: [] for i in images}
-    for position, entry in enumerate(annotations):
-        where = f"annotations[{position}]"
-        if not isinstance(entry, dict):
-            defects.note(Kind.UNREADABLE_BOX, name, f"{where} is not an object")
-            continue
-        image_id = key(entry.get("image_id"))
-        if image_id not in ids:
-            reason = f"{where}: image {brief(entry.get('image_id'))}"
-            defects.note(Kind.UNKNOWN_IMAGE, name, reason)
-        elif image_id in entries:
-            entries[image_id].append((position, entry))
-    return entries
 
 
 def _place(position: int, entry: Mapping[str, Any]) -> str:
     return f"annotations[{position}] (image {entry['image_id']})"
 
 
-class _AnnotationReader:
-    """Reads the annotations of one file and records their defects."""
+class _Reader:
+    """Reads the entries of one file and records their defects.
 
-    def __init__(self, name: str, categories: Mapping[int, str], defects: Defects) -> None:
-        self._name, self._categories, self._defects = name, categories, defects
+    Attributes:
+        name: of the file, for messages.
+        defects: where its defects are noted.
+    """
+
+    def __init__(
+        self,
+        file: CocoFile,
+        defects: Defects,
+        categories: Mapping[int, str] | None = None,
+        images_needed: bool = True,
+    ) -> None:
+        """Takes a file, and the categories by id; `images_needed`: see `read_ground_truth`."""
+        self.name, self.defects = as_text(file.path.name), defects
+        self._file, self._categories = file, categories or {}
+        self._images_needed = images_needed
+        self._key: Callable[[Any], Any] = integer if images_needed else image_key
 
     def note(self, kind: Kind, reason: str) -> None:
-        """Records a defect of this file."""
-        self._defects.note(kind, self._name, reason)
+        """Records a defect of the file."""
+        self.defects.note(kind, self.name, reason)
+
+    def distinct(self) -> tuple[dict[Any, dict[str, Any]], set[Any], int]:
+        """Returns readable image entries by id, all ids, and the number of different images."""
+        by_id: dict[Any, list[dict[str, Any]]] = {}
+        unreadable = 0
+        for position, entry in enumerate(self._file.images):
+            if problem := self._entry_problem(entry):
+                unreadable += 1
+                self.note(Kind.BROKEN_ENTRY, f"images[{position}] {problem}")
+            else:
+                by_id.setdefault(self._key(entry["id"]), []).append(entry)
+        entries = {}
+        for image_id, same in by_id.items():
+            names = dict.fromkeys(str(entry.get("file_name", "")) for entry in same)
+            if len(names) > 1:
+                self.note(Kind.CONFLICT, f"image {image_id}: {', '.join(map(as_text, names))}")
+                unreadable += len(names)
+                continue
+            if len(same) > 1:
+                self.note(Kind.LISTED_TWICE, f"image {image_id} is listed {len(same)} times")
+            entries[image_id] = same[0]
+        return entries, set(by_id), len(entries) + unreadable
+
+    def _entry_problem(self, entry: Any) -> str:
+        if not isinstance(entry, dict):
+            return "is not an object"
+        if self._key(entry.get("id")) is None:
+            return f"has the id {brief(entry.get('id'))}; ids must be integers: number the images"
+        file_name = entry.get("file_name")
+        if self._images_needed and not (isinstance(file_name, str) and file_name.strip()):
+            return f"(id {entry['id']}) has no file_name"
+        return ""
+
+    def by_image(
+        self, images: Collection[Any], ids: Collection[Any]
+    ) -> dict[Any, list[tuple[int, dict[str, Any]]]]:
+        """Groups annotations and their positions by image, except for images that are left out."""
+        entries: dict[Any, list[tuple[int, dict[str, Any]]]] = {i: [] for i in images}
+        for position, entry in enumerate(self._file.annotations):
+            where = f"annotations[{position}]"
+            if not isinstance(entry, dict):
+                self.note(Kind.UNREADABLE_BOX, f"{where} is not an object")
+                continue
+            image_id = self._key(entry.get("image_id"))
+            if image_id not in ids:
+                self.note(Kind.UNKNOWN_IMAGE, f"{where}: image {brief(entry.get('image_id'))}")
+            elif image_id in entries:
+                entries[image_id].append((position, entry))
+        return entries
 
     def read(
-        self, position: int, entry: Mapping[str, Any], size: tuple[int, int] | None, clipped: bool
+        self, position: int, entry: Mapping[str, Any], size: tuple[int, int] | None
     ) -> Item | None:
         """Reads an annotation, with its area if it is stated; None if it is unusable.
 
         Args:
             position: in the list of annotations.
             entry: the annotation.
-            size: (height, width) that the box refers to; None: unknown.
-            clipped: whether the box is clipped to the size and normalised.
+            size: (height, width) that the box refers to; None: unknown. The box is clipped to it
+                and normalised if images are needed.
         """
         where = _place(position, entry)
         values = numbers(entry.get("bbox"), 4)
@@ -368,7 +335,7 @@ class _AnnotationReader:
             return None
         x, y, width, height = values
         corners = y, x, y + height, x + width
-        box, kinds = fit_box(corners, size if clipped else None)
+        box, kinds = fit_box(corners, size if self._images_needed else None)
         of = f" of {size[1]}×{size[0]}" if size else ""
         for kind in kinds:
             self.note(kind, f"{where}: x {x:g}, y {y:g}, w {width:g}, h {height:g}{of}")

@@ -170,11 +170,9 @@ class _Division:
         for split in range(len(self._expected)):
             if not (self.places == split).any():
                 spare = [i for i in order if (self.places == self.places[i]).sum() > 1]
-                self.place(min(spare, key=lambda i: self._cost_of_move(i, split)), split)
-
-    def _cost_of_move(self, i: int, split: int) -> float:
-        costs = self._costs_of_moves(i)
-        return float(costs[split] - costs[self.places[i]])
+                costs = {i: self._costs_of_moves(i) for i in spare}
+                best = min(spare, key=lambda i: costs[i][split] - costs[i][self.places[i]])
+                self.place(best, split)
 
     def _costs_of_moves(self, i: int) -> np.ndarray:
         """Computes `costs` as if the item were in no split."""

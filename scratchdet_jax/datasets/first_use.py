@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import ml_collections
 
-from scratchdet_jax.data.records import SpecPart, parse_spec
+from scratchdet_jax.data.records import parse_spec
 from scratchdet_jax.data.tfds_dataset import (
     FOR_TFDS,
     classes_and_splits,
@@ -155,28 +155,21 @@ def substitute_error(
         None if `dataset` is neither VOC nor COCO, or the boxes of a split are not published.
     """
     missing: dict[tuple[str, str], Official] = {}
-
-    def directory(part: SpecPart) -> str:
-        return os.path.expanduser(part.directory) or str(settings.dir)
-
-    def own(part: SpecPart) -> str | None:
-        """Returns the part in terms of the set that `prepare` makes; as it is if it exists."""
-        place = f"@{part.directory}" if part.directory else ""
-        published = official(part.name)
-        if published is None or is_prepared(part.name, directory(part)):
-            return f"{part.name}:{part.split}{place}"
-        missing[part.name, directory(part)] = published
-        split = published.translated(part.split)
-        return split and f"{published.own}:{split}{place}"
-
     new = {}
     for field in fields:
-        parts = parse_spec(settings[field]) if ":" in settings[field] else []
-        specs = [own(part) for part in parts]
-        if None in specs:
-            return None
-        if missing and specs and ",".join(filter(None, specs)) != settings[field]:
-            new[f"data.{field}"] = ",".join(filter(None, specs))
+        specs = []
+        for part in parse_spec(settings[field]) if ":" in settings[field] else []:
+            folder = os.path.expanduser(part.directory) or str(settings.dir)
+            name, split, published = part.name, part.split, official(part.name)
+            if published and not is_prepared(name, folder):
+                missing[name, folder] = published
+                translated = published.translated(split)
+                if translated is None:
+                    return None
+                name, split = published.own, translated
+            specs.append(f"{name}:{split}" + f"@{part.directory}" * bool(part.directory))
+        if missing and specs and ",".join(specs) != settings[field]:
+            new[f"data.{field}"] = ",".join(specs)
     if dataset not in {name for name, _ in missing}:
         return None
     return _error(missing, new)

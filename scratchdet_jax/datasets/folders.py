@@ -13,7 +13,6 @@ from scratchdet_jax.datasets.choices import NO_CHOICES, Choices, check_names
 from scratchdet_jax.datasets.coco_json import join_categories, read_coco
 from scratchdet_jax.datasets.folder_builder import FolderBuilder, FolderInput, prepare_dataset
 from scratchdet_jax.datasets.report import PrepareReport
-from scratchdet_jax.datasets.yolo_data import list_yolo
 from scratchdet_jax.errors import UserError
 
 
@@ -156,7 +155,7 @@ def prepare_yolo_folder(
     """
 
     def read() -> FolderInput:
-        listing = list_yolo(Path(data), None if folder is None else Path(folder))
+        listing = yolo_scan.list_yolo(Path(data), None if folder is None else Path(folder))
         check_names(choices, listing.class_names, str(data))
         return FolderInput(
             str(data), yolo_scan.fingerprint(listing), lambda: yolo_scan.scan(listing)

@@ -180,8 +180,7 @@ def join_splits(
     """
     for where, listed, images in splits.values():
         if not images:
-            reason = f"none of its images is usable; listed: {listed}"
-            defects.note(Kind.EMPTY_SPLIT, where, reason)
+            defects.note(Kind.EMPTY_SPLIT, where, f"none of its images is usable; listed: {listed}")
     return Contents(
         splits={name: images for name, (_, _, images) in splits.items() if images},
         class_names=tuple(class_names),
@@ -192,34 +191,27 @@ def join_splits(
     )
 
 
-class Frame(NamedTuple):
-    """The frame that the boxes of an annotation refer to.
-
-    Attributes:
-        size: its (height, width).
-        orientation: the turn from it to the displayed frame; 1 if it is the displayed frame.
-        problem: kind and details of a stated size that differs from the image's, or None.
-    """
-
-    size: tuple[int, int]
-    orientation: int
-    problem: tuple[Kind, str] | None
-
-
-def annotated_frame(stated: tuple[int, int] | None, header: ImageHeader) -> Frame:
+def annotated_frame(
+    stated: tuple[int, int] | None, header: ImageHeader, defects: Defects, file: str, where: str
+) -> tuple[tuple[int, int], int]:
     """Decides whether boxes refer to the image as displayed or as stored.
 
     They refer to the displayed image, unless the annotation states the size of the stored image and
-    the two sizes differ.
+    the two sizes differ. A `stated` size that is not the displayed one is noted for `file`, with
+    `where` before the details.
+
+    Returns:
+        The (height, width) that the boxes refer to, and the turn from there to the displayed frame.
     """
     height, width = header.displayed_size
     if stated in (None, (height, width)):
-        return Frame((height, width), 1, None)
-    says = f"it says {stated[1]}×{stated[0]} pixels, the image has"
+        return (height, width), 1
+    says = f"{where}it says {stated[1]}×{stated[0]} pixels, the image has"
     if stated == header.size:
-        problem = f"{says} them as stored, and {width}×{height} as shown"
-        return Frame(header.size, header.orientation, (Kind.TURNED, problem))
-    return Frame((height, width), 1, (Kind.SIZE, f"{says} {width}×{height}"))
+        defects.note(Kind.TURNED, file, f"{says} them as stored, and {width}×{height} as shown")
+        return header.size, header.orientation
+    defects.note(Kind.SIZE, file, f"{says} {width}×{height}")
+    return (height, width), 1
 
 
 def turned(box: Box, orientation: int) -> Box:
@@ -228,6 +220,13 @@ def turned(box: Box, orientation: int) -> Box:
         return box
     ymin, xmin, ymax, xmax = turn_boxes(np.array([box]), orientation)[0].tolist()
     return ymin, xmin, ymax, xmax
+
+
+def area_pixels(box: Box, size: tuple[int, int]) -> float:
+    """Returns the area in pixels of a normalised box in an image of (height, width)."""
+    ymin, xmin, ymax, xmax = box
+    # Rounded, because normalising can make a box of exactly 32² pixels slightly smaller.
+    return round((ymax - ymin) * (xmax - xmin) * size[0] * size[1], 3)
 
 
 def fit_box(corners: Box, size: tuple[int, int] | None) -> tuple[Box | None, list[Kind]]:

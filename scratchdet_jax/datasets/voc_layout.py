@@ -13,7 +13,7 @@ An id is the path of a file below the folder of its kind, without the suffix:
 import collections
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -259,14 +259,10 @@ def _find_part(folder: Path, root: Path, kind: _FileKind, named: str | None = No
                 f"{folder}/{name} is a link to something outside {folder}: if that may be read, "
                 f"name it with `prepare voc {kind.flag}={name}`"
             )
-        if any(file.lower().endswith(kind.suffixes) for file in _visible_files(root / name)):
+        files = (path.name for path in (root / name).rglob("*"))
+        if any(f.lower().endswith(kind.suffixes) and not is_hidden(f) for f in files):
             return Part(root / name, root, name)
     return next((Part(root / name, root, name) for name in known if name in _STANDARD), None)
-
-
-def _visible_files(folder: Path) -> Iterator[str]:
-    for _, _, files in os.walk(folder):
-        yield from (name for name in files if not is_hidden(name))
 
 
 def _below_xmls(annotations: Part) -> Part:

@@ -14,7 +14,6 @@ from scratchdet_jax.datasets.objects import (
     Broken,
     Contents,
     Defects,
-    Intact,
     Item,
     Kind,
     UsableImage,
@@ -42,7 +41,7 @@ from scratchdet_jax.datasets.voc_layout import (
     find_layout,
     list_files,
 )
-from scratchdet_jax.datasets.voc_lists import Lists, SplitList, read_splits
+from scratchdet_jax.datasets.voc_lists import SplitList, read_splits
 from scratchdet_jax.datasets.voc_xml import VOC_CLASSES, VocAnnotation, VocObject, parse_annotation
 from scratchdet_jax.errors import UserError
 
@@ -71,13 +70,15 @@ class Listing(NamedTuple):
     Attributes:
         layout: where the images and annotations are.
         files: the images and annotations, by id.
-        lists: the splits.
+        splits: the ids of each.
+        lines: the lines of the lists of ids, by file name.
         notes: decisions made for the user.
     """
 
     layout: Layout
     files: Files
-    lists: Lists
+    splits: list[SplitList]
+    lines: dict[str, list[str]]
     notes: list[str]
 
 
@@ -101,7 +102,7 @@ def list_folder(
     """
     layout = find_layout(folder, images, annotations)
     files = list_files(folder, layout)
-    lists = read_splits(folder, layout, files, wanted)
+    splits, lines, choices = read_splits(folder, layout, files, wanted)
     notes = []
     if layout.is_mixed:
         notes.append("each annotation is read from beside its image")
@@ -113,19 +114,19 @@ def list_folder(
             f"hidden files of macOS, Windows and other tools are passed over: "
             f"{len(files.hidden):,}, such as {printable(files.hidden[0])}"
         )
-    return Listing(layout, files, lists, notes + files.notes + lists.notes)
+    return Listing(layout, files, splits, lines, notes + files.notes + choices)
 
 
 def fingerprint(
     listing: Listing, class_names: Sequence[str] | None, splits: Sequence[str] | None
 ) -> str:
     """Hashes the options, the lists, the annotations, and the images' names and file sizes."""
-    layout, files, lists = listing.layout, listing.files, listing.lists
-    options: list[Any] = [list(class_names or []), list(splits or []), lists.lines]
+    layout, files = listing.layout, listing.files
+    options: list[Any] = [list(class_names or []), list(splits or []), listing.lines]
     if not layout.is_standard:
         options.append([layout.images.label, layout.annotations.label])
     digest = hashlib.sha256(json.dumps(options).encode())
-    used = {image_id for split in lists.splits for image_id in split.ids}
+    used = {image_id for split in listing.splits for image_id in split.ids}
     for name, path in _hashed(layout.annotations, files.annotations, used):
         digest.update(b"\0" + os.fsencode(name) + b"\0")
         digest.update(content_for_hash(path, layout.annotations.root, MAX_XML_BYTES))
@@ -149,7 +150,7 @@ def scan(listing: Listing, class_names: Sequence[str] | None) -> Contents:
     files, layout, root = listing.files, listing.layout, listing.layout.images.root
     defects, notes = Defects(files.defects), list(listing.notes)
     listed = {}
-    for members in listing.lists.splits:
+    for members in listing.splits:
         listed[members.split] = _unique_ids(members, listing, defects)
     ids = dict.fromkeys(i for members in listed.values() for i in members)
     if unlisted := len(files.images.keys() - ids.keys()):
@@ -159,16 +160,20 @@ def scan(listing: Listing, class_names: Sequence[str] | None) -> Contents:
     checked = check_images([files.images[image_id] for image_id in annotations], root)
     images = {}
     for image_id, annotation in annotations.items():
-        found = checked[files.images[image_id]]
+        path, file = files.images[image_id], layout.label(files.annotations[image_id])
+        found = checked[path]
         if isinstance(found, Broken):
-            file = layout.label(files.images[image_id])
-            defects.note(found.kind, file, found.reason)
-        else:
-            images[image_id] = _usable_image(
-                listing, image_id, annotation, found, class_names, defects
-            )
+            defects.note(found.kind, layout.label(path), found.reason)
+            continue
+        size, orientation = annotated_frame(annotation.size, found.header, defects, file, "")
+        items = []
+        for item, box in _read_objects(annotation, size, True, file, defects, class_names):
+            flags = {"is_difficult": item.is_difficult, "is_truncated": item.is_truncated}
+            items.append(Item(item.name, turned(box, orientation), item.is_difficult, flags))
+        name = as_text(path.relative_to(layout.images.path).as_posix())
+        images[image_id] = UsableImage(path, name, image_id, *found, items)
     splits = {}
-    for split, source, _, is_list in listing.lists.splits:
+    for split, source, _, is_list in listing.splits:
         place = os.path.dirname(source) if is_list else source
         usable = [images[i] for i in listed[split] if i in images]
         where = f"{place or 'all images'} ({split})"
@@ -189,10 +194,10 @@ def read_ground_truth(folder: Path, split: str) -> GroundTruth:
     files = list_files(folder, layout)
     # An annotation without an image is also scored.
     files = files._replace(images={**files.annotations, **files.images})
-    lists = read_splits(folder, layout, files, [split])
-    listing = Listing(layout, files, lists, [])
+    (members,), lines, notes = read_splits(folder, layout, files, [split])
+    listing = Listing(layout, files, [members], lines, files.notes + notes)
     defects = Defects()
-    listed = _unique_ids(lists.splits[0], listing, defects, Kind.NO_ANNOTATION)
+    listed = _unique_ids(members, listing, defects, Kind.NO_ANNOTATION)
     objects = {}
     ids = [image_id for image_id in listed if image_id in files.images]
     for image_id, annotation in _read_annotations(listing, ids, defects).items():
@@ -203,8 +208,7 @@ def read_ground_truth(folder: Path, split: str) -> GroundTruth:
         first = f"; the first: {defects[0].file}: {defects[0].reason}" if defects else ""
         raise UserError(f"{folder}: the split {split!r} has no usable annotation{first}")
     left_out = [image_id for image_id in listed if image_id not in objects]
-    notes = files.notes + lists.notes
-    return GroundTruth(lists.splits[0].split, objects, left_out, defects, notes)
+    return GroundTruth(members.split, objects, left_out, defects, listing.notes)
 
 
 def _unique_ids(
@@ -214,8 +218,7 @@ def _unique_ids(
     files, layout = listing.files, listing.layout
     for image_id, count in collections.Counter(members.ids).items():
         if count > 1:
-            reason = f"{image_id} is listed {count} times"
-            defects.note(Kind.LISTED_TWICE, members.source, reason)
+            defects.note(Kind.LISTED_TWICE, members.source, f"{image_id} is listed {count} times")
         if image_id in files.images:
             continue
         listed = members.is_list
@@ -279,34 +282,6 @@ def _resolve_classes(
             )
         return VOC_CLASSES
     return tuple(sorted(found))
-
-
-def _usable_image(
-    listing: Listing,
-    image_id: str,
-    annotation: VocAnnotation,
-    checked: Intact,
-    class_names: Sequence[str] | None,
-    defects: Defects,
-) -> UsableImage:
-    """Returns the image with its usable objects; adds what is wrong to `defects`."""
-    layout, path = listing.layout, listing.files.images[image_id]
-    file = layout.label(listing.files.annotations[image_id])
-    frame = annotated_frame(annotation.size, checked.header)
-    if frame.problem:
-        defects.note(frame.problem[0], file, frame.problem[1])
-    found = _read_objects(annotation, frame.size, True, file, defects, class_names)
-    items = [
-        Item(
-            item.name,
-            turned(box, frame.orientation),
-            item.is_difficult,
-            {"is_difficult": item.is_difficult, "is_truncated": item.is_truncated},
-        )
-        for item, box in found
-    ]
-    name = as_text(path.relative_to(layout.images.path).as_posix())
-    return UsableImage(path, name, image_id, *checked, items)
 
 
 def _read_objects(

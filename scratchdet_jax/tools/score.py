@@ -23,8 +23,7 @@ from scratchdet_jax.errors import UserError, plural
 from scratchdet_jax.evaluation import coco, formats, voc
 from scratchdet_jax.evaluation.detections import ImageGroundTruth, check_images
 from scratchdet_jax.files import write_json
-from scratchdet_jax.reports.page.tables import text_table
-from scratchdet_jax.reports.page.wording import number
+from scratchdet_jax.reports.page.tables import number, text_table
 
 T = TypeVar("T")
 
