@@ -33,7 +33,7 @@ from benchmarks import measure, ssd_numpy_augment
 from scratchdet_jax import cli
 from scratchdet_jax.data.loading import TrainingOrder, read_batches, to_device
 from scratchdet_jax.data.records import DetectionSource, open_source
-from scratchdet_jax.datasets.coco_folder import CocoSplit, prepare_coco_folder
+from scratchdet_jax.datasets.folders import CocoSplit, prepare_coco_folder
 
 BATCH = 32
 SEED = 0

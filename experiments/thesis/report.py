@@ -13,8 +13,7 @@ from matplotlib.figure import Figure
 
 from experiments.thesis.plan import Ordering, Row, Study, run_folder
 from scratchdet_jax.errors import UserError
-from scratchdet_jax.reports.curves import draw_paper_panels, finish, save
-from scratchdet_jax.reports.reading import read_run, running, series
+from scratchdet_jax.reports.curves import draw_paper_panels, finish, read_run, running, save, series
 
 # 97.5 % quantiles of Student's t by degrees of freedom, from 1.
 _STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23)

@@ -8,8 +8,8 @@ from pathlib import Path
 from reprlib import repr as brief
 from typing import Any, NamedTuple
 
-from scratchdet_jax.datasets.untrusted import MAX_JSON_BYTES, decode_text, printable, read_inside
-from scratchdet_jax.errors import UserError, one_line
+from scratchdet_jax.datasets.untrusted import MAX_JSON_BYTES, printable, read_named
+from scratchdet_jax.errors import UserError
 
 _LISTS = ("images", "annotations", "categories")
 # Other fields are dropped during parsing to save memory: segmentations are most of a file.
@@ -65,7 +65,11 @@ def read_coco(path: Path, test_set: bool = False) -> CocoFile:
         UserError: the file is missing, larger than `untrusted.MAX_JSON_BYTES`, not JSON, too deeply
             nested or not a COCO annotation file, or a category has no id.
     """
-    content, digest = _parse(path)
+
+    def parse(text: str) -> Any:
+        return json.loads(text, object_pairs_hook=_slim)
+
+    content, data = read_named(path, MAX_JSON_BYTES, parse, "COCO annotations")
     labelled = not isinstance(content, dict) or "annotations" in content
     if isinstance(content, dict) and test_set:
         content.setdefault("annotations", [])
@@ -79,7 +83,7 @@ def read_coco(path: Path, test_set: bool = False) -> CocoFile:
     used = (integer(e.get("category_id")) for e in content["annotations"] if isinstance(e, dict))
     return CocoFile(
         path,
-        digest,
+        hashlib.sha256(data).hexdigest(),
         content["images"],
         content["annotations"],
         tuple(categories),
@@ -87,22 +91,6 @@ def read_coco(path: Path, test_set: bool = False) -> CocoFile:
         frozenset(number for number in used if number is not None),
         labelled,
     )
-
-
-def _parse(path: Path) -> tuple[Any, str]:
-    """Returns the content of a JSON file with `_FIELDS` only, and the SHA-256 of its bytes."""
-    try:
-        # A link is followed, because the user named this very file.
-        file = path.resolve(strict=True)
-        data = read_inside(file, file.parent, MAX_JSON_BYTES)
-        content = json.loads(decode_text(data), object_pairs_hook=_slim)
-        return content, hashlib.sha256(data).hexdigest()
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist") from None
-    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a link to itself, nesting
-        raise UserError(
-            f"{path} cannot be read as COCO annotations: {printable(one_line(error))}"
-        ) from None
 
 
 def join_categories(

@@ -5,12 +5,11 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from reprlib import repr as brief
 from typing import Any, NamedTuple
 
-from scratchdet_jax.datasets.checks import Broken, check_images
 from scratchdet_jax.datasets.coco_json import (
     CocoFile,
     crowd_flag,
@@ -20,19 +19,21 @@ from scratchdet_jax.datasets.coco_json import (
     numbers,
     stated_area,
 )
-from scratchdet_jax.datasets.defects import Defect, Kind
 from scratchdet_jax.datasets.objects import (
-    Box,
+    Broken,
     Contents,
-    Frame,
+    Defects,
     Item,
+    Kind,
     UsableImage,
     annotated_frame,
+    area_pixels,
+    check_images,
     fit_box,
     join_splits,
     turned,
 )
-from scratchdet_jax.datasets.untrusted import ImageFolder, OutsideFolderError, as_text, file_size
+from scratchdet_jax.datasets.untrusted import ImageFolder, as_text, file_size
 
 
 class ListedImage(NamedTuple):
@@ -60,7 +61,7 @@ class GroundTruth(NamedTuple):
     categories: tuple[tuple[int, str], ...]
     annotations: list[dict[str, Any]]
     left_out: list[int | str]
-    defects: list[Defect]
+    defects: Defects
     notes: list[str]
 
 
@@ -81,30 +82,34 @@ class Listing(NamedTuple):
     images: dict[int, ListedImage]
     ids: set[int]
     listed: int
-    defects: list[Defect]
+    defects: Defects
 
 
 def list_split(file: CocoFile, folder: Path) -> Listing:
     """Finds the files of the images listed in an annotation file, without opening them."""
-    root, name = folder.resolve(), as_text(file.path.name)
-    defects: list[Defect] = []
-    entries, ids, count = _distinct(file, name, defects, integer, True)
+    root = folder.resolve()
+    reader = _Reader(file, Defects())
+    entries, ids, count = reader.distinct()
     finder, images = ImageFolder(root), {}
+    by_path: dict[Path, list[int]] = collections.defaultdict(list)
     for image_id, entry in entries.items():
         where = f"image {image_id}, {as_text(entry['file_name'])}"
         try:
             path, remark = finder.find(entry["file_name"])
-        except OutsideFolderError as error:
-            defects.append(Defect.of(Kind.OUT_OF_FOLDER, name, f"{where}: {error}"))
+        except ValueError as error:
+            reader.note(Kind.OUT_OF_FOLDER, f"{where}: {error}")
             continue
         if path is None:
-            defects.append(Defect.of(Kind.NO_IMAGE, name, f"{where}: not in {folder}{remark}"))
+            reader.note(Kind.NO_IMAGE, f"{where}: not in {folder}{remark}")
             continue
         if remark:
-            defects.append(Defect.of(Kind.RENAMED, name, f"{where}: found as {as_text(remark)}"))
+            reader.note(Kind.RENAMED, f"{where}: found as {as_text(remark)}")
         images[image_id] = ListedImage(path, entry["file_name"], _stated_size(entry))
-    _note_shared(images, name, defects)
-    return Listing(file, root, images, ids, count, defects)
+        by_path[path].append(image_id)
+    for path, same in by_path.items():
+        if len(same) > 1:
+            reader.note(Kind.SHARED, f"{as_text(path.name)}: ids {', '.join(map(str, same))}")
+    return Listing(file, root, images, ids, count, reader.defects)
 
 
 def fingerprint(listings: Mapping[str, Listing]) -> str:
@@ -120,9 +125,9 @@ def fingerprint(listings: Mapping[str, Listing]) -> str:
 
 def scan(listings: Mapping[str, Listing]) -> Contents:
     """Decodes the images and checks the annotations of all splits."""
-    splits = {}
+    splits, defects = {}, Defects()
     files = [listing.file for listing in listings.values()]
-    categories, defects, notes = _read_table(files)
+    categories, notes = _read_table(files, defects)
     for split, listing in listings.items():
         name = as_text(listing.file.path.name)
         if not listing.file.labelled:
@@ -130,8 +135,8 @@ def scan(listings: Mapping[str, Listing]) -> Contents:
                 f"{name} has no annotations, as that of a test set: {split} can be predicted on, "
                 "but neither trained on nor scored"
             )
-        images, problems = _scan_split(listing, name, dict(categories))
-        defects += listing.defects + problems
+        defects += listing.defects
+        images = _scan_split(listing, dict(categories), defects)
         splits[split] = f"{name} ({split})", listing.listed, images
     numbers, names = zip(*categories, strict=True)
     contents = join_splits(splits, names, numbers, notes, defects)
@@ -143,28 +148,26 @@ def read_ground_truth(file: CocoFile) -> GroundTruth:
 
     Unlike there, image ids may be texts, and images need no file name.
     """
-    name = as_text(file.path.name)
-    categories, defects, notes = _read_table([file])
-    entries, ids, _ = _distinct(file, name, defects, image_key, False)
-    by_image, problems = _by_image(file.annotations, entries, ids, name, image_key)
-    defects += problems
-    reader = _AnnotationReader(name, dict(categories), defects)
+    defects = Defects()
+    categories, notes = _read_table([file], defects)
+    reader = _Reader(file, defects, dict(categories), images_needed=False)
+    entries, ids, _ = reader.distinct()
     number = {category: i for i, category in categories}
     annotations = []
-    for image_id, items in by_image.items():
+    for image_id, items in reader.by_image(entries, ids).items():
         size = _stated_size(entries[image_id])
         for position, entry in items:
-            found = reader.read(position, entry, size, clipped=False)
+            found = reader.read(position, entry, size)
             if found is None:
                 continue
             # From the numbers as written, because sums of them are rounded.
             x, y, width, height = map(float, entry["bbox"])
             row = {
                 "image_id": image_id,
-                "category_id": number[found.category],
+                "category_id": number[found.name],
                 "bbox": [min(x, x + width), min(y, y + height), abs(width), abs(height)],
-                "area": abs(width * height) if found.area is None else found.area,
-                "iscrowd": int(found.is_crowd),
+                "area": found.features.get("area", abs(width * height)),
+                "iscrowd": int(found.is_ignored),
             }
             annotations.append(row)
     left_out = [image_id for image_id in ids if image_id not in entries]
@@ -172,55 +175,16 @@ def read_ground_truth(file: CocoFile) -> GroundTruth:
 
 
 def _read_table(
-    files: Sequence[CocoFile],
-) -> tuple[tuple[tuple[int, str], ...], list[Defect], list[str]]:
-    """Returns the category table, its defects, and notes on what was left out of it."""
+    files: Sequence[CocoFile], defects: Defects
+) -> tuple[tuple[tuple[int, str], ...], list[str]]:
+    """Returns the category table, and notes on what was left out of it."""
     categories, left_out = join_categories(files)
-    defects = [
-        Defect.of(Kind.CATEGORY_NAME, file.path.name, text)
-        for file in files
-        for text in file.repaired
+    for file in files:
+        for text in file.repaired:
+            defects.note(Kind.CATEGORY_NAME, file.path.name, text)
+    return categories, [
+        f"category left out, because no annotation uses it: {text}" for text in left_out
     ]
-    notes = [f"category left out, because no annotation uses it: {text}" for text in left_out]
-    return categories, defects, notes
-
-
-def _distinct(
-    file: CocoFile, name: str, defects: list[Defect], key: Callable[[Any], Any], needs_file: bool
-) -> tuple[dict[Any, dict[str, Any]], set[Any], int]:
-    """Returns readable image entries by id, all ids, and the number of different images."""
-    by_id: dict[Any, list[dict[str, Any]]] = {}
-    unreadable = 0
-    for position, entry in enumerate(file.images):
-        if problem := _entry_problem(entry, key, needs_file):
-            unreadable += 1
-            defects.append(Defect.of(Kind.BROKEN_ENTRY, name, f"images[{position}] {problem}"))
-        else:
-            by_id.setdefault(key(entry["id"]), []).append(entry)
-    entries = {}
-    for image_id, same in by_id.items():
-        names = dict.fromkeys(str(entry.get("file_name", "")) for entry in same)
-        if len(names) > 1:
-            listed = ", ".join(map(as_text, names))
-            defects += [Defect.of(Kind.CONFLICT, name, f"image {image_id}: {listed}")]
-            unreadable += len(names)
-            continue
-        if len(same) > 1:
-            reason = f"image {image_id} is listed {len(same)} times"
-            defects.append(Defect.of(Kind.LISTED_TWICE, name, reason))
-        entries[image_id] = same[0]
-    return entries, set(by_id), len(entries) + unreadable
-
-
-def _entry_problem(entry: Any, key: Callable[[Any], Any], needs_file: bool) -> str:
-    if not isinstance(entry, dict):
-        return "is not an object"
-    if key(entry.get("id")) is None:
-        return f"has the id {brief(entry.get('id'))}; ids must be integers: number the images"
-    file_name = entry.get("file_name")
-    if needs_file and not (isinstance(file_name, str) and file_name.strip()):
-        return f"(id {entry['id']}) has no file_name"
-    return ""
 
 
 def _stated_size(entry: Mapping[str, Any]) -> tuple[int, int] | None:
@@ -229,26 +193,14 @@ def _stated_size(entry: Mapping[str, Any]) -> tuple[int, int] | None:
     return None if height is None or width is None else (height, width)
 
 
-def _note_shared(images: Mapping[int, ListedImage], name: str, defects: list[Defect]) -> None:
-    by_path: dict[Path, list[int]] = collections.defaultdict(list)
-    for image_id, image in images.items():
-        by_path[image.path].append(image_id)
-    for path, ids in by_path.items():
-        if len(ids) > 1:
-            reason = f"{as_text(path.name)}: ids {', '.join(map(str, ids))}"
-            defects.append(Defect.of(Kind.SHARED, name, reason))
-
-
 def _scan_split(
-    listing: Listing, name: str, categories: Mapping[int, str]
-) -> tuple[list[UsableImage], list[Defect]]:
-    """Returns the usable images in the order of their list, and the defects."""
+    listing: Listing, categories: Mapping[int, str], defects: Defects
+) -> list[UsableImage]:
+    """Returns the usable images in the order of their list."""
     paths = list(dict.fromkeys(image.path for image in listing.images.values()))
     checked = check_images(paths, listing.root)
-    entries, defects = _by_image(
-        listing.file.annotations, listing.images, listing.ids, name, integer
-    )
-    reader = _AnnotationReader(name, categories, defects)
+    reader = _Reader(listing.file, defects, categories)
+    entries = reader.by_image(listing.images, listing.ids)
     annotations = [entry for entry in listing.file.annotations if isinstance(entry, dict)]
     given = {number for e in annotations if (number := integer(e.get("id"))) is not None}
     fresh = itertools.count(max(given, default=0) + 1)
@@ -256,113 +208,118 @@ def _scan_split(
     images = []
     for image_id, image in listing.images.items():
         found = checked[image.path]
-        where = f"image {image_id}, {as_text(image.file_name)}"
+        name = as_text(image.file_name)
+        where = f"image {image_id}, {name}: "
         if isinstance(found, Broken):
-            reader.note(found.kind, f"{where}: {found.reason}")
+            reader.note(found.kind, where + found.reason)
             continue
-        frame = annotated_frame(image.stated, found.header)
-        if frame.problem:
-            kind, reason = frame.problem
-            reader.note(kind, f"{where}: {reason}")
+        size, orientation = annotated_frame(image.stated, found.header, defects, reader.name, where)
         items = []
         for position, entry in entries[image_id]:
-            read = reader.read(position, entry, frame.size, clipped=True)
-            if read is not None:
-                features = {
-                    "area": _area(read, frame),
-                    "id": _own_id(position, entry, taken, fresh, reader),
-                    "is_crowd": read.is_crowd,
-                }
-                box = turned(read.box, frame.orientation)
-                items.append(Item(read.category, box, read.is_crowd, features))
-        file_name = as_text(image.file_name)
-        images.append(UsableImage(image.path, file_name, image_id, *found, items))
-    return images, defects
-
-
-def _own_id(
-    position: int,
-    entry: Mapping[str, Any],
-    taken: set[int],
-    fresh: Iterator[int],
-    reader: "_AnnotationReader",
-) -> int:
-    """Returns the annotation's id, or a `fresh` one if it is missing, `taken` or no integer."""
-    number = integer(entry.get("id"))
-    if number is None or number in taken:
-        number = next(fresh)
-        reason = f"{_place(position, entry)}: its id is {brief(entry.get('id'))}, now {number}"
-        reader.note(Kind.ANNOTATION_ID, reason)
-    taken.add(number)
-    return number
-
-
-def _area(found: "_Read", frame: Frame) -> int:
-    """Returns an integer, as TFDS stores it. Rounding up would change COCO's size classes."""
-    if found.area is not None:
-        return int(found.area)
-    height, width = frame.size
-    ymin, xmin, ymax, xmax = found.box
-    return int(round((ymax - ymin) * (xmax - xmin) * height * width, 3))
-
-
-def _by_image(
-    annotations: Sequence[Any],
-    images: Collection[Any],
-    ids: Collection[Any],
-    name: str,
-    key: Callable[[Any], Any],
-) -> tuple[dict[Any, list[tuple[int, dict[str, Any]]]], list[Defect]]:
-    """Groups annotations and their positions by image, except for images that are left out."""
-    entries: dict[Any, list[tuple[int, dict[str, Any]]]] = {i: [] for i in images}
-    defects = []
-    for position, entry in enumerate(annotations):
-        where = f"annotations[{position}]"
-        if not isinstance(entry, dict):
-            defects.append(Defect.of(Kind.UNREADABLE_BOX, name, f"{where} is not an object"))
-            continue
-        image_id = key(entry.get("image_id"))
-        if image_id not in ids:
-            reason = f"{where}: image {brief(entry.get('image_id'))}"
-            defects.append(Defect.of(Kind.UNKNOWN_IMAGE, name, reason))
-        elif image_id in entries:
-            entries[image_id].append((position, entry))
-    return entries, defects
+            if read := reader.read(position, entry, size):
+                number = integer(entry.get("id"))
+                if number is None or number in taken:
+                    number = next(fresh)
+                    text = f"its id is {brief(entry.get('id'))}, now {number}"
+                    reader.note(Kind.ANNOTATION_ID, f"{_place(position, entry)}: {text}")
+                taken.add(number)
+                # An integer, as TFDS stores it. Rounding up would change COCO's size classes.
+                stored = int(read.features.get("area", area_pixels(read.box, size)))
+                features = {"area": stored, "id": number, "is_crowd": read.is_ignored}
+                box = turned(read.box, orientation)
+                items.append(read._replace(box=box, features=features))
+        images.append(UsableImage(image.path, name, image_id, *found, items))
+    return images
 
 
 def _place(position: int, entry: Mapping[str, Any]) -> str:
     return f"annotations[{position}] (image {entry['image_id']})"
 
 
-class _Read(NamedTuple):
-    """An annotation: its category, its box, its area if it is stated, and whether it is a crowd."""
+class _Reader:
+    """Reads the entries of one file and records their defects.
 
-    category: str
-    box: Box
-    area: float | None
-    is_crowd: bool
+    Attributes:
+        name: of the file, for messages.
+        defects: where its defects are noted.
+    """
 
-
-class _AnnotationReader:
-    """Reads the annotations of one file and records their defects."""
-
-    def __init__(self, name: str, categories: Mapping[int, str], defects: list[Defect]) -> None:
-        self._name, self._categories, self._defects = name, categories, defects
+    def __init__(
+        self,
+        file: CocoFile,
+        defects: Defects,
+        categories: Mapping[int, str] | None = None,
+        images_needed: bool = True,
+    ) -> None:
+        """Takes a file, and the categories by id; `images_needed`: see `read_ground_truth`."""
+        self.name, self.defects = as_text(file.path.name), defects
+        self._file, self._categories = file, categories or {}
+        self._images_needed = images_needed
+        self._key: Callable[[Any], Any] = integer if images_needed else image_key
 
     def note(self, kind: Kind, reason: str) -> None:
-        """Records a defect of this file."""
-        self._defects.append(Defect.of(kind, self._name, reason))
+        """Records a defect of the file."""
+        self.defects.note(kind, self.name, reason)
+
+    def distinct(self) -> tuple[dict[Any, dict[str, Any]], set[Any], int]:
+        """Returns readable image entries by id, all ids, and the number of different images."""
+        by_id: dict[Any, list[dict[str, Any]]] = {}
+        unreadable = 0
+        for position, entry in enumerate(self._file.images):
+            if problem := self._entry_problem(entry):
+                unreadable += 1
+                self.note(Kind.BROKEN_ENTRY, f"images[{position}] {problem}")
+            else:
+                by_id.setdefault(self._key(entry["id"]), []).append(entry)
+        entries = {}
+        for image_id, same in by_id.items():
+            names = dict.fromkeys(str(entry.get("file_name", "")) for entry in same)
+            if len(names) > 1:
+                self.note(Kind.CONFLICT, f"image {image_id}: {', '.join(map(as_text, names))}")
+                unreadable += len(names)
+                continue
+            if len(same) > 1:
+                self.note(Kind.LISTED_TWICE, f"image {image_id} is listed {len(same)} times")
+            entries[image_id] = same[0]
+        return entries, set(by_id), len(entries) + unreadable
+
+    def _entry_problem(self, entry: Any) -> str:
+        if not isinstance(entry, dict):
+            return "is not an object"
+        if self._key(entry.get("id")) is None:
+            return f"has the id {brief(entry.get('id'))}; ids must be integers: number the images"
+        file_name = entry.get("file_name")
+        if self._images_needed and not (isinstance(file_name, str) and file_name.strip()):
+            return f"(id {entry['id']}) has no file_name"
+        return ""
+
+    def by_image(
+        self, images: Collection[Any], ids: Collection[Any]
+    ) -> dict[Any, list[tuple[int, dict[str, Any]]]]:
+        """Groups annotations and their positions by image, except for images that are left out."""
+        entries: dict[Any, list[tuple[int, dict[str, Any]]]] = {i: [] for i in images}
+        for position, entry in enumerate(self._file.annotations):
+            where = f"annotations[{position}]"
+            if not isinstance(entry, dict):
+                self.note(Kind.UNREADABLE_BOX, f"{where} is not an object")
+                continue
+            image_id = self._key(entry.get("image_id"))
+            if image_id not in ids:
+                self.note(Kind.UNKNOWN_IMAGE, f"{where}: image {brief(entry.get('image_id'))}")
+            elif image_id in entries:
+                entries[image_id].append((position, entry))
+        return entries
 
     def read(
-        self, position: int, entry: Mapping[str, Any], size: tuple[int, int] | None, clipped: bool
-    ) -> _Read | None:
-        """Reads an annotation; None if it is unusable.
+        self, position: int, entry: Mapping[str, Any], size: tuple[int, int] | None
+    ) -> Item | None:
+        """Reads an annotation, with its area if it is stated; None if it is unusable.
 
         Args:
             position: in the list of annotations.
             entry: the annotation.
-            size: (height, width) that the box refers to; None: unknown.
-            clipped: whether the box is clipped to the size and normalised.
+            size: (height, width) that the box refers to; None: unknown. The box is clipped to it
+                and normalised if images are needed.
         """
         where = _place(position, entry)
         values = numbers(entry.get("bbox"), 4)
@@ -378,7 +335,7 @@ class _AnnotationReader:
             return None
         x, y, width, height = values
         corners = y, x, y + height, x + width
-        box, kinds = fit_box(corners, size if clipped else None)
+        box, kinds = fit_box(corners, size if self._images_needed else None)
         of = f" of {size[1]}×{size[0]}" if size else ""
         for kind in kinds:
             self.note(kind, f"{where}: x {x:g}, y {y:g}, w {width:g}, h {height:g}{of}")
@@ -389,4 +346,4 @@ class _AnnotationReader:
             self.note(Kind.AREA, f"{where}: its area is {brief(entry['area'])}")
         if flag is None:
             self.note(Kind.FLAG, f"{where}: iscrowd is {brief(entry['iscrowd'])}")
-        return _Read(category, box, area, bool(flag))
+        return Item(category, box, bool(flag), {} if area is None else {"area": area})

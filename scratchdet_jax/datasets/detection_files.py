@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from scratchdet_jax.datasets.coco_json import image_key, integer, numbers
-from scratchdet_jax.errors import UserError, one_line
+from scratchdet_jax.datasets.untrusted import MAX_JSON_BYTES, read_named
+from scratchdet_jax.errors import UserError
 from scratchdet_jax.evaluation.detections import ImageDetections
 from scratchdet_jax.evaluation.formats import unescaped, voc_file
 
@@ -101,10 +102,7 @@ def read_coco_results(path: Path, categories: Collection[int]) -> dict[str, list
     Raises:
         UserError: the file is missing or malformed, or has a category id that is not listed.
     """
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read as JSON: {one_line(error)}") from None
+    content, _ = read_named(path, MAX_JSON_BYTES, json.loads, "JSON")
     if not isinstance(content, list):
         raise UserError(f"{path} is not a COCO results file: it must be a list of detections")
     found: dict[str, list[dict[str, Any]]] = {}

@@ -7,10 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from scratchdet_jax.datasets.checks import in_threads
 from scratchdet_jax.datasets.choices import Choices
 from scratchdet_jax.datasets.duplicates import Signature, near_groups, read_signature
-from scratchdet_jax.datasets.objects import Contents, UsableImage, read_unchanged
+from scratchdet_jax.datasets.objects import Contents, UsableImage, in_threads, read_unchanged
 from scratchdet_jax.datasets.untrusted import as_text
 from scratchdet_jax.errors import UserError, plural
 
@@ -171,11 +170,9 @@ class _Division:
         for split in range(len(self._expected)):
             if not (self.places == split).any():
                 spare = [i for i in order if (self.places == self.places[i]).sum() > 1]
-                self.place(min(spare, key=lambda i: self._cost_of_move(i, split)), split)
-
-    def _cost_of_move(self, i: int, split: int) -> float:
-        costs = self._costs_of_moves(i)
-        return float(costs[split] - costs[self.places[i]])
+                costs = {i: self._costs_of_moves(i) for i in spare}
+                best = min(spare, key=lambda i: costs[i][split] - costs[i][self.places[i]])
+                self.place(best, split)
 
     def _costs_of_moves(self, i: int) -> np.ndarray:
         """Computes `costs` as if the item were in no split."""

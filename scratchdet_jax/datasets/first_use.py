@@ -1,13 +1,15 @@
 """Data sets at first use: what the core asks for when one is missing (data/first_use.py)."""
 
 import os
+import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import ml_collections
 
-from scratchdet_jax.data.records import SpecPart, parse_spec
+from scratchdet_jax.data.records import parse_spec
 from scratchdet_jax.data.tfds_dataset import (
     FOR_TFDS,
     classes_and_splits,
@@ -16,16 +18,95 @@ from scratchdet_jax.data.tfds_dataset import (
     tfds_build,
 )
 from scratchdet_jax.datasets.folder_builder import stored_choices
-from scratchdet_jax.datasets.official import Official, official
+from scratchdet_jax.datasets.folders import VocFolder, prepare_voc_folder
 from scratchdet_jax.datasets.shapes import prepare_shapes
-from scratchdet_jax.datasets.voc_folder import VocFolder, prepare_voc_folder
 from scratchdet_jax.errors import UserError
 
+_SPLIT_NAME = r"(?<![\w\[:%])[a-zA-Z]\w*"  # not the unit in [:50%]
 _ARGUMENTS = {
     "voc_folder": "voc --folder=FOLDER",
     "coco_folder": "coco --split=SPLIT:ANNOTATIONS.json:IMAGE_FOLDER",
     "yolo_folder": "yolo --data=data.yaml",
 }
+
+
+class Official(NamedTuple):
+    """A data set of TFDS that `prepare` makes of its published files.
+
+    Attributes:
+        name: TFDS's name, such as voc/2007.
+        own: the data set that `prepare` makes, such as voc_folder/voc2007.
+        download: the files to download, where from, and where to unpack them.
+        arguments: of `prepare`, without --name and --data_dir.
+        splits: the splits with published boxes: TFDS's names, and those in the own set.
+    """
+
+    name: str
+    own: str
+    download: str
+    arguments: str
+    splits: Mapping[str, str]
+
+    def command(self, data_dir: str, again: bool = False) -> str:
+        """Returns the command that prepares it, or prepares it `again`."""
+        name = self.own.partition("/")[2]
+        where = f"--data_dir={shlex.quote(data_dir)}{' --force' if again else ''}"
+        return f"scratchdet prepare {self.arguments} --name={name} {where}"
+
+    def translated(self, split: str) -> str | None:
+        """Returns a split in TFDS's names, such as train+validation[:9], as one of the own set.
+
+        None if the boxes of one of its splits are not published.
+        """
+        names = re.findall(_SPLIT_NAME, split)
+        if not self.splits.keys() >= set(names):
+            return None
+        return re.sub(_SPLIT_NAME, lambda match: self.splits[match[0]], split)
+
+
+def _voc(year: str, files: str, splits: dict[str, str]) -> Official:
+    folder = f"VOCdevkit/VOC{year}"
+    return Official(
+        f"voc/{year}",
+        f"voc_folder/voc{year}",
+        f"{files} from http://host.robots.ox.ac.uk/pascal/VOC/voc{year}/ into this folder and "
+        f"unpack {'them' if ' and ' in files else 'it'}, which makes {folder}",
+        f"voc --folder={folder} --splits={','.join(splits.values())}",
+        splits,
+    )
+
+
+def _coco(year: str) -> Official:
+    splits = " ".join(
+        f"--split={split}:coco/annotations/instances_{part}{year}.json:coco/{part}{year}"
+        for split, part in (("train", "train"), ("validation", "val"))
+    )
+    return Official(
+        f"coco/{year}",
+        f"coco_folder/coco{year}",
+        f"train{year}.zip, val{year}.zip and annotations_trainval{year}.zip from "
+        f"https://cocodataset.org/#download into a folder coco and unpack them there, which makes "
+        f"coco/train{year}, coco/val{year} and coco/annotations",
+        f"coco {splits}",
+        {"train": "train", "validation": "validation"},
+    )
+
+
+_ALL = (
+    _voc(
+        "2007",
+        "VOCtrainval_06-Nov-2007.tar and VOCtest_06-Nov-2007.tar",
+        {"train": "train", "validation": "val", "test": "test"},
+    ),
+    _voc("2012", "VOCtrainval_11-May-2012.tar", {"train": "train", "validation": "val"}),
+    _coco("2017"),
+    _coco("2014"),
+)
+
+
+def official(name: str) -> Official | None:
+    """Returns the published data set that TFDS calls `name`; its usual year if `name` has none."""
+    return next((o for o in _ALL if name in (o.name, o.name.partition("/")[0])), None)
 
 
 def provide(name: str, data_dir: str) -> bool:
@@ -74,28 +155,21 @@ def substitute_error(
         None if `dataset` is neither VOC nor COCO, or the boxes of a split are not published.
     """
     missing: dict[tuple[str, str], Official] = {}
-
-    def directory(part: SpecPart) -> str:
-        return os.path.expanduser(part.directory) or str(settings.dir)
-
-    def own(part: SpecPart) -> str | None:
-        """Returns the part in terms of the set that `prepare` makes; as it is if it exists."""
-        place = f"@{part.directory}" if part.directory else ""
-        published = official(part.name)
-        if published is None or is_prepared(part.name, directory(part)):
-            return f"{part.name}:{part.split}{place}"
-        missing[part.name, directory(part)] = published
-        split = published.translated(part.split)
-        return split and f"{published.own}:{split}{place}"
-
     new = {}
     for field in fields:
-        parts = parse_spec(settings[field]) if ":" in settings[field] else []
-        specs = [own(part) for part in parts]
-        if None in specs:
-            return None
-        if missing and specs and ",".join(filter(None, specs)) != settings[field]:
-            new[f"data.{field}"] = ",".join(filter(None, specs))
+        specs = []
+        for part in parse_spec(settings[field]) if ":" in settings[field] else []:
+            folder = os.path.expanduser(part.directory) or str(settings.dir)
+            name, split, published = part.name, part.split, official(part.name)
+            if published and not is_prepared(name, folder):
+                missing[name, folder] = published
+                translated = published.translated(split)
+                if translated is None:
+                    return None
+                name, split = published.own, translated
+            specs.append(f"{name}:{split}" + f"@{part.directory}" * bool(part.directory))
+        if missing and specs and ",".join(specs) != settings[field]:
+            new[f"data.{field}"] = ",".join(specs)
     if dataset not in {name for name, _ in missing}:
         return None
     return _error(missing, new)

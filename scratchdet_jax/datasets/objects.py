@@ -1,20 +1,88 @@
-"""What goes into a data set: usable images, and objects whose boxes fit their image."""
+"""What goes into a data set: usable images, objects whose boxes fit them, and what was wrong."""
 
-from collections.abc import Mapping, Sequence
+import enum
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from scratchdet_jax.data.images import ImageHeader, turn_boxes
-from scratchdet_jax.datasets.defects import Defect, Kind
-from scratchdet_jax.datasets.untrusted import Stamp, read_stamped
+from scratchdet_jax.data.images import ImageHeader, check_complete, read_header, turn_boxes
+from scratchdet_jax.datasets.untrusted import (
+    MAX_IMAGE_BYTES,
+    OutsideFolderError,
+    Stamp,
+    printable,
+    read_stamped,
+)
 from scratchdet_jax.errors import UserError
+from scratchdet_jax.progress import track
 
+T = TypeVar("T")
+R = TypeVar("R")
 Box = tuple[float, float, float, float]
 
 # How far a box may extend beyond the image unreported: coordinates are often rounded to 0.01.
 _ROUNDING = 0.02  # pixels
+
+
+class Kind(enum.StrEnum):
+    """Kinds of defect, each with its consequence.
+
+    The texts are stored in report.json and in journals, so they must not change.
+    """
+
+    SWAPPED = "box with swapped corners (repaired)"
+    CLIPPED = "box reaching out of the image (clipped)"
+    NO_AREA = "box without area (left out)"
+    OUTSIDE = "box outside the image (left out)"
+    UNREADABLE_BOX = "object that cannot be read (left out)"
+    UNKNOWN_CLASS = "object of an unknown class (left out)"
+    UNKNOWN_IMAGE = "annotation of an image that is not listed (left out)"
+    FLAG = "flag that cannot be read (taken as 0)"
+    AREA = "area that cannot be read (the box's is taken)"
+    ANNOTATION_ID = "annotation id that is missing, repeated or no integer (replaced)"
+    SIZE = "annotation with another size than the image (the image's is used)"
+    TURNED = "image annotated as stored, not as EXIF shows it (boxes turned)"
+    RENAMED = "image under a slightly different name (used)"
+    SHARED = "image file listed under several ids (used for each)"
+    TWO_FILES = "two files of one id (the first is used)"
+    LISTED_TWICE = "image listed twice in a split (used once)"
+    NO_IMAGE = "missing image (left out)"
+    BROKEN_IMAGE = "image that cannot be decoded whole (left out)"
+    OUT_OF_FOLDER = "path that leads out of the named folder (refused, image left out)"
+    NO_ANNOTATION = "image without annotation (left out)"
+    BROKEN_ANNOTATION = "annotation that cannot be read (image left out)"
+    MISPLACED = "annotation whose objects are not where VOC has them (image left out)"
+    TAGS = "annotation with other tags than VOC's (read)"
+    BROKEN_ENTRY = "image entry that cannot be read (left out)"
+    CONFLICT = "image id given to several files (all left out)"
+    CATEGORY_NAME = "class name that is not text (read as text)"
+    NO_CLASS_NAME = "class without a name (named by its number)"
+    EMPTY_SPLIT = "split without usable images (left out)"
+
+
+class Defect(NamedTuple):
+    """One defect of the input: its kind, the file (a relative path) and the details."""
+
+    kind: Kind
+    file: str
+    reason: str
+
+
+class Defects(list[Defect]):
+    """What was left out or repaired so far."""
+
+    def note(self, kind: Kind, file: str, reason: str) -> None:
+        """Adds a defect; its texts fit on one line, whatever names and values they contain."""
+        self.append(Defect(kind, printable(file), printable(reason)))
+
+
+def unreadable(error: ValueError, kind: Kind) -> Kind:
+    """Returns the kind of a file that cannot be read: `kind`, unless it is outside the folder."""
+    return Kind.OUT_OF_FOLDER if isinstance(error, OutsideFolderError) else kind
 
 
 class Item(NamedTuple):
@@ -88,7 +156,7 @@ class Contents(NamedTuple):
     category_ids: tuple[int, ...] | None
     left_out: dict[str, int]
     notes: list[str]
-    defects: list[Defect]
+    defects: Defects
     division: dict[str, Any] = {}  # noqa: RUF012, never changed
     test_set: bool = False
 
@@ -98,7 +166,7 @@ def join_splits(
     class_names: Sequence[str],
     category_ids: Sequence[int] | None,
     notes: list[str],
-    defects: list[Defect],
+    defects: Defects,
 ) -> Contents:
     """Joins the splits to the contents of a data set; one without usable images is a defect.
 
@@ -112,8 +180,7 @@ def join_splits(
     """
     for where, listed, images in splits.values():
         if not images:
-            reason = f"none of its images is usable; listed: {listed}"
-            defects.append(Defect.of(Kind.EMPTY_SPLIT, where, reason))
+            defects.note(Kind.EMPTY_SPLIT, where, f"none of its images is usable; listed: {listed}")
     return Contents(
         splits={name: images for name, (_, _, images) in splits.items() if images},
         class_names=tuple(class_names),
@@ -124,34 +191,27 @@ def join_splits(
     )
 
 
-class Frame(NamedTuple):
-    """The frame that the boxes of an annotation refer to.
-
-    Attributes:
-        size: its (height, width).
-        orientation: the turn from it to the displayed frame; 1 if it is the displayed frame.
-        problem: kind and details of a stated size that differs from the image's, or None.
-    """
-
-    size: tuple[int, int]
-    orientation: int
-    problem: tuple[Kind, str] | None
-
-
-def annotated_frame(stated: tuple[int, int] | None, header: ImageHeader) -> Frame:
+def annotated_frame(
+    stated: tuple[int, int] | None, header: ImageHeader, defects: Defects, file: str, where: str
+) -> tuple[tuple[int, int], int]:
     """Decides whether boxes refer to the image as displayed or as stored.
 
     They refer to the displayed image, unless the annotation states the size of the stored image and
-    the two sizes differ.
+    the two sizes differ. A `stated` size that is not the displayed one is noted for `file`, with
+    `where` before the details.
+
+    Returns:
+        The (height, width) that the boxes refer to, and the turn from there to the displayed frame.
     """
     height, width = header.displayed_size
     if stated in (None, (height, width)):
-        return Frame((height, width), 1, None)
-    says = f"it says {stated[1]}×{stated[0]} pixels, the image has"
+        return (height, width), 1
+    says = f"{where}it says {stated[1]}×{stated[0]} pixels, the image has"
     if stated == header.size:
-        problem = f"{says} them as stored, and {width}×{height} as shown"
-        return Frame(header.size, header.orientation, (Kind.TURNED, problem))
-    return Frame((height, width), 1, (Kind.SIZE, f"{says} {width}×{height}"))
+        defects.note(Kind.TURNED, file, f"{says} them as stored, and {width}×{height} as shown")
+        return header.size, header.orientation
+    defects.note(Kind.SIZE, file, f"{says} {width}×{height}")
+    return (height, width), 1
 
 
 def turned(box: Box, orientation: int) -> Box:
@@ -160,6 +220,13 @@ def turned(box: Box, orientation: int) -> Box:
         return box
     ymin, xmin, ymax, xmax = turn_boxes(np.array([box]), orientation)[0].tolist()
     return ymin, xmin, ymax, xmax
+
+
+def area_pixels(box: Box, size: tuple[int, int]) -> float:
+    """Returns the area in pixels of a normalised box in an image of (height, width)."""
+    ymin, xmin, ymax, xmax = box
+    # Rounded, because normalising can make a box of exactly 32² pixels slightly smaller.
+    return round((ymax - ymin) * (xmax - xmin) * size[0] * size[1], 3)
 
 
 def fit_box(corners: Box, size: tuple[int, int] | None) -> tuple[Box | None, list[Kind]]:
@@ -191,3 +258,55 @@ def fit_box(corners: Box, size: tuple[int, int] | None) -> tuple[Box | None, lis
     if any(abs(a - b) > _ROUNDING for a, b in zip(ordered, inside, strict=True)):
         kinds.append(Kind.CLIPPED)
     return box, kinds
+
+
+class Intact(NamedTuple):
+    """An image file in the folder `root` that can be decoded whole."""
+
+    root: Path
+    stamp: Stamp
+    header: ImageHeader
+
+
+class Broken(NamedTuple):
+    """An image file that cannot be used, and why."""
+
+    kind: Kind
+    reason: str
+
+
+Checked = Intact | Broken
+
+
+def check_images(paths: Sequence[Path], root: Path) -> dict[Path, Checked]:
+    """Decodes every image completely; shows a progress bar.
+
+    Args:
+        paths: the image files.
+        root: the resolved folder that must contain them.
+
+    Returns:
+        The results by path.
+    """
+    found = in_threads(lambda path: _check(path, root), paths, "checking images")
+    return dict(zip(paths, found, strict=True))
+
+
+def in_threads(function: Callable[[T], R], items: Sequence[T], title: str) -> list[R]:
+    """Calls a function for each image in parallel; shows a progress bar."""
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        try:
+            return list(track(threads.map(function, items), len(items), title, "image"))
+        except BaseException:  # Ctrl-C, for example, must not wait for the rest
+            threads.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _check(path: Path, root: Path) -> Checked:
+    try:
+        encoded, stamp = read_stamped(path, root, MAX_IMAGE_BYTES)
+        header = read_header(encoded)
+        check_complete(encoded)
+    except ValueError as error:
+        return Broken(unreadable(error, Kind.BROKEN_IMAGE), str(error))
+    return Intact(root, stamp, header)

@@ -3,12 +3,10 @@
 import collections
 import dataclasses
 import json
-import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from scratchdet_jax.datasets.defects import Defect, Kind
-from scratchdet_jax.datasets.objects import UsableImage
+from scratchdet_jax.datasets.objects import Defect, Kind, UsableImage, area_pixels
 from scratchdet_jax.datasets.untrusted import printable
 from scratchdet_jax.errors import plural
 
@@ -81,15 +79,8 @@ class PrepareReport:
         flag = {"voc_folder": "difficult", "coco_folder": "crowd"}.get(self.name.partition("/")[0])
         ignored = f" ({self.ignored:,} {flag})" if flag else ""
         boxes = ", ".join(f"{printable(name)} {count:,}" for name, count in self.boxes.items())
-        lines += textwrap.wrap(
-            f"{plural(sum(self.boxes.values()), 'box')}{ignored} of "
-            f"{plural(len(self.class_names), 'class')}: {boxes}",
-            100,
-            initial_indent="  ",
-            subsequent_indent="    ",
-            break_long_words=False,
-            break_on_hyphens=False,
-        )
+        classes = plural(len(self.class_names), "class")
+        lines.append(f"  {plural(sum(self.boxes.values()), 'box')}{ignored} of {classes}: {boxes}")
         sizes = ", ".join(f"{k} {w}×{h}" for k, (h, w) in self.image_sizes.items())
         lines.append(f"  image sizes (width×height): {sizes}")
         small, medium, large = self.box_sizes.values()
@@ -155,7 +146,7 @@ def statistics(
     sizes = sorted(
         (image.header.displayed_size for image in images), key=lambda size: size[0] * size[1]
     )
-    areas = [_area(o.box, image.header.displayed_size) for image in images for o in image.objects]
+    areas = [area_pixels(o.box, i.header.displayed_size) for i in images for o in i.objects]
     small, large = sum(a < _SMALL for a in areas), sum(a >= _LARGE for a in areas)
     return {
         "images": {split: len(members) for split, members in splits.items()},
@@ -170,10 +161,3 @@ def statistics(
         "most_boxes": max((len(image.objects) for image in images), default=0),
         "box_sizes": {"small": small, "medium": len(areas) - small - large, "large": large},
     }
-
-
-def _area(box: tuple[float, float, float, float], size: tuple[int, int]) -> float:
-    """Computes the area in pixels of a normalised box in an image of (height, width)."""
-    ymin, xmin, ymax, xmax = box
-    # Rounded, because normalising can make a box of exactly 32² pixels slightly smaller.
-    return round((ymax - ymin) * (xmax - xmin) * size[0] * size[1], 3)

@@ -6,11 +6,13 @@ import os
 import re
 import stat
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path, PureWindowsPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from scratchdet_jax.errors import UserError
+import yaml
+
+from scratchdet_jax.errors import UserError, one_line
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")  # by preference
 MAX_IMAGE_BYTES = 512 << 20
@@ -95,6 +97,31 @@ def read_stamped(path: Path, root: Path, limit: int) -> tuple[bytes, Stamp]:
 def read_inside(path: Path, root: Path, limit: int) -> bytes:
     """Reads a file; arguments and errors as in `read_stamped`."""
     return read_stamped(path, root, limit)[0]
+
+
+def read_named(path: Path, limit: int, parse: Callable[[str], Any], what: str) -> tuple[Any, bytes]:
+    """Reads a file that the user named, following links; returns its parsed text and its bytes.
+
+    Raises:
+        UserError: it does not exist, cannot be read or cannot be parsed as `what`.
+    """
+    try:
+        file = path.resolve(strict=True)
+        data = read_inside(file, file.parent, limit)
+        return parse(decode_text(data)), data
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist") from None
+    except (OSError, ValueError, RuntimeError, yaml.YAMLError) as error:  # Runtime: links, nesting
+        reason = printable(one_line(error))
+        raise UserError(f"{path} cannot be read as {what}: {reason}") from None
+
+
+def content_for_hash(path: Path, root: Path, limit: int) -> bytes:
+    """Returns what stands for a file in a fingerprint: its bytes, or why it cannot be read."""
+    try:
+        return read_inside(path, root, limit)
+    except ValueError as error:
+        return str(error).encode()
 
 
 def file_size(path: Path) -> int:

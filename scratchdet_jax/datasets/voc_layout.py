@@ -13,11 +13,11 @@ An id is the path of a file below the folder of its kind, without the suffix:
 import collections
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from scratchdet_jax.datasets.defects import Defect, Kind
+from scratchdet_jax.datasets.objects import Defects, Kind
 from scratchdet_jax.datasets.untrusted import IMAGE_SUFFIXES, as_key, as_text, printable
 from scratchdet_jax.errors import UserError
 
@@ -117,7 +117,7 @@ class Files(NamedTuple):
     images: dict[str, Path]
     annotations: dict[str, Path]
     hidden: list[str]
-    defects: list[Defect]
+    defects: Defects
     notes: list[str]
 
 
@@ -166,7 +166,7 @@ def list_files(folder: Path, layout: Layout) -> Files:
     trees = [_walk(part) for part in parts]
     if layout.is_mixed:
         _refuse_outer_folder(folder, trees[0])
-    defects: list[Defect] = []
+    defects = Defects()
     images = _by_id(layout, layout.images, trees[0].files, IMAGE_SUFFIXES, defects)
     annotations = _by_id(layout, layout.annotations, trees[-1].files, (".xml",), defects)
     if layout.is_mixed and not images.keys() & annotations.keys():
@@ -175,7 +175,7 @@ def list_files(folder: Path, layout: Layout) -> Files:
         for name in tree.outside:
             reason = "it is a link to something outside; copy that into the folder"
             where = layout.label(part.path / name)
-            defects.append(Defect.of(Kind.OUT_OF_FOLDER, where, reason))
+            defects.note(Kind.OUT_OF_FOLDER, where, reason)
     hidden = [name for tree in trees for name in tree.hidden]
     if layout.images.path != layout.folder:
         hidden += [name for name in sorted(os.listdir(layout.folder)) if is_hidden(name)]
@@ -259,14 +259,10 @@ def _find_part(folder: Path, root: Path, kind: _FileKind, named: str | None = No
                 f"{folder}/{name} is a link to something outside {folder}: if that may be read, "
                 f"name it with `prepare voc {kind.flag}={name}`"
             )
-        if any(file.lower().endswith(kind.suffixes) for file in _visible_files(root / name)):
+        files = (path.name for path in (root / name).rglob("*"))
+        if any(f.lower().endswith(kind.suffixes) and not is_hidden(f) for f in files):
             return Part(root / name, root, name)
     return next((Part(root / name, root, name) for name in known if name in _STANDARD), None)
-
-
-def _visible_files(folder: Path) -> Iterator[str]:
-    for _, _, files in os.walk(folder):
-        yield from (name for name in files if not is_hidden(name))
 
 
 def _below_xmls(annotations: Part) -> Part:
@@ -321,7 +317,7 @@ def _walk_folder(part: Part, place: str, above: tuple[str, ...], tree: Tree) -> 
 
 
 def _by_id(
-    layout: Layout, part: Part, names: Iterable[str], suffixes: Sequence[str], defects: list[Defect]
+    layout: Layout, part: Part, names: Iterable[str], suffixes: Sequence[str], defects: Defects
 ) -> dict[str, Path]:
     """Finds the files of one kind by id; of several, the earliest in `suffixes` counts."""
     found: list[tuple[str, int, str]] = []
@@ -337,7 +333,7 @@ def _by_id(
         path = table.setdefault(key, part.path / name)
         if path != part.path / name:
             reason = f"{as_text(path.relative_to(part.path).as_posix())} is used"
-            defects.append(Defect.of(Kind.TWO_FILES, layout.label(part.path / name), reason))
+            defects.note(Kind.TWO_FILES, layout.label(part.path / name), reason)
     return table
 
 

@@ -36,21 +36,9 @@ class SplitList(NamedTuple):
     is_list: bool
 
 
-class Lists(NamedTuple):
-    """The splits, and what they were made from.
-
-    Attributes:
-        splits: in the order of the lists' names.
-        lines: the lines of the lists by file name, as they are hashed into fingerprints.
-        notes: decisions made for the user.
-    """
-
-    splits: list[SplitList]
-    lines: dict[str, list[str]]
-    notes: list[str]
-
-
-def read_splits(folder: Path, layout: Layout, files: Files, wanted: Sequence[str] | None) -> Lists:
+def read_splits(
+    folder: Path, layout: Layout, files: Files, wanted: Sequence[str] | None
+) -> tuple[list[SplitList], dict[str, list[str]], list[str]]:
     """Finds the splits: the plain lists, else folders that are called like splits, else `train`.
 
     Args:
@@ -58,6 +46,10 @@ def read_splits(folder: Path, layout: Layout, files: Files, wanted: Sequence[str
         layout: where its parts are.
         files: its images and annotations.
         wanted: the splits to use; None: all.
+
+    Returns:
+        The splits, in the order of the lists' names; the lines of the lists by file name; and
+        notes on decisions made for the user.
 
     Raises:
         UserError: a list cannot be read, a wanted split is missing, or two lists have one name.
@@ -97,7 +89,7 @@ def read_splits(folder: Path, layout: Layout, files: Files, wanted: Sequence[str
                 raise UserError(f"{folder} has no split {split!r}; it has {has}")
         found = [members for members in found if members.split in wanted]
         plain = {name: lines for name, lines in plain.items() if split_of[name] in wanted}
-    return Lists(_named_splits(layout.folder, found, notes), plain, notes)
+    return _named_splits(layout.folder, found, notes), plain, notes
 
 
 def _read_lists(folder: Path, root: Path) -> tuple[str, dict[str, list[str]]]:

@@ -9,24 +9,26 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PureWindowsPath
 from typing import Any, NamedTuple
 
-from scratchdet_jax.datasets.checks import Broken, Intact, check_images
-from scratchdet_jax.datasets.defects import Defect, Kind
 from scratchdet_jax.datasets.objects import (
     Box,
+    Broken,
     Contents,
+    Defects,
     Item,
+    Kind,
     UsableImage,
     annotated_frame,
+    check_images,
     fit_box,
     join_splits,
     turned,
+    unreadable,
 )
-from scratchdet_jax.datasets.official import VOC_CLASSES
 from scratchdet_jax.datasets.untrusted import (
     IMAGE_SUFFIXES,
     MAX_XML_BYTES,
-    OutsideFolderError,
     as_text,
+    content_for_hash,
     file_size,
     printable,
     read_inside,
@@ -39,8 +41,8 @@ from scratchdet_jax.datasets.voc_layout import (
     find_layout,
     list_files,
 )
-from scratchdet_jax.datasets.voc_lists import Lists, SplitList, read_splits
-from scratchdet_jax.datasets.voc_xml import VocAnnotation, VocObject, parse_annotation
+from scratchdet_jax.datasets.voc_lists import SplitList, read_splits
+from scratchdet_jax.datasets.voc_xml import VOC_CLASSES, VocAnnotation, VocObject, parse_annotation
 from scratchdet_jax.errors import UserError
 
 
@@ -58,7 +60,7 @@ class GroundTruth(NamedTuple):
     split: str
     objects: dict[str, tuple[VocObject, ...]]
     left_out: list[str]
-    defects: list[Defect]
+    defects: Defects
     notes: list[str]
 
 
@@ -68,13 +70,15 @@ class Listing(NamedTuple):
     Attributes:
         layout: where the images and annotations are.
         files: the images and annotations, by id.
-        lists: the splits.
+        splits: the ids of each.
+        lines: the lines of the lists of ids, by file name.
         notes: decisions made for the user.
     """
 
     layout: Layout
     files: Files
-    lists: Lists
+    splits: list[SplitList]
+    lines: dict[str, list[str]]
     notes: list[str]
 
 
@@ -98,7 +102,7 @@ def list_folder(
     """
     layout = find_layout(folder, images, annotations)
     files = list_files(folder, layout)
-    lists = read_splits(folder, layout, files, wanted)
+    splits, lines, choices = read_splits(folder, layout, files, wanted)
     notes = []
     if layout.is_mixed:
         notes.append("each annotation is read from beside its image")
@@ -110,25 +114,22 @@ def list_folder(
             f"hidden files of macOS, Windows and other tools are passed over: "
             f"{len(files.hidden):,}, such as {printable(files.hidden[0])}"
         )
-    return Listing(layout, files, lists, notes + files.notes + lists.notes)
+    return Listing(layout, files, splits, lines, notes + files.notes + choices)
 
 
 def fingerprint(
     listing: Listing, class_names: Sequence[str] | None, splits: Sequence[str] | None
 ) -> str:
     """Hashes the options, the lists, the annotations, and the images' names and file sizes."""
-    layout, files, lists = listing.layout, listing.files, listing.lists
-    options: list[Any] = [list(class_names or []), list(splits or []), lists.lines]
+    layout, files = listing.layout, listing.files
+    options: list[Any] = [list(class_names or []), list(splits or []), listing.lines]
     if not layout.is_standard:
         options.append([layout.images.label, layout.annotations.label])
     digest = hashlib.sha256(json.dumps(options).encode())
-    used = {image_id for split in lists.splits for image_id in split.ids}
+    used = {image_id for split in listing.splits for image_id in split.ids}
     for name, path in _hashed(layout.annotations, files.annotations, used):
         digest.update(b"\0" + os.fsencode(name) + b"\0")
-        try:
-            digest.update(read_inside(path, layout.annotations.root, MAX_XML_BYTES))
-        except ValueError as error:
-            digest.update(str(error).encode())
+        digest.update(content_for_hash(path, layout.annotations.root, MAX_XML_BYTES))
     for name, path in _hashed(layout.images, files.images, used):
         digest.update(b"\0" + os.fsencode(name) + f"\0{file_size(path)}".encode())
     return digest.hexdigest()
@@ -147,9 +148,9 @@ def _hashed(
 def scan(listing: Listing, class_names: Sequence[str] | None) -> Contents:
     """Reads, decodes and checks everything."""
     files, layout, root = listing.files, listing.layout, listing.layout.images.root
-    defects, notes = list(files.defects), list(listing.notes)
+    defects, notes = Defects(files.defects), list(listing.notes)
     listed = {}
-    for members in listing.lists.splits:
+    for members in listing.splits:
         listed[members.split] = _unique_ids(members, listing, defects)
     ids = dict.fromkeys(i for members in listed.values() for i in members)
     if unlisted := len(files.images.keys() - ids.keys()):
@@ -159,16 +160,20 @@ def scan(listing: Listing, class_names: Sequence[str] | None) -> Contents:
     checked = check_images([files.images[image_id] for image_id in annotations], root)
     images = {}
     for image_id, annotation in annotations.items():
-        found = checked[files.images[image_id]]
+        path, file = files.images[image_id], layout.label(files.annotations[image_id])
+        found = checked[path]
         if isinstance(found, Broken):
-            file = layout.label(files.images[image_id])
-            defects.append(Defect.of(found.kind, file, found.reason))
-        else:
-            images[image_id] = _usable_image(
-                listing, image_id, annotation, found, class_names, defects
-            )
+            defects.note(found.kind, layout.label(path), found.reason)
+            continue
+        size, orientation = annotated_frame(annotation.size, found.header, defects, file, "")
+        items = []
+        for item, box in _read_objects(annotation, size, True, file, defects, class_names):
+            flags = {"is_difficult": item.is_difficult, "is_truncated": item.is_truncated}
+            items.append(Item(item.name, turned(box, orientation), item.is_difficult, flags))
+        name = as_text(path.relative_to(layout.images.path).as_posix())
+        images[image_id] = UsableImage(path, name, image_id, *found, items)
     splits = {}
-    for split, source, _, is_list in listing.lists.splits:
+    for split, source, _, is_list in listing.splits:
         place = os.path.dirname(source) if is_list else source
         usable = [images[i] for i in listed[split] if i in images]
         where = f"{place or 'all images'} ({split})"
@@ -189,10 +194,10 @@ def read_ground_truth(folder: Path, split: str) -> GroundTruth:
     files = list_files(folder, layout)
     # An annotation without an image is also scored.
     files = files._replace(images={**files.annotations, **files.images})
-    lists = read_splits(folder, layout, files, [split])
-    listing = Listing(layout, files, lists, [])
-    defects: list[Defect] = []
-    listed = _unique_ids(lists.splits[0], listing, defects, Kind.NO_ANNOTATION)
+    (members,), lines, notes = read_splits(folder, layout, files, [split])
+    listing = Listing(layout, files, [members], lines, files.notes + notes)
+    defects = Defects()
+    listed = _unique_ids(members, listing, defects, Kind.NO_ANNOTATION)
     objects = {}
     ids = [image_id for image_id in listed if image_id in files.images]
     for image_id, annotation in _read_annotations(listing, ids, defects).items():
@@ -203,19 +208,17 @@ def read_ground_truth(folder: Path, split: str) -> GroundTruth:
         first = f"; the first: {defects[0].file}: {defects[0].reason}" if defects else ""
         raise UserError(f"{folder}: the split {split!r} has no usable annotation{first}")
     left_out = [image_id for image_id in listed if image_id not in objects]
-    notes = files.notes + lists.notes
-    return GroundTruth(lists.splits[0].split, objects, left_out, defects, notes)
+    return GroundTruth(members.split, objects, left_out, defects, listing.notes)
 
 
 def _unique_ids(
-    members: SplitList, listing: Listing, defects: list[Defect], missing: Kind = Kind.NO_IMAGE
+    members: SplitList, listing: Listing, defects: Defects, missing: Kind = Kind.NO_IMAGE
 ) -> list[str]:
     """Returns the ids of a split, each once; adds missing and repeated ones to `defects`."""
     files, layout = listing.files, listing.layout
     for image_id, count in collections.Counter(members.ids).items():
         if count > 1:
-            reason = f"{image_id} is listed {count} times"
-            defects.append(Defect.of(Kind.LISTED_TWICE, members.source, reason))
+            defects.note(Kind.LISTED_TWICE, members.source, f"{image_id} is listed {count} times")
         if image_id in files.images:
             continue
         listed = members.is_list
@@ -228,12 +231,12 @@ def _unique_ids(
         else:
             place = f" in {layout.images.label}" if layout.images.label else ""
             kind, reason = missing, f"{image_id} has no image{place} ({', '.join(IMAGE_SUFFIXES)})"
-        defects.append(Defect.of(kind, where, reason))
+        defects.note(kind, where, reason)
     return list(dict.fromkeys(members.ids))
 
 
 def _read_annotations(
-    listing: Listing, ids: Iterable[str], defects: list[Defect]
+    listing: Listing, ids: Iterable[str], defects: Defects
 ) -> dict[str, VocAnnotation]:
     """Returns the annotations that can be relied on, by image id."""
     layout, files = listing.layout, listing.files
@@ -244,23 +247,20 @@ def _read_annotations(
             missing = f"{layout.annotations.label}/{image_id}.xml"
             if layout.annotations == layout.images:
                 missing = f"{os.path.splitext(image_file)[0]}.xml"
-            defects.append(Defect.of(Kind.NO_ANNOTATION, image_file, f"there is no {missing}"))
+            defects.note(Kind.NO_ANNOTATION, image_file, f"there is no {missing}")
             continue
         path = files.annotations[image_id]
         file = layout.label(path)
         try:
             annotation = parse_annotation(read_inside(path, layout.annotations.root, MAX_XML_BYTES))
-        except OutsideFolderError as error:
-            defects.append(Defect.of(Kind.OUT_OF_FOLDER, file, str(error)))
-            continue
         except ValueError as error:
-            defects.append(Defect.of(Kind.BROKEN_ANNOTATION, file, str(error)))
+            defects.note(unreadable(error, Kind.BROKEN_ANNOTATION), file, str(error))
             continue
         if annotation.misplaced:
-            defects.append(Defect.of(Kind.MISPLACED, file, "; ".join(annotation.misplaced)))
+            defects.note(Kind.MISPLACED, file, "; ".join(annotation.misplaced))
             continue
         if annotation.repairs:
-            defects.append(Defect.of(Kind.TAGS, file, ", ".join(annotation.repairs)))
+            defects.note(Kind.TAGS, file, ", ".join(annotation.repairs))
         annotations[image_id] = annotation
     return annotations
 
@@ -284,40 +284,12 @@ def _resolve_classes(
     return tuple(sorted(found))
 
 
-def _usable_image(
-    listing: Listing,
-    image_id: str,
-    annotation: VocAnnotation,
-    checked: Intact,
-    class_names: Sequence[str] | None,
-    defects: list[Defect],
-) -> UsableImage:
-    """Returns the image with its usable objects; adds what is wrong to `defects`."""
-    layout, path = listing.layout, listing.files.images[image_id]
-    file = layout.label(listing.files.annotations[image_id])
-    frame = annotated_frame(annotation.size, checked.header)
-    if frame.problem:
-        defects.append(Defect.of(frame.problem[0], file, frame.problem[1]))
-    found = _read_objects(annotation, frame.size, True, file, defects, class_names)
-    items = [
-        Item(
-            item.name,
-            turned(box, frame.orientation),
-            item.is_difficult,
-            {"is_difficult": item.is_difficult, "is_truncated": item.is_truncated},
-        )
-        for item, box in found
-    ]
-    name = as_text(path.relative_to(layout.images.path).as_posix())
-    return UsableImage(path, name, image_id, *checked, items)
-
-
 def _read_objects(
     annotation: VocAnnotation,
     size: tuple[int, int] | None,
     clipped: bool,
     file: str,
-    defects: list[Defect],
+    defects: Defects,
     class_names: Sequence[str] | None = None,
 ) -> Iterator[tuple[VocObject, Box]]:
     """Yields the usable objects of the chosen classes with their boxes; adds the rest to `defects`.
@@ -334,18 +306,19 @@ def _read_objects(
         where = f"object {number} ({item.name or 'no name'})"
         if item.problem:
             kind = Kind.UNREADABLE_BOX if item.box_pixels is None else Kind.FLAG
-            defects.append(Defect.of(kind, file, f"{where}: {item.problem}"))
+            defects.note(kind, file, f"{where}: {item.problem}")
         if item.box_pixels is None:
             continue
         if class_names is not None and item.name not in class_names:
             close = difflib.get_close_matches(item.name, class_names, n=2)
             hint = f"; did you mean {' or '.join(close)}?" if close else ""
-            defects.append(Defect.of(Kind.UNKNOWN_CLASS, file, where + hint))
+            defects.note(Kind.UNKNOWN_CLASS, file, where + hint)
             continue
         box, kinds = fit_box(item.box_pixels, size if clipped else None)
         ymin, xmin, ymax, xmax = item.box_pixels
         of = f" of {size[1]}×{size[0]}" if size else ""
         text = f"{where}: x {xmin:g}…{xmax:g}, y {ymin:g}…{ymax:g}{of}"
-        defects += [Defect.of(kind, file, text) for kind in kinds]
+        for kind in kinds:
+            defects.note(kind, file, text)
         if box is not None:
             yield item, box

@@ -5,6 +5,28 @@ from typing import NamedTuple
 from xml.etree import ElementTree
 from xml.parsers import expat
 
+VOC_CLASSES = (
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "diningtable",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "pottedplant",
+    "sheep",
+    "sofa",
+    "train",
+    "tvmonitor",
+)
 _MAX_DEPTH = 64  # VOC's own files need 4
 _CORNERS = ("ymin", "xmin", "ymax", "xmax")
 # The tags that are read.

@@ -60,7 +60,12 @@ def evaluate_run(
     figures = {**record, **evaluation.results}
     if constant:
         figures["constant_box"] = constant.record()
-    _write_files(figures, output, source, evaluation)
+    # The names of the VOC files depend on the classes, so they are written last.
+    (output / _RESULTS).write_text(json.dumps(figures, indent=2) + "\n")
+    categories = source.category_ids or formats.category_ids(source.class_names)
+    formats.write_coco(output / "coco_results.json", evaluation.detections, categories)
+    split = formats.split_name(source.spec)
+    formats.write_voc(output, evaluation.detections, source.class_names, split)
     _print_results(run, config, source, evaluation.results, constant)
     print(f"detections and results.json in {output}")
     return evaluation
@@ -99,17 +104,6 @@ def _check_results(output: Path, record: Mapping[str, Any], replace: bool) -> No
         )
     if other != record and processes.is_first():
         print(f"note: {results} in {output} are replaced")
-
-
-def _write_files(
-    figures: Mapping[str, Any], output: Path, source: DetectionSource, evaluation: Evaluation
-) -> None:
-    """Writes the figures first, the VOC files, whose names depend on the classes, last."""
-    (output / _RESULTS).write_text(json.dumps(figures, indent=2) + "\n")
-    categories = source.category_ids or formats.category_ids(source.class_names)
-    formats.write_coco(output / "coco_results.json", evaluation.detections, categories)
-    split = formats.split_name(source.spec)
-    formats.write_voc(output, evaluation.detections, source.class_names, split)
 
 
 def _print_results(

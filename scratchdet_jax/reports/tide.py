@@ -2,16 +2,9 @@
 
 Every detection that is not correct gets one kind of error, and ground truth that no detection
 could have found by a correction is missed. The cost of a kind is the AP gained if its errors alone
-were corrected. Kinds, thresholds, matching and AP are those of the authors' program, tidecv:
-
-- A detection is correct if its IoU with ground truth of its class is at least 0.5. In descending
-  order of score, it takes the ground truth with the largest IoU that is still free.
-- AP is the mean of the best precision at 101 recalls, and the mean over the classes.
-- Ignored ground truth counts as tidecv's ignored regions: a detection that is not correct, with
-  more than half of its area inside an ignored box of its class, does not count for the AP.
-
-Classes without ground truth are left out of the mean; tidecv counts them as AP 0 if they have
-detections. All detections that are given count; tidecv takes 100 of an image by default.
+were corrected. Kinds, thresholds, matching and AP are those of the authors' program, tidecv. But
+classes without ground truth are left out of the mean (tidecv counts them as AP 0 if they have
+detections), and all detections count (tidecv takes 100 of an image by default).
 """
 
 import functools

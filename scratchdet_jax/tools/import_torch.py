@@ -22,7 +22,7 @@ from absl import flags
 
 from scratchdet_jax import cli
 from scratchdet_jax.data import coco_classes
-from scratchdet_jax.datasets.official import VOC_CLASSES
+from scratchdet_jax.datasets.voc_xml import VOC_CLASSES
 from scratchdet_jax.detector import build_detector
 from scratchdet_jax.errors import UserError, writable_folder
 from scratchdet_jax.interop.torch_files import read_arrays

@@ -10,8 +10,7 @@ import argparse
 from collections.abc import Sequence
 
 from scratchdet_jax import cli
-from scratchdet_jax.reports.curves import draw_runs, save
-from scratchdet_jax.reports.reading import read_run, run_names
+from scratchdet_jax.reports.curves import draw_runs, read_run, run_names, save
 
 
 def parser(program: str) -> argparse.ArgumentParser:

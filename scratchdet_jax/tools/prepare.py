@@ -16,11 +16,14 @@ from typing import Any
 from scratchdet_jax import cli
 from scratchdet_jax.data.sources import dataset_name
 from scratchdet_jax.datasets.choices import Choices
-from scratchdet_jax.datasets.coco_folder import CocoSplit, prepare_coco_folder
+from scratchdet_jax.datasets.folders import (
+    CocoSplit,
+    prepare_coco_folder,
+    prepare_voc_folder,
+    prepare_yolo_folder,
+)
 from scratchdet_jax.datasets.report import PrepareReport
 from scratchdet_jax.datasets.shapes import prepare_shapes
-from scratchdet_jax.datasets.voc_folder import prepare_voc_folder
-from scratchdet_jax.datasets.yolo_folder import prepare_yolo_folder
 
 _COCO_EXAMPLE = """example:
   %(prog)s --name=coco2017 \\
@@ -141,7 +144,7 @@ def _add_choices(command: argparse.ArgumentParser) -> None:
         help="call the class A B; merges classes if B exists; once for every class",
     )
     classes.add_argument(
-        "--drop", metavar="A,B,…", type=_names, default=[], help="leave these classes out"
+        "--drop", metavar="A,B,…", type=_names, default=(), help="leave these classes out"
     )
     division = command.add_argument_group("division of a split; near-duplicates stay on one side")
     for split in ("val", "test"):
@@ -169,8 +172,8 @@ def _pair(text: str) -> tuple[str, str]:
     return old, " ".join(new.split())
 
 
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",")]
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(","))
 
 
 def _coco_split(text: str) -> CocoSplit:
@@ -183,28 +186,17 @@ def _coco_split(text: str) -> CocoSplit:
 
 
 def _common(options: argparse.Namespace) -> dict[str, Any]:
-    """Returns the arguments that every format takes, but for the name."""
-    choices = Choices(
-        classes=None if options.classes is None else tuple(options.classes),
-        drop=tuple(options.drop),
-        rename=tuple(options.rename),
-        val=options.val,
-        test=options.test,
-        divided=options.divided,
-        seed=options.seed,
-    )
-    return {
-        "data_dir": options.data_dir,
-        "strict": options.strict,
-        "choices": choices,
-        "force": options.force,
-    }
+    """Returns the arguments that every format takes."""
+    chosen = {field: getattr(options, field) for field in Choices._fields}
+    choices = Choices(**chosen | {"rename": tuple(options.rename)})
+    common = {field: getattr(options, field) for field in ("name", "data_dir", "strict", "force")}
+    return {**common, "choices": choices}
 
 
 def _voc(options: argparse.Namespace) -> PrepareReport:
+    options.name = options.name or dataset_name(options.folder)
     return prepare_voc_folder(
         options.folder,
-        name=options.name or dataset_name(options.folder),
         class_names=options.classes,
         splits=options.splits,
         images=options.images,
@@ -214,12 +206,11 @@ def _voc(options: argparse.Namespace) -> PrepareReport:
 
 
 def _coco(options: argparse.Namespace) -> PrepareReport:
-    return prepare_coco_folder(options.splits, name=options.name, **_common(options))
+    return prepare_coco_folder(options.splits, **_common(options))
 
 
 def _yolo(options: argparse.Namespace) -> PrepareReport:
-    common = _common(options)
-    return prepare_yolo_folder(options.data, name=options.name, folder=options.folder, **common)
+    return prepare_yolo_folder(options.data, folder=options.folder, **_common(options))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import numpy as np
 
 from scratchdet_jax import cli
 from scratchdet_jax.datasets import coco_json, coco_scan, detection_files, voc_scan
-from scratchdet_jax.datasets.defects import Defect
+from scratchdet_jax.datasets.objects import Defect
 from scratchdet_jax.datasets.report import defect_lines
 from scratchdet_jax.datasets.untrusted import printable
 from scratchdet_jax.datasets.voc_xml import VocObject
@@ -23,8 +23,7 @@ from scratchdet_jax.errors import UserError, plural
 from scratchdet_jax.evaluation import coco, formats, voc
 from scratchdet_jax.evaluation.detections import ImageGroundTruth, check_images
 from scratchdet_jax.files import write_json
-from scratchdet_jax.reports.page.tables import text_table
-from scratchdet_jax.reports.page.wording import number
+from scratchdet_jax.reports.page.tables import number, text_table
 
 T = TypeVar("T")
 

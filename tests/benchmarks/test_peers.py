@@ -10,7 +10,7 @@ import yaml
 
 from benchmarks.peers import __main__ as peers
 from benchmarks.peers import prepare
-from scratchdet_jax.datasets.voc_folder import prepare_voc_folder
+from scratchdet_jax.datasets.folders import prepare_voc_folder
 from scratchdet_jax.errors import UserError
 from tests.command import exit_status
 from tests.small_voc import write_voc

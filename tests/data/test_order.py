@@ -17,7 +17,7 @@ from PIL import Image
 from scratchdet_jax.data import loading
 from scratchdet_jax.data.loading import to_device
 from scratchdet_jax.data.records import open_source
-from scratchdet_jax.datasets.coco_folder import CocoSplit, prepare_coco_folder
+from scratchdet_jax.datasets.folders import CocoSplit, prepare_coco_folder
 from scratchdet_jax.parallel.devices import DeviceMapping
 from tests.data.batches import eval_batches, train_batches
 

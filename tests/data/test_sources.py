@@ -7,9 +7,12 @@ from scratchdet_jax.config import defaults
 from scratchdet_jax.data.records import open_source
 from scratchdet_jax.data.sources import chosen_on_test, open_split
 from scratchdet_jax.datasets.choices import Choices
-from scratchdet_jax.datasets.coco_folder import CocoSplit, prepare_coco_folder
-from scratchdet_jax.datasets.voc_folder import prepare_voc_folder
-from scratchdet_jax.datasets.yolo_folder import prepare_yolo_folder
+from scratchdet_jax.datasets.folders import (
+    CocoSplit,
+    prepare_coco_folder,
+    prepare_voc_folder,
+    prepare_yolo_folder,
+)
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.tools import prepare
 from tests.command import exit_status

@@ -11,9 +11,8 @@ from PIL import Image
 
 from scratchdet_jax.data.images import decode_image
 from scratchdet_jax.data.records import open_source
-from scratchdet_jax.datasets.coco_folder import CocoSplit, prepare_coco_folder
-from scratchdet_jax.datasets.defects import Kind
-from scratchdet_jax.datasets.voc_folder import prepare_voc_folder
+from scratchdet_jax.datasets.folders import CocoSplit, prepare_coco_folder, prepare_voc_folder
+from scratchdet_jax.datasets.objects import Kind
 from scratchdet_jax.errors import UserError
 
 IDS = ("one", "two", "three", "four")  # "two" gets damaged

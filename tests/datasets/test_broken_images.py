@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scratchdet_jax.datasets.defects import Kind
+from scratchdet_jax.datasets.objects import Kind
 from tests.datasets.broken import (
     IDS,
     PICTURES,

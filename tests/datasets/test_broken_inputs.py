@@ -12,7 +12,7 @@ import random
 import pytest
 
 from scratchdet_jax.data.records import open_source
-from scratchdet_jax.datasets.defects import Kind
+from scratchdet_jax.datasets.objects import Kind
 from tests.datasets.broken import (
     COCO,
     IDS,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from scratchdet_jax.data.records import open_source
-from scratchdet_jax.datasets.coco_folder import CocoSplit, prepare_coco_folder
+from scratchdet_jax.datasets.folders import CocoSplit, prepare_coco_folder
 from scratchdet_jax.errors import UserError
 from tests.data.batches import eval_batches
 from tests.datasets.broken import make_coco, mutated, one_sentence, time_limit

@@ -6,8 +6,7 @@ from hypothesis import strategies as st
 
 from scratchdet_jax.data.records import open_source
 from scratchdet_jax.datasets.choices import NO_CHOICES, Choices
-from scratchdet_jax.datasets.coco_folder import CocoSplit, prepare_coco_folder
-from scratchdet_jax.datasets.voc_folder import prepare_voc_folder
+from scratchdet_jax.datasets.folders import CocoSplit, prepare_coco_folder, prepare_voc_folder
 from scratchdet_jax.errors import UserError
 from tests.data.voc_layout import Folder, jpeg, obj
 

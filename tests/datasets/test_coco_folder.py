@@ -12,8 +12,8 @@ from PIL import Image
 from scratchdet_jax.data.records import open_source
 from scratchdet_jax.datasets import coco_json
 from scratchdet_jax.datasets.choices import Choices
-from scratchdet_jax.datasets.coco_folder import CocoSplit, prepare_coco_folder
-from scratchdet_jax.datasets.defects import Kind
+from scratchdet_jax.datasets.folders import CocoSplit, prepare_coco_folder
+from scratchdet_jax.datasets.objects import Kind
 from scratchdet_jax.datasets.report import PrepareReport
 from scratchdet_jax.errors import UserError
 

@@ -12,7 +12,7 @@ from PIL import Image
 from scratchdet_jax.data.records import open_source
 from scratchdet_jax.datasets.choices import Choices
 from scratchdet_jax.datasets.dividing import Item, assign
-from scratchdet_jax.datasets.voc_folder import prepare_voc_folder
+from scratchdet_jax.datasets.folders import prepare_voc_folder
 from scratchdet_jax.errors import UserError
 from tests.data.voc_layout import Folder, obj
 

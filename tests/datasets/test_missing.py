@@ -12,8 +12,9 @@ import pytest
 
 from scratchdet_jax.data.coco_classes import IDS, NAMES
 from scratchdet_jax.data.sources import open_split
-from scratchdet_jax.datasets.official import VOC_CLASSES, official
-from scratchdet_jax.datasets.voc_folder import prepare_voc_folder
+from scratchdet_jax.datasets.first_use import official
+from scratchdet_jax.datasets.folders import prepare_voc_folder
+from scratchdet_jax.datasets.voc_xml import VOC_CLASSES
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.tools import prepare
 from tests.command import exit_status

@@ -9,8 +9,8 @@ import pytest
 from tensorflow_datasets.core.utils import shard_utils
 
 from scratchdet_jax.datasets import folder_builder, writing
-from scratchdet_jax.datasets.defects import Kind
-from scratchdet_jax.datasets.voc_folder import prepare_voc_folder
+from scratchdet_jax.datasets.folders import prepare_voc_folder
+from scratchdet_jax.datasets.objects import Kind
 from scratchdet_jax.errors import UserError
 from tests.data.voc_layout import Folder, annotation, examples, jpeg, obj
 

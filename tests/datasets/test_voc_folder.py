@@ -11,13 +11,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from scratchdet_jax.data.sources import dataset_name
-from scratchdet_jax.datasets.defects import Kind
-from scratchdet_jax.datasets.objects import fit_box
-from scratchdet_jax.datasets.official import VOC_CLASSES
+from scratchdet_jax.datasets.folders import prepare_voc_folder
+from scratchdet_jax.datasets.objects import Kind, fit_box
 from scratchdet_jax.datasets.report import PrepareReport
 from scratchdet_jax.datasets.untrusted import MAX_IMAGE_BYTES, MAX_XML_BYTES
-from scratchdet_jax.datasets.voc_folder import prepare_voc_folder
-from scratchdet_jax.datasets.voc_xml import parse_annotation
+from scratchdet_jax.datasets.voc_xml import VOC_CLASSES, parse_annotation
 from scratchdet_jax.errors import UserError
 from tests.data.voc_layout import HEIGHT, WIDTH, Folder, annotation, examples, jpeg, obj, with_exif
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from scratchdet_jax.config import defaults
 from scratchdet_jax.data.records import open_source
 from scratchdet_jax.data.sources import open_split
-from scratchdet_jax.datasets.defects import Kind
+from scratchdet_jax.datasets.folders import prepare_voc_folder
+from scratchdet_jax.datasets.objects import Kind
 from scratchdet_jax.datasets.untrusted import decode_text
-from scratchdet_jax.datasets.voc_folder import prepare_voc_folder
 from scratchdet_jax.datasets.voc_scan import fingerprint, list_folder, read_ground_truth
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.tools import prepare as tool

@@ -8,10 +8,9 @@ from hypothesis import strategies as st
 
 from scratchdet_jax.data.records import open_source
 from scratchdet_jax.datasets.choices import Choices
-from scratchdet_jax.datasets.defects import Kind
-from scratchdet_jax.datasets.yolo_data import label_path
-from scratchdet_jax.datasets.yolo_folder import prepare_yolo_folder
-from scratchdet_jax.datasets.yolo_scan import parse_line
+from scratchdet_jax.datasets.folders import prepare_yolo_folder
+from scratchdet_jax.datasets.objects import Kind
+from scratchdet_jax.datasets.yolo_scan import label_path, parse_line
 from scratchdet_jax.errors import UserError
 from tests.data.voc_layout import HEIGHT, WIDTH, jpeg, with_exif
 

@@ -15,11 +15,11 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from scratchdet_jax.data import coco_classes
-from scratchdet_jax.datasets.coco_folder import CocoSplit, prepare_coco_folder
 from scratchdet_jax.datasets.coco_json import read_coco
 from scratchdet_jax.datasets.coco_scan import read_ground_truth
-from scratchdet_jax.datasets.defects import Kind
 from scratchdet_jax.datasets.detection_files import read_coco_results
+from scratchdet_jax.datasets.folders import CocoSplit, prepare_coco_folder
+from scratchdet_jax.datasets.objects import Kind
 from scratchdet_jax.detector import Detector
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.evaluation import coco, formats, saved_run

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from configs import first_layers
-from scratchdet_jax.datasets.voc_folder import prepare_voc_folder
+from scratchdet_jax.datasets.folders import prepare_voc_folder
 from scratchdet_jax.detector import Detector
 from scratchdet_jax.evaluation import saved_run
 from scratchdet_jax.ops.nms import Detections

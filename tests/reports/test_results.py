@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from scratchdet_jax.datasets.detection_files import read_voc_files
-from scratchdet_jax.datasets.voc_folder import prepare_voc_folder
+from scratchdet_jax.datasets.folders import prepare_voc_folder
 from scratchdet_jax.detector import Detector
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.evaluation import formats, saved_run

@@ -1,8 +1,7 @@
 import cv2
 import numpy as np
 
-from scratchdet_jax.reports.curves import CHARTS, draw_runs
-from scratchdet_jax.reports.reading import RunRecords
+from scratchdet_jax.reports.curves import CHARTS, RunRecords, draw_runs
 from scratchdet_jax.tools import plot
 from tests.command import exit_status
 from tests.run_records import evaluation, train, write

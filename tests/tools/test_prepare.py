@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from scratchdet_jax.data.records import open_source
-from scratchdet_jax.datasets import checks
+from scratchdet_jax.datasets import objects
 from scratchdet_jax.datasets.writing import restore
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.tools import prepare
@@ -226,7 +226,7 @@ def test_ctrl_c_prints_no_traceback_and_does_not_wait_for_the_rest(coco, monkeyp
             raise KeyboardInterrupt
         time.sleep(0.1)
 
-    monkeypatch.setattr(checks, "check_complete", interrupt)
+    monkeypatch.setattr(objects, "check_complete", interrupt)
     assert exit_status(prepare.main, *coco) == 130
     assert len(seen) < 12  # of 12 images
     assert capsys.readouterr().err == "stopped by Ctrl-C\n"

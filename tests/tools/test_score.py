@@ -5,8 +5,8 @@ import cv2
 import numpy as np
 import pytest
 
-from scratchdet_jax.datasets.coco_folder import CocoSplit, prepare_coco_folder
-from scratchdet_jax.datasets.defects import Kind
+from scratchdet_jax.datasets.folders import CocoSplit, prepare_coco_folder
+from scratchdet_jax.datasets.objects import Kind
 from scratchdet_jax.datasets.report import defect_lines
 from scratchdet_jax.evaluation import formats
 from scratchdet_jax.evaluation.detections import ImageDetections

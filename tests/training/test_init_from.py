@@ -6,7 +6,7 @@ import pytest
 
 from scratchdet_jax.data import coco_classes
 from scratchdet_jax.datasets import shapes
-from scratchdet_jax.datasets.official import VOC_CLASSES
+from scratchdet_jax.datasets.voc_xml import VOC_CLASSES
 from scratchdet_jax.detector import build_detector
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.ops.anchors import anchors_per_cell

@@ -6,8 +6,8 @@ import pytest
 
 from scratchdet_jax.data import sources
 from scratchdet_jax.data.records import open_source
+from scratchdet_jax.datasets.folders import prepare_voc_folder
 from scratchdet_jax.datasets.report import PrepareReport
-from scratchdet_jax.datasets.voc_folder import prepare_voc_folder
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.training import loop
 from tests.data.voc_layout import Folder, obj

@@ -18,8 +18,7 @@ from scratchdet_jax.reports.doctor.fit import Fit, Levels, best_iou, box_sides, 
 from scratchdet_jax.reports.doctor.study import DRAWS, DataSetStudy
 from scratchdet_jax.reports.page import tables
 from scratchdet_jax.reports.page.charts import bar_chart
-from scratchdet_jax.reports.page.tables import Cell
-from scratchdet_jax.reports.page.wording import Finding, first_few, number, percent, several
+from scratchdet_jax.reports.page.tables import Cell, Finding, first_few, number, percent, several
 
 _LOSS = 0.10  # share of the boxes that augmentation may cost
 _FIRST_PERCENTS = (3.0, 4.0, 5.0, 7.0, 10.0, 14.0)  # anchor sizes to try

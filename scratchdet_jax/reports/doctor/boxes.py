@@ -13,7 +13,7 @@ from scratchdet_jax.errors import plural
 from scratchdet_jax.reports.doctor.fit import Levels, box_sides, share
 from scratchdet_jax.reports.doctor.study import DataSetStudy
 from scratchdet_jax.reports.page.charts import bar_chart
-from scratchdet_jax.reports.page.wording import Finding, first_few, named, number, percent, several
+from scratchdet_jax.reports.page.tables import Finding, first_few, named, number, percent, several
 
 _IMBALANCE = 10.0  # boxes of the commonest class to those of the rarest
 _FEW_BOXES = 50  # of a class

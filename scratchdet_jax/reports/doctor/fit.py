@@ -94,17 +94,12 @@ class BoxTable(NamedTuple):
         ignored = np.bincount(self.image[self.ignore], minlength=len(self.sizes))
         return (ignored == self.counts) & (ignored > 0)
 
-    def select(self, index: np.ndarray) -> "BoxTable":
-        """Returns the boxes `index` of the same images."""
-        boxes, labels, ignore, image, sizes = self
-        return BoxTable(boxes[index], labels[index], ignore[index], image[index], sizes)
-
     def of_images(self, chosen: np.ndarray) -> tuple["BoxTable", np.ndarray]:
         """Returns the table of images, given in ascending order, and its boxes' indices here."""
         index = np.flatnonzero(np.isin(self.image, chosen))
-        table = self.select(index)
-        image = np.searchsorted(chosen, table.image)
-        return table._replace(image=image, sizes=self.sizes[chosen]), index
+        boxes, labels, ignore, image = (column[index] for column in self[:4])
+        image = np.searchsorted(chosen, image)
+        return BoxTable(boxes, labels, ignore, image, self.sizes[chosen]), index
 
 
 class Fit(NamedTuple):

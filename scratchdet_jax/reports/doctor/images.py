@@ -16,8 +16,7 @@ from scratchdet_jax.evaluation.drawing import draw_detections
 from scratchdet_jax.ops.augment import augment
 from scratchdet_jax.reports.doctor.study import DataSetStudy, size_on_canvas
 from scratchdet_jax.reports.page.pictures import Picture, to_picture
-from scratchdet_jax.reports.page.tables import meter
-from scratchdet_jax.reports.page.wording import Finding, named, percent, several
+from scratchdet_jax.reports.page.tables import Finding, meter, named, percent, several
 from scratchdet_jax.training.step import example_keys
 
 _CROWDED = 6

@@ -8,7 +8,7 @@ from scratchdet_jax.reports.doctor import anchors, boxes, images, splits
 from scratchdet_jax.reports.doctor.study import DRAWS, DataSetStudy
 from scratchdet_jax.reports.page.output import render
 from scratchdet_jax.reports.page.pictures import IGNORED, class_colors, photo
-from scratchdet_jax.reports.page.wording import SEVERITIES, Finding, for_json
+from scratchdet_jax.reports.page.tables import SEVERITIES, Finding, for_json
 
 SECTIONS = (splits, boxes, images, anchors)
 MARK = "scratchdet doctor"

@@ -13,8 +13,7 @@ from scratchdet_jax.evaluation.detections import ImageGroundTruth
 from scratchdet_jax.evaluation.evaluator import METRIC_LABELS
 from scratchdet_jax.reports.baseline import ConstantBox, constant_box
 from scratchdet_jax.reports.doctor.study import DataSetStudy, Look
-from scratchdet_jax.reports.page.tables import Cell, meter
-from scratchdet_jax.reports.page.wording import Finding, number, percent, several
+from scratchdet_jax.reports.page.tables import Cell, Finding, meter, number, percent, several
 
 _FEW_IMAGES = 1000
 _HIGH = 0.2  # mAP

@@ -26,7 +26,7 @@ from scratchdet_jax.datasets.duplicates import Signature, read_signature
 from scratchdet_jax.predictor import map_ahead
 from scratchdet_jax.progress import track
 from scratchdet_jax.reports.doctor.fit import BoxTable, Fit, box_sides, fit_boxes, make_levels
-from scratchdet_jax.reports.page.wording import named
+from scratchdet_jax.reports.page.tables import named
 
 DRAWS = 4
 """Augmentations of each image."""

@@ -10,8 +10,7 @@ import markupsafe
 
 from scratchdet_jax.errors import UserError, plural
 from scratchdet_jax.files import check_replaceable, write_text_atomically
-from scratchdet_jax.reports.page.tables import text_table
-from scratchdet_jax.reports.page.wording import number, percent
+from scratchdet_jax.reports.page.tables import number, percent, text_table
 
 
 def prose(text: str) -> markupsafe.Markup:

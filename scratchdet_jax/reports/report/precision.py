@@ -20,8 +20,7 @@ from scratchdet_jax.reports.page.charts import (
     set_tooltip,
     to_svg,
 )
-from scratchdet_jax.reports.page.tables import Cell, meter, score, transposed
-from scratchdet_jax.reports.page.wording import number, percent
+from scratchdet_jax.reports.page.tables import Cell, meter, number, percent, score, transposed
 from scratchdet_jax.reports.report.study import RunStudy
 from scratchdet_jax.reports.tide import BACKGROUND, CORRECT, FOREGROUND, KINDS, summarize
 

@@ -6,8 +6,7 @@ from typing import Any
 from scratchdet_jax.errors import plural
 from scratchdet_jax.reports.page.output import render
 from scratchdet_jax.reports.page.pictures import IGNORED, class_colors
-from scratchdet_jax.reports.page.tables import transposed
-from scratchdet_jax.reports.page.wording import for_json, number
+from scratchdet_jax.reports.page.tables import for_json, number, transposed
 from scratchdet_jax.reports.report import images, precision, setup, training
 from scratchdet_jax.reports.report.study import OpenedRun, RunStudy
 from scratchdet_jax.run.checkpoints import versions

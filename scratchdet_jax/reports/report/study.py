@@ -10,7 +10,7 @@ from scratchdet_jax.config.defaults import with_defaults
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.evaluation import coco
 from scratchdet_jax.evaluation.saved_run import evaluate_on, open_eval_split
-from scratchdet_jax.reports.reading import run_names
+from scratchdet_jax.reports.curves import run_names
 from scratchdet_jax.reports.tide import analyse
 from scratchdet_jax.run.open import SavedRun, open_run, split_run
 

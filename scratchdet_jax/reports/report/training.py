@@ -9,11 +9,9 @@ from markupsafe import Markup
 
 from scratchdet_jax.config.defaults import number_of_steps
 from scratchdet_jax.errors import UserError
-from scratchdet_jax.reports.curves import CHARTS, draw_curve, set_scale
+from scratchdet_jax.reports.curves import CHARTS, RunRecords, draw_curve, read_run, set_scale
 from scratchdet_jax.reports.page.charts import new_chart, run_colour, set_tooltip, to_svg
-from scratchdet_jax.reports.page.tables import transposed
-from scratchdet_jax.reports.page.wording import number, percent
-from scratchdet_jax.reports.reading import RunRecords, read_run
+from scratchdet_jax.reports.page.tables import number, percent, transposed
 from scratchdet_jax.reports.report.study import RunStudy
 
 _LOADER, _STEP = 0.5, 0.1  # shares of the time

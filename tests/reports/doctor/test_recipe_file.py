@@ -6,7 +6,7 @@ from absl import flags
 from scratchdet_jax import cli
 from scratchdet_jax.config.defaults import get_config
 from scratchdet_jax.config.validation import validate
-from scratchdet_jax.datasets.voc_folder import prepare_voc_folder
+from scratchdet_jax.datasets.folders import prepare_voc_folder
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.reports.doctor.anchors import WhatIf, recipe_text
 from scratchdet_jax.tools import doctor

@@ -1,4 +1,4 @@
-from scratchdet_jax.reports.page.wording import percent
+from scratchdet_jax.reports.page.tables import percent
 
 
 def test_percent_never_rounds_to_zero_or_all():
