@@ -2,7 +2,7 @@
 
 Most programs of the tests run a few times only: compiling them is what takes the time. Level 1
 compiles faster than the default, and so do loops without the newer emitters of fused operations.
-Level 0 compiles four times faster still, but computes wrong gradients (jaxlib 0.10.2: up to 80 % off
+Level 0 compiles four times faster still, but computes wrong gradients (jaxlib 0.10.2: 80 % off
 in `test_packed_layers_equal_plain_ones`).
 """
 
