@@ -92,8 +92,9 @@ def validate(config: ml_collections.ConfigDict, device_count: int) -> None:
     require(known, "optimizer.no_decay", f"some of {', '.join(KINDS)}, joined by commas")
     if run_ends(config)[0] < 1:
         raise UserError("the run has no steps: raise config.train_images or config.num_steps")
-    if config.eval.stop_after:
-        _check_scored(config)
+    scored = config.data.eval and config.eval.metric != "none" and config.eval.every_steps
+    need = "0 unless config.data.eval, eval.metric and eval.every_steps give a mAP while training"
+    require(bool(scored) or not config.eval.stop_after, "eval.stop_after", need)
     _check_batches(config, device_count)
     _check_multiscale(config)
     # Augmentation, model and anchors check their own fields when they are built.
@@ -101,19 +102,6 @@ def validate(config: ml_collections.ConfigDict, device_count: int) -> None:
     detector = build_detector(config, class_names=("any",))
     if config.freeze:
         _check_freeze(detector)
-
-
-def _check_scored(config: ml_collections.ConfigDict) -> None:
-    problem = ""
-    if not config.data.eval or config.eval.metric == "none":
-        problem = "config.data.eval is empty or config.eval.metric is 'none'"
-    elif not config.eval.every_steps:
-        problem = "config.eval.every_steps is 0"
-    if problem:
-        raise UserError(
-            f"config.eval.stop_after is {config.eval.stop_after}, but {problem}, so no mAP is "
-            "known while training: set both, or neither"
-        )
 
 
 def _check_freeze(detector: Detector) -> None:

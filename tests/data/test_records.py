@@ -1,5 +1,4 @@
 import json
-import pickle
 import re
 import types
 import warnings
@@ -196,7 +195,7 @@ def test_unions_take_parts_from_their_own_directories(data_dir, tmp_path):
         source.describe(0)
         == f"record 0 of handmade/2007:train@{here} in {here}/handmade/2007/5.0.0"
     )
-    assert len(pickle.loads(pickle.dumps(source))) == 6
+    assert len(source) == 6
     with pytest.raises(UserError, match=rf"no data set handmade/2012 in {re.escape(str(here))} "):
         open_source(f"handmade/2007:train,handmade/2012:train@{here}", data_dir)
 
@@ -263,8 +262,8 @@ def test_the_highest_version_is_read(tmp_path):
     assert len(open_source("handmade/many:train", tmp_path)) == 1
 
 
-def test_pickled_and_read_from_threads(data_dir):
-    source = pickle.loads(pickle.dumps(open_source("handmade/2007:train", data_dir)))
+def test_read_from_threads(data_dir):
+    source = open_source("handmade/2007:train", data_dir)
     with ThreadPoolExecutor(4) as threads:
         ids = list(threads.map(lambda i: source[i % 3]["image_id"], range(60)))
     assert ids == [source.image_id(i % 3) for i in range(60)]
@@ -340,7 +339,7 @@ def test_other_kinds_of_data_sets_are_refused(tmp_path):
         (plain_features(label=tfds.features.Scalar(np.int64)), "must be a ClassLabel"),
         (
             plain_features(label=tfds.features.ClassLabel(num_classes=3)),
-            "names the 3 classes, is missing",
+            "does not name the 3 classes",
         ),
     ],
 )
