@@ -197,7 +197,6 @@ class Checkpoints:
             UserError: its arrays differ from those of `like`, or it cannot be read.
         """
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        self._check_shapes(step, like)
         return self._restore(step, state=ocp.args.StandardRestore(abstract))["state"]
 
     def restore_part(self, step: int, like: Any) -> Any:
@@ -302,19 +301,6 @@ class Checkpoints:
             self._manager.close()
             self._open()
 
-    def _check_shapes(self, step: int, like: TrainState) -> None:
-        """A model changed on purpose (--resume=force) may not fit its checkpoint."""
-        with ocp.PyTreeCheckpointer() as reader:
-            saved = self._reading(step, lambda: reader.metadata(self._item(step, "state")))
-        wanted, found = _shapes(like), _shapes(saved.item_metadata.tree)
-        for name in sorted(wanted.keys() | found.keys()):
-            if wanted.get(name) != found.get(name):
-                raise UserError(
-                    f"the checkpoint of step {step} in {self.directory} does not fit this config: "
-                    f"{name} has shape {found.get(name)} there and {wanted.get(name)} here; "
-                    "choose a new --workdir, or start from it with --config.init_from"
-                )
-
     def score(self, step: int) -> float | None:
         """The mAP of a step; None if it was not evaluated or has no defined mAP."""
         if step not in self._scores:
@@ -343,7 +329,8 @@ class Checkpoints:
             raise UserError(
                 f"the checkpoint of step {step} in {self.directory} cannot be read "
                 f"({one_line(error)}): choose another with --checkpoint, or delete it and resume "
-                "training from the previous one"
+                "training from the previous one; if config.model has changed, choose a new "
+                "--workdir, or start from it with --config.init_from"
             ) from error
 
 
@@ -402,14 +389,6 @@ def versions() -> dict[str, str]:
         "Python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in PACKAGES},
         "devices": devices,
-    }
-
-
-def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    """The shapes of the arrays of a tree (or of Orbax's description of one) by path."""
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
 
 
