@@ -227,19 +227,16 @@ def _check_features(name: str, features: Any) -> frozenset[str]:
     # A tfds.features.Dataset is a Sequence too, but is stored differently.
     nested = isinstance(objects, kinds.Sequence) and not isinstance(objects, kinds.Dataset)
     inner = getattr(objects, "feature", None)
-    fields = inner if nested and isinstance(inner, kinds.FeaturesDict) else {}
-    if not isinstance(image, kinds.Image) or not {"bbox", "label"} <= set(fields):
+    fields = dict(inner.items()) if nested and isinstance(inner, kinds.FeaturesDict) else {}
+    box = fields.get("bbox")
+    ordered = box and box.shape == (4,) and str(getattr(box, "bbox_format", None)) in _YXYX
+    labelled = isinstance(fields.get("label"), kinds.ClassLabel)
+    if not (isinstance(image, kinds.Image) and ordered and labelled):
         raise UserError(
-            f"{name} is not a detection data set in TFDS's form: it needs the features image and "
-            f"objects with bbox and label, but it has {', '.join(sorted(features))}"
+            f"{name} is not a detection data set in TFDS's form: it needs the features image, "
+            "objects/bbox (ymin, xmin, ymax, xmax in [0, 1], TFDS's default) and objects/label (a "
+            f"ClassLabel), but it has {', '.join(sorted(features))}"
         )
-    box, label = fields["bbox"], fields["label"]
-    if box.shape != (4,) or str(getattr(box, "bbox_format", None)) not in _YXYX:
-        raise UserError(
-            f"{name}: objects/bbox must be (ymin, xmin, ymax, xmax) in [0, 1], TFDS's default"
-        )
-    if not isinstance(label, kinds.ClassLabel):
-        raise UserError(f"{name}: objects/label must be a ClassLabel, which names its classes")
     return frozenset(features) | {f"objects/{key}" for key in fields}
 
 

@@ -169,7 +169,7 @@ def test_anchors_keep_their_sides_in_pixels_on_any_rectangle(shape):
 def test_a_size_too_small_for_the_anchors_is_named():
     config = tiny_config()
     detector = build_detector(config, ("a",))
-    with pytest.raises(UserError, match=r"multiscale: size 1x64 cannot be used: an input of 1 x 64"):
+    with pytest.raises(UserError, match="size 1x64 cannot be used: an input of 1 x 64"):
         anchors_at(detector, 1, 64)
 
 
