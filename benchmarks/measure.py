@@ -13,8 +13,8 @@ import optax
 from scratchdet_jax.config.validation import validate
 from scratchdet_jax.detector import Detector, build_detector
 from scratchdet_jax.files import write_json
-from scratchdet_jax.forecast import chips
-from scratchdet_jax.forecast.compiled import cost, device_memory
+from scratchdet_jax.forecast.chips import CHIPS, Chip
+from scratchdet_jax.forecast.compiled import device_memory
 from scratchdet_jax.parallel.devices import AXIS, DeviceMapping
 from scratchdet_jax.run.state import TrainState, create_state
 from scratchdet_jax.training.optimizer import make_optimizer
@@ -25,8 +25,13 @@ CLASSES = tuple(f"class {i}" for i in range(1, 21))
 
 def peak_tflops(dtype: str) -> float | None:
     """Returns the peak of one device in TFLOP/s for the compute type; None if unknown."""
-    chip = chips.chip_of(jax.devices()[0].device_kind)
+    chip = chip_of(jax.devices()[0].device_kind)
     return chip.peak(dtype) / 1e12 if chip else None
+
+
+def chip_of(kind: str) -> Chip | None:
+    """Returns the chip of a JAX device kind, such as "TPU v5 lite"; None of an unknown kind."""
+    return next((chip for chip in CHIPS if kind.startswith(chip.kind)), None)
 
 
 def seconds(run: Callable[[], Any], repeats: int) -> float:
@@ -42,7 +47,8 @@ def seconds(run: Callable[[], Any], repeats: int) -> float:
 
 def gflop(compiled: jax.stages.Compiled) -> float:
     """Returns GFLOP of one call on each device by XLA's count (a multiply-add counts as two)."""
-    return (cost(compiled, "flops") or float("nan")) / 1e9
+    counts = compiled.cost_analysis() or {}
+    return counts.get("flops", float("nan")) / 1e9
 
 
 def device_memory_mib(compiled: jax.stages.Compiled) -> float:

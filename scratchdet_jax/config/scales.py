@@ -76,12 +76,7 @@ def merge_method(settings: ml_collections.ConfigDict) -> str:
 
 
 def parse_scales(entries: Sequence[int | str]) -> tuple[Scale, ...]:
-    """Parses `config.eval.multiscale`.
-
-    It is the name of a preset, or entries. An entry is a size in pixels, SIZE or HEIGHTxWIDTH; then
-    optionally f for a flip; then optionally :small, :large, :wide, :tall, :belowN or :aboveN. For
-    example 300, "300f", "180x300:wide" or "512f:below64". A string may hold several entries joined
-    by +, which needs no quotes on a command line.
+    """Parses `config.eval.multiscale`, whose form config/defaults.py explains.
 
     Raises:
         UserError: an entry is malformed or occurs twice.

@@ -90,30 +90,22 @@ def validate(config: ml_collections.ConfigDict, device_count: int) -> None:
     require(drops, "optimizer.drop_at", "shares of training between 0 and 1")
     known = set(split_names(config.optimizer.no_decay)) <= set(KINDS)
     require(known, "optimizer.no_decay", f"some of {', '.join(KINDS)}, joined by commas")
-    if run_ends(config)[0] < 1:
-        raise UserError("the run has no steps: raise config.train_images or config.num_steps")
-    if config.eval.stop_after:
-        _check_scored(config)
-    _check_batches(config, device_count)
+    require(run_ends(config)[0] > 0, "train_images", "enough for one step, or num_steps above 0")
+    scored = config.data.eval and config.eval.metric != "none" and config.eval.every_steps
+    need = "0 unless config.data.eval, eval.metric and eval.every_steps give a mAP while training"
+    require(bool(scored) or not config.eval.stop_after, "eval.stop_after", need)
+    part = device_count * config.accumulate_steps
+    whole = f"a multiple of {part}, the devices ({device_count}) times config.accumulate_steps"
+    require(config.batch_size % part == 0, "batch_size", whole)
+    check_norm_span(config.model.norm_span, config.batch_size // part, device_count)
+    whole = f"a multiple of {device_count}, the devices"
+    require(config.eval.batch_size % device_count == 0, "eval.batch_size", whole)
     _check_multiscale(config)
     # Augmentation, model and anchors check their own fields when they are built.
     augment_options(config)
     detector = build_detector(config, class_names=("any",))
     if config.freeze:
         _check_freeze(detector)
-
-
-def _check_scored(config: ml_collections.ConfigDict) -> None:
-    problem = ""
-    if not config.data.eval or config.eval.metric == "none":
-        problem = "config.data.eval is empty or config.eval.metric is 'none'"
-    elif not config.eval.every_steps:
-        problem = "config.eval.every_steps is 0"
-    if problem:
-        raise UserError(
-            f"config.eval.stop_after is {config.eval.stop_after}, but {problem}, so no mAP is "
-            "known while training: set both, or neither"
-        )
 
 
 def _check_freeze(detector: Detector) -> None:
@@ -142,31 +134,11 @@ def _check_freeze(detector: Detector) -> None:
 def _check_multiscale(config: ml_collections.ConfigDict) -> None:
     parse_scales(config.eval.multiscale)
     merge = config.eval.multiscale_merge
-    if preset := preset_of(config.eval.multiscale):
-        name = config.eval.multiscale[0]
-        if config.image_size != preset.image_size:
-            raise UserError(
-                f"config.eval.multiscale {name} is for config.image_size {preset.image_size}, and "
-                f"that of the run is {config.image_size}: write out sizes that suit it"
-            )
-        if merge not in ("nms", preset.merge):  # nms is the default and thus not a wish
-            raise UserError(
-                f"config.eval.multiscale_merge is {merge!r}, but {name} merges by {preset.merge}: "
-                "remove one of the two, or write out the sizes"
-            )
-
-
-def _check_batches(config: ml_collections.ConfigDict, device_count: int) -> None:
-    part = device_count * config.accumulate_steps
-    if config.batch_size % part:
+    preset = preset_of(config.eval.multiscale)
+    # nms is the default of the merge, and thus nobody's choice.
+    if preset and (config.image_size != preset.image_size or merge not in ("nms", preset.merge)):
         raise UserError(
-            f"config.batch_size {config.batch_size} does not divide among the devices "
-            f"({device_count}) and config.accumulate_steps ({config.accumulate_steps}): use a "
-            f"multiple of {part}"
-        )
-    check_norm_span(config.model.norm_span, config.batch_size // part, device_count)
-    if config.eval.batch_size % device_count:
-        raise UserError(
-            f"config.eval.batch_size {config.eval.batch_size} does not divide among the devices "
-            f"({device_count}): use a multiple of {device_count}"
+            f"config.eval.multiscale {config.eval.multiscale[0]} is for config.image_size "
+            f"{preset.image_size} and merges by {preset.merge}, and the run has "
+            f"{config.image_size} and multiscale_merge {merge!r}: write out sizes that suit it"
         )

@@ -12,10 +12,8 @@ image would be nearly black. TIFFs of floating-point or 32-bit samples are refus
 import contextlib
 import io
 import re
-import struct
 import threading
 import warnings
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import cv2
@@ -37,8 +35,6 @@ _BITS_PER_SAMPLE = 258  # TIFF's tag
 _MOST_SCALED_BITS = 14  # in 16-bit samples; with more, the high byte is bright enough
 # A marker in a JPEG stream, as opposed to a stuffed 0xFF, a restart marker or a fill byte.
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
-# Start-of-frame markers, which carry the size: C0 to CF except C4, C8 and CC.
-_JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _JPEG_SCAN = 0xDA
 # A progressive JPEG has about ten scans; libjpeg processes the entire image for each.
 _MAX_SCANS = 100
@@ -84,21 +80,6 @@ def read_header(encoded: bytes) -> ImageHeader:
         return ImageHeader(str(image.format), (image.height, image.width), int(orientation))
 
 
-def decode_image(encoded: bytes, orientation: int = 1) -> np.ndarray:
-    """Decodes an image to uint8 [h, w, 3], RGB.
-
-    Args:
-        encoded: content of the file.
-        orientation: the turn to make, 1…8 as in EXIF. The file's own tag is ignored.
-
-    Raises:
-        ValueError: the image cannot be decoded or has too many pixels.
-    """
-    (height, width), _ = _size(encoded)
-    with _memory_for(height * width):
-        return _turn(_decode(encoded, _FLAGS), orientation)
-
-
 def decode_to_canvas(
     encoded: bytes, canvas: tuple[int, int], orientation: int = 1
 ) -> tuple[np.ndarray, tuple[int, int]]:
@@ -115,15 +96,17 @@ def decode_to_canvas(
     Args:
         encoded: content of the file.
         canvas: (H, W) in pixels.
-        orientation: as in `decode_image`; the canvas holds the turned image.
+        orientation: the turn to make, 1…8 as in EXIF; the file's own tag is ignored.
 
     Returns:
         uint8 [h, w, 3] RGB with h ≤ H and w ≤ W, and (height, width) of the turned, full image.
 
     Raises:
-        ValueError: as in `decode_image`.
+        ValueError: the image cannot be decoded or has too many pixels.
     """
-    stored, is_jpeg = _size(encoded)
+    with _opened(encoded) as image:
+        stored, is_jpeg = (image.height, image.width), image.format in ("JPEG", "MPO")
+        buffered_whole = "progressive" in image.info
     full = _turned_size(stored, orientation)
     target = _turned_size(_fitted(full, canvas), orientation)  # a turn of a size is its own inverse
     factor = 1
@@ -132,7 +115,7 @@ def decode_to_canvas(
         factor = max((f for f in _REDUCED if f <= scale), default=1)
     flags = _FLAGS if factor == 1 else _REDUCED[factor] | cv2.IMREAD_IGNORE_ORIENTATION
     buffered = stored[0] * stored[1]
-    if factor > 1 and buffered > _LARGE and not _jpeg_is_buffered(encoded):
+    if not buffered_whole:
         buffered //= factor**2
     with _memory_for(buffered):
         pixels = _decode(encoded, flags)
@@ -219,38 +202,14 @@ def _reduce(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA)
 
 
-def _size(encoded: bytes) -> tuple[tuple[int, int], bool]:
-    """Returns (height, width) as stored, and whether it is a JPEG.
-
-    JPEGs are scanned here, marker by marker, in a fifth of Pillow's time, because the loader does
-    it for every image.
-    """
-    for marker, position in _jpeg_segments(encoded):
-        if marker in _JPEG_FRAMES and position + 9 <= len(encoded):
-            height, width = struct.unpack_from(">HH", encoded, position + 5)
-            if height and width:
-                return _bounded((height, width)), True
-            break
-    with _opened(encoded) as image:  # anything unusual is left to Pillow
-        return (image.height, image.width), image.format in ("JPEG", "MPO")
-
-
-def _bounded(size: tuple[int, int]) -> tuple[int, int]:
-    if size[0] * size[1] > MAX_PIXELS:
-        raise ValueError(f"it has more than {MAX_PIXELS} pixels, a decompression bomb")
-    return size
-
-
 def _opened(encoded: bytes) -> Image.Image:
     """Opens the image by Pillow, which reads only the header."""
     try:
-        image = Image.open(io.BytesIO(encoded))
+        return Image.open(io.BytesIO(encoded))
     except Image.DecompressionBombError:
         raise ValueError(f"it has more than {MAX_PIXELS} pixels, a decompression bomb") from None
     except Exception:  # Pillow's readers fail on broken headers in many ways
         raise ValueError("it is not a readable image") from None
-    _bounded((image.height, image.width))  # Pillow's own limit may have been disabled
-    return image
 
 
 def _memory_for(pixels: int) -> contextlib.AbstractContextManager[object]:
@@ -304,35 +263,6 @@ def _straight_colours(image: Image.Image) -> np.ndarray:
         return np.ascontiguousarray(np.asarray(image.convert("RGBA"))[..., :3])
     except Exception as error:  # Pillow's readers fail in many ways
         raise ValueError(f"it cannot be decoded: {error}") from None
-
-
-def _jpeg_segments(encoded: bytes) -> Iterator[tuple[int, int]]:
-    """Yields the marker and position of each segment of a JPEG up to the data of its first scan.
-
-    Stops early at anything unusual, such as a marker without a segment.
-    """
-    position = 2 if encoded.startswith(b"\xff\xd8") else len(encoded)
-    while position + 4 <= len(encoded) and encoded[position] == 0xFF:
-        marker = encoded[position + 1]
-        if marker < 0xC0 or 0xD0 <= marker <= 0xD9 or marker == 0xFF:
-            return
-        yield marker, position
-        if marker == _JPEG_SCAN:
-            return
-        position += 2 + int.from_bytes(encoded[position + 2 : position + 4], "big")
-
-
-def _jpeg_is_buffered(encoded: bytes) -> bool:
-    """Returns whether libjpeg keeps all coefficients in memory: progressive, or several scans."""
-    components = b""
-    for marker, position in _jpeg_segments(encoded):
-        if marker in _JPEG_FRAMES:
-            if marker not in (0xC0, 0xC1):
-                return True
-            components = encoded[position + 9 : position + 10]
-        elif marker == _JPEG_SCAN:
-            return encoded[position + 4 : position + 5] != components
-    return True
 
 
 def _check_scans(encoded: bytes) -> None:

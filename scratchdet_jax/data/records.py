@@ -50,7 +50,7 @@ class SpecPart(NamedTuple):
 class DetectionSource:
     """The examples of one or several splits, in order, by position.
 
-    Safe to read from several threads; pickled as its spec and opened again on unpickling.
+    Safe to read from several threads.
 
     Attributes:
         spec: the data sets and splits, `NAME[/CONFIG]:SPLIT[@DIR][,…]`.
@@ -77,9 +77,6 @@ class DetectionSource:
         self._ends = list(itertools.accumulate(part.size() for part in self._parts))
         self._lock = threading.Lock()
         self._left_out: dict[int, tuple[int, int]] = {}
-
-    def __reduce__(self) -> tuple[type["DetectionSource"], tuple[str, str]]:
-        return DetectionSource, (self.spec, self.data_dir)
 
     def __repr__(self) -> str:
         return f"DetectionSource({self.spec!r}, {len(self)} images)"

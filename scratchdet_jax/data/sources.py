@@ -2,7 +2,6 @@
 
 import re
 import shlex
-from collections.abc import Mapping
 from pathlib import Path
 
 import ml_collections
@@ -45,15 +44,11 @@ def open_split(settings: ml_collections.ConfigDict, field: str) -> DetectionSour
         UserError: the field is empty, or the data set or split does not exist.
     """
     spec = settings[field]
-    if not spec:
-        raise UserError(
-            f"config.data.{field} is empty: name a data set and split, such as voc/2007:test"
-        )
     names_set = _names_data_sets(spec)
-    if not settings.folder and not names_set:
+    if not spec or not (settings.folder or names_set):
         raise UserError(
-            f"config.data.{field} is {spec!r}: set config.data.folder to a folder in VOC layout "
-            "that has this split, or name a data set, such as voc/2007:test"
+            f"config.data.{field} is {spec!r}: name a data set and split, such as voc/2007:test, "
+            "or a split of the folder in VOC layout that config.data.folder names"
         )
     if not names_set:
         spec = f"voc_folder/{_prepared_folder(settings)}:{spec}"
@@ -80,8 +75,8 @@ def open_splits(
     """
     train = open_split(config.data, "train")
     train.require_boxes("config.data.train")
+    check_slots(config.data, "train", train)
     if not config.data.eval:
-        check_slots(config.data, {"train": train})
         return train, None
     evaluation = open_split(config.data, "eval")
     evaluation.require_boxes("config.data.eval")
@@ -91,7 +86,7 @@ def open_splits(
             f"config.data.eval {evaluation.spec} has {', '.join(evaluation.class_names)}: they "
             "must be the same, in the same order"
         )
-    check_slots(config.data, {"train": train, "eval": evaluation})
+    check_slots(config.data, "eval", evaluation)
     return train, evaluation
 
 
@@ -121,28 +116,19 @@ def _names_data_sets(spec: str) -> bool:
     return ":" in re.sub(r"\[[^\]]*\]", "", spec)  # not the colon of a slice, train[:80%]
 
 
-def check_slots(
-    settings: ml_collections.ConfigDict, sources: Mapping[str, DetectionSource]
-) -> None:
-    """Refuses data with an image of more boxes than `config.data.max_boxes`.
+def check_slots(settings: ml_collections.ConfigDict, field: str, data: DetectionSource) -> None:
+    """Raises UserError if an image of a split has more boxes than `config.data.max_boxes`.
 
-    The loader would refuse the image too, perhaps after hours.
-
-    Args:
-        settings: `config.data`.
-        sources: by field, "train" or "eval".
-
-    Raises:
-        UserError: an image has more boxes.
+    The loader would refuse the image as well, perhaps after hours. `settings` is `config.data`, and
+    `field` names the split there.
     """
     slots = settings.max_boxes
-    for field, data in sources.items():
-        most, image = data.most_boxes(slots)
-        if most > slots:
-            raise UserError(
-                f"{image} of config.data.{field} {data.spec} has {most} boxes, more than "
-                f"config.data.max_boxes = {slots}: set it to {most} or more"
-            )
+    most, image = data.most_boxes(slots)
+    if most > slots:
+        raise UserError(
+            f"{image} of config.data.{field} {data.spec} has {most} boxes, more than "
+            f"config.data.max_boxes = {slots}: set it to {most} or more"
+        )
 
 
 def _prepared_folder(settings: ml_collections.ConfigDict) -> str:

@@ -193,12 +193,6 @@ def _open_builder(directory: epath.Path) -> Any:
     try:
         builder = tfds.builder_from_directory(directory)
     except Exception as error:
-        cause: BaseException | None = error  # TFDS wraps the error of the file system
-        while cause and not isinstance(cause, PermissionError):
-            cause = cause.__cause__ or cause.__context__
-        if isinstance(cause, PermissionError):
-            where = cause.filename or directory
-            raise UserError(f"{where} cannot be read: {cause.strerror}") from None
         raise UserError(_damage(directory, error)) from error
     if builder.info.features is None:
         raise UserError(_damage(directory, "features.json is missing"))
@@ -233,19 +227,16 @@ def _check_features(name: str, features: Any) -> frozenset[str]:
     # A tfds.features.Dataset is a Sequence too, but is stored differently.
     nested = isinstance(objects, kinds.Sequence) and not isinstance(objects, kinds.Dataset)
     inner = getattr(objects, "feature", None)
-    fields = inner if nested and isinstance(inner, kinds.FeaturesDict) else {}
-    if not isinstance(image, kinds.Image) or not {"bbox", "label"} <= set(fields):
+    fields = dict(inner.items()) if nested and isinstance(inner, kinds.FeaturesDict) else {}
+    box = fields.get("bbox")
+    ordered = box and box.shape == (4,) and str(getattr(box, "bbox_format", None)) in _YXYX
+    labelled = isinstance(fields.get("label"), kinds.ClassLabel)
+    if not (isinstance(image, kinds.Image) and ordered and labelled):
         raise UserError(
-            f"{name} is not a detection data set in TFDS's form: it needs the features image and "
-            f"objects with bbox and label, but it has {', '.join(sorted(features))}"
+            f"{name} is not a detection data set in TFDS's form: it needs the features image, "
+            "objects/bbox (ymin, xmin, ymax, xmax in [0, 1], TFDS's default) and objects/label (a "
+            f"ClassLabel), but it has {', '.join(sorted(features))}"
         )
-    box, label = fields["bbox"], fields["label"]
-    if box.shape != (4,) or str(getattr(box, "bbox_format", None)) not in _YXYX:
-        raise UserError(
-            f"{name}: objects/bbox must be (ymin, xmin, ymax, xmax) in [0, 1], TFDS's default"
-        )
-    if not isinstance(label, kinds.ClassLabel):
-        raise UserError(f"{name}: objects/label must be a ClassLabel, which names its classes")
     return frozenset(features) | {f"objects/{key}" for key in fields}
 
 
@@ -254,20 +245,16 @@ def _class_names(directory: epath.Path, label: tfds.features.ClassLabel) -> tupl
     file = directory / "objects-label.labels.txt"
     try:
         lines = file.read_text(encoding="utf-8").split("\n")
-    except FileNotFoundError:
-        raise UserError(
-            f"{file}, which names the {plural(label.num_classes, 'class')}, is missing: create it "
-            "with one name per line, or prepare the data set again"
-        ) from None
-    except OSError as error:
-        raise UserError(f"{file} cannot be read: {error.strerror or error}") from None
-    except ValueError as error:
-        raise UserError(_damage(directory, f"{file.name}: {_cause(error)}")) from None
-    names = tuple(line.strip() for line in lines if line.strip())
-    if len(names) != label.num_classes or len(set(names)) < len(names):
-        reason = f"{file.name} does not have {label.num_classes} different names"
-        raise UserError(_damage(directory, reason))
-    return names
+        names = tuple(line.strip() for line in lines if line.strip())
+        if len(names) == label.num_classes == len(set(names)):
+            return names
+        reason = f"it has {plural(len(set(names)), 'different name')}"
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or _cause(error)
+    raise UserError(
+        f"{file} does not name the {plural(label.num_classes, 'class')} ({reason}): write one name "
+        "per line, or prepare the data set again"
+    )
 
 
 def _check_shards(name: str, shards: list[Any]) -> None:
@@ -281,19 +268,15 @@ def _check_shards(name: str, shards: list[Any]) -> None:
 
 def _flaw(shard: Any) -> str:
     """Says what is wrong with a file, or ""; damaged records are found only when read."""
-    advice = "delete the data set and prepare it again"
+    advice = "check its permissions, or delete the data set and prepare it again"
     try:
         with epath.Path(shard.filename).open("rb"):
             pass  # array_record does not report why it cannot open a file
         reader = ArrayRecordReader(shard.filename, options="readahead_buffer_size:0")
         count = reader.num_records()
         reader.close()
-    except FileNotFoundError:
-        return f"is missing: {advice}"
-    except PermissionError as error:
-        return f"cannot be read: {error.strerror}"
     except Exception as error:  # array_record has no exception types of its own
-        return f"cannot be read ({_cause(error)}): {advice}"
+        return f"cannot be read ({getattr(error, 'strerror', None) or _cause(error)}): {advice}"
     if count == shard.examples_in_shard:
         return ""
     return (
@@ -367,8 +350,8 @@ def tfds_build(name: str, data_dir: str) -> str:
 
 def _damage(directory: epath.Path, reason: object) -> str:
     return (
-        f"{directory} cannot be read as a TFDS data set ({_cause(reason)}): delete it and "
-        "prepare it again"
+        f"{directory} cannot be read as a TFDS data set ({_cause(reason)}): check its "
+        "permissions, or delete it and prepare it again"
     )
 
 

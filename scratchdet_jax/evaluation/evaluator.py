@@ -93,8 +93,6 @@ class Evaluator:
             if batch["id"][row] < 0:
                 continue
             image_id = self._ids[batch["id"][row]]
-            if image_id in detections:
-                raise RuntimeError(f"image {image_id} of {self._source.spec} was read twice")
             original_size = batch["original_size"][row]
             sizes[image_id] = tuple(original_size.tolist())
             detections[image_id] = to_image_detections(found, row, original_size)

@@ -28,7 +28,7 @@ def open_eval_split(
     mapping = DeviceMapping(config.parallel)
     validate(config, mapping.mesh.size)
     source = open_split(config.data, "eval")
-    check_slots(config.data, {"eval": source})
+    check_slots(config.data, "eval", source)
     if config.eval.metric != "none":
         source.require_boxes("config.data.eval")
     check_classes(run, source)

@@ -101,11 +101,6 @@ _LIBTPU = {
 }
 
 
-def chip_of(kind: str) -> Chip | None:
-    """Returns the chip of a JAX device kind, such as "TPU v5 lite"; None of an unknown kind."""
-    return next((chip for chip in CHIPS if kind.startswith(chip.kind)), None)
-
-
 def devices(name: str) -> tuple[Chip, list[Any]]:
     """Returns JAX devices that programs can be compiled for, but not run on.
 

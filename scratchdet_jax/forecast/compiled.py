@@ -183,10 +183,3 @@ def device_memory(compiled: jax.stages.Compiled) -> dict[str, int]:
         "temporaries": plan.temp_size_in_bytes,
     }
     return {**parts, "total": sum(parts.values())}
-
-
-def cost(compiled: jax.stages.Compiled, key: str) -> float | None:
-    """Returns XLA's count ("flops", "bytes accessed") for one call on a device, None without."""
-    analysis = compiled.cost_analysis()
-    analysis = analysis[0] if isinstance(analysis, list) and analysis else analysis
-    return analysis.get(key) if analysis else None

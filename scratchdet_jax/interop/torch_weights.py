@@ -1,24 +1,9 @@
 """PyTorch's names and layouts of a detector's weights, for importing published checkpoints.
 
-The kinds of checkpoint are distinguished by the names of their arrays:
-
-- "mmdetection": a complete detector, the authors' release of ScratchDet-300 and -512:
-  `backbone.conv1` … `conv3`, `bn1` … `bn3` (root block), `layer1` … `layer8` (stages and extra
-  blocks), `conv4`, `conv5` (last convolutions at 512), `bbox_head.cls_convs` and `reg_convs`,
-  with BatchNorm in the head or without.
-- "mmdetection SSD": SSD with VGG-16 as mmdetection 2 and 3 have it, with `neck.extra_layers`, or
-  before version 2.14 with `backbone.extra`. The background is their last class, and our first.
-- "ssd.pytorch": the same network (`vgg`, `extras`, `loc`, `conf`, `L2Norm`).
-- "torchvision SSD": the same network, torchvision's `ssd300_vgg16`. Its 91 classes are COCO's ids,
-  of which ten are unused.
-- "torchvision": a backbone alone, the ImageNet classifiers `resnet18` … `resnet101` (`conv1`,
-  `bn1`, `layer1` … `layer4`), `vgg16` and `vgg16_bn` (`features`, `classifier`). The fully
-  connected layers of VGG become fc6 and fc7 by decimation (Liu et al. 2016 §3.1): every fourth
-  unit, and every third row and column of fc6's 7×7 windows. `vgg16_bn` has convolutions with
-  biases, which BatchNorm's running mean absorbs here; its fc6 and fc7 have no BatchNorm, so ours
-  begins anew and their biases are dropped.
-
-`_FORMATS` is the table of them; a further format is one row and its function of names.
+`_FORMATS` is the table of the kinds of checkpoint, which the names of their arrays distinguish: the
+authors' release of ScratchDet, SSDs of three programs, and torchvision's ImageNet classifiers
+(backbones). A further format is one row and its function of names. The background is the last class
+of mmdetection's SSD, and our first; the 91 classes of torchvision's SSD are COCO's ids.
 """
 
 import re
@@ -269,7 +254,10 @@ def _torchvision_layer(number: int) -> str:
 
 
 def _absorb_biases(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Moves the biases of vgg16_bn's convolutions into the running means; drops fc6's and fc7's."""
+    """Moves the biases of vgg16_bn's convolutions into the running means.
+
+    Those of fc6 and fc7 are dropped: our norms after them begin anew.
+    """
     absorbed = dict(state)
     for name in state:
         match = re.fullmatch(r"features\.(\d+)\.running_mean", name)
@@ -409,7 +397,10 @@ def _layout(name: Name, found: np.ndarray, classes: tuple[int, Sequence[int]] | 
 
 
 def _decimate(name: Name, found: np.ndarray) -> np.ndarray:
-    """Converts fc6 or fc7 of ImageNet's VGG-16 to a convolution with a quarter of the units."""
+    """Decimates fc6 or fc7 of ImageNet's VGG-16 to a convolution (Liu et al. 2016 §3.1).
+
+    Takes every fourth unit, and every third row and column of fc6's 7×7 windows.
+    """
     if name[-1] == "bias":
         return found[::4]
     if name[1] == "fc6":

@@ -1,7 +1,7 @@
 """ResNet, and ScratchDet's Root-ResNet, whose first convolutions do not downsample."""
 
-import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -18,19 +18,6 @@ BOTTLENECK_DEPTHS = (50, 101)
 EXPANSION = 4  # output channels of a bottleneck / its inner channels
 STAGE_CHANNELS = (64, 128, 256, 512)
 FIRST_SOURCE_STRIDE = 8  # of the first source map relative to the image
-
-
-def source_stages(
-    stem_stride: int, stem_pool: bool, stage_strides: Sequence[int]
-) -> tuple[int, ...]:
-    """Counts from 1 the stages that give source maps: an eighth of the image or less.
-
-    The head then sees maps of the same sizes with every stem, as in the paper's comparison of
-    stems: stages 3 and 4 of Root-ResNet; stages 2, 3 and 4 where the first convolution downsamples.
-    """
-    total = stem_stride * (2 if stem_pool else 1)
-    strides = [total := total * stride for stride in stage_strides]
-    return tuple(i for i, stride in enumerate(strides, 1) if stride >= FIRST_SOURCE_STRIDE)
 
 
 class RootBlock(nn.Module):
@@ -193,70 +180,8 @@ class Stage(nn.Module):
         return x, convolution
 
 
-@dataclasses.dataclass(frozen=True)
-class Stem:
-    """The layers before the stages.
-
-    Attributes:
-        kind: "root" (`RootBlock`) or "conv7" (`Conv7Stem`).
-        convolutions: number of convolutions in the root block.
-        stride: stride of the first convolution, 1 or 2.
-        pool: whether a pooling of stride 2 follows.
-    """
-
-    kind: str
-    convolutions: int
-    stride: int
-    pool: bool
-
-    def build(self, channels: int, layers: Layers) -> nn.Module:
-        """Makes the module; call it inside a module."""
-        if self.kind == "conv7":
-            return Conv7Stem(channels, layers, self.stride, self.pool, name="stem")
-        return RootBlock(channels, layers, self.convolutions, self.stride, self.pool, name="root")
-
-
-@dataclasses.dataclass(frozen=True)
-class Extras:
-    """The layers after the stages, which give further source maps.
-
-    Attributes:
-        kind: "residual" (`BasicBlock`: ScratchDet's), "preactivation" or "plain" (`plain_extras`).
-        channels: channels of each extra block.
-        strides: one block each.
-        last_convolutions: whether a 3×3 convolution and a 4×4 one, which maps 2×2 to 1×1, give one
-            more map: the last layers of the authors' mmdetection release at 512×512.
-    """
-
-    kind: str
-    channels: int
-    strides: tuple[int, ...]
-    last_convolutions: bool
-
-    def sources(self, x: Map, train: bool, layers: Layers) -> list[Source]:
-        """Returns the extra blocks' source maps of x [B, H, W, C]; call it inside a module."""
-        if self.kind == "plain":
-            return plain_extras(
-                x,
-                train,
-                channels=self.channels,
-                strides=self.strides,
-                last_convolutions=self.last_convolutions,
-                layers=layers,
-            )
-        kind = PreactivationBlock if self.kind == "preactivation" else BasicBlock
-        blocks: list[nn.Module] = [
-            kind(self.channels, stride, layers, name=f"extra{i}")
-            for i, stride in enumerate(self.strides, 1)
-        ]
-        if self.last_convolutions:
-            name = f"extra{len(self.strides) + 1}"
-            pair = (self.channels, self.channels, 1, layers, 4)
-            blocks.append(ExtraLayers(*pair, squeeze_kernel=3, name=name))
-        return source_maps(x, train, blocks)
-
-
-def extra_blocks(
+def residual_extras(
+    block: type[ResidualBlock],
     x: Map,
     train: bool,
     *,
@@ -264,19 +189,42 @@ def extra_blocks(
     strides: Sequence[int],
     last_convolutions: bool,
     layers: Layers,
-) -> list[Map]:
+) -> list[Source]:
+    """Makes the blocks extra1, extra2 …, inside a module; returns their source maps.
+
+    With `last_convolutions`, a 3×3 convolution and a 4×4 one, which maps 2×2 to 1×1, give one more
+    map: the last layers of the authors' mmdetection release at 512×512. For the other arguments see
+    `plain_extras`.
+    """
+    blocks: list[nn.Module] = [
+        block(channels, stride, layers, name=f"extra{i}") for i, stride in enumerate(strides, 1)
+    ]
+    if last_convolutions:
+        name = f"extra{len(strides) + 1}"
+        blocks.append(ExtraLayers(channels, channels, 1, layers, 4, squeeze_kernel=3, name=name))
+    return source_maps(x, train, blocks)
+
+
+def extra_blocks(x: Map, train: bool, **settings: Any) -> list[Map]:
     """Makes ScratchDet's extra blocks extra1, extra2 …, inside a module; returns their source maps.
 
-    For x, the backbone's last source map; see `Extras` for the other arguments.
+    Takes x, the backbone's last source map, and the other arguments of `residual_extras`.
     """
-    extras = Extras("residual", channels, tuple(strides), last_convolutions)
-    return [output for output, _ in extras.sources(x, train, layers)]
+    return [output for output, _ in residual_extras(BasicBlock, x, train, **settings)]
+
+
+EXTRAS: dict[str, Callable[..., list[Source]]] = {
+    "residual": functools.partial(residual_extras, BasicBlock),  # ScratchDet's
+    "preactivation": functools.partial(residual_extras, PreactivationBlock),
+    "plain": plain_extras,
+}
+"""The layers after the stages by `config.model.extras`; they give further source maps."""
 
 
 class ResNet(nn.Module):
     """ResNet or Root-ResNet with the extra blocks; gives the source maps of the head.
 
-    The sources are the outputs, after the addition and ReLU, of the stages in `source_stages` and
+    The sources are the outputs, after the addition and ReLU, of the stages in `with_source` and
     of the extra blocks. A pre-activation stage ends in a bare sum. The next stage reads that sum;
     its source map is the sum after a final norm and ReLU (`source3_norm`, `source4_norm`), as at
     the end of He et al. 2016b's networks. The extra blocks read that map, unless they are
@@ -287,23 +235,27 @@ class ResNet(nn.Module):
 
     Attributes:
         depth: 18, 34, 50 or 101; the last two use bottleneck blocks.
-        stem: the layers before the stages.
-        stage_channels: channels of the four stages (inner ones of a bottleneck); the stem has the
-            first.
+        stem: makes the layers before the stages.
+        with_source: the stages that give source maps; see `_source_stages`.
+        stage_channels: channels of the four stages (inner ones of a bottleneck).
         stage_strides: stride of each stage, 1 or 2.
         preactivation: whether the stages use pre-activation blocks.
         first_preactivation: whether the first of them also begins with norm and ReLU.
-        extras: the layers after the stages.
+        extras: makes the layers after the stages.
+        activated_extras: whether the extra blocks read an activated map; pre-activation blocks do
+            not.
         layers: builds convolutions and norms.
     """
 
     depth: int
-    stem: Stem
+    stem: Callable[[], nn.Module]
+    with_source: tuple[int, ...]
     stage_channels: tuple[int, ...]
     stage_strides: tuple[int, ...]
     preactivation: bool
     first_preactivation: bool
-    extras: Extras
+    extras: Callable[[Map, bool], list[Source]]
+    activated_extras: bool
     layers: Layers
 
     @nn.compact
@@ -313,8 +265,7 @@ class ResNet(nn.Module):
         Parameters: root/conv1 … norm3 or stem/conv1, norm1; stage1/block1/conv1 …, extra1/conv1 …
         """
         x: Map = images.astype(self.layers.dtype)
-        x = self.stem.build(self.stage_channels[0], self.layers)(x, train)
-        with_source = source_stages(self.stem.stride, self.stem.pool, self.stage_strides)
+        x = self.stem()(x, train)
         sources = []
         sizes = zip(self.stage_channels, self.stage_strides, strict=True)
         for i, (channels, stride) in enumerate(sizes, 1):
@@ -329,7 +280,7 @@ class ResNet(nn.Module):
                 name=f"stage{i}",
             )
             x, convolution = stage(x, train)
-            if i in with_source:
+            if i in self.with_source:
                 sources.append(self.stage_source(i, x, convolution, train))
         return (*sources, *self.extra_sources(x, sources[-1], train))
 
@@ -340,11 +291,11 @@ class ResNet(nn.Module):
 
     def extra_sources(self, output: Map, source: Map, train: bool) -> list[Map]:
         """Returns the extra blocks' source maps, given the last stage's output and source map."""
-        if self.extras.kind != "preactivation":
-            return [x for x, _ in self.extras.sources(source, train, self.layers)]
-        extras = self.extras.sources(output, train, self.layers)
+        if self.activated_extras:
+            return [x for x, _ in self.extras(source, train)]
         return [
-            self.activate(x, train, f"extra{i}_source_norm") for i, (x, _) in enumerate(extras, 1)
+            self.activate(x, train, f"extra{i}_source_norm")
+            for i, (x, _) in enumerate(self.extras(output, train), 1)
         ]
 
     def activate(self, x: Map, train: bool, name: str) -> Map:
@@ -370,26 +321,36 @@ class CaffeResNet(ResNet):
     def extra_sources(self, output: Map, source: Map, train: bool) -> list[Map]:
         """Returns the outputs of the extra blocks' last convolutions."""
         del source
-        if self.extras.kind != "preactivation":
+        if self.activated_extras:
             output = self.activate(output, train, f"source{len(self.stage_channels)}_norm")
-        return [x for _, x in self.extras.sources(output, train, self.layers)]
+        return [x for _, x in self.extras(output, train)]
 
 
 def _build(config: Any, layers: Layers) -> ResNet:
     network = CaffeResNet if config.source_maps == "convolution" else ResNet
+    channels = tuple(scale_channels(c, config.width) for c in STAGE_CHANNELS)
+    stem: Callable[..., nn.Module] = functools.partial(Conv7Stem, name="stem")
+    if config.stem == "root":
+        stem = functools.partial(RootBlock, convolutions=config.stem_convs, name="root")
+    stem = functools.partial(
+        stem, channels[0], layers, stride=config.stem_stride, pool=config.stem_pool
+    )
     return network(
         depth=config.depth,
-        stem=Stem(config.stem, config.stem_convs, config.stem_stride, config.stem_pool),
-        stage_channels=tuple(scale_channels(c, config.width) for c in STAGE_CHANNELS),
+        stem=stem,
+        with_source=_source_stages(config),
+        stage_channels=channels,
         stage_strides=tuple(config.stage_strides),
         preactivation=config.preactivation,
         first_preactivation=config.first_preactivation,
-        extras=Extras(
-            config.extras,
-            scale_channels(config.extra_channels, config.width),
-            tuple(config.extra_strides),
-            config.last_convolutions,
+        extras=functools.partial(
+            EXTRAS[config.extras],
+            channels=scale_channels(config.extra_channels, config.width),
+            strides=tuple(config.extra_strides),
+            last_convolutions=config.last_convolutions,
+            layers=layers,
         ),
+        activated_extras=config.extras != "preactivation",
         layers=layers,
     )
 
@@ -406,8 +367,19 @@ def _name(config: Any) -> str:
     return f"{name} ({', '.join(notes)})" if notes else name
 
 
+def _source_stages(config: Any) -> tuple[int, ...]:
+    """Counts from 1 the stages that give source maps: an eighth of the image or less.
+
+    The head then sees maps of the same sizes with every stem, as in the paper's comparison of
+    stems: stages 3 and 4 of Root-ResNet; stages 2, 3 and 4 where the first convolution downsamples.
+    """
+    total = config.stem_stride * (2 if config.stem_pool else 1)
+    strides = [total := total * stride for stride in config.stage_strides]
+    return tuple(i for i, stride in enumerate(strides, 1) if stride >= FIRST_SOURCE_STRIDE)
+
+
 def _sources(config: Any) -> int:
-    return len(source_stages(config.stem_stride, config.stem_pool, config.stage_strides))
+    return len(_source_stages(config))
 
 
 def _checks(config: Any) -> dict[str, Check]:

@@ -72,23 +72,15 @@ def iou(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.where(overlaps, intersection / jnp.where(overlaps, union, 1), 0)
 
 
-def clip(boxes: jax.Array) -> jax.Array:
-    """Clips boxes [..., 4] to the image, [0, 1]."""
-    return jnp.clip(boxes, 0, 1)
-
-
-def encode(
-    boxes: jax.Array, anchors: jax.Array, variances: tuple[float, ...] = VARIANCES
-) -> jax.Array:
+def encode(boxes: jax.Array, anchors: jax.Array) -> jax.Array:
     """Encodes boxes as offsets from anchors (SSD, CENTER_SIZE code).
 
     For a box g and an anchor a in centre form, the offsets are ((gy - ay) / ah, (gx - ax) / aw,
-    ln(gh / ah), ln(gw / aw)), each divided by its variance.
+    ln(gh / ah), ln(gw / aw)), each divided by its entry of VARIANCES.
 
     Args:
         boxes: [..., 4] boxes.
         anchors: [..., 4], the anchor of each box.
-        variances: of (cy, cx, h, w).
 
     Returns:
         Offsets [..., 4] in the order (cy, cx, h, w); finite for all finite boxes, including empty
@@ -99,25 +91,22 @@ def encode(
     anchor_sides = jnp.maximum(anchor[..., 2:], _MIN_SIDE)
     centre = (box[..., :2] - anchor[..., :2]) / anchor_sides
     sides = jnp.log(box_sides / anchor_sides)
-    return jnp.concatenate([centre, sides], axis=-1) / jnp.asarray(variances, box.dtype)
+    return jnp.concatenate([centre, sides], axis=-1) / jnp.asarray(VARIANCES, box.dtype)
 
 
-def decode(
-    offsets: jax.Array, anchors: jax.Array | np.ndarray, variances: tuple[float, ...] = VARIANCES
-) -> jax.Array:
+def decode(offsets: jax.Array, anchors: jax.Array | np.ndarray) -> jax.Array:
     """Decodes offsets into boxes; the inverse of `encode`.
 
     Args:
         offsets: [..., 4] in the order (cy, cx, h, w).
         anchors: [..., 4], the anchor of each offset.
-        variances: of (cy, cx, h, w).
 
     Returns:
         Boxes [..., 4], not clipped to the image; finite for finite offsets.
     """
     anchor = to_cyxhw(anchors)
     anchor_sides = jnp.maximum(anchor[..., 2:], _MIN_SIDE)
-    scaled = offsets * jnp.asarray(variances, offsets.dtype)
+    scaled = offsets * jnp.asarray(VARIANCES, offsets.dtype)
     centre = anchor[..., :2] + scaled[..., :2] * anchor_sides
     sides = anchor_sides * jnp.exp(jnp.minimum(scaled[..., 2:], _MAX_LOG_SCALE))
     return from_cyxhw(jnp.concatenate([centre, sides], axis=-1))

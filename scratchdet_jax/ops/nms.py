@@ -59,7 +59,7 @@ def select_detections(
     Returns:
         K slots of detections.
     """
-    boxes = box_ops.clip(jnp.asarray(boxes, jnp.float32))
+    boxes = jnp.clip(jnp.asarray(boxes, jnp.float32), 0, 1)
     scores = jnp.asarray(class_probabilities, jnp.float32)[:, 1:].T  # [C, A]
     fit = (box_ops.area(boxes) > 0) & (scores >= score_threshold)  # a NaN compares false
     candidates = min(candidates_per_class, boxes.shape[0])

@@ -6,6 +6,7 @@ bars and writes logs and results.
 """
 
 import os
+import re
 import socket
 import sys
 import threading
@@ -49,25 +50,18 @@ def explicit_settings(
         name: given.get(name) if given.get(name) is not None else environment.get(variable)
         for name, variable in VARIABLES.items()
     }
-    missing = [name for name, value in values.items() if value is None]
-    if len(missing) == len(values):
+    if all(value is None for value in values.values()):
         return None
-    if missing:
-        wanted = " and ".join(f"--{name} (or {VARIABLES[name]})" for name in missing)
-        raise UserError(f"the settings for several processes are incomplete: add {wanted}")
-    number, index = str(values["num_processes"]), str(values["process_id"])
-    if not (number.isdecimal() and index.isdecimal() and int(index) < int(number)):
+    coordinator, number, index = map(str, values.values())
+    counted = number.isdecimal() and index.isdecimal() and int(index) < int(number)
+    if not counted or not re.fullmatch(r".+:\d+", coordinator):
+        shown = " ".join(f"--{n}={value}" for n, value in values.items() if value is not None)
         raise UserError(
-            f"--process_id {index} with --num_processes {number}: both must be whole numbers, and "
-            "the processes are counted from 0"
+            f"several processes cannot join by {shown} (or the variables "
+            f"{', '.join(VARIABLES.values())}): all three are needed, the coordinator as HOST:PORT "
+            "of process 0, such as 10.0.0.1:8476, and the index of a process from 0"
         )
-    host, _, port = str(values["coordinator"]).rpartition(":")
-    if not host or not port.isdecimal():
-        raise UserError(
-            f"--coordinator {values['coordinator']!r} must be HOST:PORT of process 0, such as "
-            "10.0.0.1:8476"
-        )
-    return str(values["coordinator"]), int(number), int(index)
+    return coordinator, int(number), int(index)
 
 
 def cluster(environment: Mapping[str, str] = os.environ) -> str | None:

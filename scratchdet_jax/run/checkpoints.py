@@ -7,7 +7,7 @@ import platform
 import shutil
 import sys
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ import jax
 import ml_collections
 import orbax.checkpoint as ocp
 
+from scratchdet_jax.config.defaults import with_defaults
 from scratchdet_jax.errors import UserError, one_line
 from scratchdet_jax.files import write_text_atomically
 from scratchdet_jax.parallel.processes import is_first
@@ -37,6 +38,17 @@ class RunInfo(NamedTuple):
 
     config: ml_collections.ConfigDict
     class_names: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns both as JSON values."""
+        config = json.loads(self.config.to_json_best_effort())
+        return {"config": config, "class_names": list(self.class_names)}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "RunInfo":
+        """Reads the result of `to_json`; fields that an older config lacks get their defaults."""
+        config = ml_collections.ConfigDict(_tuples(values["config"]))
+        return cls(with_defaults(config), tuple(values["class_names"]))
 
 
 class _Preserved:
@@ -148,12 +160,7 @@ class Checkpoints:
             score: the mAP, if it is already known; see `set_score`.
             progress: anything else that a resumed run needs, as JSON values.
         """
-        about = {
-            "config": json.loads(info.config.to_json_best_effort()),
-            "class_names": list(info.class_names),
-            "progress": progress,
-            "versions": versions(),
-        }
+        about = {**info.to_json(), "progress": progress, "versions": versions()}
         self.wait()
         self._writing = step
         try:
@@ -197,7 +204,6 @@ class Checkpoints:
             UserError: its arrays differ from those of `like`, or it cannot be read.
         """
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        self._check_shapes(step, like)
         return self._restore(step, state=ocp.args.StandardRestore(abstract))["state"]
 
     def restore_part(self, step: int, like: Any) -> Any:
@@ -215,10 +221,7 @@ class Checkpoints:
 
     def info(self, step: int) -> RunInfo:
         """Config and class names with which `step` was trained."""
-        about = self._about(step)
-        return RunInfo(
-            ml_collections.ConfigDict(tuples(about["config"])), tuple(about["class_names"])
-        )
+        return RunInfo.from_json(self._about(step))
 
     def progress(self, step: int) -> dict[str, Any] | None:
         """The argument `progress` of `save`."""
@@ -302,19 +305,6 @@ class Checkpoints:
             self._manager.close()
             self._open()
 
-    def _check_shapes(self, step: int, like: TrainState) -> None:
-        """A model changed on purpose (--resume=force) may not fit its checkpoint."""
-        with ocp.PyTreeCheckpointer() as reader:
-            saved = self._reading(step, lambda: reader.metadata(self._item(step, "state")))
-        wanted, found = _shapes(like), _shapes(saved.item_metadata.tree)
-        for name in sorted(wanted.keys() | found.keys()):
-            if wanted.get(name) != found.get(name):
-                raise UserError(
-                    f"the checkpoint of step {step} in {self.directory} does not fit this config: "
-                    f"{name} has shape {found.get(name)} there and {wanted.get(name)} here; "
-                    "choose a new --workdir, or start from it with --config.init_from"
-                )
-
     def score(self, step: int) -> float | None:
         """The mAP of a step; None if it was not evaluated or has no defined mAP."""
         if step not in self._scores:
@@ -343,7 +333,8 @@ class Checkpoints:
             raise UserError(
                 f"the checkpoint of step {step} in {self.directory} cannot be read "
                 f"({one_line(error)}): choose another with --checkpoint, or delete it and resume "
-                "training from the previous one"
+                "training from the previous one; if config.model has changed, choose a new "
+                "--workdir, or start from it with --config.init_from"
             ) from error
 
 
@@ -405,16 +396,8 @@ def versions() -> dict[str, str]:
     }
 
 
-def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    """The shapes of the arrays of a tree (or of Orbax's description of one) by path."""
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
-
-
-def tuples(value: Any) -> Any:
+def _tuples(value: Any) -> Any:
     """Lists from JSON as tuples: JSON has no tuples, and configs have no lists."""
     if isinstance(value, dict):
-        return {key: tuples(item) for key, item in value.items()}
-    return tuple(tuples(item) for item in value) if isinstance(value, list) else value
+        return {key: _tuples(item) for key, item in value.items()}
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value

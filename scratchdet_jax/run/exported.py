@@ -16,13 +16,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import ml_collections
 import numpy as np
 from flax import traverse_util
 
-from scratchdet_jax.config.defaults import with_defaults
 from scratchdet_jax.errors import UserError, one_line
-from scratchdet_jax.run.checkpoints import RunInfo, tuples
+from scratchdet_jax.run.checkpoints import RunInfo
 
 FORMAT, VERSION = "scratchdet_jax export", 1
 METADATA, FUNCTION = "metadata.json", "function.bin"
@@ -46,8 +44,7 @@ class ExportedRun(NamedTuple):
     @property
     def info(self) -> RunInfo:
         """Returns the config that the detector was trained with, and its classes."""
-        config = ml_collections.ConfigDict(tuples(self.metadata["config"]))
-        return RunInfo(with_defaults(config), tuple(self.metadata["class_names"]))
+        return RunInfo.from_json(self.metadata)
 
     @property
     def step(self) -> int:

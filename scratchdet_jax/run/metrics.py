@@ -143,7 +143,8 @@ class MetricLogger:
             return
         try:
             for name, picture in pictures:
-                self._events.add_picture(f"eval/{name}", picture, step)
+                summary = image(f"eval/{name}", picture, dataformats="HWC")
+                self._events.write(step=step, summary=summary)
         except Exception as error:
             say(f"warning: the pictures of step {step} failed ({one_line(error)})", error=True)
 
@@ -218,7 +219,7 @@ class MetricLogger:
             for part, number in group.items():
                 if number is not None:
                     tag = f"{kind}/{name}" + (f"/{part}" if part else "")
-                    self._events.add_scalar(tag, number, step)
+                    self._events.write(step=step, summary=scalar(tag, number))
 
 
 def _peak_memory() -> dict[str, float]:
@@ -301,18 +302,11 @@ class Events:
         with self._until_full():
             # Two processes started in the same second must not share a file.
             self._writer = EventsWriter(str(workdir / "events"), f".{os.getpid()}")
-        self._write(step=purge_step, session_log=SessionLog(status=SessionLog.START))
+        self.write(step=purge_step, session_log=SessionLog(status=SessionLog.START))
         self.sync()
 
-    def add_scalar(self, tag: str, value: float, step: int) -> None:
-        """Adds one point to a curve."""
-        self._write(step=step, summary=scalar(tag, value))
-
-    def add_picture(self, tag: str, picture: np.ndarray, step: int) -> None:
-        """Adds a picture, uint8 [H, W, 3] RGB."""
-        self._write(step=step, summary=image(tag, picture, dataformats="HWC"))
-
-    def _write(self, **fields: Any) -> None:
+    def write(self, **fields: Any) -> None:
+        """Writes an event: a point of a curve, a picture, or the start of a session."""
         if self._writer:
             with self._until_full():
                 self._writer.write_event(Event(wall_time=time.time(), **fields))

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import jax
 import ml_collections
 
-from scratchdet_jax.config.defaults import with_defaults
 from scratchdet_jax.detector import Detector, build_detector
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.run.checkpoints import Checkpoints, RunInfo
@@ -58,7 +57,6 @@ def open_run(workdir: Path, checkpoint: str = "best") -> SavedRun:
     step = checkpoints.find(checkpoint)
     info = checkpoints.info(step)
     checkpoints.close()
-    info = info._replace(config=with_defaults(info.config))
     return SavedRun(workdir, step, info, is_best=checkpoint == "best")
 
 

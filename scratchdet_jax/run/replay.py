@@ -52,13 +52,7 @@ def save_replay(
     """
     batch = batch_of_step(info.config, source, step)
     ids = [source.image_id(int(i)) for i in batch["id"].ravel()]
-    about = {
-        "step": step,
-        "quantity": quantity,
-        "config": json.loads(info.config.to_json_best_effort()),
-        "class_names": list(info.class_names),
-        "image_ids": ids,
-    }
+    about = {"step": step, "quantity": quantity, **info.to_json(), "image_ids": ids}
     kept = jax.device_get(state.variables) | {"step": np.int32(step - 1)}
     arrays = traverse_util.flatten_dict({"batch": batch, "state": kept}, sep="/")
     path = workdir / FOLDER / f"step_{step}.npz"

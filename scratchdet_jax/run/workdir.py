@@ -12,7 +12,7 @@ from pathlib import Path
 
 import ml_collections
 
-from scratchdet_jax.config.defaults import WITHOUT_EFFECT, flatten, run_ends, with_defaults
+from scratchdet_jax.config.defaults import WITHOUT_EFFECT, flatten, run_ends
 from scratchdet_jax.data.sources import dataset_name
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.run.checkpoints import RunInfo
@@ -24,7 +24,6 @@ def differences(saved: ml_collections.ConfigDict, now: ml_collections.ConfigDict
     The length of training is compared as the number of updates, and `config.data.folder` as the
     name of its data set. A further extension of the run (`config.extend`) is no difference.
     """
-    saved = with_defaults(saved)
     before, after = _result_fields(saved), _result_fields(now)
     ends = run_ends(saved)
     if run_ends(now)[: len(ends)] == ends:

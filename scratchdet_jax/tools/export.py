@@ -9,12 +9,11 @@ file for one image at a time instead.
 """
 
 import argparse
-import contextlib
 import datetime
 import io
 import json
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -54,6 +53,8 @@ def main(argv: Sequence[str]) -> None:
     if as_onnx:
         onnx_file.check_installed()
     check_replaceable(f"--output {output}", output, _mark(run), options.overwrite)
+    # Names of source files in the program come without the folders of this machine.
+    jax.config.update("jax_hlo_source_file_canonicalization_regex", ".*/")
     with writing(f"--output {output}"):
         if as_onnx:
             content = onnx_model(run).SerializeToString()
@@ -117,8 +118,7 @@ def export_run(run: SavedRun, path: Path, platforms: Sequence[str] = PLATFORMS) 
     (batch,) = jax.export.symbolic_shape("b")
     images = jax.ShapeDtypeStruct((batch, *run.info.config.data.canvas, 3), jnp.uint8)
     sizes = jax.ShapeDtypeStruct((batch, 2), jnp.int32)
-    with _without_folders():
-        exported = jax.export.export(jax.jit(detect), platforms=platforms)(shapes, images, sizes)
+    exported = jax.export.export(jax.jit(detect), platforms=platforms)(shapes, images, sizes)
     return ExportedRun(path, metadata, bytes(exported.serialize()), weights)
 
 
@@ -149,18 +149,6 @@ def _step(run: SavedRun, **model: Any) -> tuple[Callable[..., Detections[jax.Arr
     detector, variables = load_detector(run, config)
     scale = Scale(config.image_size, config.image_size)
     return make_scale_step(detector, scale), variables
-
-
-@contextlib.contextmanager
-def _without_folders() -> Iterator[None]:
-    """Leaves the folders of this machine out of the names of source files in the program."""
-    field = "jax_hlo_source_file_canonicalization_regex"
-    before = getattr(jax.config, field)
-    jax.config.update(field, ".*/")
-    try:
-        yield
-    finally:
-        jax.config.update(field, before)
 
 
 def describe(run: SavedRun) -> dict[str, Any]:

@@ -13,19 +13,17 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 from flax import linen as nn
 from flax import traverse_util
 from jax.sharding import PartitionSpec as P
 
 from scratchdet_jax import cli
-from scratchdet_jax.config.defaults import with_defaults
 from scratchdet_jax.detector import Detector, build_detector
 from scratchdet_jax.errors import UserError, plural
 from scratchdet_jax.ops.losses import multibox_sums
 from scratchdet_jax.parallel.devices import AXIS, DeviceMapping
-from scratchdet_jax.run.checkpoints import RunInfo, tuples
+from scratchdet_jax.run.checkpoints import RunInfo
 from scratchdet_jax.run.replay import FOLDER
 from scratchdet_jax.run.state import TrainState
 from scratchdet_jax.training.step import example_keys
@@ -71,8 +69,7 @@ def load_replay(workdir: Path, step: int | None = None) -> Replay:
         with np.load(files[step], allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         about = json.loads(str(arrays.pop("about")))
-        config = with_defaults(ml_collections.ConfigDict(tuples(about["config"])))
-        info = RunInfo(config, tuple(about["class_names"]))
+        info = RunInfo.from_json(about)
         tree = traverse_util.unflatten_dict(arrays, sep="/")
         kept = tree["state"]
         statistics = kept.get("batch_stats", {})

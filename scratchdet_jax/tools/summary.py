@@ -19,7 +19,6 @@ from flax import linen as nn
 
 from scratchdet_jax import cli
 from scratchdet_jax.detector import Detector, build_detector
-from scratchdet_jax.errors import UserError
 from scratchdet_jax.models.layers import Convolution
 from scratchdet_jax.models.parts import PARTS, part_of
 from scratchdet_jax.models.ssd import backbone_name, feature_shapes
@@ -138,7 +137,7 @@ def define_flags() -> flags.FlagValues:
     """Returns the flags besides the config."""
     values = flags.FlagValues()
     flags.DEFINE_integer(
-        "classes", 20, "Number of classes, without the background.", flag_values=values
+        "classes", 20, "Number of classes, without the background.", 1, flag_values=values
     )
     return values
 
@@ -147,8 +146,6 @@ def main(argv: Sequence[str]) -> None:
     """Parses the command line and prints."""
     values = define_flags()
     config = cli.parse_config(argv, values)
-    if values.classes < 1:
-        raise UserError(f"--classes is {values.classes}: it must be at least 1")
     print(summarize(config, values.classes))
 
 

@@ -20,12 +20,16 @@ from PIL import Image, ImageOps
 from scratchdet_jax.data import images
 from scratchdet_jax.data.images import (
     check_complete,
-    decode_image,
     decode_to_canvas,
     fit_to_canvas,
     read_header,
     turn_boxes,
 )
+
+
+def decode_image(data, orientation=1):
+    """The full image: no canvas is too small."""
+    return decode_to_canvas(data, (2**31, 2**31), orientation)[0]
 
 
 def smooth(height=60, width=80):

@@ -1,5 +1,4 @@
 import json
-import pickle
 import re
 import types
 import warnings
@@ -196,7 +195,7 @@ def test_unions_take_parts_from_their_own_directories(data_dir, tmp_path):
         source.describe(0)
         == f"record 0 of handmade/2007:train@{here} in {here}/handmade/2007/5.0.0"
     )
-    assert len(pickle.loads(pickle.dumps(source))) == 6
+    assert len(source) == 6
     with pytest.raises(UserError, match=rf"no data set handmade/2012 in {re.escape(str(here))} "):
         open_source(f"handmade/2007:train,handmade/2012:train@{here}", data_dir)
 
@@ -263,8 +262,8 @@ def test_the_highest_version_is_read(tmp_path):
     assert len(open_source("handmade/many:train", tmp_path)) == 1
 
 
-def test_pickled_and_read_from_threads(data_dir):
-    source = pickle.loads(pickle.dumps(open_source("handmade/2007:train", data_dir)))
+def test_read_from_threads(data_dir):
+    source = open_source("handmade/2007:train", data_dir)
     with ThreadPoolExecutor(4) as threads:
         ids = list(threads.map(lambda i: source[i % 3]["image_id"], range(60)))
     assert ids == [source.image_id(i % 3) for i in range(60)]
@@ -328,19 +327,19 @@ def test_other_kinds_of_data_sets_are_refused(tmp_path):
         }
     )
     make(tmp_path, "mnist", features, {"train": [{"image": PICTURE, "label": 1}]})
-    with pytest.raises(UserError, match="objects with bbox and label, but it has image, label"):
+    with pytest.raises(UserError, match=r"objects/label \(a ClassLabel\), but it has image, label"):
         open_source("handmade/mnist:train", tmp_path)
 
 
 @pytest.mark.parametrize(
     ("features", "words"),
     [
-        (plain_features(box=tfds.features.BBoxFeature(bbox_format=_XYXY)), "must be .ymin, xmin"),
-        (plain_features(box=tfds.features.Tensor(shape=(5,), dtype=np.float32)), "must be .ymin"),
-        (plain_features(label=tfds.features.Scalar(np.int64)), "must be a ClassLabel"),
+        (plain_features(box=tfds.features.BBoxFeature(bbox_format=_XYXY)), r"objects/bbox .ymin"),
+        (plain_features(box=tfds.features.Tensor(shape=(5,), dtype=np.float32)), "/bbox .ymin"),
+        (plain_features(label=tfds.features.Scalar(np.int64)), r"objects/label .a ClassLabel"),
         (
             plain_features(label=tfds.features.ClassLabel(num_classes=3)),
-            "names the 3 classes, is missing",
+            "does not name the 3 classes",
         ),
     ],
 )
@@ -348,5 +347,5 @@ def test_other_formats_of_boxes_and_labels_are_refused(features, words, tmp_path
     box = np.zeros(features["objects"].feature["bbox"].shape, np.float32)
     row = {"image": PICTURE, "objects": [{"bbox": box, "label": 0}]}
     make(tmp_path, "form", features, {"train": [row]})
-    with pytest.raises(UserError, match=rf"handmade/form.* {words}"):
+    with pytest.raises(UserError, match=rf"handmade/form.*{words}"):
         open_source("handmade/form:train", tmp_path)

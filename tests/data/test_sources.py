@@ -148,10 +148,10 @@ def test_a_folder_prepared_with_choices_is_used_as_prepared(folder, tmp_path):
 
 
 def test_empty_fields_and_names_without_a_folder(tmp_path):
-    with pytest.raises(UserError, match=r"config\.data\.eval is empty"):
+    with pytest.raises(UserError, match=r"config\.data\.eval is '': name a data set and split"):
         open_split(config(evaluation="", data_dir=tmp_path), "eval")
     for split in ("val", "train[:80%]"):
-        with pytest.raises(UserError, match=r"set config\.data\.folder"):
+        with pytest.raises(UserError, match=r"that config\.data\.folder names"):
             open_split(config(evaluation=split, data_dir=tmp_path), "eval")
 
 

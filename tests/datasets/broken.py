@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from scratchdet_jax.data.images import decode_image
+from scratchdet_jax.data.images import decode_to_canvas
 from scratchdet_jax.data.records import open_source
 from scratchdet_jax.datasets.folders import CocoSplit, prepare_coco_folder, prepare_voc_folder
 from scratchdet_jax.datasets.objects import Kind
@@ -155,7 +155,7 @@ def check_outcome(report, name, data_dir):
         assert len(source) == count
         for i in range(count):
             example = source[i]
-            image = decode_image(example["image"], example["orientation"])
+            image, _ = decode_to_canvas(example["image"], (64, 64), example["orientation"])
             assert image.dtype == np.uint8
             assert np.isfinite(example["boxes"]).all()
         assert not source.left_out_line()  # the reader does not leave out any more boxes

@@ -5,6 +5,7 @@ import importlib.util
 
 import pytest
 
+from benchmarks.measure import chip_of
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.forecast import chips
 
@@ -21,7 +22,7 @@ from scratchdet_jax.forecast import chips
     ],
 )
 def test_a_chip_is_found_by_its_device_kind(kind, name):
-    chip = chips.chip_of(kind)
+    chip = chip_of(kind)
     assert (chip and chip.name) == name
 
 

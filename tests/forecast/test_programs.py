@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scratchdet_jax.forecast.compiled import cost
 from scratchdet_jax.forecast.programs import (
     count_flop,
     evaluation_programs,
@@ -34,7 +33,7 @@ def test_flop_of_products_are_those_that_xla_counts(function, shapes):
     arguments = [jax.ShapeDtypeStruct(shape, np.float32) for shape in shapes]
     counted = count_flop(jax.make_jaxpr(function)(*arguments).jaxpr)
     compiled = jax.jit(function).lower(*arguments).compile()
-    assert sum(counted.values()) == cost(compiled, "flops")
+    assert sum(counted.values()) == compiled.cost_analysis()["flops"]
 
 
 def test_the_gradient_of_a_convolution_is_twice_its_forward_pass():

@@ -44,11 +44,11 @@ def test_settings_come_from_flags_then_from_the_environment():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (given("a:1", None, None), r"add --num_processes .* and --process_id"),
-        (given(None, 2, 0), r"incomplete: add --coordinator \(or JAX_COORDINATOR_ADDRESS\)"),
-        (given("a:1", 2, 2), "--process_id 2 with --num_processes 2: both must be whole numbers"),
-        (given("a:1", "two", 0), "--num_processes two: both must be whole"),
-        (given("a", 2, 0), "must be HOST:PORT"),
+        (given("a:1", None, None), r"join by --coordinator=a:1 \(or .*: all three are needed"),
+        (given(None, 2, 0), r"join by --num_processes=2 --process_id=0 \(or .*JAX_COORDINATOR_ADD"),
+        (given("a:1", 2, 2), "--num_processes=2 --process_id=2 .* index of a process from 0"),
+        (given("a:1", "two", 0), "--num_processes=two "),
+        (given("a", 2, 0), "the coordinator as HOST:PORT"),
     ],
 )
 def test_invalid_settings_are_named(settings, message):
