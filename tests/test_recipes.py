@@ -19,12 +19,11 @@ from scratchdet_jax.config.recipes import load_recipe
 from scratchdet_jax.config.validation import validate
 from scratchdet_jax.detector import build_detector
 from scratchdet_jax.errors import UserError
-from scratchdet_jax.models.ssd import backbone_name, feature_sizes
+from scratchdet_jax.models.ssd import backbone_name, feature_shapes, feature_sizes
 from scratchdet_jax.parallel.devices import DeviceMapping
 from scratchdet_jax.run.state import create_state
 from scratchdet_jax.training.optimizer import make_optimizer
 from scratchdet_jax.training.step import make_train_step
-from tests.models.shapes import source_shapes
 from tests.tiny import random_batch
 
 ROOT = Path(__file__).parent.parent
@@ -244,7 +243,7 @@ def test_anchors_extra_blocks_and_channels(recipe):
     for name in ("min_percent", "max_percent", "aspect_ratios"):
         assert config.anchors[name] == fields[name]
     model = build_detector(config, ("any",)).model
-    assert tuple(c for _, _, c in source_shapes(model, size)) == channels
+    assert tuple(c for _, _, c in feature_shapes(model, size)) == channels
 
 
 def test_every_recipe_is_held_by_the_tables():

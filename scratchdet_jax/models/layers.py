@@ -13,12 +13,18 @@ from scratchdet_jax.models.normalization import BatchNorm
 from scratchdet_jax.models.packing import Map, Packed
 from scratchdet_jax.models.pooling import max_pool_2x2
 
+
+def _compiled(initializer: nn.initializers.Initializer) -> nn.initializers.Initializer:
+    """Compiles an initialiser, once for each shape that it is called with."""
+    return jax.jit(initializer, static_argnums=(1, 2))
+
+
 # He et al. 2015 with gain sqrt(2) and the fan-out; Glorot & Bengio 2010.
-KAIMING_NORMAL = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-XAVIER_UNIFORM = nn.initializers.xavier_uniform()
+KAIMING_NORMAL = _compiled(nn.initializers.variance_scaling(2.0, "fan_out", "normal"))
+XAVIER_UNIFORM = _compiled(nn.initializers.xavier_uniform())
 # Caffe's "xavier": uniform with variance 1 / fan-in. Its "gaussian" of layers with BatchNorm.
-CAFFE_XAVIER = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
-CAFFE_GAUSSIAN = nn.initializers.normal(0.01)
+CAFFE_XAVIER = _compiled(nn.initializers.variance_scaling(1.0, "fan_in", "uniform"))
+CAFFE_GAUSSIAN = _compiled(nn.initializers.normal(0.01))
 
 
 @dataclasses.dataclass(frozen=True)

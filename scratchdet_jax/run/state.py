@@ -82,20 +82,19 @@ def create_state(
     averaged: bool = False,
 ) -> TrainState:
     """Initialises weights at random, by `seed` alone; makes an AveragedState if `averaged`."""
-
-    def init() -> TrainState:
-        images = jnp.zeros((1, image_size, image_size, 3), jnp.float32)
-        variables = model.init({"params": jax.random.key(seed)}, images, train=False)
-        params = variables["params"]
-        state = TrainState(
-            step=jnp.zeros((), jnp.int32),
-            params=params,
-            batch_stats=variables.get("batch_stats", {}),
-            opt_state=optimizer.init(params),
-        )
-        return AveragedState(**vars(state), average=state.variables) if averaged else state
-
-    return jax.jit(init)()
+    images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
+    # Compiling one program for all arrays would take several times longer.
+    variables = model.lazy_init({"params": jax.random.key(seed)}, images, train=False)
+    params = variables["params"]
+    state = TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        batch_stats=variables.get("batch_stats", {}),
+        opt_state=optimizer.init(params),
+    )
+    if not averaged:
+        return state
+    return AveragedState(**vars(state), average=jax.tree.map(jnp.copy, state.variables))
 
 
 FINITE = "finite_"  # metrics with this prefix are 1 if all values of an array are finite, else 0

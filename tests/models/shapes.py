@@ -15,12 +15,3 @@ def abstract_variables(model, size=300):
 def count(tree):
     """Number of parameters in a tree."""
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
-
-
-def source_shapes(model, size):
-    """(height, width, channels) of each source map."""
-    maps, _ = jax.eval_shape(
-        lambda x: model.init_with_output(jax.random.key(0), x, train=False, method="sources"),
-        _images(size),
-    )
-    return [m.shape[1:] for m in maps]

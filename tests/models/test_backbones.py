@@ -5,8 +5,8 @@ import itertools
 import pytest
 
 from scratchdet_jax.errors import UserError
-from scratchdet_jax.models.ssd import SSD, backbone_name, build_model, feature_sizes
-from tests.models.shapes import abstract_variables, count, source_shapes
+from scratchdet_jax.models.ssd import SSD, backbone_name, build_model, feature_shapes, feature_sizes
+from tests.models.shapes import abstract_variables, count
 
 # Totals that torchvision publishes with its weights, minus the classifier.
 RESNETS = {
@@ -45,7 +45,7 @@ def test_resnet_equals_torchvisions(make_config, depth):
     # At 224, ResNet's stages give maps of 56, 28, 14 and 7 (He et al. 2016a, table 1).
     channels = (128, 256, 512) if depth < 50 else (512, 1024, 2048)
     want = [(n, n, c) for n, c in zip((28, 14, 7), channels, strict=True)]
-    assert source_shapes(model, 224)[:3] == want
+    assert list(feature_shapes(model, 224))[:3] == want
     assert feature_sizes(model, 300) == tuple((n, n) for n in (38, 19, 10, 5, 3, 2))
 
 
@@ -80,7 +80,7 @@ def test_vgg_shapes(make_config, norm):
     model = build_model(make_config(norm=norm, **SSD300), 20, ANCHORS)
     sizes, channels = (38, 19, 10, 5, 3, 1), (512, 1024, 512, 256, 256, 256)
     want = [(n, n, c) for n, c in zip(sizes, channels, strict=True)]
-    assert source_shapes(model, 300) == want
+    assert list(feature_shapes(model, 300)) == want
     assert sum(n * n * a for n, a in zip(sizes, ANCHORS, strict=True)) == 8732
 
 

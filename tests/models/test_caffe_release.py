@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 
 from scratchdet_jax.config.recipes import load_recipe
-from scratchdet_jax.models.ssd import build_model
+from scratchdet_jax.models.ssd import build_model, feature_shapes
 from scratchdet_jax.ops.anchors import anchors_per_cell
-from tests.models.shapes import source_shapes
 
 torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
@@ -79,7 +78,7 @@ def test_every_convolution_agrees(recipe):
     anchors = anchors_per_cell(config.anchors.aspect_ratios)
     model = build_model(config.model, CLASSES - 1, anchors)
     full = build_model(load_recipe(recipe).model, 20, anchors)
-    assert [shape[2] for shape in source_shapes(full, 300)] == list(channels)
+    assert [shape[2] for shape in feature_shapes(full, 300)] == list(channels)
 
     size = 300 if "vgg" in config.model.backbone else 160
     if config.model.extras == "plain":
@@ -125,7 +124,7 @@ def test_the_head_sees_the_same_maps_with_all_first_layers(row):
     def shapes(row):
         config = load_recipe(f"configs/first_layers.py:{row}")
         anchors = anchors_per_cell(config.anchors.aspect_ratios)
-        return source_shapes(build_model(config.model, 20, anchors), 300)
+        return feature_shapes(build_model(config.model, 20, anchors), 300)
 
     assert shapes(row) == shapes("root_stride1")
     assert [h for h, _, _ in shapes(row)] == [38, 19, 10, 5, 3, 1]

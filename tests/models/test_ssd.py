@@ -9,8 +9,8 @@ from scratchdet_jax.errors import UserError
 from scratchdet_jax.models.backbone import scale_channels
 from scratchdet_jax.models.layers import CAFFE_GAUSSIAN, CAFFE_XAVIER, Layers
 from scratchdet_jax.models.pooling import max_pool_2x2
-from scratchdet_jax.models.ssd import Head, build_model, feature_sizes
-from tests.models.shapes import abstract_variables, count, source_shapes
+from scratchdet_jax.models.ssd import Head, build_model, feature_shapes, feature_sizes
+from tests.models.shapes import abstract_variables, count
 from tests.tiny import random_variables
 
 ANCHORS_300 = (4, 6, 6, 6, 4, 4)
@@ -39,7 +39,7 @@ def test_shapes_at_300(make_config, preactivation):
 
 def test_source_channels_and_strides(make_config):
     model = build_model(make_config(depth=18), 20, ANCHORS_300)
-    assert source_shapes(model, 320) == [
+    assert list(feature_shapes(model, 320)) == [
         (40, 40, 256),
         (20, 20, 512),
         (10, 10, 128),
