@@ -6,7 +6,6 @@ slow tests of the pages and of docs/journey.sh.
 """
 
 import argparse
-import functools
 import importlib
 import inspect
 import itertools
@@ -18,15 +17,17 @@ from pathlib import Path
 import pytest
 from absl import flags
 
-from scratchdet_jax import cli, detector
+from scratchdet_jax import cli
 from scratchdet_jax.config import defaults
 from scratchdet_jax.config.recipes import load_recipe
 from scratchdet_jax.config.validation import validate
 from scratchdet_jax.errors import UserError
+from scratchdet_jax.models import ssd
 from scratchdet_jax.tools.__main__ import COMMANDS
 from tests import documented, run_records
 from tests.command import exit_status
 from tests.faults import campaign, signals
+from tests.models.shapes import feature_shapes
 from tests.own_photos import write_photos
 
 ROOT = Path(__file__).parents[1]
@@ -273,7 +274,7 @@ def strict(monkeypatch):
 
     monkeypatch.setattr(argparse.ArgumentParser, "error", fail)
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(detector, "feature_sizes", functools.cache(detector.feature_sizes))
+    monkeypatch.setattr(ssd, "feature_shapes", feature_shapes)
 
 
 def test_every_documented_command_is_one_that_its_program_takes(strict):

@@ -19,11 +19,12 @@ from scratchdet_jax.config.recipes import load_recipe
 from scratchdet_jax.config.validation import validate
 from scratchdet_jax.detector import build_detector
 from scratchdet_jax.errors import UserError
-from scratchdet_jax.models.ssd import backbone_name, feature_shapes, feature_sizes
+from scratchdet_jax.models import ssd
 from scratchdet_jax.parallel.devices import DeviceMapping
 from scratchdet_jax.run.state import create_state
 from scratchdet_jax.training.optimizer import make_optimizer
 from scratchdet_jax.training.step import make_train_step
+from tests.models.shapes import feature_shapes
 from tests.tiny import random_batch
 
 ROOT = Path(__file__).parent.parent
@@ -75,6 +76,7 @@ RECIPES = recipes()
 @pytest.fixture(autouse=True)
 def in_the_project(monkeypatch):
     monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(ssd, "feature_shapes", feature_shapes)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -83,8 +85,8 @@ def test_network_and_anchors(recipe):
     validate(config, device_count=1)
     detector = build_detector(config, ("any",))
     name, maps, anchors = RECIPES[recipe]
-    assert backbone_name(config.model) == name
-    assert feature_sizes(detector.model, config.image_size) == tuple((n, n) for n in maps)
+    assert ssd.backbone_name(config.model) == name
+    assert ssd.feature_sizes(detector.model, config.image_size) == tuple((n, n) for n in maps)
     assert detector.anchors.shape == (anchors, 4)
 
 
@@ -243,7 +245,7 @@ def test_anchors_extra_blocks_and_channels(recipe):
     for name in ("min_percent", "max_percent", "aspect_ratios"):
         assert config.anchors[name] == fields[name]
     model = build_detector(config, ("any",)).model
-    assert tuple(c for _, _, c in feature_shapes(model, size)) == channels
+    assert tuple(c for _, _, c in ssd.feature_shapes(model, size)) == channels
 
 
 def test_every_recipe_is_held_by_the_tables():

@@ -1,7 +1,6 @@
 """SSD: a pair of 3×3 convolutions on each source map of a backbone predicts classes and boxes."""
 
 import dataclasses
-import functools
 from typing import Any
 
 import flax.linen as nn
@@ -160,7 +159,6 @@ def feature_sizes(model: SSD, image_size: int | tuple[int, int]) -> tuple[tuple[
     return tuple(shape[:2] for shape in feature_shapes(model, image_size))
 
 
-@functools.lru_cache(maxsize=64)  # a run asks several times
 def feature_shapes(
     model: SSD, image_size: int | tuple[int, int]
 ) -> tuple[tuple[int, int, int], ...]:
