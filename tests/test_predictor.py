@@ -24,6 +24,7 @@ from scratchdet_jax.predictor import map_ahead, usable_cores
 from scratchdet_jax.run.checkpoints import Checkpoints, RunInfo
 from scratchdet_jax.run.state import create_state
 from scratchdet_jax.training.optimizer import make_optimizer
+from tests.plain import FIELDS, plain_backbone
 from tests.tiny import tiny_config
 
 NAMES = ("cat", "dog", "cow")
@@ -34,13 +35,14 @@ ROOT = Path(__file__).parents[1]
 def workdir(tmp_path_factory):
     """A run with one checkpoint of random weights and a score threshold of 0."""
     path = tmp_path_factory.mktemp("run")
-    config = tiny_config(**{"eval.score_threshold": 0.0, "eval.max_detections": 20})
-    detector = build_detector(config, NAMES)
-    state = create_state(detector.model, make_optimizer(config), config.image_size, 0)
-    checkpoints = Checkpoints(path)
-    checkpoints.save(7, state, RunInfo(config, NAMES))
-    checkpoints.close()
-    return path, config, detector, state
+    config = tiny_config(**FIELDS, **{"eval.score_threshold": 0.0, "eval.max_detections": 20})
+    with plain_backbone():
+        detector = build_detector(config, NAMES)
+        state = create_state(detector.model, make_optimizer(config), config.image_size, 0)
+        checkpoints = Checkpoints(path)
+        checkpoints.save(7, state, RunInfo(config, NAMES))
+        checkpoints.close()
+        yield path, config, detector, state
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +73,7 @@ def test_a_call_equals_the_detector_on_the_padded_canvas(workdir, predictor, sha
     canvas = np.zeros((height, width, 3), np.uint8)
     canvas[: len(reduced), : reduced.shape[1]] = reduced
     pixels = resize(jnp.asarray(canvas), jnp.int32(reduced.shape[:2]), config.image_size)
-    expected = detector.detect(state.variables, detector.normalize(pixels)[None])
+    expected = jax.jit(detector.detect)(state.variables, detector.normalize(pixels)[None])
     expected = to_image_detections(jax.device_get(expected), 0, np.array(shape[:2]))
     assert len(found) == len(expected.scores) > 0
     np.testing.assert_allclose(found.scores, expected.scores, atol=1e-5)
@@ -174,7 +176,7 @@ def test_bad_input_is_a_user_error(workdir, predictor, tmp_path):
 
 
 def test_detections_become_coco_and_voc_results(predictor, tmp_path):
-    cv2.imwrite(str(tmp_path / "000000000139.png"), picture(4))
+    cv2.imwrite(str(tmp_path / "000000000139.png"), picture(4)[:, :, ::-1])
     found = predictor(tmp_path / "000000000139.png", 0)
     entries = found.to_coco()
     assert {entry["image_id"] for entry in entries} == {139}

@@ -1,8 +1,7 @@
 """Every recipe is valid and has the published network, and its training step runs.
 
 Complete runs of the recipes need a GPU. These tests check the shapes of each without computing
-anything. Two steps run on random images at an eighth of the width: for one VGG-16, and for every
-row in `make test-slow` (tests/training trains ResNets).
+anything. `make test-slow` runs two steps of each on random images at an eighth of the width.
 """
 
 import importlib
@@ -303,7 +302,9 @@ def small(recipe):
     return config
 
 
-def two_steps(recipe):
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_two_steps(recipe):
     config = small(recipe)
     validate(config, device_count=1)
     mapping = DeviceMapping(config.parallel, jax.devices()[:1])
@@ -329,16 +330,6 @@ def two_steps(recipe):
     for (path, a), b in zip(jax.tree.leaves_with_path(after), jax.tree.leaves(before), strict=True):
         assert np.isfinite(a).all(), path
         assert "kernel" not in jax.tree_util.keystr(path) or (a != b).any(), path
-
-
-def test_two_steps():
-    two_steps("configs/bn_ablation.py:head_0.01")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_two_steps_of_every_recipe(recipe):
-    two_steps(recipe)
 
 
 def test_the_defaults_are_voc300():

@@ -18,6 +18,7 @@ from scratchdet_jax.tools import export, report
 from scratchdet_jax.tools.predict import __main__ as predict
 from scratchdet_jax.training.optimizer import make_optimizer
 from tests.command import exit_status
+from tests.plain import FIELDS, plain_backbone
 from tests.small_voc import write_voc
 from tests.tiny import tiny_config
 
@@ -33,13 +34,19 @@ def blocks():
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch):
+def plain():
+    with plain_backbone():
+        yield
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch, plain):
     """A working directory as the page assumes it: two runs, photos, a video."""
     objects = [(name, (10, 20 * n + 10, 60, 20 * n + 40)) for n, name in enumerate(CLASSES)]
     write_voc(tmp_path / "cells", {"train": {}, "val": {"v1": objects, "v2": objects[:1]}})
     prepare_voc_folder(tmp_path / "cells", tmp_path / "data", "cells")
     fields = {"data.dir": str(tmp_path / "data"), "data.eval": "voc_folder/cells:val"}
-    config = tiny_config(**{"eval.score_threshold": 0.0, **fields})
+    config = tiny_config(**FIELDS, **{"eval.score_threshold": 0.0, **fields})
     detector = build_detector(config, CLASSES)
     state = create_state(detector.model, make_optimizer(config), config.image_size, 0)
     checkpoints = Checkpoints(tmp_path / "runs/bccd")

@@ -81,7 +81,12 @@ def plain_cycles(text, block=""):
 
 
 @pytest.mark.parametrize(
-    ("mode", "parallel"), [("train", "shard_map"), ("train", "pmap"), ("eval", "shard_map")]
+    ("mode", "parallel"),
+    [
+        ("train", "shard_map"),
+        pytest.param("train", "pmap", marks=pytest.mark.slow),
+        ("eval", "shard_map"),
+    ],
 )
 def test_a_forecast_for_a_tpu_adds_up_to_its_text(mode, parallel, config, tpus):
     config.parallel = parallel

@@ -15,8 +15,11 @@ from scratchdet_jax.config.defaults import flatten
 from scratchdet_jax.datasets import shapes
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.parallel import processes
+from scratchdet_jax.tools import eval as eval_tool
+from scratchdet_jax.tools import train as train_tool
 from tests import xla
-from tests.plain import FIELDS
+from tests.command import exit_status
+from tests.plain import FIELDS, plain_backbone
 from tests.tiny import tiny_config
 
 ROOT = Path(__file__).parents[2]
@@ -163,6 +166,8 @@ def arguments(data, **overrides):
         "log_every": 1,
         "optimizer.learning_rate": 1e-5,
         "augment.interpolations": '("linear",)',
+        "augment.expand_probability": 0.0,
+        "augment.photometric_probability": 0.0,
         "eval.max_detections": 20,
         "data.threads": 1,
         "eval.score_threshold": 0.0,
@@ -173,14 +178,12 @@ def arguments(data, **overrides):
 
 
 def train(data, workdir, processes, devices, **overrides):
-    codes, outputs = launch(
-        "train.py",
-        processes,
-        devices,
-        "--config=configs/shapes.py",
-        f"--workdir={workdir}",
-        *arguments(data, **overrides),
-    )
+    """Trains in several processes, or in this one with its eight devices."""
+    flags = ["--config=configs/shapes.py", f"--workdir={workdir}", *arguments(data, **overrides)]
+    if processes == 1:
+        assert exit_status(train_tool.main, *flags) == 0
+        return None
+    codes, outputs = launch("train.py", processes, devices, *flags)
     assert codes == [0] * processes, outputs
     return outputs
 
@@ -200,31 +203,35 @@ def same_run(one, other):
     assert scores[1] == pytest.approx(scores[0], abs=2e-3)
 
 
-def test_two_processes_train_and_score_as_one(data, tmp_path):
-    train(data, tmp_path / "one", 1, 4)
-    outputs = train(data, tmp_path / "two", 2, 2)
+@pytest.fixture
+def plain():
+    with plain_backbone():
+        yield
+
+
+def test_two_processes_train_and_score_as_one(data, tmp_path, plain, capsys):
+    train(data, tmp_path / "one", 1, 8)
+    outputs = train(data, tmp_path / "two", 2, 4)
     same_run(tmp_path / "one", tmp_path / "two")
     assert "step 3: mAP" in outputs[0][0]
     assert "step 3" not in outputs[1][0]  # only the first process prints
     assert len(list((tmp_path / "two").glob("events.*"))) == 1
 
     # One process can use the checkpoints of two, and its scores are equal.
-    results = []
-    for count in (1, 2):
-        output = tmp_path / f"scored{count}"
-        codes, outputs = launch(
-            "eval.py", count, 2 // count, f"--workdir={tmp_path / 'two'}", f"--output={output}"
-        )
-        assert codes == [0] * count, outputs
-        results.append(json.loads((output / "results.json").read_text()))
-    assert results[0] == results[1]
+    run = f"--workdir={tmp_path / 'two'}"
+    assert exit_status(eval_tool.main, run, f"--output={tmp_path / 'scored1'}") == 0
+    codes, outputs = launch("eval.py", 2, 1, run, f"--output={tmp_path / 'scored2'}")
+    assert codes == [0, 0], outputs
+    one, two = (json.loads((tmp_path / f"scored{n}/results.json").read_text()) for n in (1, 2))
+    assert one == two
     logged = records(tmp_path / "two", "eval")[0]["mAP"]
-    assert results[0]["mAP"] == pytest.approx(logged, abs=1e-3)
+    assert one["mAP"] == pytest.approx(logged, abs=1e-3)
 
     # It can also resume their training, from the last checkpoint but one.
     shutil.rmtree(tmp_path / "two/checkpoints/3")
-    outputs = train(data, tmp_path / "two", 1, 4)
-    assert "resumed from step 2 of 3" in outputs[0][0]
+    capsys.readouterr()
+    train(data, tmp_path / "two", 1, 8)
+    assert "resumed from step 2 of 3" in capsys.readouterr().out
     same_run(tmp_path / "one", tmp_path / "two")
 
 
