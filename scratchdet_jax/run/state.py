@@ -83,7 +83,7 @@ def create_state(
 ) -> TrainState:
     """Initialises weights at random, by `seed` alone; makes an AveragedState if `averaged`."""
     images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
-    # Compiling one program for all arrays would take several times longer.
+    # One program for all arrays would take longer to compile than those of the initialisers.
     variables = model.lazy_init({"params": jax.random.key(seed)}, images, train=False)
     params = variables["params"]
     state = TrainState(
