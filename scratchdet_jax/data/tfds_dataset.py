@@ -177,18 +177,6 @@ def configs(name: str, data_dir: str) -> list[str]:
     return [config for config in _list(directory) if _versions(directory / config)]
 
 
-def classes_and_splits(name: str, data_dir: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Returns the class names, in the order of the labels, and the splits of a prepared data set.
-
-    Raises:
-        UserError: it is missing or cannot be read.
-    """
-    directory = _newest_version(name, data_dir)
-    info = _open_builder(directory).info
-    label = info.features["objects"].feature["label"]
-    return _class_names(directory, label), tuple(info.splits)
-
-
 def _open_builder(directory: epath.Path) -> Any:
     try:
         builder = tfds.builder_from_directory(directory)
