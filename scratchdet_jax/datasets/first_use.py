@@ -11,8 +11,7 @@ import ml_collections
 
 from scratchdet_jax.data.records import parse_spec
 from scratchdet_jax.data.tfds_dataset import FOR_TFDS, inventory, is_prepared, tfds_build
-from scratchdet_jax.datasets.folder_builder import stored_choices
-from scratchdet_jax.datasets.folders import VocFolder, prepare_voc_folder
+from scratchdet_jax.datasets.folders import VocFolder, prepare_voc_folder, stored_choices
 from scratchdet_jax.datasets.shapes import prepare_shapes
 from scratchdet_jax.errors import UserError
 

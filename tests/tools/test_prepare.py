@@ -125,7 +125,7 @@ def run_until(arguments, patch, reached):
     """Runs the tool in another process, slowed down by `patch`, and kills it once `reached`."""
     program = (
         "import sys, time\n"
-        "from scratchdet_jax.datasets import folder_builder\n"
+        "from scratchdet_jax.datasets import folders\n"
         f"{patch}\n"
         "from scratchdet_jax import cli\n"
         "from scratchdet_jax.tools import prepare\n"
@@ -146,8 +146,8 @@ def run_until(arguments, patch, reached):
 def test_a_run_killed_while_writing_leaves_no_data_set(coco, tmp_path):
     place = tmp_path / "data" / "coco_folder" / "mine"
     stuck = (
-        "read = folder_builder.read_unchanged\n"
-        "folder_builder.read_unchanged = lambda image: ("
+        "read = folders.read_unchanged\n"
+        "folders.read_unchanged = lambda image: ("
         "time.sleep(60 * (image.image_id == 3)), read(image))[1]"
     )
     run_until(coco, stuck, lambda: list(place.glob("incomplete.*/*array_record*")))
