@@ -4,7 +4,7 @@ import json
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from reprlib import repr as brief
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -13,8 +13,6 @@ from scratchdet_jax.datasets.untrusted import MAX_JSON_BYTES, read_named
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.evaluation.detections import ImageDetections
 from scratchdet_jax.evaluation.formats import unescaped, voc_file
-
-T = TypeVar("T")
 
 
 def classes_of_files(directory: Path, split: str, known: Collection[str]) -> list[str]:
@@ -117,18 +115,14 @@ def read_coco_results(path: Path, categories: Collection[int]) -> dict[str, list
 
 def _read_entry(entry: Any, categories: Collection[int]) -> tuple[str, dict[str, Any]]:
     """Returns the image id of an entry, and its other fields; a ValueError says what is wrong."""
-    if not isinstance(entry, dict):
-        raise ValueError("it is not an object")
-
-    def checked(key: str, value: T | None, kind: str) -> T:
-        if value is None:
-            raise ValueError(f"its {key} is {brief(entry.get(key))}, not {kind}")
-        return value
-
-    image_id = checked("image_id", image_key(entry.get("image_id")), "a whole number or a text")
-    category = checked("category_id", integer(entry.get("category_id")), "a whole number")
-    box = checked("bbox", numbers(entry.get("bbox"), 4), "four finite numbers x, y, width, height")
-    score = checked("score", numbers([entry.get("score")], 1), "a finite number")
+    fields = entry if isinstance(entry, dict) else {}
+    image_id, category = image_key(fields.get("image_id")), integer(fields.get("category_id"))
+    box, score = numbers(fields.get("bbox"), 4), numbers([fields.get("score")], 1)
+    if image_id is None or category is None or box is None or score is None:
+        raise ValueError(
+            f"it is {brief(entry)}; it must have an image_id, a category_id, a bbox of four finite "
+            "numbers x, y, width, height, and a finite score"
+        )
     if category not in categories:
         raise ValueError(f"category id {category} is not in the category table")
     return str(image_id), {"category_id": category, "bbox": list(box), "score": score[0]}

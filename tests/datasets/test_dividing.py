@@ -250,9 +250,9 @@ def test_classes_that_val_lacks_are_named(folder, tmp_path):
 @pytest.mark.parametrize(
     ("choices", "words"),
     [
-        ({"val": 1.0}, "--val is 1: give a share"),
-        ({"test": -0.1}, "--test is -0.1"),
-        ({"val": 0.6, "test": 0.4}, "leave nothing for training"),
+        ({"val": 1.0}, "--val=1 and --test=0 must be shares"),
+        ({"test": -0.1}, "--test=-0.1 must be"),
+        ({"val": 0.6, "test": 0.4}, "leave something for training"),
         ({"divided": "train"}, "--from names a split to divide"),
     ],
 )

@@ -277,18 +277,18 @@ def test_results_round_trip(tmp_path):
     [
         ("{", "cannot be read as JSON"),
         ("{}", "must be a list"),
-        ('[{"image_id": 1, "category_id": 11, "score": 1}]', r"detections\[0\]: its bbox is None"),
+        ('[{"image_id": 1, "category_id": 11, "score": 1}]', r"detections\[0\]: it is .*"),
         (
             '[{"image_id": 1, "category_id": 12, "bbox": [1, 2, 3, 4], "score": 1}]',
             "category id 12",
         ),
         (
             '[{"image_id": 1, "category_id": 11, "bbox": [1, 2, 3], "score": 1}]',
-            r"bbox is \[1, 2, 3\]",
+            r"'bbox': \[1, 2, 3\].*a bbox of four finite",
         ),
         (
             '[{"image_id": 1, "category_id": 11, "bbox": [1, 2, 3, 4], "score": NaN}]',
-            "score is nan, not a finite",
+            "'score': nan.*a finite score",
         ),
         ('[{"image_id": 1.5, "category_id": 11, "bbox": [1, 2, 3, 4], "score": 1}]', "1.5"),
     ],

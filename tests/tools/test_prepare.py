@@ -301,7 +301,7 @@ def test_the_help_shows_the_options(command, capsys):
 @pytest.mark.parametrize(
     ("flag", "words"),
     [
-        ("--val=1.5", "--val is 1.5: give a share between 0 and 1, such as 0.2"),
+        ("--val=1.5", "--val=1.5 and --test=0 must be shares of 0 or more"),
         ("--test=20%", "--test: invalid float value: '20%'"),
         ("--rename=a", "'a' is not OLD=NEW"),
         ("--rename==b", "'=b' is not OLD=NEW"),
