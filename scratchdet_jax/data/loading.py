@@ -112,13 +112,7 @@ def train_loader(
     The batch of an update is `config.accumulate_steps` microbatches, one after the other in the
     order of the examples, so microbatch i holds the same examples on any number of devices.
 
-    Args:
-        config: the run's config.
-        source: its training split.
-        start_step: updates made so far.
-        process_index: of this process.
-        process_count: of all processes.
-        substituted: as in read_batches.
+    `substituted`: as in read_batches.
 
     Yields:
         The arrays of read_batches, [accumulate_steps, b, …]. Close the iterator to stop its

@@ -122,11 +122,6 @@ class PreparedSplit(NamedTuple):
 def open_prepared(name: str, split: str, data_dir: str) -> PreparedSplit:
     """Opens a split after checking that its files are intact.
 
-    Args:
-        name: NAME[/CONFIG].
-        split: in TFDS's split language.
-        data_dir: folder of the prepared data sets.
-
     Raises:
         UserError: the data set is missing, damaged, unreadable, stored as TFRecord or not a
             detection data set, or the split is unknown or empty.

@@ -90,9 +90,7 @@ def _read_class(path: Path) -> list[tuple[str, tuple[float, ...]]]:
 def read_coco_results(path: Path, categories: Collection[int]) -> dict[str, list[dict[str, Any]]]:
     """Reads a COCO results file.
 
-    Args:
-        path: the file.
-        categories: the category ids of the annotation file.
+    `categories` are the category ids of the annotation file.
 
     Returns:
         By image id, as text: {"category_id", "bbox": [x, y, width, height] in pixels, "score"}.

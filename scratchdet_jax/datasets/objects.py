@@ -170,13 +170,8 @@ def join_splits(
 ) -> Contents:
     """Joins the splits to the contents of a data set; one without usable images is a defect.
 
-    Args:
-        splits: by name, the list or folder that it comes from, for messages; the number of
-            different images that it names; and the usable ones.
-        class_names: see `Contents`.
-        category_ids: see `Contents`.
-        notes: see `Contents`.
-        defects: everything that was left out or repaired so far.
+    `splits` holds, by name, the list or folder that a split comes from, for messages; the number of
+    different images that it names; and the usable ones. The other arguments: see `Contents`.
     """
     for where, listed, images in splits.values():
         if not images:
@@ -281,9 +276,7 @@ Checked = Intact | Broken
 def check_images(paths: Sequence[Path], root: Path) -> dict[Path, Checked]:
     """Decodes every image completely; shows a progress bar.
 
-    Args:
-        paths: the image files.
-        root: the resolved folder that must contain them.
+    `root` is the resolved folder that must contain them.
 
     Returns:
         The results by path.

@@ -90,11 +90,7 @@ def list_folder(
 ) -> Listing:
     """Lists the files and the ids of the wanted splits; opens no image and no annotation.
 
-    Args:
-        folder: the folder, in one of the layouts of `voc_layout`.
-        wanted: the splits to use; None: all.
-        images: the folder of the images if it has an unknown name.
-        annotations: the folder of the annotations if it has an unknown name.
+    `wanted`: the splits to use; None: all. `images` and `annotations`: see `find_layout`.
 
     Raises:
         UserError: the folder does not exist, is not in a known layout, has a part that is a link

@@ -127,11 +127,7 @@ def write_coco(
 
     `coco_entries` says how values are rounded. An image id that is a decimal number is written as a
     number, unless two ids are the same number (such as 1 and 01): then all ids are written as text.
-
-    Args:
-        path: the JSON file; its folder is created if missing.
-        detections: by image id.
-        category_ids: [C]; label i is category_ids[i − 1].
+    Label i has the category `category_ids[i − 1]`.
 
     Raises:
         UserError: a label is out of range or a value is not finite.

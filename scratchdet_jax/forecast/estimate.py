@@ -111,12 +111,7 @@ def forecast(
 ) -> tuple[Forecast, str]:
     """Compiles the training step or the evaluation of a config.
 
-    Args:
-        mode: "train" or "eval".
-        config: the run's config.
-        classes: their number, without the background.
-        chip: what `devices` are.
-        devices: from `chips.devices`.
+    `mode` is "train" or "eval"; `devices`, from `chips.devices`, are of the kind `chip`.
 
     Returns:
         The figures, and the text of the compiled programs.

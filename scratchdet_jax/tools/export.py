@@ -99,10 +99,7 @@ def write_export(exported: ExportedRun) -> None:
 def export_run(run: SavedRun, path: Path, platforms: Sequence[str] = PLATFORMS) -> ExportedRun:
     """Traces and lowers the detector of a run.
 
-    Args:
-        run: the checkpoint.
-        path: the file that it is for.
-        platforms: of the machines that can run it, as JAX names them.
+    `platforms`: of the machines that can run it, as JAX names them.
 
     Raises:
         UserError: the run holds no detector, but an imported backbone.

@@ -38,12 +38,8 @@ def score_voc(
     classes are all that the split's annotations or the files name. A class without a file has
     no detections; this is noted on stderr.
 
-    Args:
-        devkit: the folder of the annotations.
-        split: a list in ImageSets/Main, or a folder that is a split.
-        detections: the folder of the files.
-        metric: see `voc.average_precision`.
-        strict: refuse annotations with defects.
+    `split` is a list in ImageSets/Main, or a folder that is a split; `metric`: see
+    `voc.average_precision`. With `strict`, annotations with defects are refused.
 
     Returns:
         The figures for the JSON file: "metric", "mAP", "AP" by class (None without ground truth),

@@ -368,12 +368,8 @@ def recipe_text(
 ) -> str:
     """Returns a recipe (`--write_anchors`) that starts from another one and sets its anchors.
 
-    Args:
-        path: the file; its name becomes the name of the recipe.
-        advice: the anchor sizes.
-        dataset: the data set that they fit.
-        recipe: the recipe that was examined; "" for the defaults.
-        config: its config with the overrides of the command line, which the new recipe keeps.
+    `recipe` is the one that was examined, "" for the defaults; `config` is its config with the
+    overrides of the command line, which the new recipe keeps.
     """
     before = defaults.flatten(load_recipe(recipe) if recipe else defaults.get_config())
     fields = {

@@ -40,12 +40,7 @@ def drawn(
 ) -> Iterator[Drawn]:
     """Draws on threads, in order, and writes the PNG files.
 
-    Args:
-        found: images without pictures.
-        output: the folder of the files STEM.png.
-        software: the mark in the files.
-        frames: write the frames of videos as PNG files.
-        cells: keep a small copy for the grid.
+    `frames`: write the frames of videos as PNG files; `cells`: keep a small copy for the grid.
     """
 
     def draw(one: Drawn) -> Drawn:
