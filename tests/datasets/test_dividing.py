@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from scratchdet_jax.data.records import open_source
+from scratchdet_jax.data.records import DetectionSource
 from scratchdet_jax.datasets.choices import Choices
 from scratchdet_jax.datasets.dividing import Item, assign
 from scratchdet_jax.datasets.folders import prepare_voc_folder
@@ -155,7 +155,7 @@ def folder(tmp_path):
 
 
 def ids(tmp_path, split):
-    source = open_source(f"voc_folder/mine:{split}", tmp_path / "data")
+    source = DetectionSource(f"voc_folder/mine:{split}", tmp_path / "data")
     return {source.image_id(i) for i in range(len(source))}
 
 

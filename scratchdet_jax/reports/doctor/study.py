@@ -14,14 +14,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from scratchdet_jax.data import images
-from scratchdet_jax.data.records import (
-    DetectionSource,
-    Example,
-    SpecPart,
-    open_part,
-    open_source,
-    parse_spec,
-)
+from scratchdet_jax.data.records import DetectionSource, Example, SpecPart, open_part, parse_spec
 from scratchdet_jax.datasets.duplicates import Signature, read_signature
 from scratchdet_jax.predictor import map_ahead
 from scratchdet_jax.progress import track
@@ -45,15 +38,15 @@ def open_dataset(
         `splits`, `training` and `prepared` of the study.
 
     Raises:
-        UserError: the data set or a split does not exist; see open_source.
+        UserError: the data set or a split does not exist; see DetectionSource.
     """
     if ":" not in dataset:
         directory = _directory(dataset, data_dir)
         known = tfds.builder_from_directory(directory).info.splits
         names = [name for name, info in known.items() if info.num_examples]
-        splits = {name: open_source(f"{dataset}:{name}", data_dir) for name in names}
+        splits = {name: DetectionSource(f"{dataset}:{name}", data_dir) for name in names}
         return splits, splits.get("train", splits[names[0]]), _preparation(directory)
-    training = open_source(dataset, data_dir)
+    training = DetectionSource(dataset, data_dir)
     splits = {}
     prepared: dict[str, dict[str, Any]] = {}
     parts = parse_spec(dataset)
@@ -62,7 +55,7 @@ def open_dataset(
         at = f"@{part.directory}" if part.directory else ""
         for piece in map(str.strip, part.split.split("+")):
             spec = f"{part.name}:{piece}{at}"
-            splits[spec if several else piece] = open_source(spec, data_dir)
+            splits[spec if several else piece] = DetectionSource(spec, data_dir)
         directory = _directory(part.name, os.path.expanduser(part.directory) or data_dir)
         prepared |= _preparation(directory)
     return splits, training, prepared
