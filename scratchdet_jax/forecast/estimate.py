@@ -235,9 +235,9 @@ def _parts(
 def _collectives(texts: list[str]) -> dict[str, tuple[int, int]]:
     """Returns number and bytes of the collectives by kind."""
     totals: dict[str, tuple[int, int]] = {}
-    for one in itertools.chain(*map(collectives, texts)):
-        count, size = totals.get(one.kind, (0, 0))
-        totals[one.kind] = (count + 1, size + one.bytes)
+    for kind, result in itertools.chain(*map(collectives, texts)):
+        count, size = totals.get(kind, (0, 0))
+        totals[kind] = (count + 1, size + result)
     return totals
 
 

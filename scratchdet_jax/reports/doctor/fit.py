@@ -192,11 +192,6 @@ def fit_boxes(
     return fit if draw is not None else Fit(*(values[np.argsort(fit.source)] for values in fit))
 
 
-def best_iou(anchors: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """Returns the best IoU of each box [K, 4] with any anchor, float32 [K]."""
-    return np.asarray(_best_iou(anchors, boxes))
-
-
 def _chunks(
     table: BoxTable, anchor_count: int, title: str
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -219,7 +214,9 @@ def _chunks(
 
 
 @jax.jit
-def _best_iou(anchors: jax.Array, boxes: jax.Array) -> jax.Array:
+def best_iou(anchors: jax.Array, boxes: jax.Array) -> jax.Array:
+    """Returns the best IoU of each box [K, 4] with any anchor, float32 [K]."""
+
     def one(box: jax.Array) -> jax.Array:
         return jnp.max(box_ops.iou(box[None], anchors))
 

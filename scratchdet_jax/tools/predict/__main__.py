@@ -25,7 +25,7 @@ from scratchdet_jax.errors import UserError, plural, writable_folder
 from scratchdet_jax.evaluation.drawing import grid, save_png
 from scratchdet_jax.evaluation.formats import split_name
 from scratchdet_jax.files import check_replaceable, mark_of
-from scratchdet_jax.predictor import BATCH_SIZE, THRESHOLD, Image, Predictor, Threshold, from_run
+from scratchdet_jax.predictor import BATCH_SIZE, THRESHOLD, Predictor, Threshold, from_run
 from scratchdet_jax.progress import Progress
 from scratchdet_jax.run.exported import ExportedRun
 from scratchdet_jax.run.open import SavedRun, open_trained
@@ -129,15 +129,9 @@ def _split_images(options: argparse.Namespace, run: SavedRun | ExportedRun) -> _
 
 def _detected(detector: Predictor, items: Iterable[Item], threshold: Threshold) -> Iterator[Drawn]:
     """Yields each image with what was found in it, or why it could not be used."""
-    waiting: collections.deque[Item] = collections.deque()
-
-    def images() -> Iterator[Image]:
-        for item in items:
-            waiting.append(item)
-            yield item.image
-
-    found = detector(images(), threshold, return_exceptions=True)
-    return (Drawn(waiting.popleft(), one) for one in found)
+    mine, theirs = itertools.tee(items)
+    found = detector((item.image for item in theirs), threshold, return_exceptions=True)
+    return map(Drawn, mine, found)
 
 
 def _tracked(found: Iterator[Drawn], total: int) -> Iterator[Drawn]:
