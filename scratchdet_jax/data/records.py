@@ -137,8 +137,7 @@ class DetectionSource:
 
         Reads no further than the first box.
 
-        Args:
-            field: the config field that names the data, for the message.
+        `field` is the config field that names the data, for the message.
 
         Raises:
             UserError: a part is published without annotations, or no image has a box.

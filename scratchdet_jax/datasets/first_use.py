@@ -138,10 +138,7 @@ def substitute_error(
 ) -> UserError | None:
     """Words the error: what to download, and the commands and fields to train on it.
 
-    Args:
-        settings: `config.data`.
-        fields: the fields of `settings` that the program will open: "train", "eval".
-        dataset: the set that is missing.
+    `fields` are the fields of `config.data` that the program will open: "train", "eval".
 
     Returns:
         None if `dataset` is neither VOC nor COCO, or the boxes of a split are not published.

@@ -290,13 +290,8 @@ def _read_objects(
 ) -> Iterator[tuple[VocObject, Box]]:
     """Yields the usable objects of the chosen classes with their boxes; adds the rest to `defects`.
 
-    Args:
-        annotation: of one image.
-        size: (height, width) that the boxes refer to; None: unknown.
-        clipped: whether boxes are clipped to the size and normalised.
-        file: of the annotation.
-        defects: of the data set.
-        class_names: the chosen classes; None: all.
+    `size` is the (height, width) that the boxes refer to, None if it is unknown; if `clipped`, they
+    are clipped to it and normalised. `class_names` are the chosen classes, None for all.
     """
     for number, item in enumerate(annotation.objects, start=1):
         where = f"object {number} ({item.name or 'no name'})"

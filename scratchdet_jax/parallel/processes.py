@@ -39,9 +39,7 @@ def explicit_settings(
 
     None if there are none.
 
-    Args:
-        given: values of the flags coordinator, num_processes and process_id, or None.
-        environment: environment variables; those in `VARIABLES` are used.
+    `given` holds values of the flags coordinator, num_processes and process_id, or None.
 
     Raises:
         UserError: some settings are missing or invalid.

@@ -34,10 +34,7 @@ def init_from_run(text: str, detector: Detector, variables: Any) -> dict[str, An
     An array is copied if name and shape match, and in the head the number of anchors per cell.
     Class predictors are copied class by class, by name; other classes keep their initial values.
 
-    Args:
-        text: WORKDIR[@STEP], or an exported file.
-        detector: the new run's detector.
-        variables: the new run's `params` and `batch_stats` before the transfer.
+    `text` is WORKDIR[@STEP] or an exported file; `variables` are the new run's before the transfer.
 
     Raises:
         UserError: there is no such run, checkpoint or file, nothing in it matches, or

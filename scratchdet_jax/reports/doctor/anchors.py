@@ -167,11 +167,8 @@ def what_if(
     SSD's rule: the first level has its own size p; the others rise evenly from 2·p to the last
     level's max size. At p = 10 these are the published sizes for VOC.
 
-    Args:
-        config: a run's config.
-        boxes: float32 [K, 4].
-        augmented: float32 [K', 4].
-        first_percents: the sizes p to try; those that do not fit the recipe are skipped.
+    `boxes` and `augmented` are float32 [K, 4]. `first_percents` are the sizes p to try; those that
+    do not fit the recipe are skipped.
     """
     count, last = len(config.anchors.min_percent), config.anchors.max_percent[-1]
     outcomes = []

@@ -135,12 +135,8 @@ class DataSetStudy:
     ) -> None:
         """Reads a data set and fits the anchors to it.
 
-        Args:
-            dataset: its name on the command line; see `open_dataset`.
-            data_dir: the folder of the prepared data sets.
-            config: a run's config.
-            most_images: at most this many images are decoded and fitted; if there are more, they
-                are drawn at random, the same ones in every run.
+        At most `most_images` images are decoded and fitted; if there are more, they are drawn at
+        random, the same ones in every run. `dataset`: see `open_dataset`.
         """
         self.dataset, self.config = dataset, config
         self.splits, self.training, self.prepared = open_dataset(dataset, data_dir)

@@ -47,12 +47,7 @@ def write_output(
 ) -> None:
     """Writes a file, completely or not at all; without a text, checks that it may be written.
 
-    Args:
-        path: the file; its folder is made.
-        flag: of the command line, which named the file.
-        mark: see `files.check_replaceable`.
-        overwrite: replace any file.
-        text: holds the mark.
+    `flag` named the file; `mark`, which the text holds: see `files.check_replaceable`.
 
     Raises:
         UserError: the file cannot be written, or another one is there.
