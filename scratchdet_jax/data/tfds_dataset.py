@@ -204,17 +204,16 @@ def _known(splits: Any) -> str:
 
 def _check_features(name: str, features: Any) -> frozenset[str]:
     """Returns the flat names of the features; refuses features that hold no detection data."""
-    kinds = tfds.features
+    kinds, fields = tfds.features, {}
     known = dict(features.items())  # TFDS's FeaturesDict has no get
-    image, objects = known.get("image"), known.get("objects")
+    objects = known.get("objects")
     # A tfds.features.Dataset is a Sequence too, but is stored differently.
-    nested = isinstance(objects, kinds.Sequence) and not isinstance(objects, kinds.Dataset)
-    inner = getattr(objects, "feature", None)
-    fields = dict(inner.items()) if nested and isinstance(inner, kinds.FeaturesDict) else {}
+    if isinstance(objects, kinds.Sequence) and not isinstance(objects, kinds.Dataset):
+        fields = dict(objects.feature.items()) if hasattr(objects.feature, "items") else {}
     box = fields.get("bbox")
     ordered = box and box.shape == (4,) and str(getattr(box, "bbox_format", None)) in _YXYX
     labelled = isinstance(fields.get("label"), kinds.ClassLabel)
-    if not (isinstance(image, kinds.Image) and ordered and labelled):
+    if not (isinstance(known.get("image"), kinds.Image) and ordered and labelled):
         raise UserError(
             f"{name} is not a detection data set in TFDS's form: it needs the features image, "
             "objects/bbox (ymin, xmin, ymax, xmax in [0, 1], TFDS's default) and objects/label (a "

@@ -235,11 +235,10 @@ def _look(source: DetectionSource, split: str, index: int) -> Look:
     example = source[index]
     size, problem = (0, 0), ""
     try:
-        size = images.read_header(example["image"]).size
+        header = images.read_header(example["image"])
+        size = header._replace(orientation=example["orientation"]).displayed_size
     except ValueError as error:
         problem = str(error)
-    if example["orientation"] >= 5:  # a quarter turn
-        size = size[::-1]
     return Look(
         split=split,
         position=index,

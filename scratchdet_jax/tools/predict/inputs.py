@@ -62,17 +62,15 @@ def find_files(arguments: Sequence[str], output: Path) -> list[str]:
     for argument in arguments:
         is_glob = not os.path.lexists(argument) and any(c in argument for c in "*?[")
         names = sorted(glob.glob(argument, recursive=True)) if is_glob else [argument]
-        if not names:
-            raise UserError(f"no file matches {argument}")
+        files: list[str] = []
         for name in names:
-            inside = list(_in_folder(name, output.resolve())) if os.path.isdir(name) else [name]
-            if not os.path.exists(name):
-                raise UserError(f"there is no image {name}")
-            if not inside and not is_glob:
-                raise UserError(
-                    f"the folder {name} has no images or videos ({', '.join(_SUFFIXES)})"
-                )
-            found += inside
+            files += _in_folder(name, output.resolve()) if os.path.isdir(name) else [name]
+        if not files or not all(map(os.path.exists, names)):
+            raise UserError(
+                f"there is no image {argument}: name image files, videos, folders that hold some, "
+                f"or globs ({', '.join(_SUFFIXES)})"
+            )
+        found += files
     return list(dict.fromkeys(found))
 
 
