@@ -1,15 +1,13 @@
 """Images in, detections out: how the commands and the Python interface detect."""
 
-import collections
 import dataclasses
 import itertools
 import os
 import reprlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import cv2
 import jax
@@ -18,7 +16,6 @@ import numpy as np
 
 from scratchdet_jax.config.scales import Scale
 from scratchdet_jax.data.images import decode_to_canvas, fit_to_canvas, read_header
-from scratchdet_jax.data.loading import usable_cores
 from scratchdet_jax.errors import UserError, one_line
 from scratchdet_jax.evaluation import formats
 from scratchdet_jax.evaluation.detections import (
@@ -29,6 +26,7 @@ from scratchdet_jax.evaluation.detections import (
 from scratchdet_jax.evaluation.drawing import draw_detections
 from scratchdet_jax.evaluation.multiscale import make_scale_step
 from scratchdet_jax.ops import nms
+from scratchdet_jax.progress import map_ahead
 from scratchdet_jax.run.exported import ExportedRun
 from scratchdet_jax.run.open import SavedRun, load_detector, open_trained, split_run
 
@@ -37,8 +35,6 @@ BATCH_SIZE = 8
 _UNREDUCED = (sys.maxsize, sys.maxsize)  # a canvas that every image fits
 _SHOWN = 1024  # longest side in pixels of the picture in a notebook
 
-T = TypeVar("T")
-R = TypeVar("R")
 Threshold = float | Mapping[str, float] | Sequence[float]
 # (images uint8 [B, H, W, 3], sizes int32 [B, 2]) → detections [B, K], boxes normalised.
 DetectFunction = Callable[[np.ndarray, np.ndarray], nms.Detections[jax.Array]]
@@ -335,31 +331,6 @@ def _exported_function(run: ExportedRun, canvas: tuple[int, int]) -> DetectFunct
         return nms.Detections(**call(weights, images, sizes))
 
     return function
-
-
-def map_ahead(function: Callable[[T], R], items: Iterable[T], ahead: int = 0) -> Iterator[R]:
-    """Yields the results of `map`, in order, computed on one thread per core.
-
-    Args:
-        function: called in the threads.
-        items: iterated in the caller's thread.
-        ahead: the largest number of items under way, or finished and not yielded; at least one per
-            thread.
-    """
-    threads = usable_cores()
-    pool = ThreadPoolExecutor(threads, "map_ahead")
-    waiting: collections.deque[Future[R]] = collections.deque()
-    ahead = max(ahead, threads)
-    try:
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            del item
-            if len(waiting) >= ahead:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _loaded(image: Image, canvas: tuple[int, int]) -> Loaded | UserError:

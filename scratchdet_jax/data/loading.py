@@ -7,7 +7,6 @@ import collections
 import contextlib
 import functools
 import math
-import os
 import sys
 import threading
 from collections.abc import Callable, Generator
@@ -29,6 +28,7 @@ from scratchdet_jax.data.repeating import (
     repeated_line,
 )
 from scratchdet_jax.errors import UserError, plural
+from scratchdet_jax.progress import usable_cores
 
 Batch = dict[str, np.ndarray]
 T = TypeVar("T")
@@ -339,13 +339,6 @@ def to_device(
                 yield ahead.popleft()
         while ahead:
             yield ahead.popleft()
-
-
-def usable_cores() -> int:
-    """Returns the number of cores this process may use (a container's share, if reported)."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _empty_batch(rows: int, canvas: tuple[int, int], max_boxes: int) -> Batch:

@@ -89,12 +89,9 @@ class DetectionSource:
                 )
         same_ids = all(part.category_ids == first.category_ids for part in self._parts)
         self.category_ids = first.category_ids if same_ids else None
-        self._ends = list(itertools.accumulate(part.size() for part in self._parts))
+        self._ends = list(itertools.accumulate(len(part.records) for part in self._parts))
         self._lock = threading.Lock()
         self._left_out: dict[int, tuple[int, int]] = {}
-
-    def __repr__(self) -> str:
-        return f"DetectionSource({self.spec!r}, {len(self)} images)"
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -171,13 +168,11 @@ class DetectionSource:
             bound = part.most_boxes()
             if bound is not None and bound <= enough:
                 continue
-            for position in range(part.size()):
+            for position in range(len(part.records)):
                 fields = part.read(position)
-                if "objects/label" not in fields:  # reported by __getitem__ when it is read
-                    continue
                 if len(fields["objects/label"].int64_list.value) <= max(most, enough):
                     continue
-                example = self[end - part.size() + position]  # without unusable boxes
+                example = self[end - len(part.records) + position]  # without unusable boxes
                 if len(example["labels"]) > most:
                     most, name = len(example["labels"]), example["filename"]
         return most, name

@@ -94,10 +94,6 @@ class PreparedSplit(NamedTuple):
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def size(self) -> int:
-        """Returns the number of records."""
-        return len(self.records)
-
     def read(self, index: int) -> Any:
         """Reads the fields of a record by flat name, as TensorFlow's Example holds them.
 

@@ -1,11 +1,9 @@
 """What goes into a data set: usable images, objects whose boxes fit them, and what was wrong."""
 
 import enum
-import os
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,12 +16,11 @@ from scratchdet_jax.datasets.untrusted import (
     read_stamped,
 )
 from scratchdet_jax.errors import UserError
-from scratchdet_jax.progress import track
+from scratchdet_jax.progress import map_ahead, track
 
-T = TypeVar("T")
-R = TypeVar("R")
 Box = tuple[float, float, float, float]
 
+AHEAD = 64  # images that are read ahead of their use
 # How far a box may extend beyond the image unreported: coordinates are often rounded to 0.01.
 _ROUNDING = 0.02  # pixels
 
@@ -281,18 +278,9 @@ def check_images(paths: Sequence[Path], root: Path) -> dict[Path, Checked]:
     Returns:
         The results by path.
     """
-    found = in_threads(lambda path: _check(path, root), paths, "checking images")
+    results = map_ahead(lambda path: _check(path, root), paths, AHEAD)
+    found = track(results, len(paths), "checking images", "image")
     return dict(zip(paths, found, strict=True))
-
-
-def in_threads(function: Callable[[T], R], items: Sequence[T], title: str) -> list[R]:
-    """Calls a function for each image in parallel; shows a progress bar."""
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
-        try:
-            return list(track(threads.map(function, items), len(items), title, "image"))
-        except BaseException:  # Ctrl-C, for example, must not wait for the rest
-            threads.shutdown(wait=False, cancel_futures=True)
-            raise
 
 
 def _check(path: Path, root: Path) -> Checked:

@@ -16,8 +16,7 @@ import tensorflow_datasets as tfds
 from scratchdet_jax.data import images
 from scratchdet_jax.data.records import DetectionSource, Example, SpecPart, open_part, parse_spec
 from scratchdet_jax.datasets.duplicates import Signature, read_signature
-from scratchdet_jax.predictor import map_ahead
-from scratchdet_jax.progress import track
+from scratchdet_jax.progress import map_ahead, track
 from scratchdet_jax.reports.doctor.fit import BoxTable, Fit, box_sides, fit_boxes, make_levels
 from scratchdet_jax.reports.page.tables import named
 

@@ -17,7 +17,8 @@ from scratchdet_jax.errors import UserError
 from scratchdet_jax.evaluation import formats
 from scratchdet_jax.evaluation.drawing import save_png
 from scratchdet_jax.files import write_atomically, writing
-from scratchdet_jax.predictor import Detections, map_ahead
+from scratchdet_jax.predictor import Detections
+from scratchdet_jax.progress import map_ahead
 from scratchdet_jax.tools.predict.inputs import Item
 
 FORMATS = ("coco", "csv", "voc")
