@@ -89,10 +89,8 @@ class YoloListing(NamedTuple):
 def list_yolo(data: Path, folder: Path | None) -> YoloListing:
     """Reads data.yaml and lists the files of its splits.
 
-    Args:
-        data: the YAML file.
-        folder: stands for `path` in it; None: its `path`, or else the folder that it is in. Nothing
-            outside is read.
+    `folder` stands for `path` in it; None: its `path`, or else the folder that it is in. Nothing
+    outside is read.
 
     Raises:
         UserError: a file or folder is missing or unreadable, or the class names are unusable.

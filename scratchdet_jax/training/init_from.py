@@ -106,12 +106,8 @@ def _moved(
 ) -> tuple[np.ndarray | None, str, str]:
     """Moves one array from the source to the new run.
 
-    Args:
-        name: name of the array, such as ("params", "head", "level1", "class_conv", "kernel").
-        value: its initial value in the new run.
-        found: its value in the source; None if the source lacks it.
-        detectors: the new run's and the source's.
-        classes: from `map_classes`.
+    `name` is such as ("params", "head", "level1", "class_conv", "kernel"), `value` the initial one
+    and `found` that in the source, or None; `detectors` are the new run's and the source's.
 
     Returns:
         The array, or None if it keeps its initial value; "copied", "remapped" or "unmatched"; and

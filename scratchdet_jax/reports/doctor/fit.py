@@ -160,12 +160,9 @@ def fit_boxes(
 ) -> Fit:
     """Fits the anchors to the boxes that training would use.
 
-    Args:
-        levels: the anchors.
-        table: the boxes. Ignored ones are fitted only if the config trains on them.
-        config: a run's config.
-        draw: None for the boxes as annotated; else what augmentation leaves of them. Draw d of
-            image i is that of a training run with the config's seed at step d and position i.
+    Ignored boxes are fitted only if the config trains on them. `draw` is None for the boxes as
+    annotated, else what augmentation leaves of them: draw d of image i is that of a training run
+    with the config's seed at step d and position i.
     """
     boxes, best = np.zeros((0, 4), np.float32), np.zeros((0, len(levels.ends)), np.float32)
     none = np.zeros(0, np.int32)

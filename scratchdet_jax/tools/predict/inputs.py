@@ -98,9 +98,7 @@ def unique_stems(names: Sequence[str], taken: Sequence[str]) -> list[str]:
 
     Upper and lower case count as the same name, as they do on some file systems.
 
-    Args:
-        names: paths, or ids, of which .v2 is no suffix.
-        taken: names that are not given.
+    `names` are paths, or ids, of which .v2 is no suffix; `taken` are not given.
     """
     used = {name.lower() for name in taken}
     last: collections.Counter[str] = collections.Counter()
