@@ -121,8 +121,8 @@ def main(argv: Sequence[str]) -> None:
 
     program, variables = compile_step(config, devices)
     found = collectives(program)
-    reduced = [c for c in found if c.kind == "all-reduce"]
-    counted, traffic = sum(c.bytes for c in reduced), expected_traffic(config, variables, devices)
+    reduced = [size for kind, size in found if kind == "all-reduce"]
+    counted, traffic = sum(reduced), expected_traffic(config, variables, devices)
     measure.report(
         f"bytes all-reduced per update, {config.name}, norm_span {config.model.norm_span}",
         [

@@ -32,7 +32,7 @@ from absl import flags
 from benchmarks import measure, ssd_numpy_augment
 from scratchdet_jax import cli
 from scratchdet_jax.data.loading import TrainingOrder, read_batches, to_device
-from scratchdet_jax.data.records import DetectionSource, open_source
+from scratchdet_jax.data.records import DetectionSource
 from scratchdet_jax.datasets.folders import CocoSplit, prepare_coco_folder
 
 BATCH = 32
@@ -73,7 +73,7 @@ def main(argv: Sequence[str]) -> None:
     values = cli.parse_flags(argv, define_flags())
     cv2.setNumThreads(0)
     jax.block_until_ready(jax.device_put(np.zeros(1)))  # initializes the device
-    source = open_source(values.dataset, values.data_dir)
+    source = DetectionSource(values.dataset, values.data_dir)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for name, data, canvas in (
@@ -267,7 +267,7 @@ def _resized(source: DetectionSource, folder: Path, most: int) -> DetectionSourc
     file = folder / "annotations.json"
     file.write_text(json.dumps(contents))
     prepare_coco_folder([CocoSplit("train", file, folder / "images")], folder, "resized")
-    return open_source("coco_folder/resized:train", folder)
+    return DetectionSource("coco_folder/resized:train", folder)
 
 
 if __name__ == "__main__":

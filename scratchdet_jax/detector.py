@@ -140,10 +140,7 @@ def build_detector(
 ) -> Detector:
     """Builds the model of `config.model` and the anchors of `config.anchors`.
 
-    Args:
-        config: the run's config.
-        class_names: names of the labels 1…C.
-        axis_name: the mapped axis over which BatchNorm shares its statistics in training.
+    `axis_name` is the mapped axis over which BatchNorm shares its statistics in training.
     """
     cells = anchors_per_cell(config.anchors.aspect_ratios)
     model = build_model(config.model, len(class_names), cells, axis_name)

@@ -1,15 +1,13 @@
 """Images in, detections out: how the commands and the Python interface detect."""
 
-import collections
 import dataclasses
 import itertools
 import os
 import reprlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import cv2
 import jax
@@ -18,7 +16,6 @@ import numpy as np
 
 from scratchdet_jax.config.scales import Scale
 from scratchdet_jax.data.images import decode_to_canvas, fit_to_canvas, read_header
-from scratchdet_jax.data.loading import usable_cores
 from scratchdet_jax.errors import UserError, one_line
 from scratchdet_jax.evaluation import formats
 from scratchdet_jax.evaluation.detections import (
@@ -29,6 +26,7 @@ from scratchdet_jax.evaluation.detections import (
 from scratchdet_jax.evaluation.drawing import draw_detections
 from scratchdet_jax.evaluation.multiscale import make_scale_step
 from scratchdet_jax.ops import nms
+from scratchdet_jax.progress import map_ahead
 from scratchdet_jax.run.exported import ExportedRun
 from scratchdet_jax.run.open import SavedRun, load_detector, open_trained, split_run
 
@@ -37,8 +35,6 @@ BATCH_SIZE = 8
 _UNREDUCED = (sys.maxsize, sys.maxsize)  # a canvas that every image fits
 _SHOWN = 1024  # longest side in pixels of the picture in a notebook
 
-T = TypeVar("T")
-R = TypeVar("R")
 Threshold = float | Mapping[str, float] | Sequence[float]
 # (images uint8 [B, H, W, 3], sizes int32 [B, 2]) → detections [B, K], boxes normalised.
 DetectFunction = Callable[[np.ndarray, np.ndarray], nms.Detections[jax.Array]]
@@ -59,6 +55,8 @@ class EncodedImage(NamedTuple):
 
 
 Image = np.ndarray | str | os.PathLike[str] | EncodedImage
+# An image as it was given, reduced to the canvas, and its full size (height, width).
+Loaded = tuple[Image, np.ndarray, tuple[int, int]]
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -224,7 +222,7 @@ class Predictor:
             (one,) = self._stream(iter([images]), 1, lowest)
             return one if return_exceptions else _raised(one)
         if not isinstance(images, Iterable):
-            _check_array(images)
+            _read(images, self.canvas)  # refuses it
         found = self._stream(iter(images), self.batch_size, lowest)
         if not return_exceptions:
             found = map(_raised, found)
@@ -244,19 +242,20 @@ class Predictor:
         if running:
             yield from self._results(*running, lowest)
 
-    def _start(self, batch: "list[_Loaded | UserError]", size: int) -> nms.Detections[jax.Array]:
+    def _start(self, batch: list[Loaded | UserError], size: int) -> nms.Detections[jax.Array]:
         """Starts the detection in a batch, filled up with black images."""
         images = np.zeros((size, *self.canvas, 3), np.uint8)
         sizes = np.ones((size, 2), np.int32)
         for row, one in enumerate(batch):
-            if isinstance(one, _Loaded):
-                height, width = one.reduced.shape[:2]
-                images[row, :height, :width], sizes[row] = one.reduced, (height, width)
+            if not isinstance(one, UserError):
+                reduced = one[1]
+                height, width = reduced.shape[:2]
+                images[row, :height, :width], sizes[row] = reduced, (height, width)
         return self.function(images, sizes)
 
     def _results(
         self,
-        batch: "list[_Loaded | UserError]",
+        batch: list[Loaded | UserError],
         running: nms.Detections[jax.Array],
         lowest: np.ndarray,
     ) -> Iterator[Detections | UserError]:
@@ -265,12 +264,11 @@ class Predictor:
             if isinstance(one, UserError):
                 yield one
                 continue
-            boxes, scores, labels = to_image_detections(found, row, np.asarray(one.size))
+            source, _, size = one
+            boxes, scores, labels = to_image_detections(found, row, np.asarray(size))
             kept = scores >= lowest[labels - 1]
             boxes = boxes[kept][:, [1, 0, 3, 2]]
-            yield Detections(
-                boxes, scores[kept], labels[kept], one.size, self.class_names, one.source
-            )
+            yield Detections(boxes, scores[kept], labels[kept], size, self.class_names, source)
 
 
 def load(run: str | os.PathLike[str], *, batch_size: int = BATCH_SIZE) -> Predictor:
@@ -335,43 +333,10 @@ def _exported_function(run: ExportedRun, canvas: tuple[int, int]) -> DetectFunct
     return function
 
 
-def map_ahead(function: Callable[[T], R], items: Iterable[T], ahead: int = 0) -> Iterator[R]:
-    """Yields the results of `map`, in order, computed on one thread per core.
-
-    Args:
-        function: called in the threads.
-        items: iterated in the caller's thread.
-        ahead: the largest number of items under way, or finished and not yielded; at least one per
-            thread.
-    """
-    threads = usable_cores()
-    pool = ThreadPoolExecutor(threads, "map_ahead")
-    waiting: collections.deque[Future[R]] = collections.deque()
-    ahead = max(ahead, threads)
-    try:
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            del item
-            if len(waiting) >= ahead:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-class _Loaded(NamedTuple):
-    """An image reduced to the canvas, its full size (height, width), and how it was given."""
-
-    reduced: np.ndarray
-    size: tuple[int, int]
-    source: Image
-
-
-def _loaded(image: Image, canvas: tuple[int, int]) -> _Loaded | UserError:
+def _loaded(image: Image, canvas: tuple[int, int]) -> Loaded | UserError:
     """Reads and reduces an image as the evaluation does; a UserError is returned, not raised."""
     try:
-        return _Loaded(*_read(image, canvas), image)
+        return image, *_read(image, canvas)
     except UserError as error:
         return error
 
@@ -383,7 +348,10 @@ def _read(image: Image, canvas: tuple[int, int]) -> tuple[np.ndarray, tuple[int,
         UserError: it is missing, cannot be decoded, or is an array of another kind.
     """
     if not isinstance(image, EncodedImage | str | os.PathLike):
-        _check_array(image)
+        shape = np.shape(image) if isinstance(image, np.ndarray) else ()
+        if len(shape) != 3 or shape[2] != 3 or 0 in shape or image.dtype != np.uint8:
+            found = f"{getattr(image, 'dtype', type(image).__name__)} {shape}"
+            raise UserError(f"an image must be an array uint8 [H, W, 3] in RGB order, not {found}")
         return fit_to_canvas(image, canvas), (image.shape[0], image.shape[1])
     name = _name(image)
     try:
@@ -397,13 +365,6 @@ def _read(image: Image, canvas: tuple[int, int]) -> tuple[np.ndarray, tuple[int,
         raise UserError(f"{name} cannot be read: {error.strerror}") from None
     except ValueError as error:
         raise UserError(f"{name} cannot be decoded as an image: {error}") from None
-
-
-def _check_array(image: Any) -> None:
-    shape = np.shape(image) if isinstance(image, np.ndarray) else ()
-    if len(shape) != 3 or shape[2] != 3 or 0 in shape or image.dtype != np.uint8:
-        found = f"{getattr(image, 'dtype', type(image).__name__)} {shape}"
-        raise UserError(f"an image must be an array uint8 [H, W, 3] in RGB order, not {found}")
 
 
 def _name(image: Image) -> str:

@@ -1,15 +1,18 @@
-"""Progress of long work on stderr: a bar in a terminal, plain lines in a log file."""
+"""Long work: its progress on stderr (a bar in a terminal, lines in a log file), and threads."""
 
+import collections
 import contextlib
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 from tqdm import tqdm
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 SECONDS = 5.0  # between plain lines, at least
 
@@ -106,3 +109,35 @@ def say(text: str, error: bool = False) -> None:
         tqdm.write(text, file=stream)
     else:
         print(text, file=stream)
+
+
+def usable_cores() -> int:
+    """Returns the number of cores this process may use (a container's share, if reported)."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def map_ahead(function: Callable[[T], R], items: Iterable[T], ahead: int = 0) -> Iterator[R]:
+    """Yields the results of `map`, in order, computed on one thread per core.
+
+    Args:
+        function: called in the threads.
+        items: iterated in the caller's thread.
+        ahead: the largest number of items under way, or finished and not yielded; at least one per
+            thread.
+    """
+    threads = usable_cores()
+    pool = ThreadPoolExecutor(threads, "map_ahead")
+    waiting: collections.deque[Future[R]] = collections.deque()
+    ahead = max(ahead, threads)
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            del item
+            if len(waiting) >= ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

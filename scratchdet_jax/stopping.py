@@ -74,9 +74,8 @@ class Stop:
 
         With several processes it may not: all of them have to stop at the same step.
 
-        Args:
-            leave: completes what is under way elsewhere, such as the writing of a checkpoint, and
-                returns the sentence for the user. It may be called in another thread.
+        `leave` completes what is under way elsewhere, such as the writing of a checkpoint, and
+        returns the sentence for the user. It may be called in another thread.
 
         Raises:
             Stopped: a request came before.
@@ -205,8 +204,7 @@ def of_command() -> Stop | None:
 def resumable(terminable: bool = False) -> None:
     """Says of the command that running it again continues its work.
 
-    Args:
-        terminable: SIGTERM is a request to stop, as Ctrl-C is, and ends with its own status.
+    `terminable`: SIGTERM is a request to stop, as Ctrl-C is, and ends with its own status.
     """
     if _command is not None:
         _command.advice, _command.terminable = "run the same command to resume", terminable

@@ -15,14 +15,14 @@ import pytest
 
 import scratchdet_jax
 from scratchdet_jax.data.images import fit_to_canvas
-from scratchdet_jax.datasets.detection_files import read_coco_results, read_voc_files
 from scratchdet_jax.detector import build_detector
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.evaluation.detections import to_image_detections
 from scratchdet_jax.ops.resample import resize
-from scratchdet_jax.predictor import map_ahead, usable_cores
+from scratchdet_jax.progress import map_ahead, usable_cores
 from scratchdet_jax.run.checkpoints import Checkpoints, RunInfo
 from scratchdet_jax.run.state import create_state
+from scratchdet_jax.tools.score import read_coco_results, read_voc_files
 from scratchdet_jax.training.optimizer import make_optimizer
 from tests.plain import FIELDS, plain_backbone
 from tests.tiny import tiny_config

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from scratchdet_jax import cli
-from scratchdet_jax.data.records import DetectionSource, open_source
+from scratchdet_jax.data.records import DetectionSource
 from scratchdet_jax.errors import UserError, writable_folder
 
 SPLITS = ("train", "val")
@@ -88,7 +88,7 @@ def main(argv: Sequence[str]) -> None:
     options = parser(argv[0]).parse_args(argv[1:])
     folder = writable_folder(Path(options.output), "--output")
     for split in SPLITS:
-        source = open_source(f"{options.dataset}:{split}", options.data_dir)
+        source = DetectionSource(f"{options.dataset}:{split}", options.data_dir)
         write_split(source, split, folder)
         print(f"{split}: {len(source)} images")
     write_yolo_data(folder, source.class_names)

@@ -7,7 +7,6 @@ import collections
 import contextlib
 import functools
 import math
-import os
 import sys
 import threading
 from collections.abc import Callable, Generator
@@ -29,58 +28,25 @@ from scratchdet_jax.data.repeating import (
     repeated_line,
 )
 from scratchdet_jax.errors import UserError, plural
+from scratchdet_jax.progress import usable_cores
 
 Batch = dict[str, np.ndarray]
 T = TypeVar("T")
 
 
-class Order:
-    """Positions in a source by their place in one process's stream of examples.
-
-    Process p holds rows p·b … p·b + b − 1 of every global batch, b = B / processes.
-
-    Attributes:
-        rows: b, the rows of a global batch that this process holds.
-    """
-
-    def __init__(
-        self, batch_size: int, start_step: int, process_index: int, process_count: int
-    ) -> None:
-        """Takes B; the stream begins with global batch `start_step`.
-
-        Raises:
-            UserError: the batch cannot be split among the processes.
-        """
-        if batch_size < 1 or batch_size % process_count:
-            raise UserError(
-                f"a batch of {plural(batch_size, 'image')} cannot be split evenly among "
-                f"{process_count} processes: choose a multiple"
-            )
-        self.rows = batch_size // process_count
-        self._batch_size = batch_size
-        self._first = start_step * batch_size + process_index * self.rows
-
-    def place(self, position: int) -> int:
-        """Returns the place in the global batches, one after the other, of a local position."""
-        step, row = divmod(position, self.rows)
-        return self._first + step * self._batch_size + row
-
-    def __len__(self) -> int:
-        raise NotImplementedError
-
-    def __getitem__(self, position: int) -> int:
-        raise NotImplementedError
-
-
-class TrainingOrder(Order):
-    """The endless stream of training.
+class TrainingOrder:
+    """Positions in a source by their place in one process's endless stream of training.
 
     Every epoch has its own permutation, keyed by (seed, epoch). Global batch k is positions
-    k·B … k·B + B − 1 of the concatenated permutations, whatever the number of processes. A
-    permutation is drawn when its first position is needed, so starting late costs nothing.
+    k·B … k·B + B − 1 of the concatenated permutations, whatever the number of processes. Process p
+    holds rows p·b … p·b + b − 1 of it, b = B / processes. A permutation is drawn when its first
+    position is needed, so starting late costs nothing.
 
     With `factors`, an epoch is a permutation of the images as often as they are repeated in it;
     see repeating.Repeats.
+
+    Attributes:
+        rows: b, the rows of a global batch that this process holds.
     """
 
     def __init__(
@@ -93,14 +59,18 @@ class TrainingOrder(Order):
         process_count: int = 1,
         factors: np.ndarray | None = None,
     ) -> None:
-        """Takes `count` examples; `factors` says how often each is repeated, float64 [count].
+        """Takes `count` examples and B; the stream begins with global batch `start_step`.
+
+        `factors` says how often each example is repeated, float64 [count].
 
         Raises:
-            UserError: the batch cannot be split among the processes, or the seed is out of range.
+            UserError: the seed is out of range.
         """
         if not 0 <= seed < 2**32:
             raise UserError(f"config.seed is {seed}: choose one from 0 to 2**32 - 1")
-        super().__init__(batch_size, start_step, process_index, process_count)
+        self.rows = batch_size // process_count
+        self._batch_size = batch_size
+        self._first = start_step * batch_size + process_index * self.rows
         self._count, self._seed = count, seed
         self._repeats = None if factors is None else Repeats(factors, seed)
         self._permutation = functools.lru_cache(2)(self._permuted)
@@ -109,7 +79,8 @@ class TrainingOrder(Order):
         return sys.maxsize // self._batch_size * self.rows  # as good as endless
 
     def __getitem__(self, position: int) -> int:
-        taken, repeats = self.place(position), self._repeats
+        step, row = divmod(position, self.rows)
+        taken, repeats = self._first + step * self._batch_size + row, self._repeats
         epoch, place = repeats.locate(taken) if repeats else divmod(taken, self._count)
         return int(self._permutation(epoch)[place])
 
@@ -118,22 +89,13 @@ class TrainingOrder(Order):
         return random_state(self._seed, epoch).permutation(images)
 
 
-class EvaluationOrder(Order):
-    """One pass over a split, in its order; −1 pads the last global batch."""
-
-    def __init__(
-        self, count: int, batch_size: int, process_index: int = 0, process_count: int = 1
-    ) -> None:
-        """Takes `count` examples in the split."""
-        super().__init__(batch_size, 0, process_index, process_count)
-        self._count = count
-
-    def __len__(self) -> int:
-        return -(-self._count // self._batch_size) * self.rows
-
-    def __getitem__(self, position: int) -> int:
-        index = self.place(position)
-        return index if index < self._count else -1
+def evaluation_order(
+    count: int, batch_size: int, process_index: int = 0, process_count: int = 1
+) -> np.ndarray:
+    """Returns the positions that a process reads in one pass over a split; −1 pads the end."""
+    order = np.full(-(-count // batch_size) * batch_size, -1)
+    order[:count] = np.arange(count)
+    return order.reshape(-1, process_count, batch_size // process_count)[:, process_index].ravel()
 
 
 def train_loader(
@@ -150,13 +112,7 @@ def train_loader(
     The batch of an update is `config.accumulate_steps` microbatches, one after the other in the
     order of the examples, so microbatch i holds the same examples on any number of devices.
 
-    Args:
-        config: the run's config.
-        source: its training split.
-        start_step: updates made so far.
-        process_index: of this process.
-        process_count: of all processes.
-        substituted: as in read_batches.
+    `substituted`: as in read_batches.
 
     Yields:
         The arrays of read_batches, [accumulate_steps, b, …]. Close the iterator to stop its
@@ -187,13 +143,14 @@ def eval_loader(
     The number of batches is the same for every process. The last ones are padded with black images
     of id −1, the size of the canvas and without boxes.
     """
-    order = EvaluationOrder(len(source), config.eval.batch_size, process_index, process_count)
-    return read_batches(source, order, (order.rows,), config.data)
+    size = config.eval.batch_size
+    order = evaluation_order(len(source), size, process_index, process_count)
+    return read_batches(source, order, (size // process_count,), config.data)
 
 
 def read_batches(
     source: DetectionSource,
-    order: Order,
+    order: TrainingOrder | np.ndarray,
     shape: tuple[int, ...],
     settings: ml_collections.ConfigDict,
     substituted: dict[int, str] | None = None,
@@ -250,7 +207,7 @@ class _Filler:
     def __init__(
         self,
         source: DetectionSource,
-        order: Order,
+        order: TrainingOrder | np.ndarray,
         shape: tuple[int, ...],
         settings: ml_collections.ConfigDict,
         substituted: dict[int, str] | None,
@@ -277,7 +234,7 @@ class _Filler:
                 self._batches[step] = _empty_batch(self.rows, self._canvas, self._max_boxes)
             batch = self._batches[step]
         for offset in range(self.chunk):
-            index = self._order[start + offset]
+            index = int(self._order[start + offset])
             if index >= 0:
                 self._fill(batch, first + offset, index)
         return start + self.chunk
@@ -382,13 +339,6 @@ def to_device(
                 yield ahead.popleft()
         while ahead:
             yield ahead.popleft()
-
-
-def usable_cores() -> int:
-    """Returns the number of cores this process may use (a container's share, if reported)."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _empty_batch(rows: int, canvas: tuple[int, int], max_boxes: int) -> Batch:

@@ -61,7 +61,22 @@ class DetectionSource:
     """
 
     def __init__(self, spec: str, data_dir: str | Path) -> None:
-        """Opens `spec`; see `open_source`."""
+        """Opens data sets prepared with TFDS as ArrayRecord files.
+
+        Args:
+            spec: `NAME[/CONFIG]:SPLIT[@DIR]`, or several joined by commas. SPLIT is in TFDS's split
+                language; DIR is the folder of that part if it is not `data_dir`. Examples:
+                `shapes:train`, `voc/2007:train+validation,voc/2012:train+validation@/disk/tfds`,
+                `voc_folder/cells:train[:80%]`. `shapes` is made at first use. A comma always ends a
+                part, and the first @ starts its DIR, which may contain more @ and colons. A folder
+                with a comma in its name can only be given as `data_dir` (or through a link).
+            data_dir: TFDS's data_dir.
+
+        Raises:
+            UserError: a data set is missing or stored as TFRecord (the message names the command
+                that helps), damaged or unreadable, a split is unknown or empty, the features are
+                not those of detection, or the classes of joined data sets differ.
+        """
         self.spec, self.data_dir = spec, str(data_dir)
         self._parts = [open_part(part, self.data_dir) for part in parse_spec(spec)]
         first = self._parts[0]
@@ -74,12 +89,9 @@ class DetectionSource:
                 )
         same_ids = all(part.category_ids == first.category_ids for part in self._parts)
         self.category_ids = first.category_ids if same_ids else None
-        self._ends = list(itertools.accumulate(part.size() for part in self._parts))
+        self._ends = list(itertools.accumulate(len(part.records) for part in self._parts))
         self._lock = threading.Lock()
         self._left_out: dict[int, tuple[int, int]] = {}
-
-    def __repr__(self) -> str:
-        return f"DetectionSource({self.spec!r}, {len(self)} images)"
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -122,8 +134,7 @@ class DetectionSource:
 
         Reads no further than the first box.
 
-        Args:
-            field: the config field that names the data, for the message.
+        `field` is the config field that names the data, for the message.
 
         Raises:
             UserError: a part is published without annotations, or no image has a box.
@@ -157,13 +168,11 @@ class DetectionSource:
             bound = part.most_boxes()
             if bound is not None and bound <= enough:
                 continue
-            for position in range(part.size()):
+            for position in range(len(part.records)):
                 fields = part.read(position)
-                if "objects/label" not in fields:  # reported by __getitem__ when it is read
-                    continue
                 if len(fields["objects/label"].int64_list.value) <= max(most, enough):
                     continue
-                example = self[end - part.size() + position]  # without unusable boxes
+                example = self[end - len(part.records) + position]  # without unusable boxes
                 if len(example["labels"]) > most:
                     most, name = len(example["labels"]), example["filename"]
         return most, name
@@ -213,28 +222,8 @@ class DetectionSource:
         return usable
 
 
-def open_source(spec: str, data_dir: str | Path) -> DetectionSource:
-    """Opens data sets prepared with TFDS as ArrayRecord files.
-
-    Args:
-        spec: `NAME[/CONFIG]:SPLIT[@DIR]`, or several joined by commas. SPLIT is in TFDS's split
-            language; DIR is the folder of that part if it is not `data_dir`. Examples:
-            `shapes:train`, `voc/2007:train+validation,voc/2012:train+validation@/disk/tfds`,
-            `voc_folder/cells:train[:80%]`. `shapes` is made at first use. A comma always ends a
-            part, and the first @ starts its DIR, which may contain more @ and colons. A folder
-            with a comma in its name can only be given as `data_dir` (or through a link).
-        data_dir: TFDS's data_dir.
-
-    Raises:
-        UserError: a data set is missing or stored as TFRecord (the message names the command that
-            helps), damaged or unreadable, a split is unknown or empty, the features are not those
-            of detection, or the classes of joined data sets differ.
-    """
-    return DetectionSource(spec, data_dir)
-
-
 def parse_spec(spec: str) -> list[SpecPart]:
-    """Parses the parts of a spec; see `open_source`.
+    """Parses the parts of a spec; see `DetectionSource`.
 
     Raises:
         UserError: a part does not have the form NAME[/CONFIG]:SPLIT[@DIR].
@@ -258,7 +247,7 @@ def open_part(part: SpecPart, data_dir: str) -> PreparedSplit:
     """Opens one part of a spec; a missing set that can make itself is made.
 
     Raises:
-        UserError: see `open_source`.
+        UserError: see `DetectionSource`.
     """
     data_dir = os.path.expanduser(part.directory) if part.directory else data_dir
     try:

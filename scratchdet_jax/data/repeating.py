@@ -82,10 +82,7 @@ class Repeats:
 def repeated_line(factors: np.ndarray, total: float, class_names: Sequence[str]) -> str:
     """Returns a sentence about what is repeated.
 
-    Args:
-        factors: of each class, [C].
-        total: mean number of images of an epoch.
-        class_names: [C].
+    `total` is the mean number of images of an epoch.
     """
     rare = [(r, name) for r, name in zip(factors, class_names, strict=True) if r > 1]
     rare.sort(reverse=True)

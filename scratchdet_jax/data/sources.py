@@ -7,7 +7,7 @@ from pathlib import Path
 import ml_collections
 
 from scratchdet_jax.data.first_use import provider
-from scratchdet_jax.data.records import DetectionSource, open_source, parse_spec
+from scratchdet_jax.data.records import DetectionSource, parse_spec
 from scratchdet_jax.data.tfds_dataset import NoDataSetError, NoSplitError
 from scratchdet_jax.errors import UserError, plural
 
@@ -53,7 +53,7 @@ def open_split(settings: ml_collections.ConfigDict, field: str) -> DetectionSour
     if not names_set:
         spec = f"voc_folder/{_prepared_folder(settings)}:{spec}"
     try:
-        return open_source(spec, settings.dir)
+        return DetectionSource(spec, settings.dir)
     except NoDataSetError as error:
         fields = ("train", "eval") if field == "train" else ("eval",)
         substitute = provider().substitute_error(settings, fields, error.dataset)

@@ -94,10 +94,6 @@ class PreparedSplit(NamedTuple):
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def size(self) -> int:
-        """Returns the number of records."""
-        return len(self.records)
-
     def read(self, index: int) -> Any:
         """Reads the fields of a record by flat name, as TensorFlow's Example holds them.
 
@@ -121,11 +117,6 @@ class PreparedSplit(NamedTuple):
 
 def open_prepared(name: str, split: str, data_dir: str) -> PreparedSplit:
     """Opens a split after checking that its files are intact.
-
-    Args:
-        name: NAME[/CONFIG].
-        split: in TFDS's split language.
-        data_dir: folder of the prepared data sets.
 
     Raises:
         UserError: the data set is missing, damaged, unreadable, stored as TFRecord or not a
@@ -177,18 +168,6 @@ def configs(name: str, data_dir: str) -> list[str]:
     return [config for config in _list(directory) if _versions(directory / config)]
 
 
-def classes_and_splits(name: str, data_dir: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Returns the class names, in the order of the labels, and the splits of a prepared data set.
-
-    Raises:
-        UserError: it is missing or cannot be read.
-    """
-    directory = _newest_version(name, data_dir)
-    info = _open_builder(directory).info
-    label = info.features["objects"].feature["label"]
-    return _class_names(directory, label), tuple(info.splits)
-
-
 def _open_builder(directory: epath.Path) -> Any:
     try:
         builder = tfds.builder_from_directory(directory)
@@ -221,17 +200,16 @@ def _known(splits: Any) -> str:
 
 def _check_features(name: str, features: Any) -> frozenset[str]:
     """Returns the flat names of the features; refuses features that hold no detection data."""
-    kinds = tfds.features
+    kinds, fields = tfds.features, {}
     known = dict(features.items())  # TFDS's FeaturesDict has no get
-    image, objects = known.get("image"), known.get("objects")
+    objects = known.get("objects")
     # A tfds.features.Dataset is a Sequence too, but is stored differently.
-    nested = isinstance(objects, kinds.Sequence) and not isinstance(objects, kinds.Dataset)
-    inner = getattr(objects, "feature", None)
-    fields = dict(inner.items()) if nested and isinstance(inner, kinds.FeaturesDict) else {}
+    if isinstance(objects, kinds.Sequence) and not isinstance(objects, kinds.Dataset):
+        fields = dict(objects.feature.items()) if hasattr(objects.feature, "items") else {}
     box = fields.get("bbox")
     ordered = box and box.shape == (4,) and str(getattr(box, "bbox_format", None)) in _YXYX
     labelled = isinstance(fields.get("label"), kinds.ClassLabel)
-    if not (isinstance(image, kinds.Image) and ordered and labelled):
+    if not (isinstance(known.get("image"), kinds.Image) and ordered and labelled):
         raise UserError(
             f"{name} is not a detection data set in TFDS's form: it needs the features image, "
             "objects/bbox (ymin, xmin, ymax, xmax in [0, 1], TFDS's default) and objects/label (a "

@@ -46,15 +46,10 @@ class Choices(NamedTuple):
         old = Counter(name for name, _ in self.rename)
         if twice := [name for name, count in old.items() if count > 1]:
             raise UserError(f"--rename gives the class {twice[0]!r} two new names")
-        for flag, share in (("--val", self.val), ("--test", self.test)):
-            if not 0 <= share < 1:
-                raise UserError(
-                    f"{flag} is {share:g}: give a share between 0 and 1, such as 0.2 for a fifth"
-                )
-        if self.val + self.test >= 1:
+        if min(self.val, self.test) < 0 or self.val + self.test >= 1:
             raise UserError(
-                f"--val={self.val:g} and --test={self.test:g} leave nothing for training: their "
-                "sum must be below 1"
+                f"--val={self.val:g} and --test={self.test:g} must be shares of 0 or more that "
+                "leave something for training, such as --val=0.2 for a fifth"
             )
         if self.divided and not self.divides:
             raise UserError("--from names a split to divide: add --val=0.2, for example")

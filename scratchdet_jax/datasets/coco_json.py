@@ -57,9 +57,7 @@ class CocoFile(NamedTuple):
 def read_coco(path: Path, test_set: bool = False) -> CocoFile:
     """Reads an annotation file; segmentations are dropped.
 
-    Args:
-        path: the file.
-        test_set: whether the file may lack annotations altogether, as COCO's image_info_test….json.
+    `test_set`: it may lack annotations altogether, as COCO's image_info_test….json.
 
     Raises:
         UserError: the file is missing, larger than `untrusted.MAX_JSON_BYTES`, not JSON, too deeply

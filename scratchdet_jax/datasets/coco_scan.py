@@ -315,11 +315,8 @@ class _Reader:
     ) -> Item | None:
         """Reads an annotation, with its area if it is stated; None if it is unusable.
 
-        Args:
-            position: in the list of annotations.
-            entry: the annotation.
-            size: (height, width) that the box refers to; None: unknown. The box is clipped to it
-                and normalised if images are needed.
+        `size` is the (height, width) that the box refers to, None if it is unknown. The box is
+        clipped to it and normalised if images are needed.
         """
         where = _place(position, entry)
         values = numbers(entry.get("bbox"), 4)

@@ -9,9 +9,10 @@ import numpy as np
 
 from scratchdet_jax.datasets.choices import Choices
 from scratchdet_jax.datasets.duplicates import Signature, near_groups, read_signature
-from scratchdet_jax.datasets.objects import Contents, UsableImage, in_threads, read_unchanged
+from scratchdet_jax.datasets.objects import AHEAD, Contents, UsableImage, read_unchanged
 from scratchdet_jax.datasets.untrusted import as_text
 from scratchdet_jax.errors import UserError, plural
+from scratchdet_jax.progress import map_ahead, track
 
 _PASSES = 20  # of the local search; it usually ends after a few
 _GROUPS_LISTED = 100  # groups of near-duplicates whose names are recorded
@@ -57,7 +58,8 @@ def divide(contents: Contents, choices: Choices, source: str) -> Contents:
     def read(image: UsableImage) -> Signature:
         return read_signature(read_unchanged(image), image.header.orientation)
 
-    groups = near_groups(in_threads(read, images, "comparing images"))
+    signatures = track(map_ahead(read, images, AHEAD), len(images), "comparing images", "image")
+    groups = near_groups(list(signatures))
     items = [_item([images[i] for i in group]) for group in groups]
     places = assign(items, shares, choices.seed)
     place_of = {i: place for group, place in zip(groups, places, strict=True) for i in group}

@@ -10,15 +10,8 @@ from typing import NamedTuple
 import ml_collections
 
 from scratchdet_jax.data.records import parse_spec
-from scratchdet_jax.data.tfds_dataset import (
-    FOR_TFDS,
-    classes_and_splits,
-    inventory,
-    is_prepared,
-    tfds_build,
-)
-from scratchdet_jax.datasets.folder_builder import stored_choices
-from scratchdet_jax.datasets.folders import VocFolder, prepare_voc_folder
+from scratchdet_jax.data.tfds_dataset import FOR_TFDS, inventory, is_prepared, tfds_build
+from scratchdet_jax.datasets.folders import VocFolder, prepare_voc_folder, stored_choices
 from scratchdet_jax.datasets.shapes import prepare_shapes
 from scratchdet_jax.errors import UserError
 
@@ -47,11 +40,10 @@ class Official(NamedTuple):
     arguments: str
     splits: Mapping[str, str]
 
-    def command(self, data_dir: str, again: bool = False) -> str:
-        """Returns the command that prepares it, or prepares it `again`."""
-        name = self.own.partition("/")[2]
-        where = f"--data_dir={shlex.quote(data_dir)}{' --force' if again else ''}"
-        return f"scratchdet prepare {self.arguments} --name={name} {where}"
+    def command(self, data_dir: str) -> str:
+        """Returns the command that prepares it, which does nothing if it is prepared."""
+        target = f"--name={self.own.partition('/')[2]} --data_dir={shlex.quote(data_dir)}"
+        return f"scratchdet prepare {self.arguments} {target}"
 
     def translated(self, split: str) -> str | None:
         """Returns a split in TFDS's names, such as train+validation[:9], as one of the own set.
@@ -146,10 +138,7 @@ def substitute_error(
 ) -> UserError | None:
     """Words the error: what to download, and the commands and fields to train on it.
 
-    Args:
-        settings: `config.data`.
-        fields: the fields of `settings` that the program will open: "train", "eval".
-        dataset: the set that is missing.
+    `fields` are the fields of `config.data` that the program will open: "train", "eval".
 
     Returns:
         None if `dataset` is neither VOC nor COCO, or the boxes of a split are not published.
@@ -179,27 +168,14 @@ def _error(missing: dict[tuple[str, str], Official], fields: dict[str, str]) -> 
     names = " or ".join(dict.fromkeys(name for name, _ in missing))
     folders = dict.fromkeys(folder for _, folder in missing)
     found = "; ".join(map(inventory, folders))
-    problem = f"there is no data set {names} in {' or '.join(folders)} (it has {found})"
-    rest = {key: o for key, o in missing.items() if not _is_ready(o, key[1])}
-    ready = [o.own for key, o in missing.items() if key not in rest]
-    if ready:
-        problem += f", but {' and '.join(ready)}, prepared from a folder, can be used instead"
+    downloads = "; ".join(f"download {o.download}" for o in missing.values())
+    commands = [o.command(folder) for (_, folder), o in missing.items()]
     overrides = [shlex.quote(f"--config.{name}={value}") for name, value in fields.items()]
-    again = f"  the same command with {' '.join(overrides)}"
-    if not rest:
-        return UserError(f"{problem}:\n{again}")
-    downloads = "; ".join(f"download {o.download}" for o in rest.values())
-    commands = [o.command(folder, is_prepared(o.own, folder)) for (_, folder), o in rest.items()]
-    builds = " and ".join(f"`{tfds_build(o.name, folder)}`" for (_, folder), o in rest.items())
+    commands.append(f"the same command with {' '.join(overrides)}")
+    builds = " and ".join(f"`{tfds_build(o.name, folder)}`" for (_, folder), o in missing.items())
     return UserError(
-        "\n  ".join([f"{problem}: {downloads}; then run, in this order", *commands])
-        + f"\n{again}\nor run {builds}, in a separate environment {FOR_TFDS}, and then the command "
-        "as it was"
+        f"there is no data set {names} in {' or '.join(folders)} (it has {found}): {downloads}; "
+        "then run, in this order\n  "
+        + "\n  ".join(commands)
+        + f"\nor run {builds}, in a separate environment {FOR_TFDS}, and then the command as it was"
     )
-
-
-def _is_ready(published: Official, data_dir: str) -> bool:
-    """Returns whether `prepare` has made the set, with all of its splits."""
-    if not is_prepared(published.own, data_dir):
-        return False
-    return {*published.splits.values()} <= {*classes_and_splits(published.own, data_dir)[1]}

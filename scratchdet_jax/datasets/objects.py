@@ -1,11 +1,9 @@
 """What goes into a data set: usable images, objects whose boxes fit them, and what was wrong."""
 
 import enum
-import os
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,12 +16,11 @@ from scratchdet_jax.datasets.untrusted import (
     read_stamped,
 )
 from scratchdet_jax.errors import UserError
-from scratchdet_jax.progress import track
+from scratchdet_jax.progress import map_ahead, track
 
-T = TypeVar("T")
-R = TypeVar("R")
 Box = tuple[float, float, float, float]
 
+AHEAD = 64  # images that are read ahead of their use
 # How far a box may extend beyond the image unreported: coordinates are often rounded to 0.01.
 _ROUNDING = 0.02  # pixels
 
@@ -170,13 +167,8 @@ def join_splits(
 ) -> Contents:
     """Joins the splits to the contents of a data set; one without usable images is a defect.
 
-    Args:
-        splits: by name, the list or folder that it comes from, for messages; the number of
-            different images that it names; and the usable ones.
-        class_names: see `Contents`.
-        category_ids: see `Contents`.
-        notes: see `Contents`.
-        defects: everything that was left out or repaired so far.
+    `splits` holds, by name, the list or folder that a split comes from, for messages; the number of
+    different images that it names; and the usable ones. The other arguments: see `Contents`.
     """
     for where, listed, images in splits.values():
         if not images:
@@ -281,25 +273,14 @@ Checked = Intact | Broken
 def check_images(paths: Sequence[Path], root: Path) -> dict[Path, Checked]:
     """Decodes every image completely; shows a progress bar.
 
-    Args:
-        paths: the image files.
-        root: the resolved folder that must contain them.
+    `root` is the resolved folder that must contain them.
 
     Returns:
         The results by path.
     """
-    found = in_threads(lambda path: _check(path, root), paths, "checking images")
+    results = map_ahead(lambda path: _check(path, root), paths, AHEAD)
+    found = track(results, len(paths), "checking images", "image")
     return dict(zip(paths, found, strict=True))
-
-
-def in_threads(function: Callable[[T], R], items: Sequence[T], title: str) -> list[R]:
-    """Calls a function for each image in parallel; shows a progress bar."""
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
-        try:
-            return list(track(threads.map(function, items), len(items), title, "image"))
-        except BaseException:  # Ctrl-C, for example, must not wait for the rest
-            threads.shutdown(wait=False, cancel_futures=True)
-            raise
 
 
 def _check(path: Path, root: Path) -> Checked:

@@ -124,12 +124,9 @@ class Files(NamedTuple):
 def find_layout(folder: Path, images: str | None = None, annotations: str | None = None) -> Layout:
     """Decides where the images and annotations are.
 
-    Args:
-        folder: the named folder.
-        images: the folder of the images, relative to `folder` or absolute, or None. It may be a
-            link to a folder outside.
-        annotations: the same for the annotations. If only one of the two is named and the other
-            is not found, both are in the same folder.
+    `images` and `annotations` name the folders of both, relative to `folder` or absolute; they may
+    be links to folders outside. If only one is named and the other is not found, both are in the
+    same folder.
 
     Raises:
         UserError: a folder does not exist, or is a link to the outside that is not named by

@@ -41,11 +41,7 @@ def read_splits(
 ) -> tuple[list[SplitList], dict[str, list[str]], list[str]]:
     """Finds the splits: the plain lists, else folders that are called like splits, else `train`.
 
-    Args:
-        folder: the named folder.
-        layout: where its parts are.
-        files: its images and annotations.
-        wanted: the splits to use; None: all.
+    `wanted`: the splits to use; None: all.
 
     Returns:
         The splits, in the order of the lists' names; the lines of the lists by file name; and

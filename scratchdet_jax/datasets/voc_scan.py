@@ -90,11 +90,7 @@ def list_folder(
 ) -> Listing:
     """Lists the files and the ids of the wanted splits; opens no image and no annotation.
 
-    Args:
-        folder: the folder, in one of the layouts of `voc_layout`.
-        wanted: the splits to use; None: all.
-        images: the folder of the images if it has an unknown name.
-        annotations: the folder of the annotations if it has an unknown name.
+    `wanted`: the splits to use; None: all. `images` and `annotations`: see `find_layout`.
 
     Raises:
         UserError: the folder does not exist, is not in a known layout, has a part that is a link
@@ -294,13 +290,8 @@ def _read_objects(
 ) -> Iterator[tuple[VocObject, Box]]:
     """Yields the usable objects of the chosen classes with their boxes; adds the rest to `defects`.
 
-    Args:
-        annotation: of one image.
-        size: (height, width) that the boxes refer to; None: unknown.
-        clipped: whether boxes are clipped to the size and normalised.
-        file: of the annotation.
-        defects: of the data set.
-        class_names: the chosen classes; None: all.
+    `size` is the (height, width) that the boxes refer to, None if it is unknown; if `clipped`, they
+    are clipped to it and normalised. `class_names` are the chosen classes, None for all.
     """
     for number, item in enumerate(annotation.objects, start=1):
         where = f"object {number} ({item.name or 'no name'})"

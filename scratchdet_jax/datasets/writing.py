@@ -55,10 +55,7 @@ def replace_dataset(
 
     Whenever the process is killed, either the old or the new data set remains.
 
-    Args:
-        make_builder: makes the builder for a data_dir.
-        directory: the data set in `data_dir`.
-        data_dir: TFDS's data_dir.
+    `make_builder` makes the builder for a data_dir; `directory` is the data set in `data_dir`.
 
     Raises:
         UserError: the disk is full or a directory is not writable; the old data set is kept.

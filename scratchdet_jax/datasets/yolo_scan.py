@@ -89,10 +89,8 @@ class YoloListing(NamedTuple):
 def list_yolo(data: Path, folder: Path | None) -> YoloListing:
     """Reads data.yaml and lists the files of its splits.
 
-    Args:
-        data: the YAML file.
-        folder: stands for `path` in it; None: its `path`, or else the folder that it is in. Nothing
-            outside is read.
+    `folder` stands for `path` in it; None: its `path`, or else the folder that it is in. Nothing
+    outside is read.
 
     Raises:
         UserError: a file or folder is missing or unreadable, or the class names are unusable.
@@ -154,34 +152,29 @@ def _class_names(
         return tuple(f"class_{i}" for i in range(count))
     if isinstance(stated, dict):
         by_number = {int(k) if str(k).isdecimal() else k: value for k, value in stated.items()}
-        if by_number.keys() != {*range(len(stated))}:
-            raise UserError(
-                f"{data}: the keys of names must be the class numbers 0, 1, 2 …, but they are "
-                f"{printable(brief(list(stated)))}"
-            )
-        stated = [by_number[number] for number in range(len(stated))]
-    if not isinstance(stated, list) or not stated:
+        complete = by_number.keys() == {*range(len(stated))}
+        stated = [by_number[number] for number in range(len(stated))] if complete else None
+    if (
+        not isinstance(stated, list)
+        or not stated
+        or count not in (None, len(stated))
+        or any(isinstance(value, list | dict) for value in stated)
+    ):
         raise UserError(
-            f"{data} has no class names: add names, a list or a table from class numbers to names"
-        )
-    if count not in (None, len(stated)):
-        raise UserError(
-            f"{data}: nc is {printable(brief(count))}, but names has {plural(len(stated), 'name')}"
+            f"{data} has the class names {printable(brief(content.get('names')))} and nc "
+            f"{printable(brief(count))}: names must be a list of nc texts, or a table of them with "
+            "the class numbers 0, 1, 2 … as keys"
         )
     names = tuple(_class_name(data, i, value, defects) for i, value in enumerate(stated))
-    for name in names:
-        if names.count(name) > 1:
-            same = " and ".join(str(i) for i, other in enumerate(names) if other == name)
-            raise UserError(
-                f"{data}: the classes {same} have one name, {printable(repr(name))}: give each "
-                "its own (--rename merges classes)"
-            )
+    if repeated := [name for name, number in Counter(names).items() if number > 1]:
+        raise UserError(
+            f"{data}: several classes have the name {printable(repr(repeated[0]))}: give each its "
+            "own (--rename merges classes)"
+        )
     return names
 
 
 def _class_name(data: Path, number: int, value: Any, defects: Defects) -> str:
-    if isinstance(value, (list, dict)):
-        raise UserError(f"{data}: the name of class {number} is {printable(brief(value))}, no text")
     text = "" if value is None else str(value)
     name = " ".join(text.encode("utf-8", "replace").decode().split())
     if not name:

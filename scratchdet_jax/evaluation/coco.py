@@ -70,11 +70,8 @@ def evaluate(
     annotation file with segmentation areas therefore gives different values for the metrics by
     size (see `evaluate_rows`), and the same for all others.
 
-    Args:
-        detections: by image id; images without an entry have no detections.
-        ground_truth: by image id, all images of the split.
-        class_names: [C]; label i is class_names[i − 1].
-        only_ap: compute "AP" alone, in about a third of the time.
+    Takes the arguments of `voc.evaluate`. With `only_ap`, it computes "AP" alone, in about a third
+    of the time.
 
     Raises:
         UserError: an image is not in the ground truth, a label is out of range, or a score or a box

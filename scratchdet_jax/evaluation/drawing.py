@@ -113,10 +113,8 @@ def grid(images: Sequence[np.ndarray], columns: int) -> np.ndarray:
 def save_png(path: str | Path, image: np.ndarray, software: str = "") -> None:
     """Writes an RGB uint8 image [H, W, 3] as a PNG file; creates its folder if necessary.
 
-    Args:
-        path: the file; it is replaced in one step.
-        image: the pixels.
-        software: what drew it, kept in the file's Software text near its beginning.
+    The file is replaced in one step. `software` is what drew it, kept in the file's Software text
+    near its beginning.
 
     Raises:
         UserError: the file cannot be written.

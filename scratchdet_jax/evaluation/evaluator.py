@@ -81,9 +81,7 @@ class Evaluator:
     def evaluate(self, variables: Any, on_batch: Callable[[], None] = lambda: None) -> Evaluation:
         """Detects objects in all images of the split and scores them.
 
-        Args:
-            variables: `params` and `batch_stats` of the detector.
-            on_batch: called after every batch.
+        `on_batch` is called after every batch.
         """
         detections: dict[str, ImageDetections] = {}
         ground_truth: dict[str, ImageGroundTruth] = {}

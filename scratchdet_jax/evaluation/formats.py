@@ -72,13 +72,8 @@ def write_voc(
     The devkit counts pixels from 1. So do our pixel boxes: annotations are divided by the image
     size without subtracting 1, and multiplied back.
 
-    Args:
-        directory: created if missing.
-        detections: by image id.
-        class_names: [C]; label i is class_names[i − 1]. A class without detections gets an empty
-            file, because the evaluation server requires one per class. See `voc_file` for
-            names that cannot be file names.
-        split: the split's name, e.g. "test".
+    A class without detections gets an empty file, because the evaluation server requires one per
+    class. See `voc_file` for names that cannot be file names.
 
     Raises:
         UserError: a label is out of range, or a value is not finite.
@@ -127,11 +122,7 @@ def write_coco(
 
     `coco_entries` says how values are rounded. An image id that is a decimal number is written as a
     number, unless two ids are the same number (such as 1 and 01): then all ids are written as text.
-
-    Args:
-        path: the JSON file; its folder is created if missing.
-        detections: by image id.
-        category_ids: [C]; label i is category_ids[i − 1].
+    Label i has the category `category_ids[i − 1]`.
 
     Raises:
         UserError: a label is out of range or a value is not finite.

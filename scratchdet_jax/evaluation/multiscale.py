@@ -144,12 +144,8 @@ def kept_by(
 ) -> np.ndarray:
     """Returns which boxes [K, 4] of an image a scale keeps, bool [K].
 
-    Args:
-        scale: "small" stands for "below" `multiscale_small`, "large" for "above"
-            `multiscale_large`.
-        boxes: as detected.
-        pixels: height and width of the original image.
-        settings: `config.eval`.
+    "small" stands for "below" `multiscale_small`, "large" for "above" `multiscale_large`. `pixels`
+    are height and width of the original image.
     """
     if scale.keep in ("wide", "tall"):
         return np.full(len(boxes), (pixels[1] > pixels[0]) == (scale.keep == "wide"))
@@ -256,11 +252,7 @@ def vote(
 
 
 def _by_score(found: Detections[np.ndarray]) -> tuple[np.ndarray, Detections[np.ndarray]]:
-    """Sorts the filled slots by descending score, equal ones in their order: indices, values.
-
-    Args:
-        found: [N].
-    """
+    """Sorts the filled slots by descending score, equal ones in their order: indices, values."""
     used = np.flatnonzero(found.labels > 0)
     used = used[np.argsort(-found.scores[used], kind="stable")]
     return used, Detections(*(np.asarray(values)[used] for values in found))

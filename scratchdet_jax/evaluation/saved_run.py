@@ -16,10 +16,6 @@ def open_eval_split(
 ) -> tuple[DeviceMapping, DetectionSource]:
     """Checks a config against a run and opens its `config.data.eval`; loads no weights.
 
-    Args:
-        run: the checkpoint.
-        config: the config of the run, possibly with overrides.
-
     Raises:
         UserError: the config does not fit the run, an image of the split has more boxes than
             `config.data.max_boxes`, or the split has other classes than the run.

@@ -40,13 +40,6 @@ _FREE = {
 }
 
 
-class Collective(NamedTuple):
-    """One collective operation of a compiled program; `bytes` is its result on one device."""
-
-    kind: str
-    bytes: int
-
-
 class Operation(NamedTuple):
     """One operation of a compiled program, on one device.
 
@@ -157,8 +150,8 @@ def _item_bytes(kind: str) -> int:
     return int(bits[0]) // 8 if bits else int(kind == "pred")
 
 
-def collectives(program: str) -> list[Collective]:
-    """Returns the collectives in the text of a compiled HLO module."""
+def collectives(program: str) -> list[tuple[str, int]]:
+    """Returns kind and bytes, of the result on one device, of each collective in an HLO module."""
     found = []
     for line in program.splitlines():
         match = _COLLECTIVE.search(_COMMENT.sub("", line))
@@ -167,7 +160,7 @@ def collectives(program: str) -> list[Collective]:
         # The start of an asynchronous collective other than all-reduce returns (input, output).
         if match["start"] and match["kind"] != "all-reduce":
             raise ValueError(f"asynchronous {match['kind']}: input and output bytes are mixed")
-        found.append(Collective(match["kind"], array_bytes(match["result"])))
+        found.append((match["kind"], array_bytes(match["result"])))
     return found
 
 

@@ -111,12 +111,7 @@ def forecast(
 ) -> tuple[Forecast, str]:
     """Compiles the training step or the evaluation of a config.
 
-    Args:
-        mode: "train" or "eval".
-        config: the run's config.
-        classes: their number, without the background.
-        chip: what `devices` are.
-        devices: from `chips.devices`.
+    `mode` is "train" or "eval"; `devices`, from `chips.devices`, are of the kind `chip`.
 
     Returns:
         The figures, and the text of the compiled programs.
@@ -240,9 +235,9 @@ def _parts(
 def _collectives(texts: list[str]) -> dict[str, tuple[int, int]]:
     """Returns number and bytes of the collectives by kind."""
     totals: dict[str, tuple[int, int]] = {}
-    for one in itertools.chain(*map(collectives, texts)):
-        count, size = totals.get(one.kind, (0, 0))
-        totals[one.kind] = (count + 1, size + one.bytes)
+    for kind, result in itertools.chain(*map(collectives, texts)):
+        count, size = totals.get(kind, (0, 0))
+        totals[kind] = (count + 1, size + result)
     return totals
 
 

@@ -45,11 +45,6 @@ def training_program(
 ) -> Program:
     """Returns the training step `(state, batch) → (state, metrics)`.
 
-    Args:
-        config: the run's config.
-        classes: their number, without the background.
-        mapping: over the devices to compile for.
-
     Raises:
         UserError: the config cannot run on these devices.
     """

@@ -33,10 +33,23 @@ def read_arrays(path: Path) -> Weights:
     Raises:
         UserError: the library is not installed, or the file does not hold arrays by name.
     """
-    read = _read_safetensors if path.suffix == ".safetensors" else _read_torch
     if not path.is_file():
         raise UserError(f"{path}: there is no such file")
-    content = read(path)
+    read = _read_safetensors if path.suffix == ".safetensors" else _read_torch
+    try:
+        content = read(path)
+    except ImportError as error:
+        raise UserError(
+            f"reading {path.name} needs {error.name}: pip install safetensors or, for files of "
+            "PyTorch, pip install -r requirements-torch.txt"
+        ) from None
+    except Exception as error:  # whatever a damaged file causes in the library
+        unsafe = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
+        reason = f"it contains {unsafe[1]}" if unsafe else one_line(str(error).split(". ")[0])
+        raise UserError(
+            f"{path} is not a checkpoint of plain tensors ({reason}): name a file written by "
+            "torch.save(model.state_dict(), …) or by safetensors"
+        ) from None
     state = _state(content)
     if not state:
         found = list(content) if isinstance(content, Mapping) else type(content).__name__
@@ -54,37 +67,16 @@ def read_arrays(path: Path) -> Weights:
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
-    try:
-        from safetensors.flax import load_file  # unlike safetensors.numpy, it knows bfloat16
-    except ImportError:
-        raise UserError(
-            f"reading {path.name} needs the safetensors library: pip install safetensors"
-        ) from None
-    try:
-        return load_file(path)
-    except Exception as error:  # the library's own, or NumPy's about an unknown type
-        raise UserError(
-            f"{path} is not a safetensors file ({one_line(error)}): download or save it again"
-        ) from None
+    from safetensors.flax import load_file  # unlike safetensors.numpy, it knows bfloat16
+
+    return load_file(path)
 
 
 def _read_torch(path: Path) -> Any:
-    try:
-        import torch
-    except ImportError:
-        raise UserError(
-            "importing PyTorch weights needs PyTorch: pip install -r requirements-torch.txt"
-        ) from None
-    try:
-        with torch.serialization.safe_globals(_numpy_scalars()):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # PyTorch's reader lets pass whatever a damaged file causes
-        unsafe = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
-        reason = f"it contains {unsafe[1]}" if unsafe else one_line(str(error).split(". ")[0])
-        raise UserError(
-            f"{path} is not a PyTorch checkpoint of plain tensors ({reason}): name a file written "
-            "by torch.save(model.state_dict(), …)"
-        ) from None
+    import torch
+
+    with torch.serialization.safe_globals(_numpy_scalars()):
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _numpy_scalars() -> list[Any]:

@@ -51,9 +51,8 @@ class Imported(NamedTuple):
 def convert(state: Mapping[str, np.ndarray], initial: Mapping[str, Any]) -> Imported:
     """Copies a PyTorch state dict into a model's variables.
 
-    Args:
-        state: arrays by PyTorch's names, as `torch_files.read_arrays` gives them.
-        initial: `params` and `batch_stats` of the model, built for this checkpoint.
+    `state` holds arrays by PyTorch's names, as `torch_files.read_arrays` gives them; `initial`,
+    `params` and `batch_stats` of the model, which was built for this checkpoint.
 
     Raises:
         UserError: the format is unknown, or names or shapes differ; the message lists them.

@@ -61,13 +61,9 @@ def plain_extras(
 ) -> list[Source]:
     """Makes SSD's pairs extra1, extra2 …, inside a module; returns their source maps.
 
-    Args:
-        x: the backbone's last source map.
-        train: whether BatchNorm uses the statistics of the batch.
-        channels: c; the first pair has (2c, 4c) channels, the others (c, 2c). SSD's c is 128.
-        strides: one pair each.
-        last_convolutions: whether a pair with a 4×4 kernel gives one more map, as in SSD512.
-        layers: builds convolutions and norms.
+    `channels` is c: the first pair has (2c, 4c) channels, the others (c, 2c); SSD's c is 128. Each
+    stride makes a pair. With `last_convolutions`, a pair with a 4×4 kernel gives one more map, as
+    in SSD512.
     """
     kernels = [(stride, 3) for stride in strides] + [(1, 4)] * last_convolutions
     pairs = []

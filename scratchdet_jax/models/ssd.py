@@ -110,11 +110,9 @@ def build_model(
 ) -> SSD:
     """Builds the detector that `config.model` describes.
 
-    Args:
-        model_config: the fields of `config.model`, as attributes.
-        num_classes: C, without the background.
-        anchors_per_cell: one entry per source map, those of the extra blocks included.
-        axis_name: mapped axis over which BatchNorm shares statistics in training.
+    `num_classes` is C, without the background. `anchors_per_cell` has one entry per source map,
+    those of the extra blocks included. `axis_name` is the mapped axis over which BatchNorm shares
+    statistics in training.
 
     Returns:
         The module; initialise it with `model.init({"params": key}, images, train=False)`.

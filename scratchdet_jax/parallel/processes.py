@@ -39,9 +39,7 @@ def explicit_settings(
 
     None if there are none.
 
-    Args:
-        given: values of the flags coordinator, num_processes and process_id, or None.
-        environment: environment variables; those in `VARIABLES` are used.
+    `given` holds values of the flags coordinator, num_processes and process_id, or None.
 
     Raises:
         UserError: some settings are missing or invalid.
@@ -92,8 +90,7 @@ def start(given: Mapping[str, Any]) -> None:
 
     Must be called before the first use of a device.
 
-    Args:
-        given: values of the flags coordinator, num_processes, process_id and join_seconds, or None.
+    `given` holds the flags coordinator, num_processes, process_id and join_seconds, or None.
 
     Raises:
         UserError: the settings are incomplete, or the processes did not join in time.
@@ -162,9 +159,8 @@ def is_first() -> bool:
 def together(make: Callable[[], T], first_alone: bool = False) -> T:
     """Runs `make` in every process; an error in one ends all.
 
-    Args:
-        make: a function that may raise UserError; it must not communicate between processes.
-        first_alone: the first process runs it before the others (which may find what it wrote).
+    `make` must not communicate between processes. With `first_alone`, the first process runs it
+    before the others, which may find what it wrote.
 
     Raises:
         UserError: the error of this process, or a notice that another one failed.

@@ -80,11 +80,8 @@ def constant_box(
     guesses, images are drawn at random. Every run draws the same. In few images, VOC's 11 points
     give a lucky first guess up to 1/11.
 
-    Args:
-        ground_truth: by image id, all images of the split.
-        sizes: by image id, height and width in pixels.
-        class_names: [C]; label i is class_names[i − 1].
-        metric: "voc_11point", "voc_area" or "coco", as in `config.eval.metric`.
+    Takes the ground truth as `voc.evaluate`; `sizes` are height and width in pixels by image id;
+    `metric` is as in `config.eval.metric`.
     """
     ids = list(ground_truth)
     most = max(_GUESSES // max(len(class_names), 1), 1)

@@ -149,13 +149,7 @@ def draw_curve(
 ) -> None:
     """Draws one curve; a long one as a running mean with a min–max band.
 
-    Args:
-        panel: where to draw.
-        steps: [n].
-        values: [n]; NaN is a gap, and a point between two gaps is drawn as a dot.
-        color: of the curve.
-        name: in the legend.
-        dots: whether to mark every point.
+    NaN values are a gap, and a point between two gaps is drawn as a dot. With `dots`, every one is.
     """
     window = len(values) // _POINTS_PER_CURVE
     if window > 1:

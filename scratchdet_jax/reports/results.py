@@ -32,12 +32,8 @@ def evaluate_run(
     The files are results.json, coco_results.json and VOC's comp4_det_<split>_<class>.txt. Beside
     the run's own figures stands what a constant box scores (`baseline.constant_box`).
 
-    Args:
-        run: the checkpoint.
-        config: the config of the run, possibly with overrides.
-        output: the folder. None: the one of `default_folder`, which belongs to the run: its results
-            are replaced.
-        overwrite: replace other results in `output`.
+    `output`: the folder; by default that of `default_folder`, which belongs to the run: its results
+    are replaced. `overwrite`: replace other results in `output`.
 
     Raises:
         UserError: `output` holds the results of another step, split or metric, or an error of

@@ -79,10 +79,7 @@ def analyse(
 ) -> Analysis:
     """Finds the kind of every detection and the missed ground truth.
 
-    Args:
-        detections: by image id; images without an entry have no detections.
-        ground_truth: by image id, all images of the split.
-        class_count: C, the largest valid label.
+    Takes the arguments of `voc.evaluate`; `class_count` is C.
 
     Raises:
         UserError: an image is not in the ground truth, a label is out of range, or a value is not

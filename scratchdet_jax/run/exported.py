@@ -69,37 +69,18 @@ def read_export(path: Path) -> ExportedRun:
         UserError: it is not an exported file, of a newer format, or damaged.
     """
     try:
-        with path.open("rb") as file:
-            beginning = file.read(64)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    # Every file of this kind begins with this member: what else fails is damage.
-    if beginning[:4] != b"PK\3\4" or not beginning[30:].startswith(METADATA.encode()):
-        raise _foreign(path)
-    try:
         with zipfile.ZipFile(path) as archive:
             metadata = json.loads(archive.read(METADATA))
-            if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
-                raise _foreign(path)
-            if metadata["version"] > VERSION:
-                raise UserError(
-                    f"{path} has format version {metadata['version']}, and this program reads "
-                    f"versions up to {VERSION}: update scratchdet_jax, or export the run again "
-                    "with this one"
-                )
+            if metadata["format"] != FORMAT or metadata["version"] > VERSION:
+                raise ValueError(f"{METADATA} has another format or a newer version")
             weights = {
                 name: np.lib.format.read_array(io.BytesIO(archive.read(f"{name}.npy")))
                 for name in metadata["weights"]
             }
             return ExportedRun(path, metadata, archive.read(FUNCTION), weights)
-    except UserError:
-        raise
-    except Exception as error:  # damage raises anything
+    except Exception as error:  # another file or damage raises anything
         raise UserError(
-            f"{path} is damaged or incomplete ({one_line(error)}): copy it again, or export the "
-            "run again"
+            f"{path} is not an exported detector that this version reads, or it is damaged "
+            f"({one_line(error)}): copy it again, update scratchdet_jax, or make another one with "
+            "scratchdet export"
         ) from None
-
-
-def _foreign(path: Path) -> UserError:
-    return UserError(f"{path} is not an exported detector: make one with scratchdet export")

@@ -67,9 +67,7 @@ def load_detector(
 
     With `config.ema_decay`, the variables are the averages.
 
-    Args:
-        run: the checkpoint, or the exported file.
-        config: replaces the config that the run was trained with.
+    `config` replaces the config that the run was trained with.
     """
     config = run.info.config if config is None else config
     detector = build_detector(config, run.info.class_names)

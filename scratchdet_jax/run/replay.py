@@ -39,13 +39,8 @@ def save_replay(
 ) -> tuple[Path, list[str]]:
     """Writes `workdir/replay/step_N.npz` (NumPy arrays, no pickle), which tools/replay.py reads.
 
-    Args:
-        workdir: the run's folder.
-        step: the update that diverged.
-        quantity: name of the quantity that was not finite.
-        info: the run's config and class names.
-        source: the training data; the batch is a function of (seed, step) and is read again.
-        state: the state after the step, marked as diverged (see update_unless_diverged).
+    `quantity` names what was not finite; `state` is the one after the step, marked as diverged (see
+    update_unless_diverged). The batch is a function of (seed, step) and is read again.
 
     Returns:
         The path of the file, and the ids of the batch's images.

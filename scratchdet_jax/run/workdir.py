@@ -46,11 +46,7 @@ def _result_fields(config: ml_collections.ConfigDict) -> dict[str, object]:
 def check_resume(saved: RunInfo, now: RunInfo, workdir: Path, force: bool) -> None:
     """Compares the run to be resumed with the one in `workdir`.
 
-    Args:
-        saved: config and classes of the checkpoint.
-        now: config and classes of the run to be resumed.
-        workdir: the run's folder, for messages.
-        force: print the differences and continue (`--resume=force`).
+    With `force` (`--resume=force`), the differences are only printed.
 
     Raises:
         UserError: they differ in something that affects the result; names every such field.

@@ -13,7 +13,7 @@ import datetime
 import io
 import json
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -69,12 +69,6 @@ def main(argv: Sequence[str]) -> None:
     )
 
 
-def flat_weights(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Returns `params` and `batch_stats` as NumPy arrays by name."""
-    flat = traverse_util.flatten_dict(dict(variables), sep="/")
-    return {name: np.asarray(value) for name, value in sorted(flat.items())}
-
-
 def write_export(exported: ExportedRun) -> None:
     """Writes the file; `metadata` gets the format, its version and the names of the weights."""
     metadata = {
@@ -99,10 +93,7 @@ def write_export(exported: ExportedRun) -> None:
 def export_run(run: SavedRun, path: Path, platforms: Sequence[str] = PLATFORMS) -> ExportedRun:
     """Traces and lowers the detector of a run.
 
-    Args:
-        run: the checkpoint.
-        path: the file that it is for.
-        platforms: of the machines that can run it, as JAX names them.
+    `platforms`: of the machines that can run it, as JAX names them.
 
     Raises:
         UserError: the run holds no detector, but an imported backbone.
@@ -113,7 +104,8 @@ def export_run(run: SavedRun, path: Path, platforms: Sequence[str] = PLATFORMS) 
     def detect(weights: dict[str, Any], images: jax.Array, sizes: jax.Array) -> dict[str, Any]:
         return step(nested_weights(weights), {"image": images, "size": sizes})._asdict()
 
-    weights = flat_weights(variables)
+    flat = traverse_util.flatten_dict(dict(variables), sep="/")
+    weights = {name: np.asarray(value) for name, value in sorted(flat.items())}
     shapes = {name: jax.ShapeDtypeStruct(w.shape, w.dtype) for name, w in weights.items()}
     (batch,) = jax.export.symbolic_shape("b")
     images = jax.ShapeDtypeStruct((batch, *run.info.config.data.canvas, 3), jnp.uint8)

@@ -63,11 +63,6 @@ def import_run(
 ) -> Imported:
     """Writes a run with the weights `state` at step 0.
 
-    Args:
-        state: arrays by PyTorch's names.
-        config: the recipe that the weights belong to.
-        workdir: the folder of the new run.
-
     Raises:
         UserError: the weights do not fit the recipe, or `workdir` holds a run.
     """

@@ -105,8 +105,14 @@ def parser(program: str) -> argparse.ArgumentParser:
     yolo.add_argument("--name", required=True, help="name of the data set")
     shapes = commands.add_parser("shapes", help="the embedded data set of procedural scenes")
     shapes.set_defaults(run=lambda options: prepare_shapes(options.data_dir))
-    for command, run in ((voc, _voc), (coco, _coco), (yolo, _yolo)):
-        command.set_defaults(run=run)
+    voc.set_defaults(run=_voc)
+    coco.set_defaults(run=lambda options: prepare_coco_folder(options.splits, **_common(options)))
+    yolo.set_defaults(
+        run=lambda options: prepare_yolo_folder(
+            options.data, folder=options.folder, **_common(options)
+        )
+    )
+    for command in (voc, coco, yolo):
         _add_choices(command)
     for command in (voc, coco, yolo, shapes):
         command.add_argument(
@@ -203,14 +209,6 @@ def _voc(options: argparse.Namespace) -> PrepareReport:
         annotations=options.annotations,
         **_common(options),
     )
-
-
-def _coco(options: argparse.Namespace) -> PrepareReport:
-    return prepare_coco_folder(options.splits, **_common(options))
-
-
-def _yolo(options: argparse.Namespace) -> PrepareReport:
-    return prepare_yolo_folder(options.data, folder=options.folder, **_common(options))
 
 
 if __name__ == "__main__":

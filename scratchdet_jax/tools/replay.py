@@ -58,13 +58,10 @@ def load_replay(workdir: Path, step: int | None = None) -> Replay:
         UserError: there is no such step, or the file is damaged.
     """
     files = {int(p.stem.removeprefix("step_")): p for p in (workdir / FOLDER).glob("step_*.npz")}
-    if not files:
-        raise UserError(f"{workdir / FOLDER} holds no step: a step is saved when training diverges")
-    step = max(files) if step is None else step
+    step = max(files, default=0) if step is None else step
     if step not in files:
-        raise UserError(
-            f"{workdir / FOLDER} has no step {step}; it has {', '.join(map(str, sorted(files)))}"
-        )
+        known = ", ".join(map(str, sorted(files))) or "none, because no training diverged there"
+        raise UserError(f"{workdir / FOLDER} has no step {step}; it has {known}")
     try:
         with np.load(files[step], allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}

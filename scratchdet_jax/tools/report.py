@@ -27,6 +27,8 @@ def main(argv: Sequence[str]) -> None:
     for flag in ("output", "json"):
         if path := getattr(options, flag):
             write_output(path, f"--{flag}", MARK, options.overwrite)  # only checks
+    if not 0 <= options.threshold <= 1:
+        raise UserError(f"--threshold is {options.threshold}: give a score from 0 to 1")
     if options.json and options.json.resolve() == options.output.resolve():
         raise UserError("--json and --output name the same file: choose two")
     from scratchdet_jax.reports.report.report import RunsReport  # JAX: slow
@@ -61,7 +63,7 @@ def parser(program: str) -> argparse.ArgumentParser:
     add("--data_dir", help="directory of the prepared data sets (default: the run's)")
     add(
         "--threshold",
-        type=_share,
+        type=float,
         default=0.5,
         help="lowest score of a detection in the confusion matrix and the pictures (default: 0.5)",
     )
@@ -72,16 +74,6 @@ def parser(program: str) -> argparse.ArgumentParser:
         help="number of the worst and of the best images shown (default: 6 each)",
     )
     return parser
-
-
-def _share(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a number from 0 to 1")
-    return value
 
 
 if __name__ == "__main__":

@@ -34,10 +34,7 @@ def init_from_run(text: str, detector: Detector, variables: Any) -> dict[str, An
     An array is copied if name and shape match, and in the head the number of anchors per cell.
     Class predictors are copied class by class, by name; other classes keep their initial values.
 
-    Args:
-        text: WORKDIR[@STEP], or an exported file.
-        detector: the new run's detector.
-        variables: the new run's `params` and `batch_stats` before the transfer.
+    `text` is WORKDIR[@STEP] or an exported file; `variables` are the new run's before the transfer.
 
     Raises:
         UserError: there is no such run, checkpoint or file, nothing in it matches, or
@@ -109,12 +106,8 @@ def _moved(
 ) -> tuple[np.ndarray | None, str, str]:
     """Moves one array from the source to the new run.
 
-    Args:
-        name: name of the array, such as ("params", "head", "level1", "class_conv", "kernel").
-        value: its initial value in the new run.
-        found: its value in the source; None if the source lacks it.
-        detectors: the new run's and the source's.
-        classes: from `map_classes`.
+    `name` is such as ("params", "head", "level1", "class_conv", "kernel"), `value` the initial one
+    and `found` that in the source, or None; `detectors` are the new run's and the source's.
 
     Returns:
         The array, or None if it keeps its initial value; "copied", "remapped" or "unmatched"; and

@@ -71,7 +71,7 @@ def test_an_ignored_box_is_refused(tmp_path):
     file = tmp_path / "photos/Annotations/c.xml"
     file.write_text(file.read_text().replace("<difficult>0", "<difficult>1"))
     prepare_voc_folder(tmp_path / "photos", tmp_path / "data", "small")
-    source = prepare.open_source("voc_folder/small:val", tmp_path / "data")
+    source = prepare.DetectionSource("voc_folder/small:val", tmp_path / "data")
     with pytest.raises(UserError, match=r"c\.jpg.*difficult or crowd"):
         prepare.write_split(source, "val", tmp_path / "out")
 

@@ -16,7 +16,7 @@ import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from tensorflow_datasets.proto import tf_example_pb2
 
-from scratchdet_jax.data.records import open_source
+from scratchdet_jax.data.records import DetectionSource
 from scratchdet_jax.errors import UserError
 from tests.data.batches import train_batches
 from tests.data.tfds_sets import make, plain_features
@@ -40,7 +40,7 @@ def sound(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def images(sound):
-    source = open_source("handmade/noise:train", sound)
+    source = DetectionSource("handmade/noise:train", sound)
     return [source[i]["image"] for i in range(COUNT)]
 
 
@@ -62,7 +62,7 @@ def shard(data_dir):
 def refusal(data_dir):
     """The error when opening, or from the first record that cannot be read."""
     with pytest.raises(UserError) as error:
-        source = open_source("handmade/noise:train", data_dir)
+        source = DetectionSource("handmade/noise:train", data_dir)
         for i in range(len(source)):
             source[i]
     assert "\n" not in str(error.value)
@@ -94,7 +94,7 @@ def test_a_missing_replaced_or_extended_shard(data_dir):
     path.mkdir()
     assert str(path) in refusal(data_dir)
     # The other split is still intact.
-    assert len(open_source("handmade/noise:test", data_dir)) == 3
+    assert len(DetectionSource("handmade/noise:test", data_dir)) == 3
 
 
 def damage_data(path, rng):
@@ -110,7 +110,7 @@ def damage_data(path, rng):
 def test_garbage_in_a_shard_never_changes_an_example(seed, data_dir, images):
     damage_data(shard(data_dir), random.Random(seed))
     try:
-        source = open_source("handmade/noise:train", data_dir)
+        source = DetectionSource("handmade/noise:train", data_dir)
     except UserError as error:
         assert str(shard(data_dir)) in str(error)
         return
@@ -131,7 +131,7 @@ def test_most_of_that_garbage_is_detected(sound, tmp_path):
         copy = shutil.copytree(sound, tmp_path / str(seed))
         damage_data(shard(copy), random.Random(seed))
         with contextlib.suppress(UserError):
-            source = open_source("handmade/noise:train", copy)
+            source = DetectionSource("handmade/noise:train", copy)
             [source[i] for i in range(COUNT)]
             met -= 1
         met += 1
@@ -143,7 +143,7 @@ def test_the_threads_of_the_loader_report_the_same(threads, data_dir):
     data = bytearray(shard(data_dir).read_bytes())
     middle = (len(data) - 65536) // 2
     data[middle : middle + 5000] = bytes(5000)
-    source = open_source("handmade/noise:train", data_dir)
+    source = DetectionSource("handmade/noise:train", data_dir)
     shard(data_dir).write_bytes(data)  # damaged while it is open
     batches = train_batches(
         source, batch_size=4, canvas=(64, 64), max_boxes=3, seed=0, threads=threads
@@ -206,7 +206,7 @@ def other_kind(fields):
 )
 def test_an_invalid_record(change, data_dir):
     rewrite(shard(data_dir), lambda fields: None)
-    source = open_source("handmade/noise:train", data_dir)
+    source = DetectionSource("handmade/noise:train", data_dir)
     [source[i] for i in range(COUNT)]
     rewrite(shard(data_dir), change)
     sentence = refusal(data_dir)
@@ -244,7 +244,7 @@ def test_mutated_metadata(name, seed, data_dir, images):
         del data[start : start + rng.choice((1, 5, 50))]
     path.write_bytes(data)
     try:
-        source = open_source("handmade/noise:train", data_dir)
+        source = DetectionSource("handmade/noise:train", data_dir)
         found = [source[i] for i in range(len(source))]
     except UserError as error:
         assert "\n" not in str(error)
@@ -300,7 +300,7 @@ def test_missing_permissions(what, sound):
         places = {"shard": shard(data_dir), "version": files(data_dir), "root": data_dir}
         closed = places.get(what, files(data_dir) / what)
         with as_somebody():
-            assert len(open_source("handmade/noise:train", data_dir)) == COUNT
+            assert len(DetectionSource("handmade/noise:train", data_dir)) == COUNT
         closed.chmod(0)
         with as_somebody():
             sentence = refusal(data_dir)

@@ -16,7 +16,7 @@ from PIL import Image
 
 from scratchdet_jax.data import loading
 from scratchdet_jax.data.loading import to_device
-from scratchdet_jax.data.records import open_source
+from scratchdet_jax.data.records import DetectionSource
 from scratchdet_jax.datasets.folders import CocoSplit, prepare_coco_folder
 from scratchdet_jax.parallel.devices import DeviceMapping
 from tests.data.batches import eval_batches, train_batches
@@ -60,7 +60,7 @@ def source(tmp_path_factory):
         file.write_text(json.dumps(content))
         splits.append(CocoSplit(name, file, folder / name))
     prepare_coco_folder(splits, folder, "made")
-    return open_source("coco_folder/made:train,coco_folder/made:validation", folder)
+    return DetectionSource("coco_folder/made:train,coco_folder/made:validation", folder)
 
 
 def write_image(path, number):

@@ -9,7 +9,7 @@ import pytest
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.features import bounding_boxes_utils
 
-from scratchdet_jax.data.records import open_source, parse_spec
+from scratchdet_jax.data.records import DetectionSource, parse_spec
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.evaluation.evaluator import Evaluator
 from tests.data.tfds_sets import (
@@ -38,7 +38,7 @@ def by_id(source):
 
 
 def test_the_layout_of_tfds_voc_is_read(data_dir):
-    source = open_source("handmade/2007:train", data_dir)
+    source = DetectionSource("handmade/2007:train", data_dir)
     assert source.class_names == ("cat", "dog")
     assert source.spec == "handmade/2007:train"
     found = by_id(source)
@@ -61,7 +61,7 @@ def test_the_layout_of_tfds_voc_is_read(data_dir):
 def test_flags_and_names_may_be_absent(tmp_path):
     boxes = [{"bbox": tfds.features.BBox(*BOX), "label": 0}]
     make(tmp_path, "bare", plain_features(), {"train": [{"image": PICTURE, "objects": boxes}] * 2})
-    source = open_source("handmade/bare:train", tmp_path)
+    source = DetectionSource("handmade/bare:train", tmp_path)
     assert not source[0]["ignore"].any()
     assert source[0]["orientation"] == 1
     assert source[0]["image_id"] != source[1]["image_id"]
@@ -75,7 +75,7 @@ def test_ids_and_orientations(tmp_path):
         for number, turn in ((2**40, 1), (-7, 6), (3, 0), (4, 9))
     ]
     make(tmp_path, "turned", features, {"train": rows})
-    source = open_source("handmade/turned:train", tmp_path)
+    source = DetectionSource("handmade/turned:train", tmp_path)
     by_number = {source.image_id(i): i for i in range(4)}
     assert sorted(by_number) == ["-7", str(2**40), "3", "4"]
     assert source[by_number["-7"]]["orientation"] == 6
@@ -117,7 +117,7 @@ def odd(tmp_path_factory):
 
 
 def test_boxes_are_clipped_or_left_out_counted_and_reported(odd):
-    source = open_source("handmade/odd:train,handmade/odd:sound", odd)
+    source = DetectionSource("handmade/odd:train,handmade/odd:sound", odd)
     assert source.left_out_line() == ""
     with pytest.warns(UserWarning, match=r"odd\.jpg of handmade/odd:train: 6 of its boxes") as seen:
         for _epoch in range(3):
@@ -138,7 +138,7 @@ def test_boxes_are_clipped_or_left_out_counted_and_reported(odd):
 
 
 def test_left_out_boxes_count_once_for_many_threads(odd):
-    source = open_source("handmade/odd:train", odd)
+    source = DetectionSource("handmade/odd:train", odd)
     with warnings.catch_warnings(record=True) as seen, ThreadPoolExecutor(8) as threads:
         warnings.simplefilter("always")
         list(threads.map(lambda i: source[i % 3], range(600)))
@@ -148,14 +148,14 @@ def test_left_out_boxes_count_once_for_many_threads(odd):
 
 @pytest.mark.filterwarnings("ignore:.*left out")
 def test_a_set_without_usable_boxes_is_refused_where_boxes_are_needed(odd):
-    open_source("handmade/odd:alone,handmade/odd:train", odd).require_boxes("config.data.train")
+    DetectionSource("handmade/odd:alone,handmade/odd:train", odd).require_boxes("config.data.train")
     with pytest.raises(UserError, match=r"config\.data\.train handmade/odd:alone: none of 1 im"):
-        open_source("handmade/odd:alone", odd).require_boxes("config.data.train")
+        DetectionSource("handmade/odd:alone", odd).require_boxes("config.data.train")
 
 
 @pytest.mark.filterwarnings("ignore:.*left out")
 def test_the_unchecked_objects_are_available_too(odd):
-    source = open_source("handmade/odd:train", odd)
+    source = DetectionSource("handmade/odd:train", odd)
     counts = [1, 8, 8]
     for i in range(3):
         boxes, labels = source.stored_objects(i)
@@ -168,12 +168,12 @@ def test_the_unchecked_objects_are_available_too(odd):
 
 def test_unions_join_in_order(data_dir):
     spec = "handmade/2007:validation, handmade/2007:train[:2],handmade/2007:train[2:]"
-    source = open_source(spec, data_dir)
+    source = DetectionSource(spec, data_dir)
     assert len(source) == 4
-    alone = [open_source(f"handmade/2007:{s}", data_dir) for s in ("validation", "train")]
+    alone = [DetectionSource(f"handmade/2007:{s}", data_dir) for s in ("validation", "train")]
     expected = [part.image_id(i) for part in alone for i in range(len(part))]
     assert [source.image_id(i) for i in range(4)] == expected
-    assert len(open_source("handmade/2007:train+validation", data_dir)) == 4
+    assert len(DetectionSource("handmade/2007:train+validation", data_dir)) == 4
     for index in (-1, 4):
         with pytest.raises(IndexError):
             source[index]
@@ -184,12 +184,12 @@ def test_unions_take_parts_from_their_own_directories(data_dir, tmp_path):
     make(here, "2007", voc_features(), {"train": VALIDATION})
     make(there, "2012", voc_features(), {"train": TRAIN})
     spec = f"handmade/2007:train@{here}, handmade/2012:train[:2]@{there} ,handmade/2007:train"
-    source = open_source(spec, data_dir)
+    source = DetectionSource(spec, data_dir)
     assert source.spec == spec
-    assert [len(open_source(s, data_dir)) for s in spec.split(",")] == [1, 2, 3]
+    assert [len(DetectionSource(s, data_dir)) for s in spec.split(",")] == [1, 2, 3]
     assert [source.image_id(i) for i in (0, 3)] == [
         "2008_000004",
-        open_source("handmade/2007:train", data_dir).image_id(0),
+        DetectionSource("handmade/2007:train", data_dir).image_id(0),
     ]
     assert (
         source.describe(0)
@@ -197,12 +197,12 @@ def test_unions_take_parts_from_their_own_directories(data_dir, tmp_path):
     )
     assert len(source) == 6
     with pytest.raises(UserError, match=rf"no data set handmade/2012 in {re.escape(str(here))} "):
-        open_source(f"handmade/2007:train,handmade/2012:train@{here}", data_dir)
+        DetectionSource(f"handmade/2007:train,handmade/2012:train@{here}", data_dir)
 
 
 def test_a_directory_may_start_with_a_tilde(data_dir, monkeypatch):
     monkeypatch.setenv("HOME", str(data_dir.parent))
-    assert len(open_source(f"handmade/2007:train@~/{data_dir.name}", "nowhere")) == 3
+    assert len(DetectionSource(f"handmade/2007:train@~/{data_dir.name}", "nowhere")) == 3
 
 
 def test_parse_spec():
@@ -230,8 +230,8 @@ def coco_folder(data_dir, name, category_ids, names=("cat", "dog")):
 def test_category_ids(tmp_path):
     for name, ids in (("mine", [3, 90]), ("same", [3, 90]), ("other", [1, 2])):
         coco_folder(tmp_path, name, ids)
-    assert open_source("coco_folder/mine:train", tmp_path).category_ids == (3, 90)
-    joined = open_source("coco_folder/mine:train,coco_folder/same:train", tmp_path)
+    assert DetectionSource("coco_folder/mine:train", tmp_path).category_ids == (3, 90)
+    joined = DetectionSource("coco_folder/mine:train,coco_folder/same:train", tmp_path)
     assert joined.category_ids == (3, 90)
     # Their image ids clash, which does not matter for training.
     assert joined[0]["image_id"] == joined[1]["image_id"] == "5"
@@ -239,7 +239,7 @@ def test_category_ids(tmp_path):
         Evaluator(types.SimpleNamespace(config=None), None, joined)
     assert "holds the image 5 twice (record 0 of coco_folder/mine:train in " in str(error.value)
     assert ", record 0 of coco_folder/same:train in " in str(error.value)
-    joined = open_source("coco_folder/mine:train,coco_folder/other:train", tmp_path)
+    joined = DetectionSource("coco_folder/mine:train,coco_folder/other:train", tmp_path)
     assert joined.category_ids is None
 
 
@@ -247,23 +247,23 @@ def test_category_ids(tmp_path):
 def test_a_report_without_the_category_ids_is_an_error(ids, tmp_path):
     directory = coco_folder(tmp_path, "mine", ids)
     with pytest.raises(UserError, match=rf"{re.escape(str(directory))} cannot .*report\.json"):
-        open_source("coco_folder/mine:train", tmp_path)
+        DetectionSource("coco_folder/mine:train", tmp_path)
 
 
 def test_unions_need_the_same_classes(data_dir, tmp_path):
     make(data_dir, "other", voc_features(("dog", "cat")), {"train": TRAIN})
     with pytest.raises(UserError, match=r"handmade/2007:train and handmade/other:train .*differ"):
-        open_source("handmade/2007:train,handmade/other:train", data_dir)
+        DetectionSource("handmade/2007:train,handmade/other:train", data_dir)
 
 
 def test_the_highest_version_is_read(tmp_path):
     for version, rows in (("9.0.0", TRAIN), ("10.0.0", VALIDATION), ("2.0.0", TRAIN)):
         make(tmp_path, "many", voc_features(), {"train": rows}, version)
-    assert len(open_source("handmade/many:train", tmp_path)) == 1
+    assert len(DetectionSource("handmade/many:train", tmp_path)) == 1
 
 
 def test_read_from_threads(data_dir):
-    source = open_source("handmade/2007:train", data_dir)
+    source = DetectionSource("handmade/2007:train", data_dir)
     with ThreadPoolExecutor(4) as threads:
         ids = list(threads.map(lambda i: source[i % 3]["image_id"], range(60)))
     assert ids == [source.image_id(i % 3) for i in range(60)]
@@ -314,7 +314,7 @@ def test_read_from_threads(data_dir):
 )
 def test_errors_say_what_to_do(spec, words, data_dir):
     with pytest.raises(UserError) as error:
-        open_source(spec, data_dir)
+        DetectionSource(spec, data_dir)
     for word in words:
         assert word in str(error.value)
 
@@ -328,7 +328,7 @@ def test_other_kinds_of_data_sets_are_refused(tmp_path):
     )
     make(tmp_path, "mnist", features, {"train": [{"image": PICTURE, "label": 1}]})
     with pytest.raises(UserError, match=r"objects/label \(a ClassLabel\), but it has image, label"):
-        open_source("handmade/mnist:train", tmp_path)
+        DetectionSource("handmade/mnist:train", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -348,4 +348,4 @@ def test_other_formats_of_boxes_and_labels_are_refused(features, words, tmp_path
     row = {"image": PICTURE, "objects": [{"bbox": box, "label": 0}]}
     make(tmp_path, "form", features, {"train": [row]})
     with pytest.raises(UserError, match=rf"handmade/form.*{words}"):
-        open_source("handmade/form:train", tmp_path)
+        DetectionSource("handmade/form:train", tmp_path)

@@ -4,7 +4,7 @@ import ml_collections
 import pytest
 
 from scratchdet_jax.config import defaults
-from scratchdet_jax.data.records import open_source
+from scratchdet_jax.data.records import DetectionSource
 from scratchdet_jax.data.sources import chosen_on_test, open_split
 from scratchdet_jax.datasets.choices import Choices
 from scratchdet_jax.datasets.folders import (
@@ -108,7 +108,7 @@ def test_subsets_are_those_of_a_list(kind, folder, tmp_path):
     data = prepared(kind, folder, tmp_path)
 
     def members(split):
-        source = open_source(f"{kind}/mine:{split}", data)
+        source = DetectionSource(f"{kind}/mine:{split}", data)
         return [source[i]["filename"].rpartition("/")[2] for i in range(len(source))]
 
     everything = [f"p{n}.jpg" for n in range(COUNT)]

@@ -10,7 +10,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.object_detection import voc as tfds_voc
 
 from scratchdet_jax.data.coco_classes import IDS
-from scratchdet_jax.data.records import open_source
+from scratchdet_jax.data.records import DetectionSource
 from scratchdet_jax.errors import UserError
 from tests.data.tfds_sets import PICTURE, as_tfrecord, build_coco, build_voc
 
@@ -84,7 +84,7 @@ def by_id(source):
 
 
 def test_voc(data_dir):
-    source = open_source("voc/2007:train", data_dir)
+    source = DetectionSource("voc/2007:train", data_dir)
     assert source.class_names == tuple(tfds_voc._VOC_LABELS)
     assert source.category_ids is None
     found = by_id(source)
@@ -100,19 +100,19 @@ def test_voc(data_dir):
 
 def test_voc_07_and_12_join(data_dir):
     spec = "voc/2007:train+validation,voc/2012:train+validation"
-    source = open_source(spec, data_dir)
+    source = DetectionSource(spec, data_dir)
     assert sorted(by_id(source)) == ["000005", "000007", "000009", "2008_000002", "2008_000008"]
     # The test split of TFDS's voc/2012 has no annotations: all its detections would be false.
-    unlabelled = open_source("voc/2007:test,voc/2012:test", data_dir)
+    unlabelled = DetectionSource("voc/2007:test,voc/2012:test", data_dir)
     assert len(unlabelled) == 3
     with pytest.raises(UserError, match=r"test of voc/2012:test has no annotations"):
         unlabelled.require_boxes("config.data.eval")
-    open_source("voc/2007:test", data_dir).require_boxes("config.data.eval")
+    DetectionSource("voc/2007:test", data_dir).require_boxes("config.data.eval")
 
 
 @pytest.mark.parametrize("year", ["2014", "2017"])
 def test_coco(year, data_dir):
-    source = open_source(f"coco/{year}:train", data_dir)
+    source = DetectionSource(f"coco/{year}:train", data_dir)
     assert source.class_names == tuple(IDS)
     assert source.category_ids == tuple(sorted(IDS.values()))
     assert len(source.category_ids) == 80 and source.category_ids[-1] == 90
@@ -124,7 +124,7 @@ def test_coco(year, data_dir):
     assert [source.category_ids[i - 1] for i in first["labels"]] == [1, 90]
     assert [source.class_names[i - 1] for i in first["labels"]] == ["person", "toothbrush"]
     assert found["9"]["boxes"].shape == (0, 4)
-    held_out = by_id(open_source(f"coco/{year}:validation", data_dir))
+    held_out = by_id(DetectionSource(f"coco/{year}:validation", data_dir))
     assert sorted(held_out) == ["581929", "632"]
     np.testing.assert_array_equal(held_out["581929"]["ignore"], [True])
     assert source.left_out_line() == ""
@@ -139,7 +139,7 @@ def test_coco(year, data_dir):
     ],
 )
 def test_coco_without_annotations_can_only_be_predicted_on(spec, split, data_dir):
-    source = open_source(spec, data_dir)
+    source = DetectionSource(spec, data_dir)
     assert source[len(source) - 1]["image"].startswith(PICTURE)
     with pytest.raises(UserError) as error:
         source.require_boxes("config.data.eval")
@@ -156,7 +156,7 @@ def test_tfrecord_is_refused_and_the_commands_that_help_are_named(name, data_dir
     (directory,) = (tmp_path / "data" / name).iterdir()
     as_tfrecord(directory)
     with pytest.raises(UserError) as error:
-        open_source(f"{name}:train", tmp_path / "data")
+        DetectionSource(f"{name}:train", tmp_path / "data")
     for words in (
         f"{name} in {tmp_path / 'data'} is stored as tfrecord",
         f"`tfds convert_format --dataset_version_dir={directory} --out_file_format=array_record`",
@@ -181,7 +181,7 @@ def decoded(source, index):
 
 def test_fields_equal_those_read_by_tfds(data_dir):
     for spec in ("voc/2007:train+validation+test", "coco/2017:train+validation+test"):
-        source = open_source(spec, data_dir)
+        source = DetectionSource(spec, data_dir)
         for i in range(len(source)):
             example, record = source[i], decoded(source, i)
             assert example["image"] == record["image"]
@@ -198,9 +198,9 @@ def test_fields_equal_those_read_by_tfds(data_dir):
 def test_tensorflow_is_never_imported(data_dir):
     script = """
 import sys
-from scratchdet_jax.data.records import open_source
+from scratchdet_jax.data.records import DetectionSource
 for spec in ("voc/2007:train", "coco/2017:validation", "coco/2014:test"):
-    source = open_source(spec, sys.argv[1])
+    source = DetectionSource(spec, sys.argv[1])
     [source[i] for i in range(len(source))]
     source.stored_objects(0)
 loaded = [name for name in sys.modules if name.partition(".")[0] == "tensorflow"]

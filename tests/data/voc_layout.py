@@ -5,7 +5,7 @@ import struct
 import cv2
 import numpy as np
 
-from scratchdet_jax.data.records import open_source
+from scratchdet_jax.data.records import DetectionSource
 
 HEIGHT, WIDTH = 40, 60
 
@@ -71,5 +71,5 @@ def with_exif(data, orientation):
 
 
 def examples(tmp_path, split="train"):
-    source = open_source(f"voc_folder/mine:{split}", tmp_path / "data")
+    source = DetectionSource(f"voc_folder/mine:{split}", tmp_path / "data")
     return {e["image_id"]: e for e in (source[i] for i in range(len(source)))}

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from scratchdet_jax.data.images import decode_to_canvas
-from scratchdet_jax.data.records import open_source
+from scratchdet_jax.data.records import DetectionSource
 from scratchdet_jax.datasets.folders import CocoSplit, prepare_coco_folder, prepare_voc_folder
 from scratchdet_jax.datasets.objects import Kind
 from scratchdet_jax.errors import UserError
@@ -151,7 +151,7 @@ def check_outcome(report, name, data_dir):
     assert bool(lost) == bool(sum(report.left_out.values()))
     assert all("\n" not in defect.reason + defect.file for defect in report.defects)
     for split, count in report.images.items():
-        source = open_source(f"{name}:{split}", data_dir)
+        source = DetectionSource(f"{name}:{split}", data_dir)
         assert len(source) == count
         for i in range(count):
             example = source[i]

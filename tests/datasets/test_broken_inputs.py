@@ -11,7 +11,7 @@ import random
 
 import pytest
 
-from scratchdet_jax.data.records import open_source
+from scratchdet_jax.data.records import DetectionSource
 from scratchdet_jax.datasets.objects import Kind
 from tests.datasets.broken import (
     COCO,
@@ -227,7 +227,7 @@ def test_paths_in_json(path, coco):
     tree = copy.deepcopy(COCO)
     tree["images"] += [{"id": 99, "file_name": path}, {"id": 100, "file_name": f"{path}.jpg"}]
     report = check_coco(coco, write_json(coco, tree))
-    found = open_source("coco_folder/mine:train", coco.parent / "data")
+    found = DetectionSource("coco_folder/mine:train", coco.parent / "data")
     known = {"one.jpg", "./one.jpg"}
     assert len(found) == 4 + sum(p in known for p in (path, f"{path}.jpg"))
     assert report.left_out["train"] == 6 - len(found)

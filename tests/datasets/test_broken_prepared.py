@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
-from scratchdet_jax.data.records import open_source
+from scratchdet_jax.data.records import DetectionSource
 from scratchdet_jax.datasets.folders import CocoSplit, prepare_coco_folder
 from scratchdet_jax.errors import UserError
 from tests.data.batches import eval_batches
@@ -24,7 +24,7 @@ def prepared(tmp_path_factory):
 
 
 def read_back(data_dir):
-    source = open_source("coco_folder/mine:train", data_dir)
+    source = DetectionSource("coco_folder/mine:train", data_dir)
     batches = list(eval_batches(source, batch_size=3, canvas=(24, 32), max_boxes=9, threads=1))
     keys = ("image", "boxes", "labels", "ignore", "id")
     arrays = {key: np.concatenate([batch[key] for batch in batches]) for key in keys}

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scratchdet_jax.data.records import open_source
+from scratchdet_jax.data.records import DetectionSource
 from scratchdet_jax.datasets.choices import NO_CHOICES, Choices
 from scratchdet_jax.datasets.folders import CocoSplit, prepare_coco_folder, prepare_voc_folder
 from scratchdet_jax.errors import UserError
@@ -40,7 +40,7 @@ def coco(tmp_path):
 
 
 def labels(tmp_path, name="coco_folder/mine:train"):
-    source = open_source(name, tmp_path / "data")
+    source = DetectionSource(name, tmp_path / "data")
     return [[source.class_names[i - 1] for i in source[n]["labels"]] for n in range(len(source))]
 
 
@@ -52,7 +52,7 @@ def test_classes_are_kept_in_the_order_given(coco, tmp_path):
     assert report.notes == ["boxes of classes that were not chosen, left out: 6 (bus 3, car 3)"]
     assert report.defects == []
     assert labels(tmp_path) == [["dog", "cat"], ["dog", "dog", "cat", "cat"]]
-    assert open_source("coco_folder/mine:train", tmp_path / "data").category_ids == (4, 2)
+    assert DetectionSource("coco_folder/mine:train", tmp_path / "data").category_ids == (4, 2)
 
 
 def test_dropped_classes_leave_the_others_in_order(coco, tmp_path):
@@ -108,11 +108,11 @@ def test_coco_sets_are_divided_and_keep_their_ids(coco, tmp_path):
     report = coco(val=0.5, drop=("bus",))
     assert report.images == {"train": 1, "val": 1}
     ids = [
-        open_source(f"coco_folder/mine:{split}", tmp_path / "data").image_id(0)
+        DetectionSource(f"coco_folder/mine:{split}", tmp_path / "data").image_id(0)
         for split in ("train", "val")
     ]
     assert sorted(ids) == ["1", "2"]
-    source = open_source("coco_folder/mine:train+val", tmp_path / "data")
+    source = DetectionSource("coco_folder/mine:train+val", tmp_path / "data")
     assert source.category_ids == (2, 4, 9)
     assert len(source) == 2
 

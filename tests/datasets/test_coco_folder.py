@@ -9,7 +9,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from scratchdet_jax.data.records import open_source
+from scratchdet_jax.data.records import DetectionSource
 from scratchdet_jax.datasets import coco_json
 from scratchdet_jax.datasets.choices import Choices
 from scratchdet_jax.datasets.folders import CocoSplit, prepare_coco_folder
@@ -124,7 +124,7 @@ def test_an_intact_set_comes_back_unchanged(files, tmp_path, capsys):
     expected = [[0, 0, 1, 1], [5 / 40, 10.5 / 60, 25 / 40, 30.5 / 60]]
     np.testing.assert_allclose(objects["bbox"], expected, rtol=1e-6)
 
-    source = open_source("coco_folder/mine:train", tmp_path / "data")
+    source = DetectionSource("coco_folder/mine:train", tmp_path / "data")
     assert source.class_names == ("traffic light", "dog")
     assert source[0]["image_id"] == "5"
     np.testing.assert_array_equal(source[0]["labels"], [2, 1])
@@ -530,7 +530,7 @@ def test_a_test_set_has_images_and_no_boxes(files, tmp_path, capsys):
     assert report.class_names == ("traffic light", "dog")
     (note,) = report.notes
     assert "train.json has no annotations" in note and "neither trained on nor scored" in note
-    source = open_source("coco_folder/mine:train", str(tmp_path / "data"))
+    source = DetectionSource("coco_folder/mine:train", str(tmp_path / "data"))
     with pytest.raises(UserError, match="none of 2 images has a box"):
         source.require_boxes("config.data.train")
 

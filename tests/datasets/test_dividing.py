@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from scratchdet_jax.data.records import open_source
+from scratchdet_jax.data.records import DetectionSource
 from scratchdet_jax.datasets.choices import Choices
 from scratchdet_jax.datasets.dividing import Item, assign
 from scratchdet_jax.datasets.folders import prepare_voc_folder
@@ -155,7 +155,7 @@ def folder(tmp_path):
 
 
 def ids(tmp_path, split):
-    source = open_source(f"voc_folder/mine:{split}", tmp_path / "data")
+    source = DetectionSource(f"voc_folder/mine:{split}", tmp_path / "data")
     return {source.image_id(i) for i in range(len(source))}
 
 
@@ -250,9 +250,9 @@ def test_classes_that_val_lacks_are_named(folder, tmp_path):
 @pytest.mark.parametrize(
     ("choices", "words"),
     [
-        ({"val": 1.0}, "--val is 1: give a share"),
-        ({"test": -0.1}, "--test is -0.1"),
-        ({"val": 0.6, "test": 0.4}, "leave nothing for training"),
+        ({"val": 1.0}, "--val=1 and --test=0 must be shares"),
+        ({"test": -0.1}, "--test=-0.1 must be"),
+        ({"val": 0.6, "test": 0.4}, "leave something for training"),
         ({"divided": "train"}, "--from names a split to divide"),
     ],
 )

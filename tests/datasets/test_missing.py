@@ -13,7 +13,6 @@ import pytest
 from scratchdet_jax.data.coco_classes import IDS, NAMES
 from scratchdet_jax.data.sources import open_split
 from scratchdet_jax.datasets.first_use import official
-from scratchdet_jax.datasets.folders import prepare_voc_folder
 from scratchdet_jax.datasets.voc_xml import VOC_CLASSES
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.tools import prepare
@@ -128,11 +127,11 @@ def test_the_commands_of_the_message_make_what_its_fields_name(
     if evaluation:
         assert len(open_split(changed, "eval")) == counts[1]
 
-    # From now on, the message has only the command with the same fields.
+    # The commands may be repeated: what is prepared already stays as it is.
     again = error_of(settings)
-    assert commands_of(str(again)) == [training]
-    assert ", prepared from a folder, can be used instead" in str(again)
-    assert fields_of(again) == fields_of(error)
+    assert commands_of(str(again)) == [*preparing, training]
+    for command in preparing:
+        run_prepare(command)
 
 
 def test_the_message_says_what_to_download(tmp_path):
@@ -182,33 +181,6 @@ def test_sets_of_tfds_are_kept_and_each_part_has_its_own_folder(tmp_path, monkey
     assert "--data_dir=other place" in preparing
     run_prepare(preparing)
     assert len(open_split(with_fields(settings, error), "train")) == 6
-
-
-def test_a_set_that_was_prepared_already_is_used(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    write_voc(tmp_path, ["2007"])
-    prepare_voc_folder(Path("VOCdevkit/VOC2007"), Path("data"), "voc2007")
-    settings = config("voc/2007:train+validation", "voc/2007:test")
-    error = error_of(settings)
-    assert fields_of(error) == {
-        "data.train": "voc_folder/voc2007:train+val",
-        "data.eval": "voc_folder/voc2007:test",
-    }
-    assert len(commands_of(str(error))) == 1
-    changed = with_fields(settings, error)
-    assert (len(open_split(changed, "train")), len(open_split(changed, "eval"))) == (3, 2)
-
-
-def test_a_set_that_lacks_a_split_is_prepared_again(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    write_voc(tmp_path, ["2007"])
-    prepare_voc_folder(Path("VOCdevkit/VOC2007"), Path("data"), "voc2007", splits=["train", "val"])
-    settings = config("voc/2007:train+validation", "voc/2007:test")
-    error = error_of(settings)
-    preparing, _ = commands_of(str(error))
-    assert preparing[-1] == "--force"
-    run_prepare(preparing)
-    assert len(open_split(with_fields(settings, error), "eval")) == 2
 
 
 @pytest.mark.parametrize(

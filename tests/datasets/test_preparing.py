@@ -8,7 +8,7 @@ import shutil
 import pytest
 from tensorflow_datasets.core.utils import shard_utils
 
-from scratchdet_jax.datasets import folder_builder, writing
+from scratchdet_jax.datasets import folders, writing
 from scratchdet_jax.datasets.folders import prepare_voc_folder
 from scratchdet_jax.datasets.objects import Kind
 from scratchdet_jax.errors import UserError
@@ -49,14 +49,14 @@ def test_a_failed_preparation_leaves_nothing_that_looks_complete(
     folder, prepare, tmp_path, monkeypatch
 ):
     folder.both("a").both("b").split("train", "a", "b")
-    read = folder_builder.read_unchanged
+    read = folders.read_unchanged
 
     def stop_after_one(image):
         if image.image_id == "b":
             raise RuntimeError("power cut")
         return read(image)
 
-    monkeypatch.setattr(folder_builder, "read_unchanged", stop_after_one)
+    monkeypatch.setattr(folders, "read_unchanged", stop_after_one)
     with pytest.raises(RuntimeError, match="power cut"):
         prepare()
     files = [p for p in (tmp_path / "data").rglob("*") if p.is_file()]
@@ -73,13 +73,13 @@ def test_a_changed_image_is_checked_again_and_a_change_during_preparation_is_an_
     folder, prepare, tmp_path, monkeypatch
 ):
     folder.both("a").both("b").split("train", "a", "b")
-    write = folder_builder.write_dataset
+    write = folders.write_dataset
 
     def change_first(make_builder):
         folder.image("b", jpeg(seed=7)[:-90])
         write(make_builder)
 
-    monkeypatch.setattr(folder_builder, "write_dataset", change_first)
+    monkeypatch.setattr(folders, "write_dataset", change_first)
     with pytest.raises(UserError, match=r"b\.jpg changed after it was checked .*again") as error:
         prepare()
     assert "\n" not in str(error.value)
@@ -163,7 +163,7 @@ def test_a_strict_or_failing_force_keeps_the_old_set(folder, prepare, tmp_path, 
     def fail(*_):
         raise RuntimeError("power cut")
 
-    monkeypatch.setattr(folder_builder, "read_unchanged", fail)
+    monkeypatch.setattr(folders, "read_unchanged", fail)
     with pytest.raises(RuntimeError, match="power cut"):
         prepare(force=True)
     assert set(examples(tmp_path)) == {"a"}

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scratchdet_jax.data.records import open_source
+from scratchdet_jax.data.records import DetectionSource
 from scratchdet_jax.datasets import shapes
 
 
@@ -98,7 +98,7 @@ def test_nothing_hides_more_than_seven_tenths(monkeypatch):
 
 def test_prepared_once_and_read_back(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(shapes, "SPLIT_SIZES", {"train": 5, "validation": 3})
-    source = open_source("shapes:validation", tmp_path)
+    source = DetectionSource("shapes:validation", tmp_path)
     assert "creating the shapes data set" in capsys.readouterr().out
     assert len(source) == 3
     assert source.class_names == shapes.CLASS_NAMES
@@ -114,7 +114,7 @@ def test_prepared_once_and_read_back(tmp_path, monkeypatch, capsys):
         assert np.abs(difference).mean() < 12  # JPEG of a noisy image
     files = sorted((tmp_path / "shapes").rglob("*"))
     before = [f.stat().st_mtime_ns for f in files]
-    assert len(open_source("shapes:train", tmp_path)) == 5
+    assert len(DetectionSource("shapes:train", tmp_path)) == 5
     assert capsys.readouterr().out == ""
     assert [f.stat().st_mtime_ns for f in files] == before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["shapes"]

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scratchdet_jax.config import defaults
-from scratchdet_jax.data.records import open_source
+from scratchdet_jax.data.records import DetectionSource
 from scratchdet_jax.data.sources import open_split
 from scratchdet_jax.datasets.folders import prepare_voc_folder
 from scratchdet_jax.datasets.objects import Kind
@@ -49,7 +49,7 @@ def write(root, *names, xml=XML, image=JPEG):
 
 
 def ids(tmp_path, split="train"):
-    source = open_source(f"voc_folder/mine:{split}", tmp_path / "data")
+    source = DetectionSource(f"voc_folder/mine:{split}", tmp_path / "data")
     return [source.image_id(i) for i in range(len(source))]
 
 
@@ -112,7 +112,7 @@ def test_folders_are_splits(name, root, prepare, tmp_path):
     assert "the folders are the splits: test, train, valid" in report.notes
     assert ids(tmp_path, "train") == ["train/a", "train/b"]
     assert ids(tmp_path, "valid") == ["valid/a", "valid/c"]
-    source = open_source("voc_folder/mine:valid", tmp_path / "data")
+    source = DetectionSource("voc_folder/mine:valid", tmp_path / "data")
     assert source[0]["filename"] in ("valid/a.jpg", "valid/images/a.jpg", "valid/JPEGImages/a.jpg")
     chosen = prepare_voc_folder(root, tmp_path / "data", "one", splits=["valid"])
     assert chosen.images == {"valid": 2}
@@ -169,7 +169,7 @@ def examples_of(contents, kind, patterns):
         assert report.defects == []
         found = {}
         for split in report.images:
-            source = open_source(f"voc_folder/mine:{split}", data)
+            source = DetectionSource(f"voc_folder/mine:{split}", data)
             for i in range(len(source)):
                 example = source[i]
                 own = example["image_id"].rpartition("/")[2]
@@ -301,7 +301,7 @@ def test_exports_are_read(exporter, root, prepare, tmp_path):
     assert report.class_names == ("cell",)
     kinds = {"other case": [Kind.TAGS], "LabelImg": [Kind.NO_ANNOTATION]}  # b.jpg has no .xml
     assert [d.kind for d in report.defects] == kinds.get(exporter, [])
-    example = open_source("voc_folder/mine:train", tmp_path / "data")[0]
+    example = DetectionSource("voc_folder/mine:train", tmp_path / "data")[0]
     np.testing.assert_allclose(example["boxes"], [[5 / 40, 10 / 60, 25 / 40, 30 / 60]], rtol=1e-6)
     folder = {"CVAT": "cam1/", "Roboflow": "train/"}.get(exporter, "")
     assert example["image_id"] == f"{folder}a"
@@ -322,7 +322,7 @@ def test_ids_keep_their_folder(root, prepare, tmp_path):
         (Kind.NO_IMAGE, "ImageSets/Main/val.txt", "cam3/f1")
     ]
     assert ids(tmp_path) == ["cam1/f1", "cam2/f1"]
-    source = open_source("voc_folder/mine:train", tmp_path / "data")
+    source = DetectionSource("voc_folder/mine:train", tmp_path / "data")
     assert [source[i]["filename"] for i in (0, 1)] == ["cam1/f1.jpg", "cam2/f1.jpg"]
 
 
@@ -592,7 +592,7 @@ def test_objects_in_other_places_are_counted_and_named(root, prepare, tmp_path, 
     assert report.images == {"train": 4}
     assert report.left_out == {"train": 2}
     assert report.boxless == {"train": 1}
-    source = open_source("voc_folder/mine:train", tmp_path / "data")
+    source = DetectionSource("voc_folder/mine:train", tmp_path / "data")
     assert [len(source[i]["boxes"]) for i in range(4)] == [1, 1, 1, 0]
     assert "2 × annotation whose objects are not where VOC has them" in capsys.readouterr().out
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scratchdet_jax.data.records import open_source
+from scratchdet_jax.data.records import DetectionSource
 from scratchdet_jax.datasets.choices import Choices
 from scratchdet_jax.datasets.folders import prepare_yolo_folder
 from scratchdet_jax.datasets.objects import Kind
@@ -49,7 +49,7 @@ class Files:
         return prepare_yolo_folder(self.path / "data.yaml", place, "mine", **options)
 
     def examples(self, split="train"):
-        source = open_source(f"yolo_folder/mine:{split}", self.path.parent / "data")
+        source = DetectionSource(f"yolo_folder/mine:{split}", self.path.parent / "data")
         return {e["image_id"]: e for e in (source[i] for i in range(len(source)))}
 
 
@@ -78,10 +78,10 @@ def test_an_intact_set_comes_back_unchanged(files, tmp_path, capsys):
     np.testing.assert_allclose(example["boxes"], [*INTACT, [0, 0, 1, 0.5]], atol=1e-7)
     assert example["labels"].tolist() == [1, 2]
     assert not example["ignore"].any()
-    source = open_source("yolo_folder/mine:train+val", tmp_path / "data")
+    source = DetectionSource("yolo_folder/mine:train+val", tmp_path / "data")
     assert source.category_ids == (0, 1)
-    assert len(open_source("yolo_folder/mine:train[:50%]", tmp_path / "data")) == 1
-    assert len(open_source("yolo_folder/mine:train[1:2]+val", tmp_path / "data")) == 2
+    assert len(DetectionSource("yolo_folder/mine:train[:50%]", tmp_path / "data")) == 1
+    assert len(DetectionSource("yolo_folder/mine:train[1:2]+val", tmp_path / "data")) == 2
 
 
 def test_an_image_without_labels_has_no_objects_and_is_counted(files):
@@ -358,13 +358,13 @@ YAMLS = {
     "nested": ("a: " + "[" * 20_000, "nested too deeply|cannot be read as YAML"),
     "bytes": (b"\x00\x01\xff\x02", "cannot be read as YAML"),
     "no splits": ("names: [a]", "names no images"),
-    "no names": ("train: images", "has no class names"),
+    "no names": ("train: images", "has the class names None"),
     "split of numbers": ("train: [1, 2]\nnames: [a]", r"train is \[1, 2\]"),
-    "another count": ("train: images\nnames: [a]\nnc: 2", "nc is 2, but names has 1 name"),
-    "count of text": ("train: images\nnames: [a]\nnc: two", "nc is 'two'"),
-    "one name twice": ("train: images\nnames: [a, b, a]", "classes 0 and 2 have one name, 'a'"),
-    "gap": ("train: images\nnames: {0: a, 2: b}", "must be the class numbers 0, 1, 2"),
-    "name that is a list": ("train: images\nnames: [[a]]", "class 0 is"),
+    "another count": ("train: images\nnames: [a]\nnc: 2", r"names \['a'\] and nc 2:"),
+    "count of text": ("train: images\nnames: [a]\nnc: two", "nc 'two'"),
+    "one name twice": ("train: images\nnames: [a, b, a]", "several classes have the name 'a'"),
+    "gap": ("train: images\nnames: {0: a, 2: b}", "with the class numbers 0, 1, 2"),
+    "name that is a list": ("train: images\nnames: [[a]]", r"the class names \[\['a'\]\]"),
     "an image": ("train: data.yaml\nnames: [a]", "neither a folder nor a .txt"),
 }
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from scratchdet_jax.config.scales import Scale, parse_scales
 from scratchdet_jax.config.validation import validate
-from scratchdet_jax.data.records import open_source
+from scratchdet_jax.data.records import DetectionSource
 from scratchdet_jax.data.sources import open_split
 from scratchdet_jax.datasets import shapes
 from scratchdet_jax.detector import build_detector
@@ -393,7 +393,7 @@ def small(network, tmp_path_factory):
     """A random detector at 64 px, its variables, and a batch of two images."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shapes, "SPLIT_SIZES", {"train": 1, "validation": 12})
-        open_source("shapes:validation", tmp_path_factory.getbasetemp() / "multiscale")
+        DetectionSource("shapes:validation", tmp_path_factory.getbasetemp() / "multiscale")
     config = tiny_config(
         **network
         | {

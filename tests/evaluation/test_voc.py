@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scratchdet_jax.datasets.detection_files import read_voc_files
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.evaluation import formats, voc
 from scratchdet_jax.evaluation.detections import ImageDetections, ImageGroundTruth
+from scratchdet_jax.tools.score import read_voc_files
 
 CLASSES = ("cat", "dog", "bird")
 NOTHING = ImageDetections(np.zeros((0, 4)), np.zeros(0), np.zeros(0, int))

@@ -1,12 +1,6 @@
 """Reading compiled programs: collectives, and the costs of operations, loops and branches."""
 
-from scratchdet_jax.forecast.compiled import (
-    Collective,
-    array_bytes,
-    collectives,
-    cycles,
-    operations,
-)
+from scratchdet_jax.forecast.compiled import array_bytes, collectives, cycles, operations
 
 PROGRAM = """
   %all-reduce.1 = f32[2,64]{1,0} all-reduce(%a), channel_id=1, replica_groups={{0,1},{2,3}}, to_apply=%add
@@ -21,11 +15,11 @@ PROGRAM = """
 
 def test_each_collective_of_a_program_is_read_once():
     assert collectives(PROGRAM) == [
-        Collective("all-reduce", 2 * 64 * 4),
-        Collective("all-reduce", (72 + 1 + 5) * 4),
-        Collective("all-reduce", 14),
-        Collective("all-reduce", 12),
-        Collective("all-gather", 16),
+        ("all-reduce", 2 * 64 * 4),
+        ("all-reduce", (72 + 1 + 5) * 4),
+        ("all-reduce", 14),
+        ("all-reduce", 12),
+        ("all-gather", 16),
     ]
 
 

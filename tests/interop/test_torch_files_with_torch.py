@@ -66,12 +66,12 @@ class Hostile:
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        ("object", r"not a PyTorch checkpoint of plain tensors \(it contains \S*print\)"),
+        ("object", r"not a checkpoint of plain tensors \(it contains \S*print\)"),
         ("array", r"it contains numpy\S+_reconstruct"),
-        ("text", "not a PyTorch checkpoint"),
+        ("text", "not a checkpoint"),
         ("list", "holds no arrays by name, but list"),
         ("keys", r"holds no arrays by name, but \['epoch', 'lr'\]: it must be a state dict"),
-        ("cut", "not a PyTorch checkpoint"),
+        ("cut", "not a checkpoint"),
     ],
 )
 def test_other_files_are_refused(content, problem, tmp_path, capsys):

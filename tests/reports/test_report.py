@@ -370,8 +370,8 @@ def test_the_threshold_and_the_number_of_images(workdir, tmp_path, monkeypatch, 
     assert run(workdir, output, "--threshold=0.85", "--images=0") == 0
     page = checked(tmp_path / "r.html")
     assert "score from 0.85" in page and "<img" not in page
-    for wrong in ("--threshold=2", "--threshold=x", "--images=-1"):
-        assert run(workdir, output, wrong) == 2
+    for wrong, status in (("--threshold=2", 1), ("--threshold=x", 2), ("--images=-1", 2)):
+        assert run(workdir, output, wrong) == status
     capsys.readouterr()
 
 

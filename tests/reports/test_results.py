@@ -7,7 +7,6 @@ import cv2
 import numpy as np
 import pytest
 
-from scratchdet_jax.datasets.detection_files import read_voc_files
 from scratchdet_jax.datasets.folders import prepare_voc_folder
 from scratchdet_jax.detector import Detector
 from scratchdet_jax.errors import UserError
@@ -16,6 +15,7 @@ from scratchdet_jax.ops.nms import Detections
 from scratchdet_jax.reports import results
 from scratchdet_jax.reports.results import evaluate_run
 from scratchdet_jax.run.open import SavedRun
+from scratchdet_jax.tools.score import read_voc_files
 from tests.tiny import tiny_config
 
 CLASSES = ("a\\b", "car/truck", "dog")

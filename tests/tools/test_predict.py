@@ -11,12 +11,12 @@ import pytest
 from pycocotools.coco import COCO
 
 import scratchdet_jax
-from scratchdet_jax.datasets.detection_files import read_voc_files
 from scratchdet_jax.detector import build_detector
 from scratchdet_jax.run.checkpoints import Checkpoints, RunInfo
 from scratchdet_jax.run.state import create_state
 from scratchdet_jax.tools.predict import __main__ as predict
-from scratchdet_jax.tools.predict import inputs, pictures, results
+from scratchdet_jax.tools.predict import inputs, outputs
+from scratchdet_jax.tools.score import read_voc_files
 from scratchdet_jax.training.optimizer import make_optimizer
 from tests.command import exit_status
 from tests.plain import FIELDS, plain_backbone
@@ -224,7 +224,7 @@ def test_folders_and_globs(photos, tmp_path):
         (photos / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(photos / "other.jpg", photos / name)
     marked = photos / "marked.png"
-    pictures.save_png(marked, np.zeros((4, 4, 3), np.uint8), f"{inputs.MARK} 0123")
+    outputs.save_png(marked, np.zeros((4, 4, 3), np.uint8), f"{inputs.MARK} 0123")
     here = [f"{photos}/{name}" for name in ("holiday.png", "other.jpg", "sub/deep/a.JPG")]
     assert inputs.find_files([str(photos)], photos / "out") == here
     everything = sorted([*here, f"{photos}/out/d.jpg"])
@@ -234,9 +234,9 @@ def test_folders_and_globs(photos, tmp_path):
     assert inputs.find_files([f"{photos}/[1].jpg"], photos) == [f"{photos}/[1].jpg"]
     (tmp_path / "empty").mkdir()
     for argument, problem in (
-        (f"{photos}/*.gif", "no file matches"),
+        (f"{photos}/*.gif", r"there is no image .*gif: name"),
         (f"{photos}/none.jpg", "there is no image"),
-        (str(tmp_path / "empty"), "has no images or videos"),
+        (str(tmp_path / "empty"), "there is no image .*empty"),
     ):
         with pytest.raises(scratchdet_jax.UserError, match=problem):
             inputs.find_files([argument], photos)
@@ -264,10 +264,10 @@ def test_broken_files_are_named_at_the_end_and_stop_nothing(workdir, photos, tmp
 
 
 def test_no_grid_beyond_a_limit(workdir, photos, tmp_path):
-    for number in range(pictures.GRID_LIMIT):
+    for number in range(outputs.GRID_LIMIT):
         shutil.copy(photos / "other.jpg", photos / f"{number}.jpg")
     names = sorted(photos.iterdir())
-    assert run(workdir, tmp_path / "few", *names[: pictures.GRID_LIMIT]) == 0
+    assert run(workdir, tmp_path / "few", *names[: outputs.GRID_LIMIT]) == 0
     assert (tmp_path / "few/grid.png").exists()
     assert run(workdir, tmp_path / "many", *names) == 0
     assert len(list((tmp_path / "many").glob("*.png"))) == len(names)
@@ -324,7 +324,7 @@ def test_a_video_that_is_cut_off_is_named(workdir, video, tmp_path, capsys):
 
 def test_a_killed_run_leaves_the_finished_images(workdir, photos, tmp_path, monkeypatch):
     written = []
-    add = results._Coco.add
+    add = outputs._Coco.add
 
     def stop(self, item, found):
         if len(written) == 1:
@@ -332,7 +332,7 @@ def test_a_killed_run_leaves_the_finished_images(workdir, photos, tmp_path, monk
         written.append(item.name)
         add(self, item, found)
 
-    monkeypatch.setattr(results._Coco, "add", stop)
+    monkeypatch.setattr(outputs._Coco, "add", stop)
     assert run(workdir, tmp_path / "out", photos) == 130
     lines = (tmp_path / "out/detections.jsonl").read_text().splitlines()
     head, image = map(json.loads, lines)

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
-from scratchdet_jax.data.records import open_source
+from scratchdet_jax.data.records import DetectionSource
 from scratchdet_jax.datasets import objects
 from scratchdet_jax.datasets.writing import restore
 from scratchdet_jax.errors import UserError
@@ -48,7 +48,7 @@ def test_voc_prints_the_report_and_prepares(folder, tmp_path, capsys):
     assert "2 × box without area (left out)" in printed
     assert "Annotations/b.xml: object 3 (red)" in printed
     assert "use it as voc_folder/cells:SPLIT, SPLIT being one of set_a, set_b" in printed
-    source = open_source("voc_folder/cells:set_a+set_b", data)
+    source = DetectionSource("voc_folder/cells:set_a+set_b", data)
     assert source.class_names == ("red", "white")
     assert len(source) == 2
 
@@ -59,7 +59,7 @@ def test_voc_with_classes_splits_and_the_default_name(folder, tmp_path, capsys):
     more = ["--classes=white,black", "--splits=set_b"]
     assert exit_status(prepare.main, *arguments, *more) == 0
     assert "object of an unknown class" in capsys.readouterr().out
-    source = open_source("voc_folder/my_cells:set_b", data)
+    source = DetectionSource("voc_folder/my_cells:set_b", data)
     assert source.class_names == ("white", "black")
     assert source[0]["labels"].tolist() == [1]
 
@@ -101,7 +101,7 @@ def test_coco_prints_the_report_and_prepares(coco, tmp_path, capsys):
     assert "10 boxes (0 crowd) of 1 class: x 10" in printed
     assert "2 × box without area (left out)" in printed
     assert "use it as coco_folder/mine:SPLIT, SPLIT being one of train, val" in printed
-    assert len(open_source("coco_folder/mine:train+val", tmp_path / "data")) == 12
+    assert len(DetectionSource("coco_folder/mine:train+val", tmp_path / "data")) == 12
 
 
 def test_strict_prints_the_report_and_exits_with_status_1(coco, folder, tmp_path, capsys):
@@ -125,7 +125,7 @@ def run_until(arguments, patch, reached):
     """Runs the tool in another process, slowed down by `patch`, and kills it once `reached`."""
     program = (
         "import sys, time\n"
-        "from scratchdet_jax.datasets import folder_builder\n"
+        "from scratchdet_jax.datasets import folders\n"
         f"{patch}\n"
         "from scratchdet_jax import cli\n"
         "from scratchdet_jax.tools import prepare\n"
@@ -146,16 +146,16 @@ def run_until(arguments, patch, reached):
 def test_a_run_killed_while_writing_leaves_no_data_set(coco, tmp_path):
     place = tmp_path / "data" / "coco_folder" / "mine"
     stuck = (
-        "read = folder_builder.read_unchanged\n"
-        "folder_builder.read_unchanged = lambda image: ("
+        "read = folders.read_unchanged\n"
+        "folders.read_unchanged = lambda image: ("
         "time.sleep(60 * (image.image_id == 3)), read(image))[1]"
     )
     run_until(coco, stuck, lambda: list(place.glob("incomplete.*/*array_record*")))
     assert all(p.name.startswith("incomplete.") for p in place.iterdir())
     with pytest.raises(UserError, match="there is no data set"):
-        open_source("coco_folder/mine:train", tmp_path / "data")
+        DetectionSource("coco_folder/mine:train", tmp_path / "data")
     assert exit_status(prepare.main, *coco) == 0
-    assert len(open_source("coco_folder/mine:train+val", tmp_path / "data")) == 12
+    assert len(DetectionSource("coco_folder/mine:train+val", tmp_path / "data")) == 12
     assert os.listdir(place) == ["1.0.0"]
 
 
@@ -191,11 +191,11 @@ def test_killed_at_any_moment_force_leaves_the_old_or_the_new_set(coco, tmp_path
         process.kill()
         process.communicate()
         restore(tmp_path / "data" / "coco_folder" / "mine" / "1.0.0")  # as the next command does
-        seen.add(len(open_source("coco_folder/mine:train+val", tmp_path / "data")))
+        seen.add(len(DetectionSource("coco_folder/mine:train+val", tmp_path / "data")))
     assert seen <= {11, 12}
     assert 12 in seen
     assert exit_status(prepare.main, *coco, "--force") == 0
-    assert len(open_source("coco_folder/mine:train+val", tmp_path / "data")) == 11
+    assert len(DetectionSource("coco_folder/mine:train+val", tmp_path / "data")) == 11
     assert os.listdir(tmp_path / "data" / "coco_folder" / "mine") == ["1.0.0"]
 
 
@@ -239,7 +239,7 @@ def test_several_processes_at_once_make_one_data_set(coco, tmp_path):
     assert [process.returncode for process in processes] == [0, 0, 0]
     assert all(b"use it as coco_folder/mine" in output for output in outputs)
     assert os.listdir(tmp_path / "data" / "coco_folder" / "mine") == ["1.0.0"]
-    assert len(open_source("coco_folder/mine:train+val", tmp_path / "data")) == 12
+    assert len(DetectionSource("coco_folder/mine:train+val", tmp_path / "data")) == 12
 
 
 @pytest.fixture
@@ -274,7 +274,7 @@ def test_yolo_is_prepared_and_divided(yolo, tmp_path, capsys):
     assert "10 boxes of 1 class: cell 10" in printed
     assert "SPLIT being one of train, val, test" in printed
     assert "only one split" not in printed
-    assert len(open_source("yolo_folder/cells:val", tmp_path / "data")) == 2
+    assert len(DetectionSource("yolo_folder/cells:val", tmp_path / "data")) == 2
 
 
 def test_voc_and_coco_take_the_same_options(folder, coco, tmp_path, capsys):
@@ -301,7 +301,7 @@ def test_the_help_shows_the_options(command, capsys):
 @pytest.mark.parametrize(
     ("flag", "words"),
     [
-        ("--val=1.5", "--val is 1.5: give a share between 0 and 1, such as 0.2"),
+        ("--val=1.5", "--val=1.5 and --test=0 must be shares of 0 or more"),
         ("--test=20%", "--test: invalid float value: '20%'"),
         ("--rename=a", "'a' is not OLD=NEW"),
         ("--rename==b", "'=b' is not OLD=NEW"),

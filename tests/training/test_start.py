@@ -5,7 +5,7 @@ import json
 import pytest
 
 from scratchdet_jax.data import sources
-from scratchdet_jax.data.records import open_source
+from scratchdet_jax.data.records import DetectionSource
 from scratchdet_jax.datasets.folders import prepare_voc_folder
 from scratchdet_jax.datasets.report import PrepareReport
 from scratchdet_jax.errors import UserError
@@ -81,7 +81,7 @@ def test_enough_slots_and_a_slice_without_the_crowd_are_accepted(data):
 
 
 def test_only_parts_that_may_be_crowded_are_read(data, monkeypatch):
-    source = open_source("voc_folder/mine:train,voc_folder/mine:val", data)
+    source = DetectionSource("voc_folder/mine:train,voc_folder/mine:val", data)
     assert source.most_boxes(100) == (101, "b.jpg")
     assert source.most_boxes(3) == (101, "b.jpg")
     monkeypatch.setattr(type(source), "__getitem__", None)
@@ -97,7 +97,7 @@ def test_a_batch_above_the_size_of_the_split(data, tmp_path):
         "config.batch_size is 16, but config.data.train voc_folder/mine:train has only 3 images: "
         "it needs at least 8 images"
     )
-    source = open_source("voc_folder/mine:train", data)
+    source = DetectionSource("voc_folder/mine:train", data)
     with pytest.raises(UserError, match="has only 3 images: use at most 2"):
         sources.check_batch_size(config(data, **fields), source, devices=2)
     sources.check_batch_size(config(data, batch_size=3), source, devices=1)

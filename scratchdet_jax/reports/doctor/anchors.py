@@ -167,11 +167,8 @@ def what_if(
     SSD's rule: the first level has its own size p; the others rise evenly from 2·p to the last
     level's max size. At p = 10 these are the published sizes for VOC.
 
-    Args:
-        config: a run's config.
-        boxes: float32 [K, 4].
-        augmented: float32 [K', 4].
-        first_percents: the sizes p to try; those that do not fit the recipe are skipped.
+    `boxes` and `augmented` are float32 [K, 4]. `first_percents` are the sizes p to try; those that
+    do not fit the recipe are skipped.
     """
     count, last = len(config.anchors.min_percent), config.anchors.max_percent[-1]
     outcomes = []
@@ -368,12 +365,8 @@ def recipe_text(
 ) -> str:
     """Returns a recipe (`--write_anchors`) that starts from another one and sets its anchors.
 
-    Args:
-        path: the file; its name becomes the name of the recipe.
-        advice: the anchor sizes.
-        dataset: the data set that they fit.
-        recipe: the recipe that was examined; "" for the defaults.
-        config: its config with the overrides of the command line, which the new recipe keeps.
+    `recipe` is the one that was examined, "" for the defaults; `config` is its config with the
+    overrides of the command line, which the new recipe keeps.
     """
     before = defaults.flatten(load_recipe(recipe) if recipe else defaults.get_config())
     fields = {

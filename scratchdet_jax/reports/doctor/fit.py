@@ -160,12 +160,9 @@ def fit_boxes(
 ) -> Fit:
     """Fits the anchors to the boxes that training would use.
 
-    Args:
-        levels: the anchors.
-        table: the boxes. Ignored ones are fitted only if the config trains on them.
-        config: a run's config.
-        draw: None for the boxes as annotated; else what augmentation leaves of them. Draw d of
-            image i is that of a training run with the config's seed at step d and position i.
+    Ignored boxes are fitted only if the config trains on them. `draw` is None for the boxes as
+    annotated, else what augmentation leaves of them: draw d of image i is that of a training run
+    with the config's seed at step d and position i.
     """
     boxes, best = np.zeros((0, 4), np.float32), np.zeros((0, len(levels.ends)), np.float32)
     none = np.zeros(0, np.int32)
@@ -192,11 +189,6 @@ def fit_boxes(
     return fit if draw is not None else Fit(*(values[np.argsort(fit.source)] for values in fit))
 
 
-def best_iou(anchors: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """Returns the best IoU of each box [K, 4] with any anchor, float32 [K]."""
-    return np.asarray(_best_iou(anchors, boxes))
-
-
 def _chunks(
     table: BoxTable, anchor_count: int, title: str
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -219,7 +211,9 @@ def _chunks(
 
 
 @jax.jit
-def _best_iou(anchors: jax.Array, boxes: jax.Array) -> jax.Array:
+def best_iou(anchors: jax.Array, boxes: jax.Array) -> jax.Array:
+    """Returns the best IoU of each box [K, 4] with any anchor, float32 [K]."""
+
     def one(box: jax.Array) -> jax.Array:
         return jnp.max(box_ops.iou(box[None], anchors))
 

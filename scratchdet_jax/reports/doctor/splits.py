@@ -301,10 +301,8 @@ def _count(study: DataSetStudy, name: str) -> dict[str, Any]:
 def eval_split(dataset: str, spec: str, names: list[str]) -> str | None:
     """Chooses the split for evaluation.
 
-    Args:
-        dataset: the data set on the command line.
-        spec: `config.data.eval`; it is followed if it names a split of this data set.
-        names: the splits that can be scored.
+    `spec` is `config.data.eval`, which is followed if it names a split of `dataset`; `names` are
+    the splits that can be scored.
 
     Returns:
         The split, or one with a usual name, or else the first that is not "train"; None without

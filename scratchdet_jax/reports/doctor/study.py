@@ -14,17 +14,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from scratchdet_jax.data import images
-from scratchdet_jax.data.records import (
-    DetectionSource,
-    Example,
-    SpecPart,
-    open_part,
-    open_source,
-    parse_spec,
-)
+from scratchdet_jax.data.records import DetectionSource, Example, SpecPart, open_part, parse_spec
 from scratchdet_jax.datasets.duplicates import Signature, read_signature
-from scratchdet_jax.predictor import map_ahead
-from scratchdet_jax.progress import track
+from scratchdet_jax.progress import map_ahead, track
 from scratchdet_jax.reports.doctor.fit import BoxTable, Fit, box_sides, fit_boxes, make_levels
 from scratchdet_jax.reports.page.tables import named
 
@@ -45,15 +37,15 @@ def open_dataset(
         `splits`, `training` and `prepared` of the study.
 
     Raises:
-        UserError: the data set or a split does not exist; see open_source.
+        UserError: the data set or a split does not exist; see DetectionSource.
     """
     if ":" not in dataset:
         directory = _directory(dataset, data_dir)
         known = tfds.builder_from_directory(directory).info.splits
         names = [name for name, info in known.items() if info.num_examples]
-        splits = {name: open_source(f"{dataset}:{name}", data_dir) for name in names}
+        splits = {name: DetectionSource(f"{dataset}:{name}", data_dir) for name in names}
         return splits, splits.get("train", splits[names[0]]), _preparation(directory)
-    training = open_source(dataset, data_dir)
+    training = DetectionSource(dataset, data_dir)
     splits = {}
     prepared: dict[str, dict[str, Any]] = {}
     parts = parse_spec(dataset)
@@ -62,7 +54,7 @@ def open_dataset(
         at = f"@{part.directory}" if part.directory else ""
         for piece in map(str.strip, part.split.split("+")):
             spec = f"{part.name}:{piece}{at}"
-            splits[spec if several else piece] = open_source(spec, data_dir)
+            splits[spec if several else piece] = DetectionSource(spec, data_dir)
         directory = _directory(part.name, os.path.expanduser(part.directory) or data_dir)
         prepared |= _preparation(directory)
     return splits, training, prepared
@@ -142,12 +134,8 @@ class DataSetStudy:
     ) -> None:
         """Reads a data set and fits the anchors to it.
 
-        Args:
-            dataset: its name on the command line; see `open_dataset`.
-            data_dir: the folder of the prepared data sets.
-            config: a run's config.
-            most_images: at most this many images are decoded and fitted; if there are more, they
-                are drawn at random, the same ones in every run.
+        At most `most_images` images are decoded and fitted; if there are more, they are drawn at
+        random, the same ones in every run. `dataset`: see `open_dataset`.
         """
         self.dataset, self.config = dataset, config
         self.splits, self.training, self.prepared = open_dataset(dataset, data_dir)
@@ -246,11 +234,10 @@ def _look(source: DetectionSource, split: str, index: int) -> Look:
     example = source[index]
     size, problem = (0, 0), ""
     try:
-        size = images.read_header(example["image"]).size
+        header = images.read_header(example["image"])
+        size = header._replace(orientation=example["orientation"]).displayed_size
     except ValueError as error:
         problem = str(error)
-    if example["orientation"] >= 5:  # a quarter turn
-        size = size[::-1]
     return Look(
         split=split,
         position=index,

@@ -8,8 +8,8 @@ from typing import Any
 import jinja2
 import markupsafe
 
-from scratchdet_jax.errors import UserError, plural
-from scratchdet_jax.files import check_replaceable, write_text_atomically
+from scratchdet_jax.errors import plural
+from scratchdet_jax.files import check_replaceable, write_text_atomically, writing
 from scratchdet_jax.reports.page.tables import number, percent, text_table
 
 
@@ -47,23 +47,14 @@ def write_output(
 ) -> None:
     """Writes a file, completely or not at all; without a text, checks that it may be written.
 
-    Args:
-        path: the file; its folder is made.
-        flag: of the command line, which named the file.
-        mark: see `files.check_replaceable`.
-        overwrite: replace any file.
-        text: holds the mark.
+    `flag` named the file; `mark`, which the text holds: see `files.check_replaceable`.
 
     Raises:
         UserError: the file cannot be written, or another one is there.
     """
     check_replaceable(f"{flag} {path}", path, mark, overwrite)
-    try:
+    with writing(f"{flag} {path}"):
         path.parent.mkdir(parents=True, exist_ok=True)
         if text is not None:
             # Names of files may hold what is no Unicode.
             write_text_atomically(path, text.encode(errors="replace").decode())
-    except OSError as error:
-        raise UserError(
-            f"{flag} {path} cannot be written ({error.strerror}): choose another file"
-        ) from None

@@ -35,12 +35,8 @@ def to_picture(image: np.ndarray, caption: str) -> Picture:
 def photo(example: Example, caption: str, side: int, box: int | None = None) -> Picture | None:
     """Draws an image with boxes in the colours of their classes, ignored boxes in grey.
 
-    Args:
-        example: of a source.
-        caption: text below it.
-        side: the picture is scaled to fit a square of this many pixels.
-        box: if given, only this box is drawn, in its class's colour, and the picture shows only
-            its surroundings.
+    The picture is scaled to fit a square of `side` pixels. Given `box`, an index, only this box is
+    drawn, in its class's colour, and the picture shows only its surroundings.
 
     Returns:
         None if the image cannot be decoded.

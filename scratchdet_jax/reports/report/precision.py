@@ -270,12 +270,8 @@ def confusion_matrix(
     become a pair. What is left is background. Left-over detections that meet an ignored box are
     left out.
 
-    Args:
-        detections: by image id; images without an entry have no detections.
-        ground_truth: by image id, all images of the split.
-        class_count: C.
-        score: detections with a lower score are left out.
-        iou: smallest IoU of a pair.
+    Takes the arguments of `voc.evaluate`; `class_count` is C. Detections with a score below `score`
+    are left out, and `iou` is the smallest IoU of a pair.
 
     Returns:
         int64 [C + 1, C + 1]; row: the class of the ground truth, column: that of the detection;

@@ -28,10 +28,8 @@ def open_runs(
 ) -> list[OpenedRun]:
     """Opens the runs of a command line.
 
-    Args:
-        texts: WORKDIR or WORKDIR@CHECKPOINT.
-        split: replaces `config.data.eval`.
-        data_dir: replaces `config.data.dir`.
+    `texts` are WORKDIR or WORKDIR@CHECKPOINT. `split` and `data_dir` replace the fields of
+    `config.data`.
 
     Raises:
         UserError: a run or checkpoint does not exist or is named twice, or a run has no eval split.

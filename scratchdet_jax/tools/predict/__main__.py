@@ -25,14 +25,13 @@ from scratchdet_jax.errors import UserError, plural, writable_folder
 from scratchdet_jax.evaluation.drawing import grid, save_png
 from scratchdet_jax.evaluation.formats import split_name
 from scratchdet_jax.files import check_replaceable, mark_of
-from scratchdet_jax.predictor import BATCH_SIZE, THRESHOLD, Image, Predictor, Threshold, from_run
+from scratchdet_jax.predictor import BATCH_SIZE, THRESHOLD, Predictor, Threshold, from_run
 from scratchdet_jax.progress import Progress
 from scratchdet_jax.run.exported import ExportedRun
 from scratchdet_jax.run.open import SavedRun, open_trained
-from scratchdet_jax.tools.predict import inputs
+from scratchdet_jax.tools.predict import inputs, outputs
 from scratchdet_jax.tools.predict.inputs import Item
-from scratchdet_jax.tools.predict.pictures import GRID_LIMIT, Drawn, drawn, video_writer
-from scratchdet_jax.tools.predict.results import FORMATS, open_results, result_files
+from scratchdet_jax.tools.predict.outputs import FORMATS, GRID_LIMIT, Drawn
 
 _GRID = "grid"
 
@@ -64,16 +63,16 @@ def main(argv: Sequence[str]) -> None:
     broken: list[str] = []
     work = _files(options, broken) if options.images else _split_images(options, run)
     classes, software = run.info.class_names, f"{inputs.MARK} {mark_of(Path(options.workdir))}"
-    files = result_files(options.format, output, classes, work.split)
+    files = outputs.result_files(options.format, output, classes, work.split)
     _check_output(options, work, files, software)
     detector = from_run(run, max(1, min(options.batch_size, work.total)))
     found = _detected(detector, work.items, _threshold(options.threshold, classes))
     writable_folder(output, "--output")
     if options.pictures:
         has_grid = not work.videos and len(work.photos) <= GRID_LIMIT
-        found = drawn(found, output, software, frames=options.frames, cells=has_grid)
+        found = outputs.drawn(found, output, software, frames=options.frames, cells=has_grid)
 
-    results = open_results(options.format, files, classes, software)
+    results = outputs.open_results(options.format, files, classes, software)
     cells: list[np.ndarray] = []
     counts: collections.Counter[str] = collections.Counter()
     done = 0
@@ -83,7 +82,7 @@ def main(argv: Sequence[str]) -> None:
         keeping: AbstractContextManager[Callable[[np.ndarray], None]]
         keeping = contextlib.nullcontext(cells.append)
         if video and annotates:
-            keeping = video_writer(output / f"{video}.mp4", rate)
+            keeping = outputs.video_writer(output / f"{video}.mp4", rate)
         with keeping as keep:
             for item, result, picture in group:
                 if isinstance(result, UserError):
@@ -129,15 +128,9 @@ def _split_images(options: argparse.Namespace, run: SavedRun | ExportedRun) -> _
 
 def _detected(detector: Predictor, items: Iterable[Item], threshold: Threshold) -> Iterator[Drawn]:
     """Yields each image with what was found in it, or why it could not be used."""
-    waiting: collections.deque[Item] = collections.deque()
-
-    def images() -> Iterator[Image]:
-        for item in items:
-            waiting.append(item)
-            yield item.image
-
-    found = detector(images(), threshold, return_exceptions=True)
-    return (Drawn(waiting.popleft(), one) for one in found)
+    mine, theirs = itertools.tee(items)
+    found = detector((item.image for item in theirs), threshold, return_exceptions=True)
+    return map(Drawn, mine, found)
 
 
 def _tracked(found: Iterator[Drawn], total: int) -> Iterator[Drawn]:

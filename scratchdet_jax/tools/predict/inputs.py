@@ -62,17 +62,15 @@ def find_files(arguments: Sequence[str], output: Path) -> list[str]:
     for argument in arguments:
         is_glob = not os.path.lexists(argument) and any(c in argument for c in "*?[")
         names = sorted(glob.glob(argument, recursive=True)) if is_glob else [argument]
-        if not names:
-            raise UserError(f"no file matches {argument}")
+        files: list[str] = []
         for name in names:
-            inside = list(_in_folder(name, output.resolve())) if os.path.isdir(name) else [name]
-            if not os.path.exists(name):
-                raise UserError(f"there is no image {name}")
-            if not inside and not is_glob:
-                raise UserError(
-                    f"the folder {name} has no images or videos ({', '.join(_SUFFIXES)})"
-                )
-            found += inside
+            files += _in_folder(name, output.resolve()) if os.path.isdir(name) else [name]
+        if not files or not all(map(os.path.exists, names)):
+            raise UserError(
+                f"there is no image {argument}: name image files, videos, folders that hold some, "
+                f"or globs ({', '.join(_SUFFIXES)})"
+            )
+        found += files
     return list(dict.fromkeys(found))
 
 
@@ -100,9 +98,7 @@ def unique_stems(names: Sequence[str], taken: Sequence[str]) -> list[str]:
 
     Upper and lower case count as the same name, as they do on some file systems.
 
-    Args:
-        names: paths, or ids, of which .v2 is no suffix.
-        taken: names that are not given.
+    `names` are paths, or ids, of which .v2 is no suffix; `taken` are not given.
     """
     used = {name.lower() for name in taken}
     last: collections.Counter[str] = collections.Counter()
