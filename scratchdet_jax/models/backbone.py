@@ -65,5 +65,5 @@ def one_of(value: object, allowed: Sequence[object]) -> Check:
 
 
 def scale_channels(channels: int, width: float) -> int:
-    """Channels × width, rounded to the nearest multiple of 8 (halves up), at least 8."""
+    """Returns channels × width, rounded to the nearest multiple of 8 (halves up), at least 8."""
     return max(8, int(channels * width / 8 + 0.5) * 8)

@@ -43,7 +43,7 @@ def convolve(
 
 
 def _pays(shape: tuple[int, ...], kernel: tuple[int, ...]) -> bool:
-    """Whether `weight_gradient` is faster than XLA's, for a map and a kernel of these shapes."""
+    """Returns whether `weight_gradient` is faster than XLA's for these shapes of map and kernel."""
     return shape[1] * shape[2] > LEAST_CELLS and min(kernel[2:]) >= LEAST_CHANNELS
 
 
@@ -88,7 +88,7 @@ _convolve_by_products.defvjp(_forward, _backward)
 def weight_gradient(
     x: jax.Array, gradient: jax.Array, size: int, dilation: int, padding: int
 ) -> jax.Array:
-    """The gradient of a kernel, for stride 1.
+    """Computes the gradient of a kernel, for stride 1.
 
     Args:
         x: [B, H, W, C], the input of the convolution.

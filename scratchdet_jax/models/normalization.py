@@ -124,9 +124,9 @@ class _Fused:
 def _normalize(
     groups: Groups, fused: _Fused, x: jax.Array, scale: jax.Array, bias: jax.Array, shift: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Training's normalisation, with the ReLU and 2×2 pooling that follow it.
+    """Normalises as in training, with the ReLU and 2×2 pooling that follow.
 
-    Its gradient is written out, so that it reads the inputs and the incoming gradient twice and
+    The gradient is written out, so that it reads the inputs and the incoming gradient twice and
     writes once. No gradient flows through the returned statistics and through `shift`.
 
     Args:

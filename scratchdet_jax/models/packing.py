@@ -36,7 +36,7 @@ Map = jax.Array | Packed  # [B, H, W, C]
 
 
 def fits(shape: tuple[int, ...], features: int) -> bool:
-    """Whether packing a map of this shape [B, H, W, C] pays for a convolution to `features`."""
+    """Returns whether packing a map of `shape` [B, H, W, C] pays for convolutions to `features`."""
     return shape[0] % IMAGES == 0 and max(shape[-1], features) * IMAGES <= LANES
 
 
@@ -48,14 +48,14 @@ def pack(x: Map) -> Packed:
 
 
 def unpack(x: Map) -> jax.Array:
-    """The plain map [B, H, W, C]."""
+    """Returns x as a plain map [B, H, W, C]."""
     if not isinstance(x, Packed):
         return x
     return jnp.concatenate(jnp.split(x.array, IMAGES, -1))
 
 
 def block_diagonal(kernel: jax.Array) -> jax.Array:
-    """The kernel [k, k, 2C, 2F] that convolves both images with `kernel` [k, k, C, F]."""
+    """Returns the kernel [k, k, 2C, 2F] that convolves both images with `kernel` [k, k, C, F]."""
     zeros = jnp.zeros_like(kernel)
     rows = [
         jnp.concatenate([kernel if i == j else zeros for j in range(IMAGES)], -1)
@@ -65,5 +65,5 @@ def block_diagonal(kernel: jax.Array) -> jax.Array:
 
 
 def per_image(values: jax.Array) -> jax.Array:
-    """Values [..., C] of channels as those of both images [..., 2C]."""
+    """Repeats values [..., C] of channels for both images: [..., 2C]."""
     return jnp.concatenate([values] * IMAGES, -1)

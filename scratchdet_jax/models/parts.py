@@ -27,7 +27,7 @@ def split_names(text: str) -> tuple[str, ...]:
 
 
 def is_frozen(path: Sequence[str], names: Sequence[str]) -> bool:
-    """Whether a module or parameter, such as ("stage1", "block1", "conv1"), is in one of `names`.
+    """Returns whether a module or parameter, such as ("stage1", "block1"), is in one of `names`.
 
     A name covers whole components of a path: stage1 does not cover stage10.
     """
@@ -36,13 +36,13 @@ def is_frozen(path: Sequence[str], names: Sequence[str]) -> bool:
 
 
 def frozen_mask(params: Any, names: Sequence[str]) -> Any:
-    """Whether each array of a parameter tree is frozen: the tree with bools."""
+    """Returns whether each array of a parameter tree is frozen: the tree with bools."""
     flat = traverse_util.flatten_dict(params)
     return traverse_util.unflatten_dict({path: is_frozen(path, names) for path in flat})
 
 
 def stop_frozen(params: Any, names: Sequence[str]) -> Any:
-    """The same parameters; no gradient reaches the frozen ones, nor is it computed."""
+    """Returns the same parameters; no gradient reaches the frozen ones, nor is it computed."""
     if not names:
         return params
     stop = lambda x, frozen: jax.lax.stop_gradient(x) if frozen else x  # noqa: E731
@@ -50,7 +50,7 @@ def stop_frozen(params: Any, names: Sequence[str]) -> Any:
 
 
 def frozen_norms(names: Sequence[str]) -> Any:
-    """A context in which frozen BatchNorms normalise by their running statistics and keep them."""
+    """Returns a context in which frozen BatchNorms use their running statistics and keep them."""
 
     def intercept(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
         module = context.module
@@ -63,7 +63,7 @@ def frozen_norms(names: Sequence[str]) -> Any:
 
 
 def kinds(params: Any) -> Any:
-    """The kinds of each array of a parameter tree, as in KINDS: the tree with tuples of names.
+    """Returns the KINDS of each array of a parameter tree: the tree with tuples of names.
 
     "biases" are those of convolutions; "norms" the scales and biases of BatchNorm and L2-Norm.
     """

@@ -10,7 +10,7 @@ from scratchdet_jax.models.packing import Map
 
 
 def max_pool_3x3(x: Map, stride: int) -> jax.Array:
-    """Maximum over 3×3 windows, padded by 1: x [B, H, W, C] → [B, ⌈H/stride⌉, ⌈W/stride⌉, C].
+    """Computes maxima of 3×3 windows, padded by 1: x [B, H, W, C] → [B, ⌈H/stride⌉, ⌈W/stride⌉, C].
 
     Takes maxima of shifted views, first over rows, then over columns, for the same reason as
     `max_pool_2x2`; equal maxima share their gradient.
@@ -29,7 +29,7 @@ def max_pool_3x3(x: Map, stride: int) -> jax.Array:
 
 
 def max_pool_2x2(x: Map, ceil: bool = False) -> Map:
-    """Maximum over 2×2 windows, stride 2: x [B, H, W, C] → [B, ⌊H/2⌋, ⌊W/2⌋, C].
+    """Computes maxima of 2×2 windows, stride 2: x [B, H, W, C] → [B, ⌊H/2⌋, ⌊W/2⌋, C].
 
     The gradient goes to the first of equal maxima, as in PyTorch. As in PyTorch, the last row or
     column of an odd size is dropped; with `ceil`, as in Caffe, it forms extra windows.
@@ -62,7 +62,7 @@ def _forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 def pool(
     x: jax.Array, apply: Callable[[jax.Array], jax.Array]
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The maxima of apply(x), for each the index in _WINDOW that it came from, uint8, and x there.
+    """Returns the maxima of apply(x), the index in _WINDOW of each as uint8, and x there.
 
     `apply`, which acts on each value, is called on the parts of the windows: the map itself would
     be written out.
@@ -79,7 +79,7 @@ def pool(
 
 
 def to_winners(winner: jax.Array, gradient: jax.Array) -> jax.Array:
-    """The gradient of each window at its winner, 0 elsewhere: [B, h, w, C] → [B, 2h, 2w, C]."""
+    """Puts each window's gradient at its winner, 0 elsewhere: [B, h, w, C] → [B, 2h, 2w, C]."""
     tpu = _to_winners_by_windows if gradient.dtype == jnp.bfloat16 else _to_winners_by_padding
     return jax.lax.platform_dependent(
         winner, gradient, tpu=tpu, cuda=_to_winners_by_broadcasting, default=_to_winners_by_padding
@@ -87,7 +87,7 @@ def to_winners(winner: jax.Array, gradient: jax.Array) -> jax.Array:
 
 
 def _to_winners_by_broadcasting(winner: jax.Array, gradient: jax.Array) -> jax.Array:
-    """The gradient of each window at its winner, in one pass on GPUs."""
+    """Puts each window's gradient at its winner, in one pass on GPUs."""
     batch, height, width, channels = winner.shape
     index = jnp.arange(4, dtype=jnp.uint8).reshape(2, 1, 2, 1)  # row, …, column, …
     winner, gradient = (x[:, :, None, :, None] for x in (winner, gradient))
@@ -96,7 +96,7 @@ def _to_winners_by_broadcasting(winner: jax.Array, gradient: jax.Array) -> jax.A
 
 
 def _to_winners_by_windows(winner: jax.Array, gradient: jax.Array) -> jax.Array:
-    """The bfloat16 gradient of each window at its winner, in one pass on TPUs.
+    """Puts each window's bfloat16 gradient at its winner, in one pass on TPUs.
 
     Gradient and winner share the 32 bits of an integer, which is repeated over its window as the
     sum of a map with gaps: the one way of repeating that TPUs' compiler fuses with what follows.
@@ -118,7 +118,7 @@ def _to_winners_by_windows(winner: jax.Array, gradient: jax.Array) -> jax.Array:
 
 
 def _to_winners_by_padding(winner: jax.Array, gradient: jax.Array) -> jax.Array:
-    """The gradient of each window at its winner, as a sum of four maps with gaps."""
+    """Puts each window's gradient at its winner, as a sum of four maps with gaps."""
     zero = jnp.zeros((), gradient.dtype)
     spread = zero
     for i, (row, column) in enumerate(_WINDOW):

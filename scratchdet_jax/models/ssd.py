@@ -98,7 +98,7 @@ class SSD(nn.Module):
         return self.head(self.trunk(images, train), train)
 
     def sources(self, images: jax.Array, train: bool) -> tuple[jax.Array, ...]:
-        """Source maps [B, h, w, c] that the head reads, in the compute type, finest first."""
+        """Returns the head's source maps [B, h, w, c], in the compute type, finest first."""
         return tuple(unpack(x) for x in self.trunk(images, train))
 
 
@@ -147,22 +147,22 @@ def build_model(
 
 
 def backbone_name(config: Any) -> str:
-    """Display name of `config.model`'s backbone, such as "Root-ResNet-34" or "VGG-16 x 0.5"."""
+    """Names `config.model`'s backbone for display, such as "Root-ResNet-34" or "VGG-16 x 0.5"."""
     name = _backbone(config).name(config)
     return name if config.width == 1 else f"{name} x {config.width:g}"
 
 
 def feature_sizes(model: SSD, image_size: int | tuple[int, int]) -> tuple[tuple[int, int], ...]:
-    """Heights and widths of the source maps; see `feature_shapes`."""
+    """Returns the heights and widths of the source maps; see `feature_shapes`."""
     return tuple(shape[:2] for shape in feature_shapes(model, image_size))
 
 
 def feature_shapes(
     model: SSD, image_size: int | tuple[int, int]
 ) -> tuple[tuple[int, int, int], ...]:
-    """(height, width, channels) of the source maps of an image: of a square by its side, or (H, W).
+    """Returns (height, width, channels) of the source maps of an image.
 
-    Traces the shapes and computes nothing.
+    `image_size` is a square's side, or (H, W). Traces the shapes and computes nothing.
 
     Raises:
         UserError: the image is too small for the network.
