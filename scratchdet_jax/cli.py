@@ -60,7 +60,7 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
 
 
 def _program() -> str:
-    """How the user called this program: "train.py", or "python -m PACKAGE.MODULE"."""
+    """Returns how the user called this program: "train.py", or "python -m PACKAGE.MODULE"."""
     module = getattr(sys.modules["__main__"], "__spec__", None)
     if module is None:
         return Path(sys.argv[0]).name
@@ -68,7 +68,7 @@ def _program() -> str:
 
 
 def _listed(values: flags.FlagValues) -> str:
-    """The flags and what they are for, one below the other."""
+    """Returns the flags and what they are for, one below the other."""
     lines = values.get_help(include_special_flags=False).splitlines()
     return "\n".join(line for line in lines if line.startswith(" "))  # others name modules
 
@@ -89,12 +89,12 @@ def define_process_flags(values: flags.FlagValues) -> None:
 
 
 def process_settings(values: flags.FlagValues) -> dict[str, Any]:
-    """The values of the flags of `define_process_flags`, for `parallel.processes.start`."""
+    """Returns the values of the flags of `define_process_flags`, for `parallel.processes.start`."""
     return {name: values[name].value for name in PROCESS_FLAGS}
 
 
 def whole_number(least: int) -> Callable[[str], int]:
-    """A type of argparse: a whole number from `least` upwards."""
+    """Returns a type for argparse: a whole number from `least` upwards."""
 
     def parse(text: str) -> int:
         if not text.isdecimal() or int(text) < least:
@@ -169,7 +169,7 @@ def parse_early(argv: Sequence[str], values: flags.FlagValues) -> flags.FlagValu
 
 
 def _take_flag(argv: Sequence[str], name: str) -> tuple[str | None, list[str]]:
-    """The value of `--name` and the command line without it."""
+    """Returns the value of `--name` and the command line without it."""
     value, rest, arguments = None, [], iter(argv)
     for argument in arguments:
         flag, separator, text = argument.partition("=")
@@ -181,13 +181,13 @@ def _take_flag(argv: Sequence[str], name: str) -> tuple[str | None, list[str]]:
 
 
 def _overridden(argv: Sequence[str]) -> list[str]:
-    """Dotted names of the overridden fields."""
+    """Returns the dotted names of the overridden fields."""
     names = (a.lstrip("-").partition("=")[0] for a in argv if a.startswith("-"))
     return [n.removeprefix("config.") for n in names if n.startswith("config.")]
 
 
 def _only_last(argv: Sequence[str], names: Iterable[str]) -> list[str]:
-    """The command line with the last override of each field; ml_collections would join tuples."""
+    """Keeps only the last override of each field in `names`; ml_collections would join tuples."""
     argv = list(argv)
     for name in sorted(names):
         value, rest = _take_flag(argv, f"config.{name}")

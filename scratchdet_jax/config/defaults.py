@@ -24,7 +24,7 @@ COCO_EPOCH_IMAGES = 5 * 118_287  # an epoch of the mmdetection release: train201
 
 
 def anchor_fields(name: str, **changes: Any) -> dict[str, Any]:
-    """The fields of `config.anchors` for one of `anchors.SPECIFICATIONS`, with some replaced."""
+    """Returns `config.anchors` for one of `anchors.SPECIFICATIONS`, with some fields replaced."""
     fields = anchors.SPECIFICATIONS[name]._replace(**changes)._asdict()
     fields.pop("image_size")
     return fields
@@ -53,7 +53,7 @@ def use_caffe(config: ml_collections.ConfigDict) -> None:
 
 
 def use_ssd_schedule(config: ml_collections.ConfigDict) -> None:
-    """SSD's schedule on VOC: batch 32, rate 0.001, drops at 80k and 100k of 120k updates."""
+    """Sets SSD's schedule on VOC: batch 32, rate 0.001, drops at 80k and 100k of 120k updates."""
     config.batch_size = 32
     config.train_images = 120_000 * 32
     config.optimizer.learning_rate = 0.001
@@ -104,7 +104,7 @@ def with_defaults(config: ml_collections.ConfigDict) -> ml_collections.ConfigDic
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """ScratchDet-300 (Root-ResNet-34) as published; recipes override what differs."""
+    """Configures ScratchDet-300 (Root-ResNet-34) as published; recipes override what differs."""
     config = ml_collections.ConfigDict()
     config.name = "scratchdet300"  # name of the recipe; --workdir defaults to runs/<name>
     # A run, WORKDIR or WORKDIR@STEP, or an exported file, whose parameters a new run starts from,

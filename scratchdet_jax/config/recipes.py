@@ -10,7 +10,7 @@ from scratchdet_jax.errors import UserError
 
 
 def load_recipe(path: str) -> ml_collections.ConfigDict:
-    """`get_config()` of a recipe; `RECIPE:ARGUMENT` passes it a string.
+    """Returns `get_config()` of a recipe; `RECIPE:ARGUMENT` passes it a string.
 
     The recipe is a file or a name: voc300 is ./configs/voc300.py or, without one, the installed
     recipe.
@@ -28,7 +28,7 @@ def load_recipe(path: str) -> ml_collections.ConfigDict:
 
 
 def _recipe_file(name: str) -> str:
-    """The file of a recipe: `name` itself, or in ./configs, or in the installed configs."""
+    """Returns the file of a recipe: `name` itself, or in ./configs, or in the installed configs."""
     if Path(name).is_file():
         return name
     relative = Path(name).with_suffix(".py")
@@ -39,7 +39,7 @@ def _recipe_file(name: str) -> str:
 
 
 def _installed_recipes() -> Path:
-    """Where `pip install` puts configs/: data files, because the package never imports them.
+    """Returns where `pip install` puts configs/, as data files: the package never imports them.
 
     An editable installation uses those of the repository.
     """
@@ -50,7 +50,7 @@ def _installed_recipes() -> Path:
 
 
 def known_recipes() -> str:
-    """The recipes that can be named, for messages."""
+    """Lists the recipes that can be named, for messages."""
     for folder, where in ((Path("configs"), "here"), (_installed_recipes(), "installed")):
         files = [p for p in folder.rglob("*.py") if p.stem not in ("__init__", "common")]
         names = sorted(

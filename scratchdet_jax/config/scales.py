@@ -65,12 +65,12 @@ PRESETS = {
 
 
 def preset_of(entries: Sequence[int | str]) -> Preset | None:
-    """The preset that `config.eval.multiscale` names; None if the scales are written out."""
+    """Returns the preset that `config.eval.multiscale` names; None if it writes the scales out."""
     return PRESETS.get(str(entries[0]).strip()) if len(entries) == 1 else None
 
 
 def merge_method(settings: ml_collections.ConfigDict) -> str:
-    """How to merge the scales of `config.eval`, one of MERGE_METHODS: a preset has its own way."""
+    """Returns the one of MERGE_METHODS for the scales of `config.eval`; a preset has its own."""
     preset = preset_of(settings.multiscale)
     return preset.merge if preset else settings.multiscale_merge
 

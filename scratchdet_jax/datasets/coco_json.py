@@ -142,7 +142,7 @@ def join_categories(
 
 
 def integer(value: Any) -> int | None:
-    """The value as an integer if it is one of 64 bits (12.0 counts as 12), else None."""
+    """Returns the value as an integer if it is one of 64 bits (12.0 counts as 12), else None."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or not -_INT64 <= value < _INT64:
@@ -151,12 +151,12 @@ def integer(value: Any) -> int | None:
 
 
 def image_key(value: Any) -> int | str | None:
-    """An image id for scoring: like `integer`, but text is kept, as in other tools' files."""
+    """Returns an image id for scoring: like `integer`, but keeps text, as in other tools' files."""
     return value if isinstance(value, str) and value else integer(value)
 
 
 def numbers(values: Any, count: int) -> tuple[float, ...] | None:
-    """The values as floats if they are `count` finite numbers, else None."""
+    """Returns the values as floats if they are `count` finite numbers, else None."""
     if not isinstance(values, list) or len(values) != count:
         return None
     if not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values):
@@ -169,13 +169,13 @@ def numbers(values: Any, count: int) -> tuple[float, ...] | None:
 
 
 def stated_area(annotation: Mapping[str, Any]) -> float | None:
-    """The area of an annotation in pixels; None if it is missing or unusable."""
+    """Returns the area of an annotation in pixels; None if it is missing or unusable."""
     found = numbers([annotation.get("area")], 1)
     return found[0] if found and 0 <= found[0] < _MAX_AREA else None
 
 
 def crowd_flag(annotation: Mapping[str, Any]) -> bool | None:
-    """The flag iscrowd of an annotation, False if it is missing; None if it is unusable."""
+    """Returns the flag iscrowd of an annotation: False if it is missing, None if it is unusable."""
     flag = annotation.get("iscrowd", 0)
     return bool(flag) if isinstance(flag, (int, float)) and flag in (0, 1) else None
 
@@ -203,7 +203,7 @@ def _category(path: Path, position: int, entry: Any, repaired: list[str]) -> tup
 
 
 def _one_per_line(name: str) -> str:
-    """A name without line breaks, because names are stored one per line; "" if unusable."""
+    """Returns a name without line breaks, as names are stored one per line; "" if unusable."""
     name = " ".join(name.split())
     try:
         name.encode()

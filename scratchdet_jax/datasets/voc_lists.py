@@ -109,7 +109,7 @@ def _read_lists(folder: Path, root: Path) -> tuple[str, dict[str, list[str]]]:
 
 
 def _labelled(lines: Sequence[str], files: Files) -> bool:
-    """Whether each line is an id and a flag. An image may be called "photo 1", too."""
+    """Returns whether each line is an id and a flag. An image may be called "photo 1", too."""
     matches = [match for line in lines if (match := _LABELLED_LINE.fullmatch(line))]
     if not lines or len(matches) < len(lines):
         return False
@@ -118,7 +118,7 @@ def _labelled(lines: Sequence[str], files: Files) -> bool:
 
 
 def _read_as_ids(lines: Sequence[str], files: Files, layout: Layout) -> list[str]:
-    """The ids that the lines mean: without a suffix and without folders above the images.
+    """Reads the lines as ids: without a suffix and without folders above the images.
 
     Leading folders are left out only if they end with the folder of the images, or if all lines
     have the same: otherwise cam3/f1 could be taken for another image f1.
@@ -137,7 +137,7 @@ def _read_as_ids(lines: Sequence[str], files: Files, layout: Layout) -> list[str
 
 
 def _prefix_and_id(line: str, images: Collection[str]) -> tuple[tuple[str, ...], str] | None:
-    """The leading folders of a path and the id that the rest is, or None."""
+    """Returns the leading folders of a path and the id that the rest is, or None."""
     if line in images:
         return (), line
     parts = tuple(part for part in re.split(r"[/\\]", line) if part not in ("", "."))
