@@ -58,7 +58,7 @@ class _Preserved:
         self._checkpoints, self._keep = checkpoints, keep
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        """Whether each checkpoint is kept, by increasing step."""
+        """Returns whether each checkpoint is kept, by increasing step."""
         steps = [info.step for info in checkpoints]
         kept = {*steps[-self._keep :], self._checkpoints.best_of(steps)}
         return [step in kept for step in steps]
@@ -101,7 +101,7 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(self.directory, options=options)
 
     def steps(self) -> list[int]:
-        """The steps that have a checkpoint, in order."""
+        """Returns the steps that have a checkpoint, in order."""
         return sorted(self._manager.all_steps())
 
     @property
@@ -116,12 +116,12 @@ class Checkpoints:
         return self.latest_step if best is None else best
 
     def best_of(self, steps: Sequence[int]) -> int | None:
-        """The one of `steps` with the highest mAP, the later if equal; None if there is no mAP."""
+        """Returns the best of `steps` by mAP, the later if equal; None if there is no mAP."""
         scored = {s: score for s in steps if (score := self.score(s)) is not None}
         return max(scored, key=lambda step: (scored[step], step)) if scored else None
 
     def newest_sound_step(self) -> int | None:
-        """The newest step whose files are intact; None if there is no checkpoint.
+        """Returns the newest step whose files are intact; None if there is no checkpoint.
 
         Newer, damaged ones are moved to `corrupt`, each with a warning on stderr.
 
@@ -194,11 +194,11 @@ class Checkpoints:
                 )
 
     def is_scored(self, step: int) -> bool:
-        """Whether the evaluation of a step is complete, even if its mAP is undefined."""
+        """Returns whether the evaluation of a step is complete, even if its mAP is undefined."""
         return (self.directory / str(step) / SCORE).exists() or self.score(step) is not None
 
     def restore(self, step: int, like: TrainState) -> TrainState:
-        """The state of `step` with the structure, shapes, types and sharding of `like`.
+        """Reads the state of `step`, with the structure, shapes, types and sharding of `like`.
 
         Raises:
             UserError: its arrays differ from those of `like`, or it cannot be read.
@@ -207,7 +207,7 @@ class Checkpoints:
         return self._restore(step, state=ocp.args.StandardRestore(abstract))["state"]
 
     def restore_part(self, step: int, like: Any) -> Any:
-        """A part of the state of `step`, such as `params` and `batch_stats`: that of `like`."""
+        """Reads part of the state of `step`, such as `params` and `batch_stats`: that of `like`."""
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         arguments = ocp.args.PyTreeRestore(
             item=abstract,
@@ -220,11 +220,11 @@ class Checkpoints:
             )
 
     def info(self, step: int) -> RunInfo:
-        """Config and class names with which `step` was trained."""
+        """Returns the config and class names with which `step` was trained."""
         return RunInfo.from_json(self._about(step))
 
     def progress(self, step: int) -> dict[str, Any] | None:
-        """The argument `progress` of `save`."""
+        """Returns the argument `progress` with which `step` was saved."""
         return self._about(step).get("progress")
 
     def versions(self, step: int) -> dict[str, str]:
@@ -232,7 +232,7 @@ class Checkpoints:
         return dict(self._about(step)["versions"])
 
     def find(self, which: str) -> int:
-        """The step given by `which`: "best", "latest" or a number."""
+        """Returns the step given by `which`: "best", "latest" or a number."""
         steps = self.steps()
         if not steps:
             raise UserError(f"there is no checkpoint in {self.directory}: train first")
@@ -279,7 +279,7 @@ class Checkpoints:
         self._open()
 
     def _add_checksums(self) -> None:
-        """Called in Orbax's thread when all files are written, before the final rename."""
+        """Adds checksums in Orbax's thread, when all files are written, before the final rename."""
         if is_first():
             for directory in self.directory.glob(f"{self._writing}.orbax-checkpoint-tmp*"):
                 write_checksums(directory)
@@ -306,7 +306,7 @@ class Checkpoints:
             self._open()
 
     def score(self, step: int) -> float | None:
-        """The mAP of a step; None if it was not evaluated or has no defined mAP."""
+        """Returns the mAP of a step; None if it was not evaluated or has no defined mAP."""
         if step not in self._scores:
             try:
                 text = (self.directory / str(step) / SCORE).read_text()
@@ -339,7 +339,7 @@ class Checkpoints:
 
 
 def _reason(error: Exception) -> str:
-    """Why a checkpoint could not be written; of a full disk, without the names of its files."""
+    """Says why a checkpoint could not be written; leaves file names out if the disk is full."""
     text = str(error)
     full = next((reason for reason in FULL_DISK if reason in text), None)
     return full.lower() if full else one_line(error)
@@ -397,7 +397,7 @@ def versions() -> dict[str, str]:
 
 
 def _tuples(value: Any) -> Any:
-    """Lists from JSON as tuples: JSON has no tuples, and configs have no lists."""
+    """Turns lists from JSON into tuples: JSON has no tuples, and configs have no lists."""
     if isinstance(value, dict):
         return {key: _tuples(item) for key, item in value.items()}
     return tuple(_tuples(item) for item in value) if isinstance(value, list) else value

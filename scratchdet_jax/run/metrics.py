@@ -149,7 +149,7 @@ class MetricLogger:
             say(f"warning: the pictures of step {step} failed ({one_line(error)})", error=True)
 
     def progress(self) -> dict[str, Any]:
-        """What a checkpoint keeps so that a resumed run logs the same as an uninterrupted one.
+        """Returns what a checkpoint keeps so that a resumed run logs like an uninterrupted one.
 
         Also waits until all lines written so far are on the disk.
         """
@@ -223,7 +223,7 @@ class MetricLogger:
 
 
 def _peak_memory() -> dict[str, float]:
-    """The largest memory so far, in bytes: of this process, and of the fullest local device."""
+    """Returns the peak memory so far, in bytes, of this process and of the fullest local device."""
     unit = 1 if sys.platform == "darwin" else 1024
     peaks = {"host_memory": float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)}
     stats = [device.memory_stats() or {} for device in jax.local_devices()]

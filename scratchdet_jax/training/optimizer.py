@@ -125,13 +125,13 @@ class Improvement(NamedTuple):
     since: int = 0
 
     def after(self, score: float | None) -> "Improvement":
-        """What is known after another evaluation; an equal mAP is no improvement."""
+        """Returns what is known after another evaluation; an equal mAP is no improvement."""
         if score is not None and (self.best is None or score > self.best):
             return Improvement(score)
         return Improvement(self.best, self.since + 1)
 
     def ends(self, stop_after: int) -> bool:
-        """Whether a run ends that stops after `stop_after` evaluations without improvement."""
+        """Returns whether a run ends: after `stop_after` evaluations without improvement."""
         return 0 < stop_after <= self.since
 
     @classmethod
