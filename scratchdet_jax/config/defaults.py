@@ -267,7 +267,8 @@ def get_config() -> ml_collections.ConfigDict:
     # Images of the split whose detections and ground truth TensorBoard shows after each evaluation
     # while training, the first ones of data.eval.
     config.eval.log_pictures = 0
-    config.eval.batch_size = 64  # images per batch, over all devices and processes
+    # Images per batch, over all devices and processes; rounded up to a multiple of the devices.
+    config.eval.batch_size = 64
     # The mAP that is reported and that selects the best checkpoint: voc_11point | voc_area | coco.
     # none: only write detections, e.g. for test images whose boxes are not published.
     config.eval.metric = "voc_11point"

@@ -98,8 +98,6 @@ def validate(config: ml_collections.ConfigDict, device_count: int) -> None:
     whole = f"a multiple of {part}, the devices ({device_count}) times config.accumulate_steps"
     require(config.batch_size % part == 0, "batch_size", whole)
     check_norm_span(config.model.norm_span, config.batch_size // part, device_count)
-    whole = f"a multiple of {device_count}, the devices"
-    require(config.eval.batch_size % device_count == 0, "eval.batch_size", whole)
     _check_multiscale(config)
     # Augmentation, model and anchors check their own fields when they are built.
     augment_options(config)

@@ -132,20 +132,21 @@ def train_loader(
 
 
 def eval_loader(
-    config: ml_collections.ConfigDict,
+    settings: ml_collections.ConfigDict,
     source: DetectionSource,
+    batch_size: int,
     *,
     process_index: int = 0,
     process_count: int = 1,
 ) -> Generator[Batch, None, None]:
     """Yields every example of `source` once, in order, in the batches [b, …] of read_batches.
 
+    `settings` is `config.data`; `batch_size` is over all processes, a multiple of their number.
     The number of batches is the same for every process. The last ones are padded with black images
     of id −1, the size of the canvas and without boxes.
     """
-    size = config.eval.batch_size
-    order = evaluation_order(len(source), size, process_index, process_count)
-    return read_batches(source, order, (size // process_count,), config.data)
+    order = evaluation_order(len(source), batch_size, process_index, process_count)
+    return read_batches(source, order, (batch_size // process_count,), settings)
 
 
 def read_batches(

@@ -149,10 +149,12 @@ class Evaluator:
         self, variables: Any
     ) -> Iterator[tuple[dict[str, np.ndarray], Detections[np.ndarray]]]:
         """Yields host batches with their detections; the next batch runs meanwhile."""
-        settings = self._detector.config
+        config = self._detector.config
+        batch_size = self._mapping.whole_batch(config.eval.batch_size)
         loader = eval_loader(
-            settings,
+            config.data,
             self._source,
+            batch_size,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
@@ -161,7 +163,7 @@ class Evaluator:
             sent = {key: batch[key][None] for key in ("image", "size")}
             return batch, self._mapping.put_batch(sent)
 
-        total = -(-len(self._source) // settings.eval.batch_size)
+        total = -(-len(self._source) // batch_size)
         pending = None
         for host, device in track(to_device(loader, put), total, "evaluating", "batch"):
             running = (host, [step(variables, device) for step in self._steps])

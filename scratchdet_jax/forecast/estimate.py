@@ -123,10 +123,8 @@ def forecast(
     config = config.copy_and_resolve_references()
     kind = config.parallel if mode == "train" else "shard_map"
     start = time.perf_counter()
-    compiled = [
-        _compile(program, chip)
-        for program in _programs(mode, config, classes, DeviceMapping(kind, devices))
-    ]
+    mapping = DeviceMapping(kind, devices)
+    compiled = [_compile(program, chip) for program in _programs(mode, config, classes, mapping)]
     compile_seconds = time.perf_counter() - start
     available = chip.memory if chip.clock else GPU_SHARE * chip.memory
     memory = _memory(compiled, available)
@@ -136,7 +134,9 @@ def forecast(
     parts = _parts(_flop_by_place(mode, config, classes, devices), found, chip, config)
     flop = sum(part.flop for part in parts)
     moved = sum(part.bytes for part in parts)
-    batch = config.batch_size if mode == "train" else config.eval.batch_size
+    batch = config.batch_size
+    if mode == "eval":
+        batch = mapping.whole_batch(config.eval.batch_size)
     made = Forecast(
         title=f"{config.name}, {mode}: {plural(batch, 'image')} on {len(devices)} x "
         f"{devices[0].device_kind}, {kind}, {config.model.dtype}",

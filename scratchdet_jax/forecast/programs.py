@@ -69,7 +69,8 @@ def evaluation_programs(
     Takes the arguments of `training_program`.
     """
     detector, _, state = _setting(config, classes, mapping)
-    batch = mapping.batch_shapes(_images(config, (1, config.eval.batch_size)))
+    images = mapping.whole_batch(config.eval.batch_size)
+    batch = mapping.batch_shapes(_images(config, (1, images)))
     return [Program(step, (state.variables, batch)) for step in map_eval_steps(detector, mapping)]
 
 

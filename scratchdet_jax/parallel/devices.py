@@ -55,6 +55,10 @@ class DeviceMapping:
         """Returns what the devices are: "cpu", "gpu" or "tpu"."""
         return self.mesh.devices.flat[0].platform
 
+    def whole_batch(self, images: int) -> int:
+        """Returns the least batch of at least `images` that divides among the devices."""
+        return -(-images // self.mesh.size) * self.mesh.size
+
     def map_train_step(self, step: Callable[..., Any]) -> Callable[..., Any]:
         """Maps `(state, batch) → (state, metrics)`; the state's buffers are donated."""
         if self.kind == "pmap":

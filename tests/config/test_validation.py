@@ -23,7 +23,7 @@ def test_recipes_are_valid_and_named_as_their_file(name):
     [
         ("parallel", "both", r"config\.parallel is 'both'.*shard_map, pmap"),
         ("batch_size", 12, r"batch_size is 12; it must be a multiple of 8, the devices \(8\)"),
-        ("eval.batch_size", 9, r"eval\.batch_size is 9"),
+        ("eval.batch_size", 0, r"eval\.batch_size is 0"),
         ("optimizer.drop_at", (0.5, 40_000.0), r"optimizer\.drop_at"),
         ("optimizer.learning_rate", -1.0, r"optimizer\.learning_rate is -1\.0"),
         ("loss.match_iou", 50.0, r"loss\.match_iou is 50\.0; it must be between 0 and 1"),

@@ -2,24 +2,24 @@
 
 import ml_collections
 
-from scratchdet_jax.data.loading import TrainingOrder, evaluation_order, read_batches
+from scratchdet_jax.data.loading import TrainingOrder, eval_loader, read_batches
 
 PROCESS = ("process_index", "process_count")
 
 
-def train_batches(source, *, batch_size, seed, start_step=0, factors=None, **options):
+def train_batches(
+    source, *, batch_size, seed, start_step=0, factors=None, substituted=None, **options
+):
     process = {name: options.pop(name) for name in PROCESS if name in options}
     order = TrainingOrder(len(source), seed, batch_size, start_step, factors=factors, **process)
-    return batches(source, order, order.rows, **options)
+    return read_batches(source, order, (order.rows,), settings(**options), substituted)
 
 
 def eval_batches(source, *, batch_size, **options):
     process = {name: options.pop(name) for name in PROCESS if name in options}
-    rows = batch_size // process.get("process_count", 1)
-    return batches(source, evaluation_order(len(source), batch_size, **process), rows, **options)
+    return eval_loader(settings(**options), source, batch_size, **process)
 
 
-def batches(source, order, rows, *, canvas, max_boxes, threads=0, substituted=None):
-    settings = {"canvas": canvas, "max_boxes": max_boxes, "threads": threads}
-    data = ml_collections.ConfigDict(settings)
-    return read_batches(source, order, (rows,), data, substituted)
+def settings(*, canvas, max_boxes, threads=0):
+    """The fields of `config.data` that the loader reads."""
+    return ml_collections.ConfigDict({"canvas": canvas, "max_boxes": max_boxes, "threads": threads})

@@ -452,6 +452,25 @@ def test_evaluating_one_scale_equals_plain_evaluation(small):
     assert sum(len(d.labels) for d in several.detections.values()) > 20
 
 
+def test_any_number_of_devices_takes_any_batch(small):
+    config, detector, variables, _ = small
+    source = open_split(config.data, "eval")
+
+    def evaluate(devices, batch_size):
+        with config.unlocked():
+            config.eval.multiscale, config.eval.batch_size = (), batch_size
+        validate(config, devices)
+        mapping = DeviceMapping("shard_map", jax.devices()[:devices])
+        return Evaluator(detector, mapping, source).evaluate(mapping.replicate(variables))
+
+    one, three = evaluate(1, 8), evaluate(3, 5)  # batches of 6
+    assert three.results == one.results
+    assert three.detections.keys() == one.detections.keys()
+    for image_id, expected in one.detections.items():
+        np.testing.assert_array_equal(three.detections[image_id].labels, expected.labels)
+        np.testing.assert_allclose(three.detections[image_id].scores, expected.scores, rtol=1e-5)
+
+
 def by_hand(detector, variables, images, scale):
     """The detections of each image, resized by OpenCV, as the network saw its input."""
     config, shape = detector.config, (scale.height, scale.width)
