@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from scratchdet_jax.errors import UserError
+from scratchdet_jax.paths import user_path
 
 _HEAD = 400  # bytes in which a mark must be
 
@@ -79,7 +80,7 @@ def write_json(path: str | Path, record: Any, flag: str) -> None:
     Raises:
         UserError: the file cannot be written.
     """
-    path = Path(path)
+    path = user_path(path)
     with writing(f"{flag} {path}"):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

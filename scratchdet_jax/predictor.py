@@ -26,6 +26,7 @@ from scratchdet_jax.evaluation.detections import (
 from scratchdet_jax.evaluation.drawing import draw_detections
 from scratchdet_jax.evaluation.multiscale import make_scale_step
 from scratchdet_jax.ops import nms
+from scratchdet_jax.paths import user_path
 from scratchdet_jax.progress import map_ahead
 from scratchdet_jax.run.exported import ExportedRun
 from scratchdet_jax.run.open import SavedRun, load_detector, open_trained, split_run
@@ -356,9 +357,10 @@ def _read(image: Image, canvas: tuple[int, int]) -> tuple[np.ndarray, tuple[int,
     name = _name(image)
     try:
         if not isinstance(image, EncodedImage):
-            if not Path(name).is_file():
+            path = user_path(name)
+            if not path.is_file():
                 raise UserError(f"there is no image {name}")
-            content = Path(name).read_bytes()
+            content = path.read_bytes()
             image = EncodedImage(name, content, read_header(content).orientation)
         return decode_to_canvas(image.content, canvas, image.orientation)
     except OSError as error:

@@ -33,6 +33,7 @@ CORE = (
     "progress",
     "files",
     "stopping",
+    "paths",
     "errors",
     "version",
 )

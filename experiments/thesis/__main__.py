@@ -35,6 +35,7 @@ from scratchdet_jax.config import defaults
 from scratchdet_jax.config.defaults import WITHOUT_EFFECT, flatten, number_of_steps
 from scratchdet_jax.errors import UserError, writable_folder
 from scratchdet_jax.files import write_text_atomically
+from scratchdet_jax.paths import user_path
 from scratchdet_jax.training.loop import train_and_evaluate
 
 _RECORD = "run.json"  # in the folder of a run: its config
@@ -151,7 +152,7 @@ def main(argv: Sequence[str]) -> None:
         if options.photos
         else plan.shapes_study(options.data_dir)
     )
-    output = writable_folder(Path(options.output), "--output")
+    output = writable_folder(user_path(options.output), "--output")
     images = options.images or study.images
     stopping.resumable(terminable=True)
     if options.choose:

@@ -19,6 +19,7 @@ from experiments.thesis.plan import NORMS, WALKED, run_folder
 from scratchdet_jax import cli
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.files import write_json
+from scratchdet_jax.paths import user_path
 from scratchdet_jax.reports.curves import save
 from scratchdet_jax.run.checkpoints import Checkpoints
 from scratchdet_jax.run.open import open_run
@@ -125,7 +126,7 @@ def parser(program: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=program, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--output", required=True, type=Path, help="folder of the experiment")
+    parser.add_argument("--output", required=True, type=user_path, help="folder of the experiment")
     parser.add_argument("--seed", type=int, default=0, help="of the runs (default 0)")
     parser.add_argument("--data_dir", help="folder of the prepared data sets (default: as trained)")
     return parser

@@ -2,7 +2,6 @@
 
 import bisect
 import itertools
-import os
 import re
 import threading
 import warnings
@@ -14,6 +13,7 @@ import numpy as np
 from scratchdet_jax.data.first_use import provider
 from scratchdet_jax.data.tfds_dataset import NoDataSetError, PreparedSplit, open_prepared
 from scratchdet_jax.errors import UserError, plural
+from scratchdet_jax.paths import user_path
 
 
 class Example(TypedDict):
@@ -77,7 +77,7 @@ class DetectionSource:
                 that helps), damaged or unreadable, a split is unknown or empty, the features are
                 not those of detection, or the classes of joined data sets differ.
         """
-        self.spec, self.data_dir = spec, str(data_dir)
+        self.spec, self.data_dir = spec, str(user_path(data_dir))
         self._parts = [open_part(part, self.data_dir) for part in parse_spec(spec)]
         first = self._parts[0]
         self.class_names = first.class_names
@@ -249,7 +249,7 @@ def open_part(part: SpecPart, data_dir: str) -> PreparedSplit:
     Raises:
         UserError: see `DetectionSource`.
     """
-    data_dir = os.path.expanduser(part.directory) if part.directory else data_dir
+    data_dir = str(user_path(part.directory or data_dir))
     try:
         opened = open_prepared(part.name, part.split, data_dir)
     except NoDataSetError as error:

@@ -10,6 +10,7 @@ from scratchdet_jax.data.first_use import provider
 from scratchdet_jax.data.records import DetectionSource, parse_spec
 from scratchdet_jax.data.tfds_dataset import NoDataSetError, NoSplitError
 from scratchdet_jax.errors import UserError, plural
+from scratchdet_jax.paths import user_path
 
 NO_EVALUATION = (
     "no evaluation: config.data.eval= is empty; for mAP while training, name a split there "
@@ -107,7 +108,7 @@ def check_batch_size(
 
 def dataset_name(folder: str | Path) -> str:
     """Returns the default name of a folder's data set: VOCdevkit/VOC2007 → voc2007."""
-    name = re.sub(r"[^\w.+-]+", "_", Path(folder).resolve().name.lower()).strip("._+-")
+    name = re.sub(r"[^\w.+-]+", "_", user_path(folder).resolve().name.lower()).strip("._+-")
     return name or "folder"
 
 
@@ -134,8 +135,8 @@ def check_slots(settings: ml_collections.ConfigDict, field: str, data: Detection
 def _prepared_folder(settings: ml_collections.ConfigDict) -> str:
     """Names the data set made of `config.data.folder`; prepares it if necessary."""
     name = dataset_name(settings.folder)
-    prepared = Path(settings.dir) / "voc_folder" / name
-    if Path(settings.folder).is_dir() or not prepared.is_dir():
+    prepared = user_path(settings.dir) / "voc_folder" / name
+    if user_path(settings.folder).is_dir() or not prepared.is_dir():
         provider().prepare_folder(settings, name)
     return name
 

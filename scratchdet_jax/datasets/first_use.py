@@ -1,10 +1,8 @@
 """Data sets at first use: what the core asks for when one is missing (data/first_use.py)."""
 
-import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import ml_collections
@@ -14,6 +12,7 @@ from scratchdet_jax.data.tfds_dataset import FOR_TFDS, inventory, is_prepared, t
 from scratchdet_jax.datasets.folders import VocFolder, prepare_voc_folder, stored_choices
 from scratchdet_jax.datasets.shapes import prepare_shapes
 from scratchdet_jax.errors import UserError
+from scratchdet_jax.paths import user_path
 
 _SPLIT_NAME = r"(?<![\w\[:%])[a-zA-Z]\w*"  # not the unit in [:50%]
 _ARGUMENTS = {
@@ -115,7 +114,7 @@ def prepare_folder(settings: ml_collections.ConfigDict, name: str) -> None:
     The choices of an earlier preparation are kept.
     """
     choices = stored_choices(settings.dir, VocFolder, name)
-    prepare_voc_folder(Path(settings.folder), Path(settings.dir), name, choices=choices)
+    prepare_voc_folder(settings.folder, settings.dir, name, choices=choices)
 
 
 def how_to_provide(name: str, data_dir: str) -> str:
@@ -148,7 +147,7 @@ def substitute_error(
     for field in fields:
         specs = []
         for part in parse_spec(settings[field]) if ":" in settings[field] else []:
-            folder = os.path.expanduser(part.directory) or str(settings.dir)
+            folder = str(user_path(part.directory or settings.dir))
             name, split, published = part.name, part.split, official(part.name)
             if published and not is_prepared(name, folder):
                 missing[name, folder] = published

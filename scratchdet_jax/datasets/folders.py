@@ -19,6 +19,7 @@ from scratchdet_jax.datasets.report import PrepareReport, statistics
 from scratchdet_jax.datasets.untrusted import as_user_errors, printable
 from scratchdet_jax.datasets.writing import replace_dataset, restore, write_dataset
 from scratchdet_jax.errors import UserError, one_line, plural, writable_folder
+from scratchdet_jax.paths import user_path
 from scratchdet_jax.progress import Progress
 
 Examples = Iterator[tuple[str | int, dict[str, Any]]]  # keys and features
@@ -164,7 +165,7 @@ def prepare_dataset(
     with as_user_errors(source):
         given = read()
     given = given._replace(fingerprint=choices.sign(given.fingerprint))
-    data_dir = Path(data_dir)
+    data_dir = user_path(data_dir)
     directory = data_dir / builder.name / name / str(builder.VERSION)
     restore(directory)
     if directory.exists() and not force:
@@ -217,7 +218,7 @@ def check_name(name: str) -> None:
 def stored_choices(data_dir: str | Path, builder: type[FolderBuilder], name: str) -> Choices:
     """Returns the choices of an existing data set; none if it does not exist."""
     try:
-        directory = Path(data_dir) / builder.name / name / str(builder.VERSION)
+        directory = user_path(data_dir) / builder.name / name / str(builder.VERSION)
         return Choices.from_record(_read_report(directory).choices)
     except ValueError:
         return Choices()
@@ -342,7 +343,7 @@ def prepare_voc_folder(
 
     def read() -> FolderInput:
         read_as = choices.names_before_renaming(class_names)
-        listing = voc_scan.list_folder(Path(folder), splits, images, annotations)
+        listing = voc_scan.list_folder(user_path(folder), splits, images, annotations)
         return FolderInput(
             str(listing.layout.folder),
             voc_scan.fingerprint(listing, class_names, splits),
@@ -413,7 +414,9 @@ def prepare_yolo_folder(
     """
 
     def read() -> FolderInput:
-        listing = yolo_scan.list_yolo(Path(data), None if folder is None else Path(folder))
+        listing = yolo_scan.list_yolo(
+            user_path(data), None if folder is None else user_path(folder)
+        )
         check_names(choices, listing.class_names, str(data))
         return FolderInput(
             str(data), yolo_scan.fingerprint(listing), lambda: yolo_scan.scan(listing)

@@ -18,6 +18,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from scratchdet_jax.datasets.writing import write_dataset
+from scratchdet_jax.paths import user_path
 from scratchdet_jax.progress import track
 
 CLASS_NAMES = ("circle", "square", "triangle", "star", "ring", "cross")
@@ -86,7 +87,7 @@ class Shapes(tfds.core.GeneratorBasedBuilder):
 
 def prepare_shapes(data_dir: str | Path) -> None:
     """Creates the data set in `data_dir`/shapes unless it exists (takes some seconds)."""
-    builder = Shapes(data_dir=str(data_dir))
+    builder = Shapes(data_dir=str(user_path(data_dir)))
     if builder.data_path.exists():
         return
     print(f"creating the shapes data set in {builder.data_path}", flush=True)

@@ -12,6 +12,7 @@ import numpy as np
 
 from scratchdet_jax.evaluation.detections import ImageGroundTruth
 from scratchdet_jax.files import write_atomically, writing
+from scratchdet_jax.paths import user_path
 
 # Legible text would cover too much of a smaller image.
 SMALLEST_SIDE = 384
@@ -119,7 +120,7 @@ def save_png(path: str | Path, image: np.ndarray, software: str = "") -> None:
     Raises:
         UserError: the file cannot be written.
     """
-    path = Path(path)
+    path = user_path(path)
     encoded = cv2.imencode(".png", np.ascontiguousarray(image[..., ::-1]))[1].tobytes()
     text = b"tEXtSoftware\0" + software.encode("latin-1")
     chunk = struct.pack(">I", len(text) - 4) + text + struct.pack(">I", zlib.crc32(text))

@@ -14,6 +14,7 @@ from urllib.parse import quote, unquote
 from scratchdet_jax.data import coco_classes
 from scratchdet_jax.data.records import parse_spec
 from scratchdet_jax.evaluation.detections import ImageDetections, flatten_detections
+from scratchdet_jax.paths import user_path
 
 # Splits whose name in detection files is not that of the data set.
 DEVKIT_SPLITS = {"validation": "val", "train+validation": "trainval"}
@@ -58,7 +59,7 @@ def voc_file(directory: str | Path, split: str, class_name: str) -> Path:
     if len(name.encode()) > room:
         digest = hashlib.sha256(class_name.encode("utf-8", "surrogatepass")).hexdigest()[:24]
         name = name.encode()[: max(room - 25, 0)].decode(errors="ignore") + f"%{digest}"
-    return Path(directory) / f"{prefix}{name}.txt"
+    return user_path(directory) / f"{prefix}{name}.txt"
 
 
 def write_voc(
@@ -83,7 +84,7 @@ def write_voc(
     for image_id, found in detections.items():
         for name, more in voc_lines(image_id, found, class_names).items():
             lines[name] += more
-    Path(directory).mkdir(parents=True, exist_ok=True)
+    user_path(directory).mkdir(parents=True, exist_ok=True)
     for name in class_names:
         with voc_file(directory, split, name).open("w", encoding="utf-8") as file:
             file.writelines(line + "\n" for line in lines[name])
@@ -136,7 +137,7 @@ def write_coco(
         for image_id, found in zip(ids, detections.values(), strict=True)
         for entry in coco_entries(image_id, found, category_ids)
     ]
-    path = Path(path)
+    path = user_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(results), encoding="utf-8")
 

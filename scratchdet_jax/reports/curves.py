@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.typing import ColorType
 
 from scratchdet_jax.errors import UserError
+from scratchdet_jax.paths import user_path
 
 # Curves with at least twice as many points are drawn as a running mean with a min–max band.
 _POINTS_PER_CURVE = 80
@@ -70,7 +71,7 @@ def read_run(workdir: str | Path, name: str) -> RunRecords:
     Raises:
         UserError: the file is missing, has no records, or is garbled.
     """
-    path = Path(workdir) / "metrics.jsonl"
+    path = user_path(workdir) / "metrics.jsonl"
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError as error:
@@ -105,7 +106,7 @@ def run_names(workdirs: Sequence[str | Path]) -> list[str]:
     Raises:
         UserError: a folder is given twice.
     """
-    paths = [Path(workdir).resolve() for workdir in workdirs]
+    paths = [user_path(workdir).resolve() for workdir in workdirs]
     for path in paths:
         if paths.count(path) > 1:
             raise UserError(f"run {path} is given twice")
@@ -237,8 +238,9 @@ def save(figure: Figure, output: str | Path) -> None:
         UserError: the picture cannot be written.
     """
     try:
-        Path(output).parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(output, dpi=110)
+        path = user_path(output)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=110)
     except (OSError, ValueError) as error:
         raise UserError(f"--output {output} cannot be written: {error}") from error
 

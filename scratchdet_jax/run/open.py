@@ -8,6 +8,7 @@ import ml_collections
 
 from scratchdet_jax.detector import Detector, build_detector
 from scratchdet_jax.errors import UserError
+from scratchdet_jax.paths import user_path
 from scratchdet_jax.run.checkpoints import Checkpoints, RunInfo
 from scratchdet_jax.run.exported import ExportedRun, read_export
 
@@ -31,9 +32,9 @@ class SavedRun(NamedTuple):
 def split_run(text: str) -> tuple[Path, str]:
     """Splits WORKDIR[@CHECKPOINT] into its parts; the checkpoint is "best" by default."""
     workdir, separator, step = text.rpartition("@")
-    if not separator or Path(text).exists():
-        return Path(text), "best"
-    return Path(workdir), step
+    if not separator or user_path(text).exists():
+        return user_path(text), "best"
+    return user_path(workdir), step
 
 
 def open_trained(path: Path, checkpoint: str = "best") -> SavedRun | ExportedRun:

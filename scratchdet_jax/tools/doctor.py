@@ -12,7 +12,6 @@ import json
 import time
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 
 import ml_collections
 from absl import flags
@@ -21,6 +20,7 @@ from scratchdet_jax import cli
 from scratchdet_jax.config import defaults
 from scratchdet_jax.config.validation import validate
 from scratchdet_jax.errors import UserError
+from scratchdet_jax.paths import user_path
 from scratchdet_jax.reports.doctor.anchors import better_sizes, recipe_text
 from scratchdet_jax.reports.doctor.report import MARK, DataSetReport
 from scratchdet_jax.reports.doctor.study import DataSetStudy
@@ -82,12 +82,12 @@ def parser(program: str) -> argparse.ArgumentParser:
     )
     add("--data_dir", help="directory of the prepared data sets (default: the recipe's)")
     add("--config", metavar="FILE", help="recipe (default: configs/voc300.py)")
-    add("--html", type=Path, metavar="FILE", help="write the report as a page with pictures")
-    add("--json", type=Path, metavar="FILE", help="write the numbers as JSON")
+    add("--html", type=user_path, metavar="FILE", help="write the report as a page with pictures")
+    add("--json", type=user_path, metavar="FILE", help="write the numbers as JSON")
     add("--overwrite", action="store_true", help="replace files that this command did not write")
     add(
         "--write_anchors",
-        type=Path,
+        type=user_path,
         metavar="FILE.py",
         help="write a recipe with the anchor sizes that are advised, if others would clearly help",
     )

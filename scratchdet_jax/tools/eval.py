@@ -14,12 +14,12 @@ are.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from absl import flags
 
 from scratchdet_jax import cli
 from scratchdet_jax.errors import UserError
+from scratchdet_jax.paths import user_path
 
 
 def define_flags() -> flags.FlagValues:
@@ -46,9 +46,9 @@ def main(argv: Sequence[str]) -> None:
     from scratchdet_jax.reports.results import evaluate_run
     from scratchdet_jax.run.open import open_run
 
-    run = open_run(Path(values.workdir), values.checkpoint)
+    run = open_run(user_path(values.workdir), values.checkpoint)
     config = cli.parse_config(argv, define_flags(), run.info.config)
-    output = Path(values.output) if values.output else None
+    output = user_path(values.output) if values.output else None
     evaluate_run(run, config, output, values.overwrite)
 
 

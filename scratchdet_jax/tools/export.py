@@ -31,6 +31,7 @@ from scratchdet_jax.evaluation.multiscale import make_scale_step
 from scratchdet_jax.files import check_replaceable, mark_of, write_atomically, writing
 from scratchdet_jax.interop import onnx_file
 from scratchdet_jax.ops.nms import Detections
+from scratchdet_jax.paths import user_path
 from scratchdet_jax.run.checkpoints import BEST_METRIC, IMPORTED, Checkpoints
 from scratchdet_jax.run.exported import (
     FORMAT,
@@ -48,7 +49,7 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 def main(argv: Sequence[str]) -> None:
     """Parses the command line and exports."""
     options = parser(argv[0]).parse_args(argv[1:])
-    run, output = open_run(Path(options.workdir), options.checkpoint), Path(options.output)
+    run, output = open_run(options.workdir, options.checkpoint), options.output
     as_onnx = options.format == "onnx"
     if as_onnx:
         onnx_file.check_installed()
@@ -212,8 +213,10 @@ def parser(program: str) -> argparse.ArgumentParser:
     """Returns the options of the command line."""
     parser = argparse.ArgumentParser(prog=program, description=(__doc__ or "").splitlines()[0])
     add = parser.add_argument
-    add("--workdir", required=True, help="folder of the run, as for train.py")
-    add("--output", required=True, help="the file to write, such as model.jaxexport")
+    add("--workdir", required=True, type=user_path, help="folder of the run, as for train.py")
+    add(
+        "--output", required=True, type=user_path, help="the file to write, such as model.jaxexport"
+    )
     add("--overwrite", action="store_true", help="replace the file, whoever wrote it")
     add("--checkpoint", default="best", help="best, latest or a step")
     add(

@@ -13,7 +13,6 @@ of the chip and from its memory. docs/speed.md says how to read them.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from absl import flags
@@ -22,6 +21,7 @@ from scratchdet_jax import cli
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.files import write_json, writing
 from scratchdet_jax.forecast import chips
+from scratchdet_jax.paths import user_path
 from scratchdet_jax.reports.page.tables import text_table
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def main(argv: Sequence[str]) -> None:
         write_json(values.json, made.record(), "--json")
     if values.hlo:
         with writing(f"--hlo {values.hlo}"):
-            Path(values.hlo).write_text(text, encoding="utf-8")
+            user_path(values.hlo).write_text(text, encoding="utf-8")
 
 
 def to_text(made: "Forecast") -> str:

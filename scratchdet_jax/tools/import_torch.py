@@ -27,6 +27,7 @@ from scratchdet_jax.detector import build_detector
 from scratchdet_jax.errors import UserError, writable_folder
 from scratchdet_jax.interop.torch_files import read_arrays
 from scratchdet_jax.interop.torch_weights import Imported, check_version, convert, number_of_classes
+from scratchdet_jax.paths import user_path
 from scratchdet_jax.run.checkpoints import IMPORTED, Checkpoints, RunInfo
 from scratchdet_jax.run.state import create_state
 
@@ -48,9 +49,9 @@ def main(argv: Sequence[str]) -> None:
     checkpoint, workdir = values.checkpoint, values.workdir
     if not checkpoint or not workdir:
         raise UserError("name the PyTorch file and the new run: --checkpoint=F.pth --workdir=DIR")
-    read = read_arrays(Path(checkpoint))
+    read = read_arrays(user_path(checkpoint))
     check_version(read.arrays, read.mmdetection)
-    imported = import_run(read.arrays, config, Path(workdir))
+    imported = import_run(read.arrays, config, user_path(workdir))
     print(to_text(imported))
     if imported.initial:
         print(f"start a run from it: python train.py --config=… --config.init_from={workdir}")

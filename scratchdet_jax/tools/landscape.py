@@ -11,7 +11,6 @@ x − ηg it measures the loss, the change of the gradient, and the effective β
 
 import argparse
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -24,6 +23,7 @@ from scratchdet_jax.data.sources import open_split
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.evaluation.saved_run import check_classes
 from scratchdet_jax.files import write_json
+from scratchdet_jax.paths import user_path
 from scratchdet_jax.reports.page.tables import text_table
 from scratchdet_jax.run.open import SavedRun, load_detector, open_run
 from scratchdet_jax.run.replay import batch_of_step
@@ -190,7 +190,7 @@ def main(argv: Sequence[str]) -> None:
         raise UserError("--step_sizes and --batches must be above 0")
     summaries = []
     for workdir in options.runs:
-        run = open_run(Path(workdir), options.checkpoint)
+        run = open_run(user_path(workdir), options.checkpoint)
         walks = measure_run(run, options.step_sizes, options.batches, options.data_dir)
         summaries.append(summarize(run, walks, options.step_sizes))
         print(text(summaries[-1]), flush=True)

@@ -10,7 +10,6 @@ their images as coco_folder/NAME, and `yolo` a data.yaml with its text labels as
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from scratchdet_jax import cli
@@ -24,6 +23,7 @@ from scratchdet_jax.datasets.folders import (
 )
 from scratchdet_jax.datasets.report import PrepareReport
 from scratchdet_jax.datasets.shapes import prepare_shapes
+from scratchdet_jax.paths import user_path
 
 _COCO_EXAMPLE = """example:
   %(prog)s --name=coco2017 \\
@@ -188,7 +188,7 @@ def _coco_split(text: str) -> CocoSplit:
         raise argparse.ArgumentTypeError(
             f"{text!r} is not NAME:FILE.json:FOLDER, such as train:instances_train.json:train2017"
         )
-    return CocoSplit(name, Path(annotations), Path(images))
+    return CocoSplit(name, user_path(annotations), user_path(images))
 
 
 def _common(options: argparse.Namespace) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from scratchdet_jax.detector import Detector, build_detector
 from scratchdet_jax.errors import UserError, plural
 from scratchdet_jax.ops.losses import multibox_sums
 from scratchdet_jax.parallel.devices import AXIS, DeviceMapping
+from scratchdet_jax.paths import user_path
 from scratchdet_jax.run.checkpoints import RunInfo
 from scratchdet_jax.run.replay import FOLDER
 from scratchdet_jax.run.state import TrainState
@@ -186,7 +187,7 @@ def _group(name: str, tree: Any) -> list[str]:
 def parser(program: str) -> argparse.ArgumentParser:
     """Returns the options of the command line."""
     parser = argparse.ArgumentParser(prog=program, description=__doc__.splitlines()[0])
-    parser.add_argument("--workdir", type=Path, required=True, help="the run that diverged")
+    parser.add_argument("--workdir", type=user_path, required=True, help="the run that diverged")
     parser.add_argument("--step", type=int, help="the saved step (default: the last one)")
     return parser
 

@@ -10,10 +10,10 @@ import argparse
 import json
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 from scratchdet_jax import cli
 from scratchdet_jax.errors import UserError
+from scratchdet_jax.paths import user_path
 from scratchdet_jax.reports.page.output import write_output
 
 MARK = "scratchdet report"
@@ -56,8 +56,8 @@ def parser(program: str) -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("runs", nargs="+", metavar="RUN", help="WORKDIR or WORKDIR@CHECKPOINT")
-    add("--output", required=True, type=Path, metavar="FILE.html", help="the page to write")
-    add("--json", type=Path, metavar="FILE", help="write the figures as JSON")
+    add("--output", required=True, type=user_path, metavar="FILE.html", help="the page to write")
+    add("--json", type=user_path, metavar="FILE", help="write the figures as JSON")
     add("--overwrite", action="store_true", help="replace files of other commands")
     add("--split", help="NAME:SPLIT, or a split of the run's folder (default: its eval split)")
     add("--data_dir", help="directory of the prepared data sets (default: the run's)")

@@ -18,6 +18,7 @@ from scratchdet_jax.evaluation.evaluator import Evaluator, summary_line
 from scratchdet_jax.models.ssd import backbone_name
 from scratchdet_jax.parallel import processes
 from scratchdet_jax.parallel.devices import AXIS, DeviceMapping
+from scratchdet_jax.paths import user_path
 from scratchdet_jax.progress import say
 from scratchdet_jax.run.checkpoints import IMPORTED, Checkpoints, RunInfo
 from scratchdet_jax.run.metrics import Diverged, MetricLogger
@@ -70,7 +71,7 @@ def train_and_evaluate(
 def use_compilation_cache(folder: str) -> None:
     """Keeps compiled programs in `folder` (`config.compilation_cache`); empty: keeps none."""
     if folder:
-        path = writable_folder(Path(folder).expanduser(), "config.compilation_cache")
+        path = writable_folder(user_path(folder), "config.compilation_cache")
         jax.config.update("jax_compilation_cache_dir", str(path))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 

@@ -3,7 +3,6 @@
 import collections
 import hashlib
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -55,7 +54,7 @@ def open_dataset(
         for piece in map(str.strip, part.split.split("+")):
             spec = f"{part.name}:{piece}{at}"
             splits[spec if several else piece] = DetectionSource(spec, data_dir)
-        directory = _directory(part.name, os.path.expanduser(part.directory) or data_dir)
+        directory = _directory(part.name, part.directory or data_dir)
         prepared |= _preparation(directory)
     return splits, training, prepared
 

@@ -25,6 +25,7 @@ from scratchdet_jax.errors import UserError, plural, writable_folder
 from scratchdet_jax.evaluation.drawing import grid, save_png
 from scratchdet_jax.evaluation.formats import split_name
 from scratchdet_jax.files import check_replaceable, mark_of
+from scratchdet_jax.paths import user_path
 from scratchdet_jax.predictor import BATCH_SIZE, THRESHOLD, Predictor, Threshold, from_run
 from scratchdet_jax.progress import Progress
 from scratchdet_jax.run.exported import ExportedRun
@@ -59,10 +60,10 @@ class _Work(NamedTuple):
 def main(argv: Sequence[str]) -> None:
     """Parses the command line, detects objects and writes what was found."""
     options = parser(argv[0]).parse_args(argv[1:])
-    run, output = open_trained(Path(options.workdir), options.checkpoint), Path(options.output)
+    run, output = open_trained(options.workdir, options.checkpoint), options.output
     broken: list[str] = []
     work = _files(options, broken) if options.images else _split_images(options, run)
-    classes, software = run.info.class_names, f"{inputs.MARK} {mark_of(Path(options.workdir))}"
+    classes, software = run.info.class_names, f"{inputs.MARK} {mark_of(options.workdir)}"
     files = outputs.result_files(options.format, output, classes, work.split)
     _check_output(options, work, files, software)
     detector = from_run(run, max(1, min(options.batch_size, work.total)))
@@ -109,7 +110,7 @@ def main(argv: Sequence[str]) -> None:
 
 def _files(options: argparse.Namespace, broken: list[str]) -> _Work:
     """Finds the images that the command line names; broken videos are added to `broken`."""
-    names = inputs.find_files(options.images, Path(options.output))
+    names = inputs.find_files(options.images, options.output)
     stems = inputs.unique_stems(names, [_GRID])
     videos = [s for s, name in zip(stems, names, strict=True) if inputs.is_video(name)]
     photos = [s for s, name in zip(stems, names, strict=True) if not inputs.is_video(name)]
@@ -152,7 +153,7 @@ def _check_output(
         UserError: a file that would be written is an image to detect on, or an error of
             `check_replaceable`.
     """
-    output = Path(options.output)
+    output = options.output
     images = {_identity(file) for file in map(Path, work.files) if file.exists()}
     written = [output / f"{stem}.png" for stem in (*work.photos, _GRID)]
     for stem in work.videos:
@@ -206,8 +207,13 @@ def parser(program: str) -> argparse.ArgumentParser:
         help="image files, videos, folders (with all below) and globs; default: images of the "
         "eval split",
     )
-    add("--workdir", required=True, help="folder of the run, as for train.py, or an exported file")
-    add("--output", required=True, help="folder for the results and pictures")
+    add(
+        "--workdir",
+        required=True,
+        type=user_path,
+        help="folder of the run, as for train.py, or an exported file",
+    )
+    add("--output", required=True, type=user_path, help="folder for the results and pictures")
     add("--overwrite", action="store_true", help="replace any file in the folder")
     add("--checkpoint", default="best", help="best, latest or a step")
     add(

@@ -17,6 +17,7 @@ from scratchdet_jax.datasets.untrusted import IMAGE_SUFFIXES
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.evaluation.detections import ImageGroundTruth
 from scratchdet_jax.files import is_marked
+from scratchdet_jax.paths import user_path
 from scratchdet_jax.predictor import EncodedImage, Image
 
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # what cannot be read is reported by us
@@ -59,7 +60,8 @@ def find_files(arguments: Sequence[str], output: Path) -> list[str]:
         UserError: a file is missing, a folder has no images or videos, or a glob matches nothing.
     """
     found: list[str] = []
-    for argument in arguments:
+    for given in arguments:
+        argument = str(user_path(given))
         is_glob = not os.path.lexists(argument) and any(c in argument for c in "*?[")
         names = sorted(glob.glob(argument, recursive=True)) if is_glob else [argument]
         files: list[str] = []
