@@ -49,7 +49,7 @@ COMMANDS = [
     (train.main, "--config=configs/shapes.py", f"--workdir={URL}"),
     (train.main, "--config=configs/shapes.py", f"--config.data.dir={URL}", "--workdir=run"),
     (train.main, "--config=configs/shapes.py", f"--config.init_from={URL}", "--workdir=run"),
-    (train.main, "--config=configs/shapes.py", f"--config.data.folder={URL}", "--workdir=run"),
+    (train.main, "--config=configs/voc_folder.py", f"--config.data.folder={URL}", "--workdir=run"),
     (train.main, "--config=configs/shapes.py", f"--config.compilation_cache={URL}"),
     (eval_tool.main, f"--workdir={URL}"),
     (predict.main, f"--workdir={URL}", "--output=a"),
@@ -82,6 +82,7 @@ def test_no_command_makes_a_folder_of_a_url(command, tmp_path, monkeypatch, caps
         pytest.importorskip("libtpu", reason="the TPUs' compiler exists for Linux on x86-64 only")
     monkeypatch.chdir(tmp_path)
     os.symlink(ROOT / "configs", tmp_path / "configs")
+    (tmp_path / "photos").mkdir()
     main, *arguments = command
     assert exit_status(main, *arguments) == 1
     error = capsys.readouterr().err

@@ -160,12 +160,12 @@ def prepare_dataset(
         UserError: nothing is usable, there are defects and `strict` is set, `name` is taken by
             other data, a file changed meanwhile, or the data folder cannot be written.
     """
+    data_dir = user_path(data_dir)
     check_name(name)
     choices.check()
     with as_user_errors(source):
         given = read()
     given = given._replace(fingerprint=choices.sign(given.fingerprint))
-    data_dir = user_path(data_dir)
     directory = data_dir / builder.name / name / str(builder.VERSION)
     restore(directory)
     if directory.exists() and not force:

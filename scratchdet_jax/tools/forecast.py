@@ -65,14 +65,15 @@ def main(argv: Sequence[str]) -> None:
     chip, devices = chips.devices(device)
     values = define_flags()
     config = cli.parse_config(argv, values)
+    json_file, text_file = (given and user_path(given) for given in (values.json, values.hlo))
     make = estimate.largest_forecast if values.largest_batch else estimate.forecast
     made, text = make(mode, config, values.num_classes, chip, devices)
     print(to_text(made))
-    if values.json:
-        write_json(values.json, made.record(), "--json")
-    if values.hlo:
-        with writing(f"--hlo {values.hlo}"):
-            user_path(values.hlo).write_text(text, encoding="utf-8")
+    if json_file:
+        write_json(json_file, made.record(), "--json")
+    if text_file:
+        with writing(f"--hlo {text_file}"):
+            text_file.write_text(text, encoding="utf-8")
 
 
 def to_text(made: "Forecast") -> str:

@@ -179,7 +179,7 @@ def parser(program: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("--batches", type=int, default=4, help="batches to average (default 4)")
     parser.add_argument("--data_dir", help="folder of the data sets (default: as in training)")
-    parser.add_argument("--output", help="also write the figures to this JSON file")
+    parser.add_argument("--output", type=user_path, help="also write the figures to this JSON file")
     return parser
 
 

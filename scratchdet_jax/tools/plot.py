@@ -10,6 +10,7 @@ import argparse
 from collections.abc import Sequence
 
 from scratchdet_jax import cli
+from scratchdet_jax.paths import user_path
 from scratchdet_jax.reports.curves import draw_runs, read_run, run_names, save
 
 
@@ -21,7 +22,9 @@ def parser(program: str) -> argparse.ArgumentParser:
         "its fluctuation, then parts, AP, learning rate and throughput.",
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run")
-    parser.add_argument("--output", required=True, help="picture to write, such as curves.png")
+    parser.add_argument(
+        "--output", required=True, type=user_path, help="picture to write, such as curves.png"
+    )
     return parser
 
 
