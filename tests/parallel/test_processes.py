@@ -236,9 +236,10 @@ def test_two_processes_train_and_score_as_one(data, tmp_path, plain, capsys):
 
 
 @pytest.mark.slow  # six runs
-@pytest.mark.parametrize("parallel", ["shard_map", "pmap"])
-def test_four_processes_train_and_score_as_one(data, tmp_path, parallel):
-    fields = RESNET | {"parallel": parallel}
+@pytest.mark.parametrize(
+    "fields", [RESNET, {"parallel": "pmap"}], ids=["ResNet, shard_map", "plain, pmap"]
+)
+def test_four_processes_train_and_score_as_one(data, tmp_path, plain, fields):
     train(data, tmp_path / "one", 1, 8, **fields)
     for count, devices in ((2, 4), (4, 2)):
         workdir = tmp_path / f"{count}x{devices}"

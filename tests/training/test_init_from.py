@@ -153,4 +153,4 @@ def test_a_new_run_starts_from_another_and_a_resumed_one_does_not(
         loop.train_and_evaluate(config, tmp_path / "run")
     resumed = loop.train_and_evaluate(config, tmp_path / "run", "force")
     jax.tree.map(np.testing.assert_array_equal, resumed.params, state.params)
-    assert "resumed from step 1" in capsys.readouterr().out
+    assert "already finished" in capsys.readouterr().out
