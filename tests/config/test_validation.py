@@ -18,6 +18,10 @@ def test_recipes_are_valid_and_named_as_their_file(name):
     assert config.name == name
 
 
+def test_an_evaluation_batch_need_not_divide_among_the_devices():
+    validate(tiny_config(**{"eval.batch_size": 9}), device_count=8)
+
+
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [

@@ -459,7 +459,6 @@ def test_any_number_of_devices_takes_any_batch(small):
     def evaluate(devices, batch_size):
         with config.unlocked():
             config.eval.multiscale, config.eval.batch_size = (), batch_size
-        validate(config, devices)
         mapping = DeviceMapping("shard_map", jax.devices()[:devices])
         return Evaluator(detector, mapping, source).evaluate(mapping.replicate(variables))
 
