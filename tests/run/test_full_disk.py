@@ -36,7 +36,9 @@ def test_every_failed_checkpoint_is_one_line_and_the_conclusion_comes_last(tmp_p
     result = subprocess.run(
         command,
         cwd=ROOT,
-        env=os.environ | {"XLA_FLAGS": xla.flags(devices=1)},
+        # JAX has words of its own for compiled programs, which the tests share, on a full disk.
+        env=os.environ
+        | {"XLA_FLAGS": xla.flags(devices=1), "JAX_ENABLE_COMPILATION_CACHE": "false"},
         capture_output=True,
         text=True,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, LIMIT)),
