@@ -26,7 +26,9 @@ PARTS = 4  # CI runs one part of the slow tests a day
 PART_OF_FILE = {  # the longest files of slow tests; the others get a part by their name
     "test_quality.py": 1,
     "test_loop.py": 2,
+    "test_landscape.py": 2,
     "test_processes.py": 3,
+    "test_collectives.py": 3,
     "test_step.py": 4,
     "test_against_torch.py": 4,
 }
