@@ -15,7 +15,10 @@ from scratchdet_jax.models.pooling import max_pool_2x2
 
 
 def _compiled(initializer: nn.initializers.Initializer) -> nn.initializers.Initializer:
-    """Compiles an initialiser, once for each shape that it is called with."""
+    """Compiles an initialiser, once for each shape that it is called with.
+
+    Its values are then the same to the bit alone and as part of a compiled program.
+    """
     return jax.jit(initializer, static_argnums=(1, 2))
 
 

@@ -2,10 +2,12 @@
 
 import importlib
 
+import jax
 import pytest
 
 from scratchdet_jax.config.validation import validate
 from scratchdet_jax.errors import UserError
+from scratchdet_jax.parallel.devices import DeviceMapping
 from tests.tiny import tiny_config
 
 RECIPES = ("shapes", "voc300", "coco300", "voc_folder")
@@ -20,6 +22,8 @@ def test_recipes_are_valid_and_named_as_their_file(name):
 
 def test_an_evaluation_batch_need_not_divide_among_the_devices():
     validate(tiny_config(**{"eval.batch_size": 9}), device_count=8)
+    mapping = DeviceMapping("shard_map", jax.devices()[:8])
+    assert [mapping.whole_batch(images) for images in (1, 8, 9, 16)] == [8, 8, 16, 16]
 
 
 @pytest.mark.parametrize(
