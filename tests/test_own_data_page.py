@@ -54,5 +54,5 @@ def test_every_command_of_the_page_runs(place):
             text=True,
         )
         assert result.returncode == 0, f"{line}\n{result.stdout}\n{result.stderr}"
-    assert (place / "pictures" / "detections.json").exists()
+    assert (place / "runs/bccd/pictures/detections.json").exists()
     assert (place / "runs/bccd/coco/coco_results.json").exists()
