@@ -463,11 +463,14 @@ def test_any_number_of_devices_takes_any_batch(small):
         return Evaluator(detector, mapping, source).evaluate(mapping.replicate(variables))
 
     one, three = evaluate(1, 8), evaluate(3, 5)  # batches of 6
-    assert three.results == one.results
+    assert three.results["mAP"] == pytest.approx(one.results["mAP"], abs=1e-3)
     assert three.detections.keys() == one.detections.keys()
     for image_id, expected in one.detections.items():
-        np.testing.assert_array_equal(three.detections[image_id].labels, expected.labels)
-        np.testing.assert_allclose(three.detections[image_id].scores, expected.scores, rtol=1e-5)
+        # Another batch rounds differently, which may exchange detections of nearly equal scores.
+        found = three.detections[image_id]
+        orders = [np.lexsort((d.scores, d.labels)) for d in (found, expected)]
+        np.testing.assert_array_equal(found.labels[orders[0]], expected.labels[orders[1]])
+        np.testing.assert_allclose(found.scores[orders[0]], expected.scores[orders[1]], rtol=1e-5)
 
 
 def by_hand(detector, variables, images, scale):
