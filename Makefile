@@ -39,7 +39,7 @@ help:
 
 setup: $(VENV)/.installed
 
-$(VENV)/.installed: requirements.txt requirements-dev.txt requirements-tpu.txt pyproject.toml $(if $(LOCK),requirements-lock.txt)
+$(VENV)/.installed: requirements.txt requirements-dev.txt requirements-s3.txt requirements-tpu.txt pyproject.toml $(if $(LOCK),requirements-lock.txt)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
 	  { echo "error: $(PYTHON) $(if $(VERSION),is Python $(VERSION),does not start);" \
 	    "3.11 or newer is needed: make PYTHON=python3.12 …"; exit 1; }

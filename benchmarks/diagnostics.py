@@ -21,6 +21,7 @@ from absl import flags
 
 from benchmarks import measure
 from scratchdet_jax import cli
+from scratchdet_jax.mirror import Mirror
 from scratchdet_jax.run.metrics import MetricLogger
 from scratchdet_jax.training.step import gradient_norms
 
@@ -103,7 +104,7 @@ def _log_milliseconds(metrics: dict[str, jax.Array]) -> float:
     """Times log_step in milliseconds, with ready metrics, into metrics.jsonl and TensorBoard."""
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
         logger = MetricLogger(
-            Path(folder), start_step=0, num_steps=LOGGED_STEPS, batch_size=1, log_every=1
+            Mirror(Path(folder)), start_step=0, num_steps=LOGGED_STEPS, batch_size=1, log_every=1
         )
         start = time.perf_counter()
         for step in range(1, LOGGED_STEPS + 1):

@@ -1,8 +1,5 @@
 """The exceptions that users see, and how they are worded."""
 
-import tempfile
-from pathlib import Path
-
 
 class UserError(Exception):
     """Something in the user's files, flags or environment is wrong, and the user can fix it.
@@ -25,16 +22,3 @@ def plural(count: int, noun: str) -> str:
     """Writes a count and its noun: "1 image", "2 images", "3 boxes", "2 classes"."""
     many = noun + ("es" if noun.endswith(("s", "x")) else "s")
     return f"{count:,} {noun if count == 1 else many}"
-
-
-def writable_folder(path: Path, flag: str) -> Path:
-    """Creates a folder if it is missing; a UserError names `flag` if it cannot be written to."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
-    except OSError as error:
-        raise UserError(
-            f"{flag} {path} cannot be written ({error.strerror}): choose another folder"
-        ) from None
-    return path

@@ -26,7 +26,7 @@ from scratchdet_jax.evaluation.detections import (
 from scratchdet_jax.evaluation.drawing import draw_detections
 from scratchdet_jax.evaluation.multiscale import make_scale_step
 from scratchdet_jax.ops import nms
-from scratchdet_jax.paths import user_path
+from scratchdet_jax.paths import local_path
 from scratchdet_jax.progress import map_ahead
 from scratchdet_jax.run.exported import ExportedRun
 from scratchdet_jax.run.open import SavedRun, load_detector, open_trained, split_run
@@ -357,7 +357,7 @@ def _read(image: Image, canvas: tuple[int, int]) -> tuple[np.ndarray, tuple[int,
     name = _name(image)
     try:
         if not isinstance(image, EncodedImage):
-            path = user_path(name)
+            path = local_path(name)
             if not path.is_file():
                 raise UserError(f"there is no image {name}")
             content = path.read_bytes()

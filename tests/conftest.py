@@ -6,11 +6,13 @@ The tests of a session share compiled programs, because many train the same smal
 import os
 import shutil
 import tempfile
+import uuid
 import zlib
 from pathlib import Path
 
 import pytest
 
+from tests import storage as storage_server
 from tests import xla
 
 CACHE = "JAX_COMPILATION_CACHE_DIR"  # the processes that run the tests inherit it
@@ -69,3 +71,23 @@ def pytest_unconfigure(config):
     """Removes the compiled programs; the processes that run the tests leave that to the first."""
     if not hasattr(config, "workerinput") and Path(os.environ[CACHE]).name.startswith(MINE):
         shutil.rmtree(os.environ[CACHE], ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def storage(tmp_path_factory):
+    """A server of the Cloud Storage API, which this process uses from now on."""
+    if storage_server.binary() is None:
+        pytest.skip("the storage server (fake-gcs-server) does not run on this machine")
+    with storage_server.running(tmp_path_factory.mktemp("storage") / "root") as server:
+        os.environ.update(server.environment)
+        yield server
+
+
+@pytest.fixture
+def bucket(storage):
+    """The URL of an empty bucket, on an undisturbed network."""
+    network = storage.network
+    network.delay = network.share = network.away_until = 0.0
+    network.fail_next.clear()
+    network.faults.clear()
+    return storage.make_bucket(f"bucket-{uuid.uuid4().hex[:12]}")

@@ -8,7 +8,7 @@ import pytest
 
 import scratchdet_jax
 from scratchdet_jax.errors import UserError
-from scratchdet_jax.paths import user_path
+from scratchdet_jax.paths import in_bucket, local_path, run_path, user_path
 from scratchdet_jax.tools import (
     doctor,
     export,
@@ -27,7 +27,7 @@ from scratchdet_jax.tools.predict import __main__ as predict
 from tests.command import exit_status
 
 ROOT = Path(__file__).parents[1]
-URL = "gs://bucket/folder"
+URL = "ftp://host/folder"
 
 
 def test_a_home_folder_is_expanded_and_nothing_else(monkeypatch):
@@ -39,10 +39,37 @@ def test_a_home_folder_is_expanded_and_nothing_else(monkeypatch):
         assert user_path(text) == Path(text)
 
 
-@pytest.mark.parametrize("text", [URL, "s3://bucket", "https://host/a.jpg", "file:///a", "gs:/b"])
-def test_a_url_is_refused_with_advice(text):
-    with pytest.raises(UserError, match=r"is not a path of this machine: mount the bucket"):
-        user_path(text)
+def test_a_path_in_a_bucket_is_a_path_object():
+    path = user_path("gs://bucket/runs/a") / "b.txt"
+    assert str(path) == "gs://bucket/runs/a/b.txt" and path.name == "b.txt"
+    assert in_bucket(path) and str(path.parent) == "gs://bucket/runs/a"
+    assert str(run_path("gs://bucket/run")) == "gs://bucket/run"
+    assert user_path(path) == path
+    for text in ("a//b", "/a/b", "C:/a", "gs"):
+        assert not in_bucket(user_path(text))
+
+
+@pytest.mark.parametrize("text", ["https://host/a.jpg", "file:///a", "gs:/b", "gs:///b", "az://b"])
+@pytest.mark.parametrize("make", [user_path, run_path, local_path])
+def test_other_urls_are_refused_with_what_works(text, make):
+    with pytest.raises(UserError, match=r"cannot be used: .*(gs://|copy the files first)"):
+        make(text)
+
+
+@pytest.mark.parametrize("scheme", ["gs", "s3", "hf"])
+def test_without_its_package_a_bucket_is_refused_with_the_command(scheme, monkeypatch):
+    monkeypatch.setattr("scratchdet_jax.paths.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=rf"{scheme}://b/a needs the package \w+: pip install"):
+        user_path(f"{scheme}://b/a")
+
+
+def test_a_run_is_not_kept_in_stores_that_orbax_does_not_write():
+    with pytest.raises(
+        UserError, match=r"to a folder or to gs:// only \(Orbax\): name one of these"
+    ):
+        run_path("s3://bucket/run")
+    with pytest.raises(UserError, match="read from a folder of this machine: copy the files"):
+        local_path("gs://bucket/photos")
 
 
 COMMANDS = [
@@ -86,12 +113,12 @@ def test_no_command_makes_a_folder_of_a_url(command, tmp_path, monkeypatch, caps
     main, *arguments = command
     assert exit_status(main, *arguments) == 1
     error = capsys.readouterr().err
-    assert f"{URL} is not a path of this machine" in error and "Traceback" not in error
-    assert not [path for path in tmp_path.rglob("*") if "bucket" in path.name or ":" in path.name]
+    assert f"{URL} cannot be used: " in error and "Traceback" not in error
+    assert not [path for path in tmp_path.rglob("*") if "host" in path.name or ":" in path.name]
 
 
 def test_load_refuses_a_url():
-    with pytest.raises(UserError, match="is not a path of this machine"):
+    with pytest.raises(UserError, match="cannot be used: "):
         scratchdet_jax.load(URL)
 
 

@@ -25,7 +25,13 @@ def locked() -> dict[str, str]:
 
 @pytest.mark.parametrize(
     "name",
-    ["requirements.txt", "requirements-dev.txt", "requirements-tpu.txt", "requirements-cuda.txt"],
+    [
+        "requirements.txt",
+        "requirements-dev.txt",
+        "requirements-s3.txt",
+        "requirements-tpu.txt",
+        "requirements-cuda.txt",
+    ],
 )
 def test_every_requirement_has_bounds_and_is_locked_at_the_lower_one(name):
     pins = locked()

@@ -24,7 +24,8 @@ import jax
 from scratchdet_jax import cli
 from scratchdet_jax.config.defaults import number_of_steps
 from scratchdet_jax.detector import build_detector
-from scratchdet_jax.errors import UserError, writable_folder
+from scratchdet_jax.errors import UserError
+from scratchdet_jax.files import writable_folder
 from scratchdet_jax.progress import usable_cores
 from scratchdet_jax.reports.curves import read_run
 from scratchdet_jax.run.open import open_run

@@ -15,7 +15,8 @@ import numpy as np
 
 from scratchdet_jax import cli
 from scratchdet_jax.data.records import DetectionSource
-from scratchdet_jax.errors import UserError, writable_folder
+from scratchdet_jax.errors import UserError
+from scratchdet_jax.files import writable_folder
 
 SPLITS = ("train", "val")
 

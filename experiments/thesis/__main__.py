@@ -33,8 +33,8 @@ from experiments.thesis.report import Outcome, Outcomes, choice_table, read_outc
 from scratchdet_jax import cli, stopping
 from scratchdet_jax.config import defaults
 from scratchdet_jax.config.defaults import WITHOUT_EFFECT, flatten, number_of_steps
-from scratchdet_jax.errors import UserError, writable_folder
-from scratchdet_jax.files import write_text_atomically
+from scratchdet_jax.errors import UserError
+from scratchdet_jax.files import writable_folder, write_text_atomically
 from scratchdet_jax.paths import user_path
 from scratchdet_jax.training.loop import train_and_evaluate
 

@@ -136,6 +136,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.train = "voc/2007:train+validation,voc/2012:train+validation"
     config.data.eval = "voc/2007:test"  # empty = no evaluation
     config.data.dir = "data"  # directory of the prepared (ArrayRecord) data sets: TFDS's data_dir
+    # Local folder for copies of what is read of a data.dir in a bucket: as large as its splits.
+    config.data.cache = "~/.cache/scratchdet_jax"
     # Your own data: a folder in VOC layout, prepared at first use. data.train and data.eval then
     # name splits of it (ImageSets/Main), such as "train" and "val".
     config.data.folder = ""
@@ -311,6 +313,7 @@ WITHOUT_EFFECT = (
     "name",
     "parallel",
     "data.dir",
+    "data.cache",
     "data.threads",
     "data.max_boxes",
     "data.on_error",

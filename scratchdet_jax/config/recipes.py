@@ -7,7 +7,7 @@ from pathlib import Path
 import ml_collections
 
 from scratchdet_jax.errors import UserError
-from scratchdet_jax.paths import user_path
+from scratchdet_jax.paths import local_path
 
 
 def load_recipe(path: str) -> ml_collections.ConfigDict:
@@ -30,8 +30,8 @@ def load_recipe(path: str) -> ml_collections.ConfigDict:
 
 def _recipe_file(name: str) -> str:
     """Returns the file of a recipe: `name` itself, or in ./configs, or in the installed configs."""
-    if user_path(name).is_file():
-        return str(user_path(name))
+    if local_path(name).is_file():
+        return str(local_path(name))
     relative = Path(name).with_suffix(".py")
     if relative.parts[:1] == ("configs",):
         relative = relative.relative_to("configs")

@@ -14,7 +14,7 @@ from scratchdet_jax.detector import Detector, augment_options, build_detector
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.models.norm_groups import check_norm_span
 from scratchdet_jax.models.parts import KINDS, PARTS, is_frozen, split_names
-from scratchdet_jax.paths import user_path
+from scratchdet_jax.paths import local_path, run_path, user_path
 
 CHOICES = {
     "parallel": ("shard_map", "pmap"),
@@ -53,7 +53,13 @@ NOT_NEGATIVE = (
     "loss.negative_ratio",
     "stall_seconds",
 )
-PATHS = ("data.dir", "data.folder", "init_from", "compilation_cache")
+PATHS = {
+    "data.dir": user_path,
+    "data.cache": local_path,
+    "data.folder": local_path,
+    "init_from": user_path,
+    "compilation_cache": run_path,
+}
 SHARES = (
     "optimizer.momentum",
     "optimizer.warmup_start",
@@ -78,8 +84,8 @@ def validate(config: ml_collections.ConfigDict, device_count: int) -> None:
         require(0 < values[name] < math.inf, name, "a finite number above 0")
     for name in NOT_NEGATIVE:
         require(values[name] >= 0, name, "0 or more")
-    for name in PATHS:
-        user_path(values[name])
+    for name, path in PATHS.items():
+        path(values[name])
     for name in SHARES:
         require(0 <= values[name] <= 1, name, "between 0 and 1")
     canvas, std = config.data.canvas, config.normalize.std

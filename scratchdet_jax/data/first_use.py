@@ -1,4 +1,4 @@
-"""The only way from the core to an application: data sets that are prepared at first use.
+"""The way from the core to the preparation of data: data sets that are prepared at first use.
 
 Training on the embedded set or on `config.data.folder` starts with one command. So a data set that
 is missing may be made, and the error about one that cannot be made says how to get it. Both are the

@@ -13,7 +13,9 @@ import numpy as np
 from scratchdet_jax.data.first_use import provider
 from scratchdet_jax.data.tfds_dataset import NoDataSetError, PreparedSplit, open_prepared
 from scratchdet_jax.errors import UserError, plural
-from scratchdet_jax.paths import user_path
+from scratchdet_jax.paths import buckets, in_bucket, user_path
+
+CACHE = "~/.cache/scratchdet_jax"  # of data sets in a bucket
 
 
 class Example(TypedDict):
@@ -60,7 +62,7 @@ class DetectionSource:
             its parts have different ones.
     """
 
-    def __init__(self, spec: str, data_dir: str | Path) -> None:
+    def __init__(self, spec: str, data_dir: str | Path, cache: str = CACHE) -> None:
         """Opens data sets prepared with TFDS as ArrayRecord files.
 
         Args:
@@ -70,7 +72,8 @@ class DetectionSource:
                 `voc_folder/cells:train[:80%]`. `shapes` is made at first use. A comma always ends a
                 part, and the first @ starts its DIR, which may contain more @ and colons. A folder
                 with a comma in its name can only be given as `data_dir` (or through a link).
-            data_dir: TFDS's data_dir.
+            data_dir: TFDS's data_dir; of one in a bucket, the files are copied to `cache`.
+            cache: `config.data.cache`.
 
         Raises:
             UserError: a data set is missing or stored as TFRecord (the message names the command
@@ -78,7 +81,7 @@ class DetectionSource:
                 not those of detection, or the classes of joined data sets differ.
         """
         self.spec, self.data_dir = spec, str(user_path(data_dir))
-        self._parts = [open_part(part, self.data_dir) for part in parse_spec(spec)]
+        self._parts = [open_part(part, self.data_dir, cache) for part in parse_spec(spec)]
         first = self._parts[0]
         self.class_names = first.class_names
         for part in self._parts[1:]:
@@ -243,19 +246,26 @@ def parse_spec(spec: str) -> list[SpecPart]:
     return parts
 
 
-def open_part(part: SpecPart, data_dir: str) -> PreparedSplit:
+def open_part(part: SpecPart, data_dir: str, cache: str = CACHE) -> PreparedSplit:
     """Opens one part of a spec; a missing set that can make itself is made.
 
     Raises:
         UserError: see `DetectionSource`.
     """
     data_dir = str(user_path(part.directory or data_dir))
+
+    def opened_now() -> PreparedSplit:
+        local = data_dir
+        if in_bucket(data_dir):
+            local = buckets("cached").cached(part.name, part.split, data_dir, cache)
+        return open_prepared(part.name, part.split, local)
+
     try:
-        opened = open_prepared(part.name, part.split, data_dir)
+        opened = opened_now()
     except NoDataSetError as error:
         if not provider().provide(part.name, data_dir):
             raise error.with_advice(provider().how_to_provide(part.name, data_dir)) from None
-        opened = open_prepared(part.name, part.split, data_dir)
+        opened = opened_now()
     return opened._replace(name=f"{opened.name}@{part.directory}") if part.directory else opened
 
 

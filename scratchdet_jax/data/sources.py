@@ -10,7 +10,7 @@ from scratchdet_jax.data.first_use import provider
 from scratchdet_jax.data.records import DetectionSource, parse_spec
 from scratchdet_jax.data.tfds_dataset import NoDataSetError, NoSplitError
 from scratchdet_jax.errors import UserError, plural
-from scratchdet_jax.paths import user_path
+from scratchdet_jax.paths import local_path, user_path
 
 NO_EVALUATION = (
     "no evaluation: config.data.eval= is empty; for mAP while training, name a split there "
@@ -54,7 +54,7 @@ def open_split(settings: ml_collections.ConfigDict, field: str) -> DetectionSour
     if not names_set:
         spec = f"voc_folder/{_prepared_folder(settings)}:{spec}"
     try:
-        return DetectionSource(spec, settings.dir)
+        return DetectionSource(spec, settings.dir, settings.cache)
     except NoDataSetError as error:
         fields = ("train", "eval") if field == "train" else ("eval",)
         substitute = provider().substitute_error(settings, fields, error.dataset)
@@ -108,7 +108,7 @@ def check_batch_size(
 
 def dataset_name(folder: str | Path) -> str:
     """Returns the default name of a folder's data set: VOCdevkit/VOC2007 → voc2007."""
-    name = re.sub(r"[^\w.+-]+", "_", user_path(folder).resolve().name.lower()).strip("._+-")
+    name = re.sub(r"[^\w.+-]+", "_", local_path(folder).resolve().name.lower()).strip("._+-")
     return name or "folder"
 
 
@@ -136,7 +136,7 @@ def _prepared_folder(settings: ml_collections.ConfigDict) -> str:
     """Names the data set made of `config.data.folder`; prepares it if necessary."""
     name = dataset_name(settings.folder)
     prepared = user_path(settings.dir) / "voc_folder" / name
-    if user_path(settings.folder).is_dir() or not prepared.is_dir():
+    if local_path(settings.folder).is_dir() or not prepared.is_dir():
         provider().prepare_folder(settings, name)
     return name
 

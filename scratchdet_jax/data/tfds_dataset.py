@@ -16,6 +16,9 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from scratchdet_jax.data import coco_classes
 from scratchdet_jax.errors import UserError, one_line, plural
+from scratchdet_jax.paths import in_bucket
+
+INFO = "dataset_info.json"  # of a complete data set; in a bucket, it is written last
 
 # TFDS 4.9.10 asks for the last three only when its command fails without them.
 FOR_TFDS = (
@@ -122,7 +125,7 @@ def open_prepared(name: str, split: str, data_dir: str) -> PreparedSplit:
         UserError: the data set is missing, damaged, unreadable, stored as TFRecord or not a
             detection data set, or the split is unknown or empty.
     """
-    directory = _newest_version(name, data_dir)
+    directory = newest_version(name, data_dir)
     builder = _open_builder(directory)
     keys = _check_features(name, builder.info.features)
     class_names = _class_names(directory, builder.info.features["objects"].feature["label"])
@@ -281,13 +284,13 @@ def _category_ids(
         raise UserError(_damage(directory, f"report.json: {_cause(error)}")) from None
 
 
-def _newest_version(name: str, data_dir: str) -> epath.Path:
+def newest_version(name: str, data_dir: str) -> epath.Path:
     """Returns the directory of the highest version of a prepared data set."""
     root = epath.Path(data_dir) / name
     if versions := _versions(root):
         directory = root / max(versions, key=lambda v: tuple(map(int, v.split("."))))
-        if "dataset_info.json" not in _list(directory):
-            raise UserError(_damage(directory, "it has no dataset_info.json"))
+        if INFO not in _list(directory):
+            raise UserError(_damage(directory, f"it has no {INFO}"))
         return directory
     if found := configs(name, data_dir):
         names = " or ".join(f"{name}/{config}" for config in found)
@@ -308,7 +311,10 @@ def _list(directory: epath.Path) -> list[str]:
 
 
 def _versions(directory: epath.Path) -> list[str]:
-    return [name for name in _list(directory) if re.fullmatch(r"\d+\.\d+\.\d+", name)]
+    names = [name for name in _list(directory) if re.fullmatch(r"\d+\.\d+\.\d+", name)]
+    if in_bucket(directory):  # what is being written, or was left by a killed writer, is absent
+        return [name for name in names if (directory / name / INFO).exists()]
+    return names
 
 
 def inventory(data_dir: str) -> str:

@@ -17,9 +17,16 @@ from scratchdet_jax.datasets.dividing import divide
 from scratchdet_jax.datasets.objects import Contents, UsableImage, read_unchanged
 from scratchdet_jax.datasets.report import PrepareReport, statistics
 from scratchdet_jax.datasets.untrusted import as_user_errors, printable
-from scratchdet_jax.datasets.writing import replace_dataset, restore, write_dataset
-from scratchdet_jax.errors import UserError, one_line, plural, writable_folder
-from scratchdet_jax.paths import user_path
+from scratchdet_jax.datasets.writing import (
+    exists,
+    replace_dataset,
+    restore,
+    write_dataset,
+    write_to_bucket,
+)
+from scratchdet_jax.errors import UserError, one_line, plural
+from scratchdet_jax.files import writable_folder
+from scratchdet_jax.paths import in_bucket, local_path, user_path
 from scratchdet_jax.progress import Progress
 
 Examples = Iterator[tuple[str | int, dict[str, Any]]]  # keys and features
@@ -167,8 +174,9 @@ def prepare_dataset(
         given = read()
     given = given._replace(fingerprint=choices.sign(given.fingerprint))
     directory = data_dir / builder.name / name / str(builder.VERSION)
-    restore(directory)
-    if directory.exists() and not force:
+    if not in_bucket(directory):
+        restore(directory)
+    if exists(directory) and not force:
         report = _stored_report(directory, given, choices)
         splits = ", ".join(f"{name} {plural(n, 'image')}" for name, n in report.images.items())
         print(
@@ -198,7 +206,9 @@ def prepare_dataset(
         )
         _refuse_empty(given.source, report, contents.test_set)
         is_written = not (strict and report.defects)
-        if is_written and directory.exists():
+        if is_written and in_bucket(directory):
+            write_to_bucket(lambda root: builder(root, contents, report), directory, data_dir)
+        elif is_written and directory.exists():
             replace_dataset(lambda root: builder(root, contents, report), directory, data_dir)
         elif is_written:
             write_dataset(lambda: builder(data_dir, contents, report))
@@ -343,7 +353,7 @@ def prepare_voc_folder(
 
     def read() -> FolderInput:
         read_as = choices.names_before_renaming(class_names)
-        listing = voc_scan.list_folder(user_path(folder), splits, images, annotations)
+        listing = voc_scan.list_folder(local_path(folder), splits, images, annotations)
         return FolderInput(
             str(listing.layout.folder),
             voc_scan.fingerprint(listing, class_names, splits),
@@ -415,7 +425,7 @@ def prepare_yolo_folder(
 
     def read() -> FolderInput:
         listing = yolo_scan.list_yolo(
-            user_path(data), None if folder is None else user_path(folder)
+            local_path(data), None if folder is None else local_path(folder)
         )
         check_names(choices, listing.class_names, str(data))
         return FolderInput(

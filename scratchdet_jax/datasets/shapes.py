@@ -17,8 +17,8 @@ import cv2
 import numpy as np
 import tensorflow_datasets as tfds
 
-from scratchdet_jax.datasets.writing import write_dataset
-from scratchdet_jax.paths import user_path
+from scratchdet_jax.datasets.writing import exists, write_dataset, write_to_bucket
+from scratchdet_jax.paths import in_bucket, user_path
 from scratchdet_jax.progress import track
 
 CLASS_NAMES = ("circle", "square", "triangle", "star", "ring", "cross")
@@ -87,11 +87,15 @@ class Shapes(tfds.core.GeneratorBasedBuilder):
 
 def prepare_shapes(data_dir: str | Path) -> None:
     """Creates the data set in `data_dir`/shapes unless it exists (takes some seconds)."""
-    builder = Shapes(data_dir=str(user_path(data_dir)))
-    if builder.data_path.exists():
+    data_dir = user_path(data_dir)
+    directory = data_dir / "shapes" / str(Shapes.VERSION)
+    if exists(directory):
         return
-    print(f"creating the shapes data set in {builder.data_path}", flush=True)
-    write_dataset(lambda: builder)
+    print(f"creating the shapes data set in {directory}", flush=True)
+    if in_bucket(directory):
+        write_to_bucket(lambda root: Shapes(data_dir=str(root)), directory, data_dir)
+    else:
+        write_dataset(lambda: Shapes(data_dir=str(data_dir)))
 
 
 def encode_scene(split: str, index: int) -> dict[str, Any]:

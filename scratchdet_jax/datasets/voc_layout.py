@@ -20,7 +20,7 @@ from typing import NamedTuple
 from scratchdet_jax.datasets.objects import Defects, Kind
 from scratchdet_jax.datasets.untrusted import IMAGE_SUFFIXES, as_key, as_text, printable
 from scratchdet_jax.errors import UserError
-from scratchdet_jax.paths import user_path
+from scratchdet_jax.paths import local_path
 
 
 class _FileKind(NamedTuple):
@@ -275,7 +275,7 @@ def _below_xmls(annotations: Part) -> Part:
 
 def _named_part(folder: Path, root: Path, named: str, flag: str) -> Part:
     """Returns the folder that a flag names, as seen from `folder` or the working directory."""
-    found = next((place for place in (root / named, user_path(named)) if place.is_dir()), None)
+    found = next((place for place in (root / named, local_path(named)) if place.is_dir()), None)
     if found is None:
         raise UserError(f"{flag}={named}: there is no such folder in {folder}")
     for base in (root, os.path.abspath(folder)):

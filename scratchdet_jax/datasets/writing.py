@@ -12,7 +12,11 @@ from pathlib import Path
 import tensorflow_datasets as tfds
 from absl import logging
 
+from scratchdet_jax.data.tfds_dataset import INFO
 from scratchdet_jax.errors import UserError
+from scratchdet_jax.files import write_bytes, writing
+from scratchdet_jax.paths import in_bucket
+from scratchdet_jax.progress import map_ahead, track
 
 
 def write_dataset(make_builder: Callable[[], tfds.core.DatasetBuilder]) -> None:
@@ -46,6 +50,39 @@ def write_dataset(make_builder: Callable[[], tfds.core.DatasetBuilder]) -> None:
                     raise
     finally:
         logging.set_verbosity(verbosity)
+
+
+def exists(directory: Path) -> bool:
+    """Returns whether a data set exists; in a bucket, whether it is complete."""
+    return (directory / INFO).exists() if in_bucket(directory) else directory.exists()
+
+
+def write_to_bucket(
+    make_builder: Callable[[Path], tfds.core.DatasetBuilder], directory: Path, data_dir: Path
+) -> None:
+    """Writes a data set to a temporary folder and uploads it; it is complete or absent.
+
+    An existing one is absent until the new one is complete: objects cannot be exchanged.
+
+    `make_builder` makes the builder for a data_dir; `directory` is the data set in `data_dir`.
+
+    Raises:
+        UserError: the local disk is full, or the bucket cannot be written.
+    """
+    with tempfile.TemporaryDirectory(prefix="scratchdet-") as local:
+        write_dataset(lambda: make_builder(Path(local)))
+        name = str(directory).removeprefix(f"{data_dir}/")
+        files = [path for path in (Path(local) / name).iterdir() if path.name != INFO]
+        with writing(str(directory), "run the same command again"):
+            (directory / INFO).unlink(missing_ok=True)
+            for old in directory.iterdir() if directory.exists() else []:
+                old.unlink()
+            size = sum(path.stat().st_size for path in files)
+            print(f"uploading {size / 1e6:.1f} MB to {directory}", flush=True)
+            written = map_ahead(lambda p: write_bytes(directory / p.name, p.read_bytes()), files)
+            for _ in track(written, len(files), "uploading", "file"):
+                pass
+            write_bytes(directory / INFO, (Path(local) / name / INFO).read_bytes())
 
 
 def replace_dataset(

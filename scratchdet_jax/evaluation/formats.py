@@ -14,6 +14,7 @@ from urllib.parse import quote, unquote
 from scratchdet_jax.data import coco_classes
 from scratchdet_jax.data.records import parse_spec
 from scratchdet_jax.evaluation.detections import ImageDetections, flatten_detections
+from scratchdet_jax.files import write_text_atomically
 from scratchdet_jax.paths import user_path
 
 # Splits whose name in detection files is not that of the data set.
@@ -86,8 +87,8 @@ def write_voc(
             lines[name] += more
     user_path(directory).mkdir(parents=True, exist_ok=True)
     for name in class_names:
-        with voc_file(directory, split, name).open("w", encoding="utf-8") as file:
-            file.writelines(line + "\n" for line in lines[name])
+        text = "".join(line + "\n" for line in lines[name])
+        write_text_atomically(voc_file(directory, split, name), text)
 
 
 def voc_lines(
@@ -139,7 +140,7 @@ def write_coco(
     ]
     path = user_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(results), encoding="utf-8")
+    write_text_atomically(path, json.dumps(results))
 
 
 def coco_entries(

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.typing import ColorType
 
 from scratchdet_jax.errors import UserError
+from scratchdet_jax.files import absolute, write_atomically
 from scratchdet_jax.paths import user_path
 
 # Curves with at least twice as many points are drawn as a running mean with a min–max band.
@@ -73,7 +74,7 @@ def read_run(workdir: str | Path, name: str) -> RunRecords:
     """
     path = user_path(workdir) / "metrics.jsonl"
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = path.read_bytes().decode(errors="replace").splitlines()
     except OSError as error:
         raise UserError(
             f"{path} cannot be read ({error.strerror}): give the work folder of a run"
@@ -106,7 +107,7 @@ def run_names(workdirs: Sequence[str | Path]) -> list[str]:
     Raises:
         UserError: a folder is given twice.
     """
-    paths = [user_path(workdir).resolve() for workdir in workdirs]
+    paths = [absolute(user_path(workdir)) for workdir in workdirs]
     for path in paths:
         if paths.count(path) > 1:
             raise UserError(f"run {path} is given twice")
@@ -240,7 +241,8 @@ def save(figure: Figure, output: str | Path) -> None:
     try:
         path = user_path(output)
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=110)
+        kind = path.suffix.removeprefix(".") or "png"
+        write_atomically(path, lambda file: figure.savefig(file, dpi=110, format=kind))
     except (OSError, ValueError) as error:
         raise UserError(f"--output {output} cannot be written: {error}") from error
 

@@ -10,10 +10,11 @@ import ml_collections
 
 from scratchdet_jax.data.records import DetectionSource
 from scratchdet_jax.data.sources import chosen_on_test
-from scratchdet_jax.errors import UserError, writable_folder
+from scratchdet_jax.errors import UserError
 from scratchdet_jax.evaluation import formats
 from scratchdet_jax.evaluation.evaluator import Evaluation, summary_line
 from scratchdet_jax.evaluation.saved_run import evaluate_on, open_eval_split
+from scratchdet_jax.files import writable_folder, write_text_atomically
 from scratchdet_jax.parallel import processes
 from scratchdet_jax.reports.baseline import ConstantBox, constant_box
 from scratchdet_jax.run.open import SavedRun
@@ -57,7 +58,7 @@ def evaluate_run(
     if constant:
         figures["constant_box"] = constant.record()
     # The names of the VOC files depend on the classes, so they are written last.
-    (output / _RESULTS).write_text(json.dumps(figures, indent=2) + "\n")
+    write_text_atomically(output / _RESULTS, json.dumps(figures, indent=2) + "\n")
     categories = source.category_ids or formats.category_ids(source.class_names)
     formats.write_coco(output / "coco_results.json", evaluation.detections, categories)
     split = formats.split_name(source.spec)

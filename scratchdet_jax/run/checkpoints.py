@@ -1,5 +1,6 @@
 """Orbax checkpoints: asynchronous, atomic and checked; keeps the latest few and the best."""
 
+import contextlib
 import functools
 import importlib.metadata
 import json
@@ -19,6 +20,7 @@ from scratchdet_jax.config.defaults import with_defaults
 from scratchdet_jax.errors import UserError, one_line
 from scratchdet_jax.files import write_text_atomically
 from scratchdet_jax.parallel.processes import is_first
+from scratchdet_jax.paths import buckets, in_bucket
 from scratchdet_jax.progress import say
 from scratchdet_jax.run.state import TrainState
 from scratchdet_jax.version import VERSION
@@ -28,7 +30,7 @@ IMPORTED = "imported.json"  # marks a workdir whose weights were imported by too
 SCORE = "score.json"  # in the directory of a checkpoint, once it was evaluated
 FULL_DISK = ("No space left on device", "Disk quota exceeded", "File too large")
 CORRUPT = "corrupt"  # folder for damaged checkpoints, beside `checkpoints`
-CHECKSUMS = "checksums.json"  # in the directory of a checkpoint: size and CRC-32 of each file
+CHECKSUMS = "checksums.json"  # in the directory of a checkpoint: size and checksum of each file
 STAMPED = "_CHECKPOINT_METADATA"  # written last: Orbax adds the time of completion
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -69,13 +71,25 @@ class Checkpoints:
 
     Saving is asynchronous: the arrays are copied to the host, then written in the background to
     a temporary directory, which gets checksums and is renamed when complete, so a killed run leaves
-    no partial checkpoint. The last `keep` steps and the one with the highest mAP are kept. A save
-    that fails (a full disk) is reported and harms nothing; see `wait`.
+    no partial checkpoint. In a bucket, which cannot rename, a mark is written last, and without it
+    a checkpoint does not exist. The last `keep` steps and the one with the highest mAP are kept. A
+    save that fails (a full disk) is reported and harms nothing; see `wait`.
     """
 
-    def __init__(self, workdir: Path, keep: int = 1, read_only: bool = False) -> None:
-        """Opens the directory; `read_only` neither creates nor deletes anything."""
-        self.directory = Path(workdir).absolute() / "checkpoints"
+    def __init__(
+        self,
+        workdir: Path,
+        keep: int = 1,
+        read_only: bool = False,
+        before_completion: Callable[[], object] = lambda: None,
+    ) -> None:
+        """Opens the directory; `read_only` neither creates nor deletes anything.
+
+        `before_completion` is called in Orbax's thread of process 0 before a checkpoint is
+        completed; if it fails, the save fails.
+        """
+        workdir = Path(workdir).absolute() if not in_bucket(workdir) else workdir
+        self.directory, self._before_completion = workdir / "checkpoints", before_completion
         if read_only and not self.directory.is_dir():
             raise UserError(
                 f"there is no run in {workdir}: {self.directory} does not exist; train first, or "
@@ -84,10 +98,11 @@ class Checkpoints:
         self._keep, self._read_only = keep, read_only
         self._scores: dict[int, float | None] = {}
         self._writing: int | None = None
+        self._failed_step: int | None = None  # which the manager still takes for saved
         self._open()
 
     def _open(self) -> None:
-        if not self._read_only and is_first():
+        if not self._read_only and not in_bucket(self.directory) and is_first():
             for partial in self.directory.glob("*.orbax-checkpoint-tmp*"):
                 shutil.rmtree(partial, ignore_errors=True)  # left by a run killed while writing
         on_commit = ocp.options.AsyncOptions(post_finalization_callback=self._add_checksums)
@@ -99,10 +114,11 @@ class Checkpoints:
             async_options=on_commit,
         )
         self._manager = ocp.CheckpointManager(self.directory, options=options)
+        self._failed_step = None
 
     def steps(self) -> list[int]:
         """Returns the steps that have a checkpoint, in order."""
-        return sorted(self._manager.all_steps())
+        return sorted(step for step in self._manager.all_steps() if step != self._failed_step)
 
     @property
     def latest_step(self) -> int | None:
@@ -163,7 +179,10 @@ class Checkpoints:
         about = {**info.to_json(), "progress": progress, "versions": versions()}
         self.wait()
         self._writing = step
+        self._scores[step] = score  # nothing asks the bucket for that of a new checkpoint
         try:
+            if self._failed_step is not None:
+                self._open()
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -268,21 +287,28 @@ class Checkpoints:
 
     def _failed(self, error: Exception) -> None:
         step, self._writing = self._writing, None
+        advice = "check the network" if in_bucket(self.directory) else "make room on the disk"
         sentence = (
             f"the checkpoint of step {step} could not be written to {self.directory} "
-            f"({_reason(error)}): make room on the disk; earlier checkpoints are intact"
+            f"({_reason(error)}): {advice}; earlier checkpoints are intact"
         )
         if jax.process_count() > 1:
             raise UserError(sentence) from error
         say(f"warning: {sentence}, and training continues", error=True)
         # Orbax lists the failed step as existing; a new manager checks and removes partial files.
-        self._open()
+        self._failed_step = step
+        with contextlib.suppress(OSError):  # a bucket may still be away: the next save tries again
+            self._open()
 
     def _add_checksums(self) -> None:
         """Adds checksums in Orbax's thread, when all files are written, before the final rename."""
-        if is_first():
-            for directory in self.directory.glob(f"{self._writing}.orbax-checkpoint-tmp*"):
-                write_checksums(directory)
+        if not is_first():
+            return
+        self._before_completion()
+        if in_bucket(self.directory):
+            write_checksums(self.directory / str(self._writing))
+        for directory in self.directory.glob(f"{self._writing}.orbax-checkpoint-tmp*"):
+            write_checksums(directory)
 
     def _set_aside(self, damaged: Sequence[tuple[int, str]]) -> None:
         for step, flaw in damaged:
@@ -290,8 +316,7 @@ class Checkpoints:
             while (aside := self.directory.parent / CORRUPT / name).exists():
                 name, copy = f"{step}.{copy}", copy + 1
             if is_first():
-                aside.parent.mkdir(exist_ok=True)
-                shutil.move(self.directory / str(step), aside)
+                _move(self.directory / str(step), aside)
             print(
                 f"warning: the checkpoint of step {step} is damaged ({flaw}): it was moved to "
                 f"{aside}, and the previous one is used",
@@ -342,14 +367,21 @@ def _reason(error: Exception) -> str:
     """Says why a checkpoint could not be written; leaves file names out if the disk is full."""
     text = str(error)
     full = next((reason for reason in FULL_DISK if reason in text), None)
-    return full.lower() if full else one_line(error)
+    return full.lower() if full else one_line(getattr(error, "strerror", None) or error)
 
 
 def write_checksums(directory: Path) -> None:
-    """Adds the sizes and CRC-32 of all files to a complete checkpoint."""
-    names = sorted(str(p.relative_to(directory)) for p in directory.rglob("*") if p.is_file())
-    sums = {n: _size_and_crc(directory / n) for n in names if n not in (CHECKSUMS, STAMPED)}
-    write_text_atomically(directory / CHECKSUMS, json.dumps(sums))
+    """Adds the size and checksum of every file to a complete checkpoint.
+
+    That is CRC-32, or in a bucket the CRC-32C that the service itself has computed.
+    """
+    if in_bucket(directory):
+        sums: dict[str, Any] = _stored_checksums(directory)
+    else:
+        files = sorted(path for path in directory.rglob("*") if path.is_file())
+        sums = {str(path.relative_to(directory)): _size_and_crc(path) for path in files}
+    kept = {name: sums[name] for name in sorted(sums) if name not in (CHECKSUMS, STAMPED)}
+    write_text_atomically(directory / CHECKSUMS, json.dumps(kept))
 
 
 def damage(directory: Path) -> str | None:
@@ -364,8 +396,16 @@ def damage(directory: Path) -> str | None:
         sums = dict(json.loads((directory / CHECKSUMS).read_bytes()))
         name = STAMPED
         json.loads((directory / STAMPED).read_bytes())
-        for name, expected in sums.items():
-            if _size_and_crc(directory / name) != expected:
+        stored = _stored_checksums(directory) if in_bucket(directory) else {}
+        for name, (size, crc) in sums.items():
+            # A checkpoint may have been copied: to a bucket, or from one to a disk.
+            if isinstance(crc, int):
+                found = _size_and_crc(directory / name)
+            elif stored:
+                found = stored.get(name) or [0, "missing"]
+            else:
+                found = [(directory / name).stat().st_size, crc]
+            if found != [size, crc]:
                 return f"the content of {name} has changed"
     except FileNotFoundError:
         return f"{name} is missing"
@@ -374,12 +414,24 @@ def damage(directory: Path) -> str | None:
     return None
 
 
+def _move(directory: Path, target: Path) -> None:
+    if in_bucket(directory):
+        buckets("gcs").move(directory, target)
+    else:
+        target.parent.mkdir(exist_ok=True)
+        directory.rename(target)
+
+
+def _stored_checksums(directory: Path) -> dict[str, list[Any]]:
+    return {name: list(sums) for name, sums in buckets("gcs").checksums(directory).items()}
+
+
 def _size_and_crc(path: Path) -> list[int]:
-    value = 0
+    size = value = 0
     with path.open("rb") as file:
         while chunk := file.read(1 << 22):
-            value = zlib.crc32(chunk, value)
-        return [file.tell(), value]
+            size, value = size + len(chunk), zlib.crc32(chunk, value)
+        return [size, value]
 
 
 @functools.cache

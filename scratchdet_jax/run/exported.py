@@ -69,7 +69,7 @@ def read_export(path: Path) -> ExportedRun:
         UserError: it is not an exported file, of a newer format, or damaged.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with path.open("rb") as file, zipfile.ZipFile(file) as archive:
             metadata = json.loads(archive.read(METADATA))
             if metadata["format"] != FORMAT or metadata["version"] > VERSION:
                 raise ValueError(f"{METADATA} has another format or a newer version")

@@ -23,10 +23,12 @@ from tensorboardX.summary import image, scalar
 
 from scratchdet_jax.errors import UserError, one_line
 from scratchdet_jax.files import write_text_atomically
+from scratchdet_jax.mirror import Mirror
 from scratchdet_jax.parallel.processes import is_first
 from scratchdet_jax.progress import Progress, say
 from scratchdet_jax.run.state import FINITE
 
+METRICS = "metrics.jsonl"
 EVENTS_FLUSHED_EVERY = 30.0  # seconds
 MEASURED = ("images_per_second", "loader_wait", "host_memory", "device_memory")
 """Fields of a training line that say how the machine did; two equal runs differ in them."""
@@ -58,7 +60,7 @@ class MetricLogger:
 
     def __init__(
         self,
-        workdir: Path,
+        files: Mirror,
         *,
         start_step: int,
         num_steps: int,
@@ -70,7 +72,7 @@ class MetricLogger:
         """Removes the lines of steps after `start_step`, which a killed run left.
 
         Args:
-            workdir: folder for the files.
+            files: the folder for the files.
             start_step: number of updates made so far.
             num_steps: number of updates of the complete run.
             batch_size: images per update.
@@ -79,12 +81,12 @@ class MetricLogger:
             evaluated: whether the evaluation at `start_step` is complete; if not, its line is
                 removed too.
         """
-        self.path = Path(workdir) / "metrics.jsonl"
+        self._files, self.path = files, files.folder / METRICS
         self._lines, self._events = None, None
         if is_first():
             _drop_lines_after(self.path, start_step, evaluated)
             self._lines = JsonLines(self.path)
-            self._events = Events(Path(workdir), purge_step=start_step + 1)
+            self._events = Events(files.folder, purge_step=start_step + 1)
         self._progress = Progress(num_steps, "training", "step", start_step)
         self._note = ""  # what the last logged step said
         self._batch_size, self._log_every = batch_size, log_every
@@ -158,10 +160,18 @@ class MetricLogger:
         return {"norm": self._norm, "changes": list(self._changes)}
 
     def sync(self) -> None:
-        """Returns when everything logged so far has reached the disk."""
+        """Returns when everything logged so far has reached the disk, or the bucket."""
         for file in (self._events, self._lines):
             if file:
                 file.sync()
+        try:
+            self._files.publish()
+        except OSError as error:
+            say(
+                f"warning: {self._files.target} cannot be written ({error.strerror or error}): "
+                "training continues, and the log is written later",
+                error=True,
+            )
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -200,7 +210,7 @@ class MetricLogger:
                 name,
                 f"training diverged: {cause} at step {step} (learning rate "
                 f"{values['learning_rate']:.3g}); "
-                f"earlier checkpoints are kept in {self.path.parent}; lower "
+                f"earlier checkpoints are kept in {self._files.target}; lower "
                 "config.optimizer.learning_rate or increase config.optimizer.warmup_steps, and "
                 "start in a new --workdir",
             )

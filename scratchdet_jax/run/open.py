@@ -8,7 +8,7 @@ import ml_collections
 
 from scratchdet_jax.detector import Detector, build_detector
 from scratchdet_jax.errors import UserError
-from scratchdet_jax.paths import user_path
+from scratchdet_jax.paths import run_path, user_path
 from scratchdet_jax.run.checkpoints import Checkpoints, RunInfo
 from scratchdet_jax.run.exported import ExportedRun, read_export
 
@@ -54,6 +54,7 @@ def open_trained(path: Path, checkpoint: str = "best") -> SavedRun | ExportedRun
 
 def open_run(workdir: Path, checkpoint: str = "best") -> SavedRun:
     """Finds a checkpoint ("best", "latest" or a step) and the config it was trained with."""
+    workdir = run_path(workdir)
     checkpoints = Checkpoints(workdir, read_only=True)
     step = checkpoints.find(checkpoint)
     info = checkpoints.info(step)

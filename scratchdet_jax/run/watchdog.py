@@ -7,9 +7,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import TextIO
 
+from scratchdet_jax.mirror import Mirror
+
+REPORT = "stalled.txt"
 STALLED = 69  # exit status: EX_UNAVAILABLE; the same command resumes
 
 
@@ -21,10 +23,10 @@ class Watchdog:
     """
 
     def __init__(
-        self, seconds: float, workdir: Path, end: Callable[[int], None] = os._exit
+        self, seconds: float, files: Mirror, end: Callable[[int], None] = os._exit
     ) -> None:
         """Starts watching unless `seconds` is 0; `end` is called with STALLED."""
-        self._seconds, self._report, self._end = seconds, workdir / "stalled.txt", end
+        self._seconds, self._files, self._end = seconds, files, end
         # Time of the last progress; None while no progress is expected.
         self._last: float | None = time.monotonic()
         self._step = 0
@@ -74,10 +76,16 @@ class Watchdog:
         print(f"error: {sentence}; stacks of all threads:", file=sys.stderr, flush=True)
         if sys.__stderr__:
             _write_stacks(sentence, sys.__stderr__)
-        with contextlib.suppress(OSError), self._report.open("w", encoding="utf-8") as file:
+        report = self._files.folder / REPORT
+        with contextlib.suppress(OSError), report.open("w", encoding="utf-8") as file:
             _write_stacks(sentence, file)
+        # A bucket may be what does not respond.
+        publishing = threading.Thread(target=self._files.publish, daemon=True)
+        publishing.start()
+        publishing.join(timeout=10)
         print(
-            f"also written to {self._report}; the same command resumes from the last checkpoint",
+            f"also written to {self._files.target / REPORT}; the same command resumes from the "
+            "last checkpoint",
             file=sys.stderr,
             flush=True,
         )

@@ -15,6 +15,7 @@ import ml_collections
 from scratchdet_jax.config.defaults import WITHOUT_EFFECT, flatten, run_ends
 from scratchdet_jax.data.sources import dataset_name
 from scratchdet_jax.errors import UserError
+from scratchdet_jax.paths import buckets, in_bucket
 from scratchdet_jax.run.checkpoints import RunInfo
 
 
@@ -72,12 +73,18 @@ def check_resume(saved: RunInfo, now: RunInfo, workdir: Path, force: bool) -> No
 def locked(workdir: Path) -> Iterator[None]:
     """Holds `workdir/lock`, which the system releases however the process ends.
 
+    In a bucket, it is a lock that expires (buckets/lease.py).
+
     In a run of several processes only process 0 may call this.
 
     Raises:
         UserError: another run holds the lock; names that run.
     """
     path = workdir / "lock"
+    if in_bucket(workdir):
+        with buckets("lease").leased(path, this_process()):
+            yield
+        return
     with path.open("a+", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -97,9 +104,12 @@ def locked(workdir: Path) -> Iterator[None]:
             ) from None
         with contextlib.suppress(OSError):  # on a full disk the lock works without its text
             file.truncate(0)
-            file.write(
-                f"process {os.getpid()} on {socket.gethostname()} since "
-                f"{time.strftime('%Y-%m-%d %H:%M:%S')}\n"
-            )
+            file.write(this_process() + "\n")
             file.flush()
         yield
+
+
+def this_process() -> str:
+    """Describes this process for the user of another one."""
+    started = time.strftime("%Y-%m-%d %H:%M:%S")
+    return f"process {os.getpid()} on {socket.gethostname()} since {started}"

@@ -19,7 +19,7 @@ from absl import flags
 
 from scratchdet_jax import cli
 from scratchdet_jax.errors import UserError
-from scratchdet_jax.paths import user_path
+from scratchdet_jax.paths import run_path, user_path
 
 
 def define_flags() -> flags.FlagValues:
@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> None:
     from scratchdet_jax.reports.results import evaluate_run
     from scratchdet_jax.run.open import open_run
 
-    run = open_run(user_path(values.workdir), values.checkpoint)
+    run = open_run(run_path(values.workdir), values.checkpoint)
     config = cli.parse_config(argv, define_flags(), run.info.config)
     output = user_path(values.output) if values.output else None
     evaluate_run(run, config, output, values.overwrite)

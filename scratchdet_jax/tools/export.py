@@ -28,10 +28,10 @@ from scratchdet_jax import cli
 from scratchdet_jax.config.scales import Scale
 from scratchdet_jax.errors import UserError, plural
 from scratchdet_jax.evaluation.multiscale import make_scale_step
-from scratchdet_jax.files import check_replaceable, mark_of, write_atomically, writing
+from scratchdet_jax.files import check_replaceable, mark_of, size, write_atomically, writing
 from scratchdet_jax.interop import onnx_file
 from scratchdet_jax.ops.nms import Detections
-from scratchdet_jax.paths import user_path
+from scratchdet_jax.paths import run_path, user_path
 from scratchdet_jax.run.checkpoints import BEST_METRIC, IMPORTED, Checkpoints
 from scratchdet_jax.run.exported import (
     FORMAT,
@@ -62,7 +62,7 @@ def main(argv: Sequence[str]) -> None:
             write_atomically(output, lambda file: file.write(content))
         else:
             write_export(export_run(run, output))
-    megabytes = output.stat().st_size / 1e6
+    megabytes = size(output) / 1e6
     target = "ONNX" if as_onnx else f"JAX on {', '.join(PLATFORMS)}"
     print(
         f"{run.workdir} step {run.step}, {plural(len(run.info.class_names), 'class')}, for "
@@ -213,7 +213,7 @@ def parser(program: str) -> argparse.ArgumentParser:
     """Returns the options of the command line."""
     parser = argparse.ArgumentParser(prog=program, description=(__doc__ or "").splitlines()[0])
     add = parser.add_argument
-    add("--workdir", required=True, type=user_path, help="folder of the run, as for train.py")
+    add("--workdir", required=True, type=run_path, help="folder of the run, as for train.py")
     add(
         "--output", required=True, type=user_path, help="the file to write, such as model.jaxexport"
     )

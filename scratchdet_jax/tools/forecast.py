@@ -19,7 +19,7 @@ from absl import flags
 
 from scratchdet_jax import cli
 from scratchdet_jax.errors import UserError
-from scratchdet_jax.files import write_json, writing
+from scratchdet_jax.files import write_json, write_text_atomically, writing
 from scratchdet_jax.forecast import chips
 from scratchdet_jax.paths import user_path
 from scratchdet_jax.reports.page.tables import text_table
@@ -73,7 +73,7 @@ def main(argv: Sequence[str]) -> None:
         write_json(json_file, made.record(), "--json")
     if text_file:
         with writing(f"--hlo {text_file}"):
-            text_file.write_text(text, encoding="utf-8")
+            write_text_atomically(text_file, text)
 
 
 def to_text(made: "Forecast") -> str:

@@ -24,10 +24,11 @@ from scratchdet_jax import cli
 from scratchdet_jax.data import coco_classes
 from scratchdet_jax.datasets.voc_xml import VOC_CLASSES
 from scratchdet_jax.detector import build_detector
-from scratchdet_jax.errors import UserError, writable_folder
+from scratchdet_jax.errors import UserError
+from scratchdet_jax.files import writable_folder, write_text_atomically
 from scratchdet_jax.interop.torch_files import read_arrays
 from scratchdet_jax.interop.torch_weights import Imported, check_version, convert, number_of_classes
-from scratchdet_jax.paths import user_path
+from scratchdet_jax.paths import run_path, user_path
 from scratchdet_jax.run.checkpoints import IMPORTED, Checkpoints, RunInfo
 from scratchdet_jax.run.state import create_state
 
@@ -51,7 +52,7 @@ def main(argv: Sequence[str]) -> None:
         raise UserError("name the PyTorch file and the new run: --checkpoint=F.pth --workdir=DIR")
     read = read_arrays(user_path(checkpoint))
     check_version(read.arrays, read.mmdetection)
-    imported = import_run(read.arrays, config, user_path(workdir))
+    imported = import_run(read.arrays, config, run_path(workdir))
     print(to_text(imported))
     if imported.initial:
         print(f"start a run from it: python train.py --config=… --config.init_from={workdir}")
@@ -82,7 +83,7 @@ def import_run(
     variables = jax.tree.map(jax.numpy.asarray, imported.variables)
     # The checkpoint comes last: without it, the same command can be run again.
     record = {"format": imported.source, "initial": imported.initial}
-    (workdir / IMPORTED).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_text_atomically(workdir / IMPORTED, json.dumps(record, indent=2) + "\n")
     checkpoints.save(0, initial.starting_from(variables), RunInfo(config, class_names), None)
     checkpoints.close()
     return imported

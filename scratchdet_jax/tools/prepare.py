@@ -23,7 +23,7 @@ from scratchdet_jax.datasets.folders import (
 )
 from scratchdet_jax.datasets.report import PrepareReport
 from scratchdet_jax.datasets.shapes import prepare_shapes
-from scratchdet_jax.paths import user_path
+from scratchdet_jax.paths import local_path
 
 _COCO_EXAMPLE = """example:
   %(prog)s --name=coco2017 \\
@@ -188,7 +188,7 @@ def _coco_split(text: str) -> CocoSplit:
         raise argparse.ArgumentTypeError(
             f"{text!r} is not NAME:FILE.json:FOLDER, such as train:instances_train.json:train2017"
         )
-    return CocoSplit(name, user_path(annotations), user_path(images))
+    return CocoSplit(name, local_path(annotations), local_path(images))
 
 
 def _common(options: argparse.Namespace) -> dict[str, Any]:

@@ -64,7 +64,7 @@ def load_replay(workdir: Path, step: int | None = None) -> Replay:
         known = ", ".join(map(str, sorted(files))) or "none, because no training diverged there"
         raise UserError(f"{workdir / FOLDER} has no step {step}; it has {known}")
     try:
-        with np.load(files[step], allow_pickle=False) as file:
+        with files[step].open("rb") as stored, np.load(stored, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         about = json.loads(str(arrays.pop("about")))
         info = RunInfo.from_json(about)

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from scratchdet_jax import cli
 from scratchdet_jax.errors import UserError
+from scratchdet_jax.files import absolute
 from scratchdet_jax.paths import user_path
 from scratchdet_jax.reports.page.output import write_output
 
@@ -29,7 +30,7 @@ def main(argv: Sequence[str]) -> None:
             write_output(path, f"--{flag}", MARK, options.overwrite)  # only checks
     if not 0 <= options.threshold <= 1:
         raise UserError(f"--threshold is {options.threshold}: give a score from 0 to 1")
-    if options.json and options.json.resolve() == options.output.resolve():
+    if options.json and absolute(options.json) == absolute(options.output):
         raise UserError("--json and --output name the same file: choose two")
     from scratchdet_jax.reports.report.report import RunsReport  # JAX: slow
     from scratchdet_jax.reports.report.study import open_runs

@@ -26,7 +26,7 @@ from scratchdet_jax.errors import UserError, plural
 from scratchdet_jax.evaluation import coco, formats, voc
 from scratchdet_jax.evaluation.detections import ImageDetections, ImageGroundTruth, check_images
 from scratchdet_jax.files import write_json
-from scratchdet_jax.paths import user_path
+from scratchdet_jax.paths import local_path, user_path
 from scratchdet_jax.reports.page.tables import number, text_table
 
 T = TypeVar("T")
@@ -278,7 +278,7 @@ def parser(program: str) -> argparse.ArgumentParser:
     for_voc = kinds.add_parser("voc", help="comp4_det_SPLIT_CLASS.txt files against VOC XML files")
     for_voc.add_argument(
         "--devkit",
-        type=user_path,
+        type=local_path,
         required=True,
         help="such as VOCdevkit/VOC2007, or a folder in another layout of `prepare voc`",
     )
@@ -287,11 +287,11 @@ def parser(program: str) -> argparse.ArgumentParser:
         required=True,
         help="a list in ImageSets/Main, such as test, or a folder that is a split, such as valid",
     )
-    for_voc.add_argument("--detections", type=user_path, required=True, help="folder of the files")
+    for_voc.add_argument("--detections", type=local_path, required=True, help="folder of the files")
     for_voc.add_argument("--metric", choices=("11point", "area"), default="11point")
     for_coco = kinds.add_parser("coco", help="a COCO results file against an annotation file")
-    for_coco.add_argument("--annotations", type=user_path, required=True)
-    for_coco.add_argument("--detections", type=user_path, required=True)
+    for_coco.add_argument("--annotations", type=local_path, required=True)
+    for_coco.add_argument("--detections", type=local_path, required=True)
     for kind in (for_voc, for_coco):
         kind.add_argument("--json", type=user_path, help="also write the figures to this file")
         kind.add_argument(

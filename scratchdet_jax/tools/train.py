@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from scratchdet_jax import cli, stopping
-from scratchdet_jax.paths import user_path
+from scratchdet_jax.paths import run_path
 
 
 def define_flags() -> flags.FlagValues:
@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> None:
     processes.start(cli.process_settings(values))
     from scratchdet_jax.training.loop import train_and_evaluate
 
-    workdir = user_path(values.workdir or f"runs/{config.name}")
+    workdir = run_path(values.workdir or f"runs/{config.name}")
     train_and_evaluate(config, workdir, values.resume)
 
 

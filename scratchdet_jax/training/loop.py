@@ -13,15 +13,17 @@ from scratchdet_jax.config.validation import validate
 from scratchdet_jax.data.loading import substituted_line, substitutes, to_device, train_loader
 from scratchdet_jax.data.sources import NO_EVALUATION, check_batch_size, chosen_on_test, open_splits
 from scratchdet_jax.detector import Batch, build_detector
-from scratchdet_jax.errors import UserError, plural, writable_folder
+from scratchdet_jax.errors import UserError, plural
 from scratchdet_jax.evaluation.evaluator import Evaluator, summary_line
+from scratchdet_jax.files import writable_folder
+from scratchdet_jax.mirror import Mirror
 from scratchdet_jax.models.ssd import backbone_name
 from scratchdet_jax.parallel import processes
 from scratchdet_jax.parallel.devices import AXIS, DeviceMapping
-from scratchdet_jax.paths import user_path
+from scratchdet_jax.paths import run_path
 from scratchdet_jax.progress import say
 from scratchdet_jax.run.checkpoints import IMPORTED, Checkpoints, RunInfo
-from scratchdet_jax.run.metrics import Diverged, MetricLogger
+from scratchdet_jax.run.metrics import METRICS, Diverged, MetricLogger
 from scratchdet_jax.run.replay import save_replay
 from scratchdet_jax.run.state import TrainState, create_state
 from scratchdet_jax.run.watchdog import Watchdog
@@ -58,8 +60,8 @@ def train_and_evaluate(
     use_compilation_cache(config.compilation_cache)
     alone = locked(workdir) if processes.is_first() else contextlib.nullcontext()
     stop = stopping.of_command() or stopping.Stop()
-    with alone:
-        run = _Run(config, workdir, resume == "force")
+    with alone, contextlib.closing(_log_files(workdir)) as files:
+        run = _Run(config, files, resume == "force")
         start = _restore(run)
         if _is_finished(run, start):
             run.checkpoints.close()
@@ -68,10 +70,17 @@ def train_and_evaluate(
         return _train(run, start, stop)
 
 
+def _log_files(workdir: Path) -> Mirror:
+    try:
+        return Mirror(workdir, [METRICS] if processes.is_first() else [])
+    except OSError as error:
+        raise UserError(f"--workdir {workdir} cannot be read ({error.strerror})") from None
+
+
 def use_compilation_cache(folder: str) -> None:
     """Keeps compiled programs in `folder` (`config.compilation_cache`); empty: keeps none."""
     if folder:
-        path = writable_folder(user_path(folder), "config.compilation_cache")
+        path = writable_folder(run_path(folder), "config.compilation_cache")
         jax.config.update("jax_compilation_cache_dir", str(path))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
@@ -80,13 +89,15 @@ class _Run:
     """What stays the same from the first update of a run to the last, however often it is resumed.
 
     Attributes:
+        files: where its log is written.
         last_saved: step of the newest checkpoint; None in a new run.
         eval_source: the evaluation split; None if the run does not evaluate.
     """
 
-    def __init__(self, config: ml_collections.ConfigDict, workdir: Path, force: bool) -> None:
+    def __init__(self, config: ml_collections.ConfigDict, files: Mirror, force: bool) -> None:
         """Opens data and checkpoints; refuses a config that cannot run or is not the workdir's."""
-        self.config, self.workdir = config, workdir
+        self.config, self.files, self.workdir = config, files, files.target
+        workdir = self.workdir
         self.mapping = DeviceMapping(config.parallel)
         validate(config, self.mapping.mesh.size)
         self.schedule = Schedule(config)
@@ -95,7 +106,9 @@ class _Run:
         )
 
         processes.check_shared(workdir, "--workdir")
-        self.checkpoints = Checkpoints(workdir, config.keep_checkpoints)
+        self.checkpoints = Checkpoints(
+            workdir, config.keep_checkpoints, before_completion=files.publish
+        )
         self.info = RunInfo(config, self.source.class_names)
         self.last_saved = self.checkpoints.newest_sound_step()
         if self.last_saved is None:
@@ -224,7 +237,7 @@ class _Loop:
         self._train_step = mapping.map_train_step(make_train_step(detector, run.optimizer))
         self._is_compiled = False
         self._logger = MetricLogger(
-            run.workdir,
+            run.files,
             start_step=start.step,
             num_steps=run.schedule.steps,
             batch_size=config.batch_size,
@@ -232,7 +245,7 @@ class _Loop:
             progress=start.progress,
             evaluated=not start.evaluation_missing,
         )
-        self._watchdog = Watchdog(config.stall_seconds, run.workdir)
+        self._watchdog = Watchdog(config.stall_seconds, run.files)
         self._substituted = substitutes(config)
         loader = train_loader(
             config,
@@ -317,6 +330,7 @@ class _Loop:
         logger.log_evaluation(self.step, results)
         say(f"step {self.step}: {summary_line(results)}")
         with self._watchdog.paused():
+            logger.sync()  # with a score, a resumed run does not evaluate again
             checkpoints.set_score(self.step, results["mAP"])
             if count := self._run.config.eval.log_pictures:
                 with logger.paused():

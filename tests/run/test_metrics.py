@@ -6,12 +6,15 @@ import jax.numpy as jnp
 import pytest
 
 from scratchdet_jax.errors import UserError
+from scratchdet_jax.mirror import Mirror
 from scratchdet_jax.run import metrics as metrics_module
 from scratchdet_jax.run.metrics import MetricLogger
 
 
 def logger(workdir, start=0, every=1):
-    return MetricLogger(workdir, start_step=start, num_steps=100, batch_size=4, log_every=every)
+    return MetricLogger(
+        Mirror(workdir), start_step=start, num_steps=100, batch_size=4, log_every=every
+    )
 
 
 def metrics(loss: float) -> dict:

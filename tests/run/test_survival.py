@@ -16,7 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from scratchdet_jax.buckets import gcs
 from scratchdet_jax.errors import UserError
+from scratchdet_jax.files import size, write_atomically
+from scratchdet_jax.mirror import Mirror
+from scratchdet_jax.paths import in_bucket, run_path
 from scratchdet_jax.run import watchdog as watchdogs
 from scratchdet_jax.run.checkpoints import CHECKSUMS, Checkpoints, RunInfo
 from scratchdet_jax.run.metrics import JsonLines
@@ -34,29 +38,48 @@ def state(step: int, size: int = 64) -> TrainState:
     return TrainState(jnp.int32(step), params, {"mean": jnp.ones(3) * step}, (params, ()))
 
 
+@pytest.fixture(params=["disk", "bucket"])
+def workdir(request, tmp_path):
+    """A folder for a run."""
+    if request.param == "disk":
+        return tmp_path
+    return run_path(f"{request.getfixturevalue('bucket')}/run")
+
+
 @pytest.fixture
-def saved(tmp_path):
-    checkpoints = Checkpoints(tmp_path, keep=3)
+def saved(workdir):
+    checkpoints = Checkpoints(workdir, keep=3)
     for step in (10, 20, 30):
         checkpoints.save(step, state(step), INFO, progress={"at": step})
     checkpoints.close()
-    return tmp_path
+    return workdir
 
 
-def largest_file(directory: Path) -> Path:
-    return max((p for p in directory.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+def files(directory):
+    if in_bucket(directory):
+        return [directory / name for name in gcs.checksums(directory)]
+    return [path for path in directory.rglob("*") if path.is_file()]
+
+
+def largest_file(directory):
+    return max(files(directory), key=size)
+
+
+def put(path, content):
+    write_atomically(path, lambda file: file.write(content))
 
 
 def truncate(directory):
     file = largest_file(directory)
-    os.truncate(file, file.stat().st_size // 2)
+    content = file.read_bytes()
+    put(file, content[: len(content) // 2])
 
 
 def overwrite(directory):
     file = largest_file(directory)
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 255
-    file.write_bytes(content)
+    put(file, bytes(content))
 
 
 def remove_file(directory):
@@ -68,11 +91,11 @@ def remove_recipe(directory):
 
 
 def spoil_checksums(directory):
-    (directory / CHECKSUMS).write_text("{")
+    put(directory / CHECKSUMS, b"{")
 
 
 def stamp_badly(directory):
-    (directory / "_CHECKPOINT_METADATA").write_text("{")
+    put(directory / "_CHECKPOINT_METADATA", b"{")
 
 
 DAMAGES = (truncate, overwrite, remove_file, remove_recipe, spoil_checksums, stamp_badly)
@@ -115,14 +138,64 @@ def test_if_all_are_damaged_nothing_is_moved_and_the_run_stops(saved):
     assert not (saved / "corrupt").exists()
 
 
-def test_partial_directories_are_ignored_and_cleaned(saved):
-    partial = saved / "checkpoints/40.orbax-checkpoint-tmp-7/state"
-    partial.mkdir(parents=True)
-    (partial / "half").write_text("x")
+def test_partial_checkpoints_are_ignored_and_cleaned(saved):
+    if in_bucket(saved):  # the files of a whole one, without the mark that is written last
+        whole, partial = saved / "checkpoints/30", saved / "checkpoints/40"
+        for file in files(whole):
+            if file.name != "commit_success.txt" or file.parent != whole:
+                put(partial / str(file).removeprefix(f"{whole}/"), file.read_bytes())
+    else:
+        partial = saved / "checkpoints/40.orbax-checkpoint-tmp-7"
+        (partial / "state").mkdir(parents=True)
+        (partial / "state/half").write_text("x")
     assert Checkpoints(saved, read_only=True).latest_step == 30
     checkpoints = Checkpoints(saved, keep=3)
     assert checkpoints.newest_sound_step() == 30
-    assert not partial.parent.exists()
+    assert not partial.exists()
+    checkpoints.save(40, state(40), INFO)
+    checkpoints.close()
+    again = Checkpoints(saved, read_only=True)
+    jax.tree.map(np.testing.assert_array_equal, again.restore(40, state(0)), state(40))
+
+
+def test_checkpoints_keep_their_checksums_when_they_are_copied(bucket, tmp_path):
+    remote, local = run_path(f"{bucket}/run"), tmp_path / "local"
+    for workdir in (remote, local):
+        checkpoints = Checkpoints(workdir)
+        checkpoints.save(10, state(10), INFO)
+        checkpoints.close()
+    for source, target in ((remote, tmp_path / "copy"), (local, run_path(f"{bucket}/copy"))):
+        for file in files(source / "checkpoints"):
+            copy = target / "checkpoints" / str(file).removeprefix(f"{source / 'checkpoints'}/")
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            put(copy, file.read_bytes())
+        put(target / "checkpoints/10/commit_success.txt", b"copied")
+        assert Checkpoints(target).newest_sound_step() == 10
+        truncate(target / "checkpoints/10")
+        with pytest.raises(UserError, match=r"every checkpoint in .* is damaged"):
+            Checkpoints(target).newest_sound_step()
+
+
+def test_a_bucket_that_is_away_loses_one_checkpoint_and_no_earlier_one(
+    bucket, storage, monkeypatch, capsys
+):
+    checkpoints = Checkpoints(run_path(f"{bucket}/run"), keep=3)
+    checkpoints.save(10, state(10), INFO)
+    checkpoints.wait()
+    with monkeypatch.context() as patch:
+        patch.setattr(gcs, "PATIENCE", 0.5)
+        storage.network.share, storage.network.kinds = 1.0, ("403",)
+        checkpoints.save(20, state(20), INFO)
+        checkpoints.set_score(20, 0.5)
+        storage.network.share, storage.network.kinds = 0.0, ("429", "503", "cut", "part", "slow")
+    told = capsys.readouterr().err
+    assert told.count("the checkpoint of step 20 could not be written to gs://") == 1
+    assert "check the network" in told
+    assert checkpoints.latest_step == 10
+    checkpoints.save(30, state(30), INFO)
+    checkpoints.wait()
+    assert checkpoints.steps() == [10, 30]
+    checkpoints.close()
 
 
 def test_a_score_comes_later_and_says_whether_the_evaluation_is_complete(saved):
@@ -261,7 +334,7 @@ def test_a_stall_is_reported_with_the_stacks_of_all_threads(tmp_path, capfd):
         statuses.append(status)
         ended.set()
 
-    watchdog = watchdogs.Watchdog(0.4, tmp_path, end)
+    watchdog = watchdogs.Watchdog(0.4, Mirror(tmp_path), end)
     watchdog.beat(7)
     with watchdog.paused():
         time.sleep(1.0)
@@ -277,7 +350,7 @@ def test_a_stall_is_reported_with_the_stacks_of_all_threads(tmp_path, capfd):
 
 def test_the_first_step_is_watched_too(tmp_path, capfd):
     ended = threading.Event()
-    watchdog = watchdogs.Watchdog(0.2, tmp_path, lambda status: ended.set())
+    watchdog = watchdogs.Watchdog(0.2, Mirror(tmp_path), lambda status: ended.set())
     assert ended.wait(10)
     watchdog.close()
     assert "after step 0: the data source or another process" in capfd.readouterr().err
@@ -287,8 +360,9 @@ def test_time_in_which_the_process_is_suspended_does_not_count(tmp_path):
     code = f"""if True:
         import time
         from pathlib import Path
+        from scratchdet_jax.mirror import Mirror
         from scratchdet_jax.run.watchdog import Watchdog
-        watchdog = Watchdog(4.0, Path({str(tmp_path)!r}))
+        watchdog = Watchdog(4.0, Mirror(Path({str(tmp_path)!r})))
         print("ready", flush=True)
         for _ in range(15):
             time.sleep(0.1)

@@ -9,6 +9,7 @@ import pytest
 
 from scratchdet_jax.detector import build_detector
 from scratchdet_jax.errors import UserError
+from scratchdet_jax.mirror import Mirror
 from scratchdet_jax.models.parts import PARTS, part_of
 from scratchdet_jax.run.metrics import MetricLogger
 from scratchdet_jax.training.step import gradient_norms
@@ -79,7 +80,12 @@ NORMS = [4.0, 7.0, 1.0, 2.0, 2.5, 0.5, 9.0]
 def log(workdir, norms, start=0, every=1, progress=None):
     """Logs these steps; returns what a checkpoint keeps of it."""
     made = MetricLogger(
-        workdir, start_step=start, num_steps=100, batch_size=4, log_every=every, progress=progress
+        Mirror(workdir),
+        start_step=start,
+        num_steps=100,
+        batch_size=4,
+        log_every=every,
+        progress=progress,
     )
     for step, norm in enumerate(norms, start + 1):
         fields = {"loss": 1.0, "learning_rate": 0.1, "gradient_norm": norm}

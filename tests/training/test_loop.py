@@ -14,10 +14,13 @@ import numpy as np
 import pytest
 
 from scratchdet_jax import stopping
+from scratchdet_jax.buckets import gcs, lease
 from scratchdet_jax.data.sources import open_split
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.evaluation.formats import split_name
+from scratchdet_jax.mirror import Mirror
 from scratchdet_jax.parallel.devices import DeviceMapping
+from scratchdet_jax.paths import run_path
 from scratchdet_jax.reports.results import evaluate_run
 from scratchdet_jax.run.metrics import MEASURED, MetricLogger
 from scratchdet_jax.run.open import open_run
@@ -184,6 +187,44 @@ def test_a_full_disk_damages_no_checkpoint_and_ends_with_an_error(
     state = jax.device_get(loop.train_and_evaluate(config, tmp_path))
     assert "resumed from step 4 of 9" in capsys.readouterr().out
     assert_same_end(state, tmp_path, finished)
+
+
+def test_a_run_in_a_bucket_equals_one_on_a_disk(config, finished, bucket, storage, monkeypatch):
+    workdir = run_path(f"{bucket}/run")
+    state = jax.device_get(loop.train_and_evaluate(config, workdir))
+    assert_same_end(state, storage.path(str(workdir)), finished)
+    names = {path.name.partition(".")[0] for path in workdir.iterdir()}
+    assert names == {"checkpoints", "events", "metrics"}  # the lock was given back
+
+
+def test_a_run_in_a_bucket_is_killed_on_a_bad_network_and_resumes(
+    config, finished, bucket, storage, monkeypatch, capsys
+):
+    class Killed(BaseException):
+        """Ends the run; what it holds in memory is lost."""
+
+    def kill():
+        storage.network.go_away(3600)
+        raise Killed
+
+    workdir = run_path(f"{bucket}/run")
+    with monkeypatch.context() as patch:
+        patch.setattr(gcs, "PATIENCE", 0.1)
+        patch.setattr(lease, "EXPIRES", 1.0)
+        patch.setattr(Mirror, "close", lambda self: None)
+        at_step(patch, {7: kill})
+        with pytest.raises(Killed):
+            loop.train_and_evaluate(config, workdir)
+    storage.network.away_until, storage.network.share = 0.0, 0.1
+    with monkeypatch.context() as patch:
+        patch.setattr(lease, "EXPIRES", 1.0)
+        state = jax.device_get(loop.train_and_evaluate(config, workdir))
+    storage.network.share = 0.0
+    told = capsys.readouterr()
+    assert "is locked by another run (process " in told.err
+    assert "resumed from step 4 of 9" in told.out
+    assert_same_end(state, storage.path(str(workdir)), finished)
+    assert sum(storage.network.faults.values()) > 3
 
 
 def test_metrics_are_written_for_each_step_and_evaluation(finished):

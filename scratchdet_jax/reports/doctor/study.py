@@ -26,11 +26,11 @@ _AHEAD = 64  # records read ahead of their use
 
 
 def open_dataset(
-    dataset: str, data_dir: str
+    dataset: str, data_dir: str, cache: str
 ) -> tuple[dict[str, DetectionSource], DetectionSource, dict[str, dict[str, Any]]]:
     """Opens all splits of `NAME[/CONFIG]`, or a spec as in `config.data.train`.
 
-    Parts of a spec joined by + are separate splits.
+    Parts of a spec joined by + are separate splits. `cache`: `config.data.cache`.
 
     Returns:
         `splits`, `training` and `prepared` of the study.
@@ -39,12 +39,12 @@ def open_dataset(
         UserError: the data set or a split does not exist; see DetectionSource.
     """
     if ":" not in dataset:
-        directory = _directory(dataset, data_dir)
+        directory = _directory(SpecPart(dataset, "all", ""), data_dir, cache)
         known = tfds.builder_from_directory(directory).info.splits
         names = [name for name, info in known.items() if info.num_examples]
-        splits = {name: DetectionSource(f"{dataset}:{name}", data_dir) for name in names}
+        splits = {name: DetectionSource(f"{dataset}:{name}", data_dir, cache) for name in names}
         return splits, splits.get("train", splits[names[0]]), _preparation(directory)
-    training = DetectionSource(dataset, data_dir)
+    training = DetectionSource(dataset, data_dir, cache)
     splits = {}
     prepared: dict[str, dict[str, Any]] = {}
     parts = parse_spec(dataset)
@@ -53,15 +53,15 @@ def open_dataset(
         at = f"@{part.directory}" if part.directory else ""
         for piece in map(str.strip, part.split.split("+")):
             spec = f"{part.name}:{piece}{at}"
-            splits[spec if several else piece] = DetectionSource(spec, data_dir)
-        directory = _directory(part.name, part.directory or data_dir)
+            splits[spec if several else piece] = DetectionSource(spec, data_dir, cache)
+        directory = _directory(part, data_dir, cache)
         prepared |= _preparation(directory)
     return splits, training, prepared
 
 
-def _directory(name: str, data_dir: str) -> Path:
+def _directory(part: SpecPart, data_dir: str, cache: str) -> Path:
     """Returns the directory of a data set's files."""
-    return Path(open_part(SpecPart(name, "all", ""), data_dir).shards[0].filename).parent
+    return Path(open_part(part, data_dir, cache).shards[0].filename).parent
 
 
 def _preparation(directory: Path) -> dict[str, dict[str, Any]]:
@@ -137,7 +137,8 @@ class DataSetStudy:
         random, the same ones in every run. `dataset`: see `open_dataset`.
         """
         self.dataset, self.config = dataset, config
-        self.splits, self.training, self.prepared = open_dataset(dataset, data_dir)
+        opened = open_dataset(dataset, data_dir, config.data.cache)
+        self.splits, self.training, self.prepared = opened
         self.image_size, self.canvas = config.image_size, tuple(config.data.canvas)
         self.threshold = config.loss.match_iou
         self.levels = make_levels(config)

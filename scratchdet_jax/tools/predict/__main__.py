@@ -21,11 +21,12 @@ import numpy as np
 
 from scratchdet_jax import cli
 from scratchdet_jax.data.sources import open_split
-from scratchdet_jax.errors import UserError, plural, writable_folder
+from scratchdet_jax.errors import UserError, plural
 from scratchdet_jax.evaluation.drawing import grid, save_png
 from scratchdet_jax.evaluation.formats import split_name
-from scratchdet_jax.files import check_replaceable, mark_of
-from scratchdet_jax.paths import user_path
+from scratchdet_jax.files import check_replaceable, mark_of, writable_folder
+from scratchdet_jax.mirror import Mirror
+from scratchdet_jax.paths import in_bucket, user_path
 from scratchdet_jax.predictor import BATCH_SIZE, THRESHOLD, Predictor, Threshold, from_run
 from scratchdet_jax.progress import Progress
 from scratchdet_jax.run.exported import ExportedRun
@@ -69,11 +70,38 @@ def main(argv: Sequence[str]) -> None:
     detector = from_run(run, max(1, min(options.batch_size, work.total)))
     found = _detected(detector, work.items, _threshold(options.threshold, classes))
     writable_folder(output, "--output")
+    with contextlib.closing(Mirror(output)) as mirror:
+        files = outputs.result_files(options.format, mirror.folder, classes, work.split)
+        results = outputs.open_results(options.format, files, classes, software)
+        done, counts = _write(options, work, found, mirror.folder, results, software, broken)
+    classified = ", ".join(f"{name} {count:,}" for name, count in counts.most_common(10))
+    print(
+        f"{plural(done, 'image')}, {plural(counts.total(), 'detection')}"
+        + (f" ({classified}{', …' if len(counts) > 10 else ''})" if counts else "")
+        + f" in {output}"
+    )
+    if broken:
+        listed = "\n".join(f"  {line}" for line in broken)
+        raise UserError(f"{plural(len(broken), 'file')} could not be used:\n{listed}")
+
+
+def _write(
+    options: argparse.Namespace,
+    work: _Work,
+    found: Iterator[Drawn],
+    output: Path,
+    results: outputs.Results,
+    software: str,
+    broken: list[str],
+) -> tuple[int, collections.Counter[str]]:
+    """Writes what was found, as it comes; adds to `broken` what could not be used.
+
+    Returns:
+        The number of images, and of detections by class.
+    """
     if options.pictures:
         has_grid = not work.videos and len(work.photos) <= GRID_LIMIT
         found = outputs.drawn(found, output, software, frames=options.frames, cells=has_grid)
-
-    results = outputs.open_results(options.format, files, classes, software)
     cells: list[np.ndarray] = []
     counts: collections.Counter[str] = collections.Counter()
     done = 0
@@ -97,15 +125,7 @@ def main(argv: Sequence[str]) -> None:
     results.close()
     if cells:
         save_png(output / f"{_GRID}.png", grid(cells, options.columns), software)
-    classified = ", ".join(f"{name} {count:,}" for name, count in counts.most_common(10))
-    print(
-        f"{plural(done, 'image')}, {plural(counts.total(), 'detection')}"
-        + (f" ({classified}{', …' if len(counts) > 10 else ''})" if counts else "")
-        + f" in {output}"
-    )
-    if broken:
-        listed = "\n".join(f"  {line}" for line in broken)
-        raise UserError(f"{plural(len(broken), 'file')} could not be used:\n{listed}")
+    return done, counts
 
 
 def _files(options: argparse.Namespace, broken: list[str]) -> _Work:
@@ -163,7 +183,7 @@ def _check_output(
         elif inside.exists():
             written += inside.iterdir() if inside.is_dir() else [inside]
     for file in (*(written if options.pictures else []), *results):
-        if file.exists() and _identity(file) in images:
+        if not in_bucket(file) and file.exists() and _identity(file) in images:
             raise UserError(
                 f"{file} is one of the images and would be replaced: choose another folder with "
                 "--output"

@@ -16,8 +16,8 @@ from scratchdet_jax.data.records import DetectionSource
 from scratchdet_jax.datasets.untrusted import IMAGE_SUFFIXES
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.evaluation.detections import ImageGroundTruth
-from scratchdet_jax.files import is_marked
-from scratchdet_jax.paths import user_path
+from scratchdet_jax.files import absolute, is_marked
+from scratchdet_jax.paths import local_path
 from scratchdet_jax.predictor import EncodedImage, Image
 
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # what cannot be read is reported by us
@@ -61,12 +61,12 @@ def find_files(arguments: Sequence[str], output: Path) -> list[str]:
     """
     found: list[str] = []
     for given in arguments:
-        argument = str(user_path(given))
+        argument = str(local_path(given))
         is_glob = not os.path.lexists(argument) and any(c in argument for c in "*?[")
         names = sorted(glob.glob(argument, recursive=True)) if is_glob else [argument]
         files: list[str] = []
         for name in names:
-            files += _in_folder(name, output.resolve()) if os.path.isdir(name) else [name]
+            files += _in_folder(name, absolute(output)) if os.path.isdir(name) else [name]
         if not files or not all(map(os.path.exists, names)):
             raise UserError(
                 f"there is no image {argument}: name image files, videos, folders that hold some, "
