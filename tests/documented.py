@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import yaml
+
 from scratchdet_jax.tools.__main__ import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -72,7 +74,24 @@ def commands() -> list[Command]:
         found += of_docstrings(path.read_text(encoding="utf-8"), _name(path))
     for path in (ROOT / "docs" / "journey.sh", ROOT / ".ci" / "run"):
         found += of_shell(path.read_text(encoding="utf-8"), _name(path))
-    return found + of_makefile()
+    return found + of_deploy() + of_makefile()
+
+
+def of_deploy() -> list[Command]:
+    """Returns the commands of the files in deploy/."""
+    folder = ROOT / "deploy"
+    task = yaml.safe_load((folder / "skypilot.yaml").read_text(encoding="utf-8"))
+    job = yaml.safe_load((folder / "jobset.yaml").read_text(encoding="utf-8"))
+    pod = job["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+    started = shlex.join(["python", "train.py", *pod["containers"][0]["args"]])
+    usage = re.findall(r'"(python train.py .*?)"', _uncommented(folder / "queued_tpu.sh"))
+    texts = {"skypilot.yaml": task["run"], "jobset.yaml": started, "queued_tpu.sh": usage[0]}
+    return [c for name, text in texts.items() for c in of_shell(text, f"deploy/{name}")]
+
+
+def _uncommented(path: Path) -> str:
+    text = path.read_text(encoding="utf-8")
+    return re.sub(r"\\\n#", "", re.sub(r"^#", "#", text, flags=re.MULTILINE))
 
 
 def make_targets() -> list[str]:

@@ -361,14 +361,16 @@ def test_mistakes_in_commands_are_found(strict, command, reason):
 def fast_commands():
     """(module, arguments) of documented commands that take seconds, each once.
 
-    Left out: prepare of COCO's test images, which are not in docs/own-data.md.
+    Left out: prepare of COCO's test images, which are not in docs/own-data.md, and what needs a
+    bucket (tests/test_pods_page.py).
     """
     fast = ("prepare", "plot", "summary", "benchmarks.scaling")
     found = {}
     for command in documented.commands():
         words = list(command.words)
         name = next((word for word in words[:3] if word in fast), None)
-        if name and ".md:" in command.where and "…" not in str(command) and len(words) > 2:
+        runnable = "…" not in str(command) and "://" not in str(command) and len(words) > 2
+        if name and ".md:" in command.where and runnable:
             arguments = words[words.index(name) + 1 :]
             found[name, *arguments] = name if "." in name else f"{TOOLS}.{name}", arguments
     return [pair for key, pair in found.items() if "--name=coco_test" not in key]

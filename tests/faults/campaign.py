@@ -1,6 +1,9 @@
 """Kills runs at random moments, restarts them, and compares the results with an undisturbed run.
 
-python tests/faults/campaign.py --kills=50 --processes=1 --output=faults.json
+python tests/faults/campaign.py --kills=50 --processes=1 [--bucket] --output=faults.json
+
+With --bucket, the workdir is in a bucket of the tests' storage server. With --network, nothing is
+killed; instead requests fail, connections are cut, and the server goes away for up to a minute.
 
 A run is `train.py` with a tiny detector. It is restarted with the same command, without any other
 help, until it ends with status 0. Its result must equal that of the run without faults: all
@@ -8,6 +11,7 @@ parameters, momenta and statistics, every line of metrics.jsonl except the speed
 """
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -15,8 +19,9 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +31,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 STEPS, CHECKPOINT_EVERY, EVALUATE_EVERY, BATCH = 120, 10, 30, 4
+STORAGE = "storage"  # folder of the buckets
 MOMENTS = ("start-up", "step", "checkpoint", "evaluation")
 PATIENCE = 600.0  # seconds for one start of a run; longer is a hang
 GRACE = 60.0  # seconds between SIGTERM and SIGKILL for the remaining processes
@@ -61,7 +67,19 @@ class Kill(NamedTuple):
     repeated: int  # steps repeated by the next start
 
 
-def command(workdir: Path, data: Path, cache: Path) -> list[str]:
+class Place(NamedTuple):
+    """Where a run is.
+
+    Attributes:
+        workdir: as its command names it.
+        files: the folder that holds its files.
+    """
+
+    workdir: str
+    files: Path
+
+
+def command(workdir: str | Path, data: Path, cache: Path) -> list[str]:
     """The command of a run, the same at every start."""
     fields = OVERRIDES | {
         "data.folder": data / "boxes",
@@ -70,7 +88,8 @@ def command(workdir: Path, data: Path, cache: Path) -> list[str]:
     }
     flags = [f"--config.{name}={value}" for name, value in fields.items()]
     recipe = f"--config={ROOT / 'configs/shapes.py'}"
-    return [sys.executable, str(ROOT / "train.py"), recipe, f"--workdir={workdir}", *flags]
+    program = "tests/faults/impatient.py" if "://" in str(workdir) else "train.py"
+    return [sys.executable, str(ROOT / program), recipe, f"--workdir={workdir}", *flags]
 
 
 def make_data(folder: Path) -> None:
@@ -137,8 +156,15 @@ def last_step(workdir: Path) -> int:
 
 def newest_checkpoint(workdir: Path) -> int:
     """The step from which a start would resume."""
-    names = [p.name for p in (workdir / "checkpoints").glob("*")]
-    return max((int(name) for name in names if name.isdecimal()), default=0)
+    complete = [p for p in (workdir / "checkpoints").glob("*") if not is_partial(p)]
+    return max((int(p.name) for p in complete if p.name.isdecimal()), default=0)
+
+
+def is_partial(checkpoint: Path) -> bool:
+    """Whether a checkpoint is being written, or was left by a run killed while writing."""
+    if STORAGE in checkpoint.parts:  # a bucket has no rename: a mark is written last
+        return not (checkpoint / "commit_success.txt").exists()
+    return "tmp" in checkpoint.name
 
 
 def wait_for(
@@ -162,7 +188,7 @@ def wait_for(
         elif moment == "step":
             come = step >= beyond
         elif moment == "checkpoint":
-            come = step >= beyond and any((workdir / "checkpoints").glob("*.orbax-checkpoint-tmp*"))
+            come = step >= beyond and any(map(is_partial, (workdir / "checkpoints").glob("*")))
         else:
             # The evaluation runs while its checkpoint is the newest and has no score yet.
             newest = newest_checkpoint(workdir)
@@ -195,11 +221,10 @@ def finish(running: list[subprocess.Popen], seconds: float) -> list[int]:
 
 
 def disturbed_run(
-    workdir: Path, arguments: list[str], processes: int, kills: int, rng: random.Random
+    workdir: Path, log: Path, arguments: list[str], processes: int, kills: int, rng: random.Random
 ) -> list[Kill]:
     """Completes a run with up to `kills` kills on the way."""
     done: list[Kill] = []
-    log = workdir.with_suffix(".log")
     began = time.monotonic()
     while True:
         running = start(arguments, processes, log)
@@ -258,6 +283,29 @@ def same(a: Any, b: Any) -> bool:
     return bool(arrays) and a[1] == b[1]
 
 
+@contextlib.contextmanager
+def places(folder: Path, bucket: bool) -> Iterator[tuple[Callable[[str], Place], Any]]:
+    """Returns what makes the place of a run from its name, and the network or None."""
+    if not bucket:
+        yield (lambda name: Place(str(folder / name), folder / name)), None
+        return
+    from tests import storage
+
+    with storage.running(folder / STORAGE) as server:
+        os.environ.update(server.environment)
+        url = server.make_bucket("bucket")
+        yield (lambda name: Place(f"{url}/{name}", server.path(f"{url}/{name}"))), server.network
+
+
+def disturb(network: Any, ended: threading.Event, rng: random.Random) -> None:
+    """Disturbs the network until the end: single requests all the time, and it all at times."""
+    network.share = 0.05
+    while not ended.wait(rng.uniform(5, 40)):
+        network.go_away(rng.choice((5, 20, 60)))
+        ended.wait(60)
+    network.share = network.away_until = 0.0
+
+
 def campaign(
     folder: Path,
     kills: int,
@@ -265,8 +313,12 @@ def campaign(
     seed: int,
     per_run: int = 8,
     output: Path | None = None,
+    bucket: bool = False,
+    faults: int = 0,
 ) -> dict[str, Any]:
-    """Makes at least `kills` kills in as many runs as necessary.
+    """Makes at least `kills` kills, or `faults` faults of the network, in as many runs as needed.
+
+    `bucket`: the runs are in a bucket, as they are with `faults`.
 
     Returns:
         A record of the results, which is also written to `output` after every run.
@@ -277,51 +329,72 @@ def campaign(
     data, cache = folder / "data", folder / "cache"
     make_data(data / "boxes")
 
-    def undisturbed(name: str) -> tuple[Path, float]:
-        workdir, begun = folder / name, time.monotonic()
-        running = start(command(workdir, data, cache), processes, workdir.with_suffix(".log"))
+    def undisturbed(place: Place) -> float:
+        begun, log = time.monotonic(), folder / f"{place.files.name}.log"
+        running = start(command(place.workdir, data, cache), processes, log)
         if any(finish(running, 2 * PATIENCE)):
-            raise SystemExit(f"the run without faults failed; see {workdir.with_suffix('.log')}")
-        return workdir, time.monotonic() - begun
+            raise SystemExit(f"the run without faults failed; see {log}")
+        return time.monotonic() - begun
 
-    first, _ = undisturbed("first")  # prepares the data and fills the cache
-    workdir, seconds = undisturbed("whole")
-    expected = outcome(workdir)
-    if not same(outcome(first), expected):
+    on_disk = [Place(str(folder / name), folder / name) for name in ("first", "whole")]
+    undisturbed(on_disk[0])  # prepares the data and fills the cache
+    seconds = undisturbed(on_disk[1])
+    expected = outcome(on_disk[1].files)
+    if not same(outcome(on_disk[0].files), expected):
         raise SystemExit(
             "two runs without faults, the second with cached programs, have different results"
         )
     print(f"without faults: {seconds:.1f} s, {len(expected[1])} lines", flush=True)
     done: list[Kill] = []
     runs, different, disturbed_s = 0, [], 0.0
-    while len(done) < kills:
-        runs += 1
-        workdir, begun = folder / f"run{runs}", time.monotonic()
-        arguments = command(workdir, data, cache)
-        done += disturbed_run(workdir, arguments, processes, per_run, rng)
-        disturbed_s += time.monotonic() - begun
-        if not same(outcome(workdir), expected):
-            different.append(workdir.name)
-        print(
-            f"{workdir.name}: {'DIFFERENT' if workdir.name in different else 'identical'}, "
-            f"{len(done)} kills",
-            flush=True,
-        )
-        record = {
-            "processes": processes,
-            "seed": seed,
-            "runs": runs,
-            "kills": len(done),
-            "runs_that_ended_differently": different,
-            "mAP": [line["mAP"] for line in expected[1] if line["kind"] == "eval"][-1],
-            "whole_run_s": seconds,
-            "steps_repeated": sum(kill.repeated for kill in done),
-            "wall_lost_per_kill_s": (disturbed_s - runs * seconds) / len(done),
-            "by_moment": by_moment(done),
-            "list": [kill._asdict() for kill in done],
-        }
-        if output:
-            output.write_text(json.dumps(record, indent=2) + "\n")
+    with places(folder, bucket or faults > 0) as (place_of, network):
+        if network:  # a run in a bucket equals one on a disk
+            place = place_of("undisturbed")
+            seconds = undisturbed(place)
+            if not same(outcome(place.files), expected):
+                different.append("undisturbed")
+            print(f"in a bucket: {seconds:.1f} s, {network.requests} requests", flush=True)
+        made: dict[str, int] = {}
+        while len(done) < kills or sum(made.values()) < faults:
+            runs += 1
+            place, begun, ended = place_of(f"run{runs}"), time.monotonic(), threading.Event()
+            log = folder / f"run{runs}.log"
+            arguments = command(place.workdir, data, cache)
+            if faults:
+                disturbing = threading.Thread(target=disturb, args=(network, ended, rng))
+                disturbing.start()
+            done += disturbed_run(
+                place.files, log, arguments, processes, 0 if faults else per_run, rng
+            )
+            if faults:
+                ended.set()
+                disturbing.join()
+                made = dict(network.faults)
+            disturbed_s += time.monotonic() - begun
+            if not same(outcome(place.files), expected):
+                different.append(f"run{runs}")
+            print(
+                f"run{runs}: {'DIFFERENT' if f'run{runs}' in different else 'identical'}, "
+                f"{len(done)} kills, faults {made}, {time.monotonic() - begun:.0f} s",
+                flush=True,
+            )
+            record = {
+                "processes": processes,
+                "seed": seed,
+                "in a bucket": network is not None,
+                "runs": runs,
+                "kills": len(done),
+                "faults of the network": made,
+                "runs_that_ended_differently": different,
+                "mAP": [line["mAP"] for line in expected[1] if line["kind"] == "eval"][-1],
+                "whole_run_s": seconds,
+                "steps_repeated": sum(kill.repeated for kill in done),
+                "wall_lost_per_kill_s": (disturbed_s - runs * seconds) / max(1, len(done)),
+                "by_moment": by_moment(done),
+                "list": [kill._asdict() for kill in done],
+            }
+            if output:
+                output.write_text(json.dumps(record, indent=2) + "\n")
     return record
 
 
@@ -344,6 +417,8 @@ def parser(program: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=program, description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--bucket", action="store_true", help="the workdir is in a bucket")
+    parser.add_argument("--network", type=int, default=0, metavar="N", help="N faults, no kills")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, default=Path("runs/faults"))
     parser.add_argument("--output", type=Path, default=None, help="where the JSON goes")
@@ -354,7 +429,13 @@ def main() -> None:
     """Runs a campaign from the command line."""
     options = parser(sys.argv[0]).parse_args()
     record = campaign(
-        options.folder, options.kills, options.processes, options.seed, output=options.output
+        options.folder,
+        0 if options.network else options.kills,
+        options.processes,
+        options.seed,
+        output=options.output,
+        bucket=options.bucket,
+        faults=options.network,
     )
     print(json.dumps({k: v for k, v in record.items() if k != "list"}, indent=2))
     if record["runs_that_ended_differently"]:
