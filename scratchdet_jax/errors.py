@@ -9,6 +9,20 @@ class UserError(Exception):
     """
 
 
+class BucketError(OSError, UserError):
+    """A bucket cannot be used: an OSError for code that expects files, and a sentence for users."""
+
+    def __init__(self, number: int, reason: str, bucket: str) -> None:
+        super().__init__(number, reason)
+        self.bucket = bucket
+
+    def __str__(self) -> str:
+        return (
+            f"{self.bucket} cannot be used ({self.strerror}): check its name, your rights "
+            "(`gcloud auth application-default login`, or the credentials of AWS) and the network"
+        )
+
+
 def one_line(error: object, limit: int = 300) -> str:
     """Puts an exception's text on one line, cut after `limit` characters; else its type.
 

@@ -78,8 +78,8 @@ def _path(text: str | os.PathLike[str], allowed: Collection[str], advice: str) -
     package, command = _PACKAGES[scheme]
     if find_spec(package) is None:
         raise UserError(f"{text} needs the package {package}: {command}")
-    if scheme == "gs":
-        buckets("gcs").register()
+    if scheme != "hf":
+        buckets({"gs": "gcs"}.get(scheme, scheme)).register()
     from etils import epath
 
     return cast(Path, epath.Path(text))

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import random
+import re
 import threading
 import time
 from pathlib import Path
@@ -23,7 +24,7 @@ import requests
 from gcsfs.core import GCSFileSystem
 from gcsfs.retry import ChecksumError, HttpError, is_retriable
 
-from scratchdet_jax.errors import one_line
+from scratchdet_jax.errors import BucketError, one_line
 from scratchdet_jax.progress import say
 
 PATIENCE = 300.0  # seconds for which a request is repeated
@@ -62,12 +63,12 @@ class Bucket(GCSFileSystem):
             except _FAILURES as error:
                 waited = time.monotonic() - began
                 if not _passes(error) or waited > PATIENCE:
-                    raise _as_os_error(error) from error
+                    raise _as_os_error(error, args) from error
                 if waited > _SILENCE and not waiting:
                     waiting = True
                     _waiting.began(one_line(error))
             except (ValueError, OSError) as error:
-                raise _as_os_error(error) from error
+                raise _as_os_error(error, args) from error
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))
             pause = min(2 * pause, _LONGEST_PAUSE)
 
@@ -122,21 +123,22 @@ def _passes(error: Exception) -> bool:
     return isinstance(error, asyncio.TimeoutError) or is_retriable(error)
 
 
-def _as_os_error(error: Exception) -> OSError:
-    code = getattr(error, "code", None)
+def _as_os_error(error: Exception, request: tuple[Any, ...]) -> OSError:
+    """Returns what the caller of a request gets: `request` is (method, path, bucket, …)."""
     if isinstance(error, FileNotFoundError | FileExistsError):
         return error
+    number = errno.EIO
     if isinstance(error, google.auth.exceptions.GoogleAuthError):
         number, text = errno.EACCES, f"no credentials: {one_line(error, 120)}"
-    elif str(code) in ("401", "403") or str(error).startswith("Forbidden"):
+    elif str(getattr(error, "code", "")) in ("401", "403") or str(error).startswith("Forbidden"):
         number, text = errno.EACCES, f"permission denied: {one_line(error, 120)}"
-    elif isinstance(error, OSError) and error.strerror:
-        return error
     elif _passes(error):
-        number, text = errno.EIO, f"no answer for {PATIENCE:g} s: {one_line(error, 120)}"
+        text = f"no answer for {PATIENCE:g} s: {one_line(error, 120)}"
     else:
-        number, text = errno.EIO, one_line(error)
-    return OSError(number, text)
+        text = one_line(error)
+    found = re.search(r"/b/([^/?]+)/", str(request[1]))
+    name = request[2] if len(request) > 2 else found[1] if found else ""
+    return BucketError(number, text, f"gs://{name}")
 
 
 def read_versioned(path: Path) -> tuple[bytes, int] | None:

@@ -10,6 +10,10 @@ from scratchdet_jax.errors import UserError
 from scratchdet_jax.files import writable_folder, write_bytes, write_text_atomically
 from scratchdet_jax.mirror import Mirror
 from scratchdet_jax.paths import user_path
+from scratchdet_jax.tools import doctor, export, plot, train
+from scratchdet_jax.tools import eval as eval_tool
+from scratchdet_jax.tools.predict import __main__ as predict
+from tests.command import exit_status
 
 FAULTS = ("429", "500", "502", "503", "cut", "part")
 
@@ -85,6 +89,29 @@ def test_missing_rights_are_an_error_at_once(bucket, storage, status):
     with pytest.raises(UserError, match=r"--output gs://.* cannot be written \(permission denied"):
         writable_folder(user_path(bucket), "--output")
     assert time.monotonic() - began < 5
+
+
+def test_without_rights_a_command_says_so_in_a_sentence(bucket, storage, capsys, monkeypatch):
+    storage.network.share, storage.network.kinds = 1.0, ("403",)
+    try:
+        for main, *arguments in (
+            (eval_tool.main, f"--workdir={bucket}/run"),
+            (plot.main, f"{bucket}/run", "--output=curves.png"),
+            (export.main, f"--workdir={bucket}/run", "--output=a.jaxexport"),
+            (train.main, "--config=configs/shapes.py", f"--workdir={bucket}/run"),
+            (train.main, "--config=configs/shapes.py", f"--config.data.dir={bucket}/data",
+             f"--workdir={bucket}/run"),
+            (doctor.main, "shapes", f"--data_dir={bucket}/data"),
+            (predict.main, f"--workdir={bucket}/a.jaxexport", "--output=found"),
+        ):  # fmt: skip
+            began = time.monotonic()
+            assert exit_status(main, *arguments) == 1
+            error = capsys.readouterr().err
+            assert error.startswith("error: ") and "Traceback" not in error
+            assert bucket in error and "permission denied" in error
+            assert len(error.splitlines()) == 1 and time.monotonic() - began < 10
+    finally:
+        storage.network.share, storage.network.kinds = 0.0, ("429", "503", "cut", "part", "slow")
 
 
 def test_a_missing_bucket_is_named_at_once(bucket):

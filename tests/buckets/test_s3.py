@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 
 import cv2
+import fsspec
 import pytest
+from etils import epath
 
 import scratchdet_jax
 from scratchdet_jax.data.records import DetectionSource
@@ -62,6 +64,21 @@ def test_files_are_written_read_listed_and_deleted(bucket):
     assert list(folder.iterdir()) == [folder / "c.txt"]
     with pytest.raises(UserError, match=r"--output s3://none cannot be written \("):
         writable_folder(user_path("s3://none"), "--output")
+
+
+def test_a_server_that_does_not_answer_is_an_error_in_a_sentence(bucket, monkeypatch, capsys):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    fsspec.filesystem("s3").clear_instance_cache()
+    monkeypatch.setattr(epath.backend.fsspec_backend, "_get_filesystem", fsspec.filesystem)
+    try:
+        flags = (f"--workdir={bucket}/a.jaxexport", "--output=found")
+        assert exit_status(predict.main, *flags) == 1
+        error = capsys.readouterr().err
+        assert error.startswith(f"error: {bucket} cannot be used (")
+        assert len(error.splitlines()) == 1
+    finally:
+        fsspec.filesystem("s3").clear_instance_cache()
 
 
 def test_a_run_is_refused_with_the_reason(bucket, tmp_path, monkeypatch, capsys):

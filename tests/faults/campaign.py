@@ -259,22 +259,26 @@ def disturbed_run(
 
 def outcome(workdir: Path) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
     """All arrays of the last checkpoint, and the lines of metrics.jsonl without the speed."""
+    from scratchdet_jax.run.metrics import MEASURED
+
+    lines = [json.loads(x) for x in (workdir / "metrics.jsonl").read_text().splitlines()]
+    kept = [{k: v for k, v in x.items() if k not in MEASURED} for x in lines]
+    return arrays(workdir.absolute() / f"checkpoints/{STEPS}/state"), kept
+
+
+def arrays(item: Path) -> dict[str, np.ndarray]:
+    """All arrays of a checkpoint's item, by name."""
     import jax
     import orbax.checkpoint as ocp
 
-    from scratchdet_jax.run.metrics import MEASURED
-
-    item = workdir.absolute() / f"checkpoints/{STEPS}/state"
     with ocp.PyTreeCheckpointer() as reader:  # NumPy arrays, whatever devices wrote them
         tree = reader.metadata(item).item_metadata.tree
         arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
         tree = reader.restore(item, args=ocp.args.PyTreeRestore(restore_args=arguments))
-    arrays = {
+    return {
         jax.tree_util.keystr(path): np.asarray(leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
-    lines = [json.loads(x) for x in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return arrays, [{k: v for k, v in x.items() if k not in MEASURED} for x in lines]
 
 
 def same(a: Any, b: Any) -> bool:

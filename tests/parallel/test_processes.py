@@ -15,10 +15,12 @@ from scratchdet_jax.config.defaults import flatten
 from scratchdet_jax.datasets import shapes
 from scratchdet_jax.errors import UserError
 from scratchdet_jax.parallel import processes
+from scratchdet_jax.run.metrics import MEASURED
 from scratchdet_jax.tools import eval as eval_tool
 from scratchdet_jax.tools import train as train_tool
 from tests import xla
 from tests.command import exit_status
+from tests.faults import campaign
 from tests.plain import FIELDS, plain_backbone
 from tests.tiny import tiny_config
 
@@ -235,6 +237,31 @@ def test_two_processes_train_and_score_as_one(data, tmp_path, plain, capsys):
     same_run(tmp_path / "one", tmp_path / "two")
 
 
+@pytest.mark.slow  # two runs of two processes
+@pytest.mark.parametrize("fields", [RESNET, {}], ids=["ResNet", "plain"])
+def test_a_run_of_two_processes_in_a_bucket_equals_one_on_a_disk(
+    data, tmp_path, plain, storage, bucket, fields
+):
+    for workdir in (tmp_path / "disk", f"{bucket}/run"):
+        train(data, workdir, 2, 2, **fields)
+    disk, files = tmp_path / "disk", storage.path(f"{bucket}/run")
+    for kind in ("train", "eval"):
+        logs = [
+            [{k: v for k, v in line.items() if k not in MEASURED} for line in records(place, kind)]
+            for place in (disk, files)
+        ]
+        assert logs[0] == logs[1] and logs[0]
+    expected, found = (campaign.arrays(place / "checkpoints/3/state") for place in (disk, files))
+    assert expected.keys() == found.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value)
+    assert {path.name.partition(".")[0] for path in files.iterdir()} == {
+        "checkpoints",
+        "events",
+        "metrics",
+    }
+
+
 @pytest.mark.slow  # six runs
 @pytest.mark.parametrize(
     "fields", [RESNET, {"parallel": "pmap"}], ids=["ResNet, shard_map", "plain, pmap"]
@@ -266,6 +293,7 @@ FALLS_SILENT = """
 import os, runpy, sys, time
 sys.path.insert(0, os.getcwd())
 from scratchdet_jax.parallel import processes
+from scratchdet_jax.run.metrics import MEASURED
 from tests import xla
 from tests.plain import FIELDS
 from tests.tiny import tiny_config

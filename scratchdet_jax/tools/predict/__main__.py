@@ -182,7 +182,11 @@ def _check_output(
             written.append(output / f"{stem}.mp4")
         elif inside.exists():
             written += inside.iterdir() if inside.is_dir() else [inside]
-    for file in (*(written if options.pictures else []), *results):
+    files = [*(written if options.pictures else []), *results]
+    if in_bucket(output):  # a listing instead of a request for each file
+        there = set(output.iterdir()) if output.exists() else set()
+        files = [file for file in files if file in there]
+    for file in files:
         if not in_bucket(file) and file.exists() and _identity(file) in images:
             raise UserError(
                 f"{file} is one of the images and would be replaced: choose another folder with "
