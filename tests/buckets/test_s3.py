@@ -17,6 +17,7 @@ from scratchdet_jax.paths import user_path
 from scratchdet_jax.tools import export, train
 from scratchdet_jax.tools.predict import __main__ as predict
 from tests.command import exit_status
+from tests.plain import FIELDS, plain_backbone
 from tests.tiny import tiny_config
 
 ROOT = Path(__file__).parents[2]
@@ -47,12 +48,12 @@ def workdir(tmp_path_factory):
     from scratchdet_jax.training.loop import train_and_evaluate
 
     folder = tmp_path_factory.mktemp("s3")
-    with pytest.MonkeyPatch.context() as patch:
+    with plain_backbone(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(shapes, "SPLIT_SIZES", {"train": 16, "validation": 4})
-        fields = {"num_steps": 1, "data.max_boxes": 12, "data.eval": ""}
+        fields = FIELDS | {"num_steps": 1, "data.max_boxes": 12, "data.eval": ""}
         config = tiny_config(**fields, **{"data.dir": str(folder / "data")})
         train_and_evaluate(config, folder / "run")
-    return folder / "run"
+        yield folder / "run"
 
 
 def test_files_are_written_read_listed_and_deleted(bucket):
