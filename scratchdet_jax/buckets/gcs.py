@@ -29,6 +29,7 @@ from scratchdet_jax.progress import say
 
 PATIENCE = 300.0  # seconds for which a request is repeated
 _LONGEST_PAUSE = 15.0  # seconds between two attempts
+_STALLED = 120.0  # seconds without a byte of the answer, after which a request is repeated
 _SILENCE = 10.0  # seconds after which waiting is reported
 _FAILURES = (
     HttpError,
@@ -47,8 +48,10 @@ class Bucket(GCSFileSystem):
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Opens it as gcsfs does, without a cache of listings."""
-        super().__init__(*args, **kwargs | {"use_listings_cache": False})
+        """Opens it as gcsfs does, without a cache of listings, and with limits of time."""
+        stalled = aiohttp.ClientTimeout(sock_connect=30, sock_read=_STALLED)
+        defaults = {"requests_timeout": stalled, "use_listings_cache": False}
+        super().__init__(*args, **defaults | kwargs)
 
     async def _request(self, *args: Any, **kwargs: Any) -> Any:
         attempt = super()._request.__wrapped__  # without the 6 attempts of gcsfs
@@ -58,11 +61,13 @@ class Bucket(GCSFileSystem):
             try:
                 answer = await attempt(self, *args, **kwargs)
                 if waiting:
-                    _waiting.ended()
+                    _waiting.ended("the bucket answers again")
                 return answer
             except _FAILURES as error:
                 waited = time.monotonic() - began
                 if not _passes(error) or waited > PATIENCE:
+                    if waiting:
+                        _waiting.ended()
                     raise _as_os_error(error, args) from error
                 if waited > _SILENCE and not waiting:
                     waiting = True
@@ -104,10 +109,10 @@ class _Waiting:
                 say(f"warning: the bucket does not answer ({reason}): trying again", error=True)
             self._reported = True
 
-    def ended(self) -> None:
+    def ended(self, report: str = "") -> None:
         with self._lock:
-            if self._reported:
-                say("the bucket answers again", error=True)
+            if self._reported and report:
+                say(report, error=True)
             self._reported = False
 
 

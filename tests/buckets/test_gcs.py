@@ -3,6 +3,7 @@
 import threading
 import time
 
+import aiohttp
 import pytest
 
 from scratchdet_jax.buckets import gcs
@@ -80,6 +81,16 @@ def test_a_server_that_stays_away_is_an_error_and_not_an_absent_file(
         assert raised.value.strerror.startswith("no answer for 0.5 s")
     with pytest.raises(UserError, match=r"--output gs://.* cannot be written \(no answer for"):
         writable_folder(path.parent, "--output")
+
+
+def test_a_request_that_stalls_is_repeated(bucket, storage):
+    write_bytes(user_path(f"{bucket}/a"), b"1")
+    limit = aiohttp.ClientTimeout(sock_read=0.5)
+    system = gcs.Bucket(requests_timeout=limit, skip_instance_cache=True)
+    storage.network.fail_next[:] = ["slow"]
+    began = time.monotonic()
+    assert system.cat_file(f"{bucket}/a") == b"1"
+    assert time.monotonic() - began < 1.9
 
 
 @pytest.mark.parametrize("status", ["401", "403"])
