@@ -297,16 +297,20 @@ def test_a_set_of_one_split_trains_without_evaluation_and_says_so(config, tmp_pa
     assert not any("mAP" in line for line in lines(tmp_path))
 
 
-def test_a_run_that_diverges_stops_and_names_the_step(config, tmp_path):
+@pytest.mark.parametrize("place", ["disk", "bucket"])
+def test_a_run_that_diverges_stops_and_names_the_step(config, tmp_path, place, request):
+    workdir = tmp_path
+    if place == "bucket":
+        workdir = run_path(f"{request.getfixturevalue('bucket')}/run")
     wild = config.copy_and_resolve_references().unlock()
     wild.optimizer.learning_rate = 1e12
     wild.optimizer.warmup_steps = 0
     wild.model.norm = wild.model.head_norm = "none"
     with pytest.raises(UserError, match=r"training diverged: \w+ is (nan|inf) at step \d+") as end:
-        loop.train_and_evaluate(wild.lock(), tmp_path)
+        loop.train_and_evaluate(wild.lock(), workdir)
 
     # The saved step has its batch, its image ids and the state before it, which is finite.
-    replay = load_replay(tmp_path)
+    replay = load_replay(workdir)
     assert f"at step {replay.step} " in str(end.value)
     assert f"The batch ({', '.join(replay.image_ids)})" in str(end.value)
     expected = batch_of_step(config, open_split(config.data, "train"), replay.step)
@@ -314,7 +318,7 @@ def test_a_run_that_diverges_stops_and_names_the_step(config, tmp_path):
     assert int(replay.state.step) == replay.step - 1
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(replay.state))
     with pytest.raises(UserError, match=rf"has no step 99; it has {replay.step}"):
-        load_replay(tmp_path, 99)
+        load_replay(workdir, 99)
 
 
 @pytest.mark.parametrize(
