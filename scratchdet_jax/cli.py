@@ -51,7 +51,7 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None
             main(argv)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(error.status)
     except stopping.Stopped as stopped:
         stopping.leave_process(stopped.code)
     except KeyboardInterrupt:  # in a program that does not listen

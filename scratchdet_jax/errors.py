@@ -5,8 +5,16 @@ class UserError(Exception):
     """Something in the user's files, flags or environment is wrong, and the user can fix it.
 
     The message is one clear sentence: what is wrong, where, and what to do. Entry points print it
-    without a traceback and exit with status 1.
+    without a traceback and exit with `status`.
     """
+
+    status = 1
+
+
+class Unavailable(UserError):
+    """Something does not respond; the same command resumes when it does."""
+
+    status = 69  # EX_UNAVAILABLE
 
 
 class BucketError(OSError, UserError):

@@ -17,7 +17,7 @@ import ml_collections
 import orbax.checkpoint as ocp
 
 from scratchdet_jax.config.defaults import with_defaults
-from scratchdet_jax.errors import UserError, one_line
+from scratchdet_jax.errors import Unavailable, UserError, one_line
 from scratchdet_jax.files import write_text_atomically
 from scratchdet_jax.parallel.processes import is_first
 from scratchdet_jax.paths import buckets, in_bucket
@@ -270,7 +270,8 @@ class Checkpoints:
         A failure is reported on stderr, and the run continues to the next checkpoint.
 
         Raises:
-            UserError: it failed in a run of several processes, which must stay together.
+            UserError: it failed in a run of several processes, which must stay together; in a
+                bucket, Unavailable.
         """
         if self._writing is None:
             return
@@ -293,7 +294,7 @@ class Checkpoints:
             f"({_reason(error)}): {advice}; earlier checkpoints are intact"
         )
         if jax.process_count() > 1:
-            raise UserError(sentence) from error
+            raise (Unavailable if in_bucket(self.directory) else UserError)(sentence) from error
         say(f"warning: {sentence}, and training continues", error=True)
         # Orbax lists the failed step as existing; a new manager checks and removes partial files.
         self._failed_step = step

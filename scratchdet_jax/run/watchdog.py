@@ -9,10 +9,11 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TextIO
 
+from scratchdet_jax.errors import Unavailable
 from scratchdet_jax.mirror import Mirror
 
 REPORT = "stalled.txt"
-STALLED = 69  # exit status: EX_UNAVAILABLE; the same command resumes
+STALLED = Unavailable.status  # the exit status; the same command resumes
 
 
 class Watchdog:

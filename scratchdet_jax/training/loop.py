@@ -13,14 +13,14 @@ from scratchdet_jax.config.validation import validate
 from scratchdet_jax.data.loading import substituted_line, substitutes, to_device, train_loader
 from scratchdet_jax.data.sources import NO_EVALUATION, check_batch_size, chosen_on_test, open_splits
 from scratchdet_jax.detector import Batch, build_detector
-from scratchdet_jax.errors import UserError, plural
+from scratchdet_jax.errors import Unavailable, UserError, plural
 from scratchdet_jax.evaluation.evaluator import Evaluator, summary_line
 from scratchdet_jax.files import writable_folder
 from scratchdet_jax.mirror import Mirror
 from scratchdet_jax.models.ssd import backbone_name
 from scratchdet_jax.parallel import processes
 from scratchdet_jax.parallel.devices import AXIS, DeviceMapping
-from scratchdet_jax.paths import run_path
+from scratchdet_jax.paths import in_bucket, run_path
 from scratchdet_jax.progress import say
 from scratchdet_jax.run.checkpoints import IMPORTED, Checkpoints, RunInfo
 from scratchdet_jax.run.metrics import METRICS, Diverged, MetricLogger
@@ -205,10 +205,12 @@ def _train(run: _Run, start: _Start, stop: stopping.Stop) -> TrainState:
     with stop.deferred(), contextlib.closing(loop):
         loop.run()
     if loop.step > start.step and run.checkpoints.latest_step != loop.step:
-        raise UserError(
+        remote = in_bucket(run.workdir)
+        advice = "check rights and network" if remote else "free disk space"
+        raise (Unavailable if remote else UserError)(
             f"training is complete, but its last checkpoint could not be written to {run.workdir}: "
-            "free disk space and run the same command again; it repeats the steps since the "
-            "previous checkpoint"
+            f"{advice} and run the same command again; it repeats the steps since the previous "
+            "checkpoint"
         )
     print(_conclusion(run, loop.step, loop.improvement))
     return loop.state
