@@ -7,6 +7,7 @@ gs:// through fsspec, use the class below instead.
 
 import asyncio
 import errno
+import io
 import json
 import logging
 import os
@@ -56,7 +57,7 @@ class Bucket(GCSFileSystem):
     async def _request(self, *args: Any, **kwargs: Any) -> Any:
         attempt = super()._request.__wrapped__  # without the 6 attempts of gcsfs
         began, pause = time.monotonic(), 0.5
-        waiting = False
+        waiting = tried = False
         while True:
             try:
                 answer = await attempt(self, *args, **kwargs)
@@ -73,9 +74,17 @@ class Bucket(GCSFileSystem):
                     waiting = True
                     _waiting.began(one_line(error))
             except (ValueError, OSError) as error:
+                if args[0] == "DELETE" and tried and isinstance(error, FileNotFoundError):
+                    return 204, {}, None, b""  # an earlier attempt, whose answer was lost
                 raise _as_os_error(error, args) from error
+            tried = True
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))
             pause = min(2 * pause, _LONGEST_PAUSE)
+
+    def _open(self, path: str, mode: str = "rb", *args: Any, **kwargs: Any) -> Any:
+        if mode == "wb":
+            return _Upload(self, path)
+        return super()._open(path, mode, *args, **kwargs)
 
     async def _exists(self, path: str, **kwargs: Any) -> bool:
         try:
@@ -95,6 +104,23 @@ class Bucket(GCSFileSystem):
 
     async def _makedirs(self, path: str, exist_ok: bool = False) -> None:
         """Does nothing, as `_mkdir`."""
+
+
+class _Upload(io.BytesIO):
+    """The content of an object, sent as a whole when it is closed.
+
+    gcsfs sends parts. A part whose answer was lost cannot be sent again.
+    """
+
+    def __init__(self, system: Bucket, path: str) -> None:
+        super().__init__()
+        self._system, self._path = system, path
+
+    def close(self) -> None:
+        if not self.closed:
+            content = self.getvalue()
+            super().close()
+            self._system.pipe_file(self._path, content)
 
 
 class _Waiting:
