@@ -75,7 +75,6 @@ def test_what_has_changed_in_the_bucket_is_copied_again(local, remote, cache, mo
     monkeypatch.setattr(shapes, "SEED", 7)
     shutil.rmtree(local)
     shapes.prepare_shapes(local)
-    shapes.prepare_shapes(local)
     for path in (local / "shapes/1.0.0").iterdir():
         write_bytes(user_path(f"{remote}/shapes/1.0.0/{path.name}"), path.read_bytes())
     same(
@@ -84,7 +83,7 @@ def test_what_has_changed_in_the_bucket_is_copied_again(local, remote, cache, mo
     )
 
 
-def test_a_copy_that_was_damaged_or_shortened_is_found(local, remote, cache):
+def test_a_copy_that_was_shortened_is_made_again(local, remote, cache):
     DetectionSource("shapes:validation", remote, str(cache))
     path = copies(cache)[VALIDATION]
     path.write_bytes(path.read_bytes()[:-1])
