@@ -30,7 +30,13 @@ def folder(tmp_path):
 
 
 def config(folder="", train="train", evaluation="val", data_dir=""):
-    fields = {"folder": str(folder), "train": train, "eval": evaluation, "dir": str(data_dir)}
+    fields = {
+        "folder": str(folder),
+        "train": train,
+        "eval": evaluation,
+        "dir": str(data_dir),
+        "cache": "",
+    }
     return ml_collections.ConfigDict(fields)
 
 

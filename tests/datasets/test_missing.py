@@ -65,7 +65,7 @@ def write_coco(folder, year="2017"):
 
 
 def config(train, evaluation, data_dir="data"):
-    fields = {"folder": "", "train": train, "eval": evaluation, "dir": str(data_dir)}
+    fields = {"folder": "", "train": train, "eval": evaluation, "dir": str(data_dir), "cache": ""}
     return ml_collections.ConfigDict(fields)
 
 
