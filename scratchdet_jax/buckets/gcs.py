@@ -45,7 +45,7 @@ _FAILURES = (
 class Bucket(GCSFileSystem):
     """Google Cloud Storage; a request is repeated for PATIENCE seconds.
 
-    What then has failed is an OSError whose `strerror` says why, as on a disk.
+    What then has failed is a BucketError. A write or a deletion whose answer was lost is repeated.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -174,8 +174,7 @@ def prepare_dataset(
         given = read()
     given = given._replace(fingerprint=choices.sign(given.fingerprint))
     directory = data_dir / builder.name / name / str(builder.VERSION)
-    if not in_bucket(directory):
-        restore(directory)
+    restore(directory)
     if exists(directory) and not force:
         report = _stored_report(directory, given, choices)
         splits = ", ".join(f"{name} {plural(n, 'image')}" for name, n in report.images.items())

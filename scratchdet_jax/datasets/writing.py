@@ -109,7 +109,7 @@ def replace_dataset(
 def restore(directory: Path) -> None:
     """Puts a data set back that a process killed inside `_exchange` had moved aside."""
     aside = _aside(directory)
-    if aside.exists() and not directory.exists():
+    if not in_bucket(directory) and aside.exists() and not directory.exists():
         with contextlib.suppress(OSError):
             aside.rename(directory)
 
